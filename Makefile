@@ -1,0 +1,40 @@
+# Lockstep: `make demo` shows it at work, `make test` runs every test.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help setup demo test check protos bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.installed  ## make .venv and install everything into it
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Lockstep needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	@touch $@
+
+demo: setup  ## train on two workers, then on one, and compare the bits
+	@exec $(BIN)/python examples/demo.py
+
+test: setup  ## run the whole test suite
+	@exec $(BIN)/python -m pytest
+
+check: setup  ## formatting, lint, types, generated code, contract
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python proto/generate.py --check
+	$(BIN)/buf lint
+
+protos: setup  ## generate the code of the contract
+	$(BIN)/python proto/generate.py
+
+bench: setup  ## run every benchmark against its peers
+	@exec $(BIN)/python benchmarks/run.py
+
+clean:  ## remove what setup made
+	rm -rf $(VENV)

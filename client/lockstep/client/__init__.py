@@ -1,0 +1,1 @@
+"""Lockstep's client: submit jobs, follow them, read their metrics."""

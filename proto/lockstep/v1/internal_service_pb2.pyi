@@ -1,0 +1,130 @@
+from lockstep.v1 import job_pb2 as _job_pb2
+from lockstep.v1 import job_spec_pb2 as _job_spec_pb2
+from lockstep.v1 import metrics_service_pb2 as _metrics_service_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ConnectLauncherRequest(_message.Message):
+    __slots__ = ("ready", "capacity", "gang_started", "gang_stopped")
+    READY_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_FIELD_NUMBER: _ClassVar[int]
+    GANG_STARTED_FIELD_NUMBER: _ClassVar[int]
+    GANG_STOPPED_FIELD_NUMBER: _ClassVar[int]
+    ready: LauncherReady
+    capacity: ClusterCapacity
+    gang_started: GangStarted
+    gang_stopped: GangStopped
+    def __init__(self, ready: _Optional[_Union[LauncherReady, _Mapping]] = ..., capacity: _Optional[_Union[ClusterCapacity, _Mapping]] = ..., gang_started: _Optional[_Union[GangStarted, _Mapping]] = ..., gang_stopped: _Optional[_Union[GangStopped, _Mapping]] = ...) -> None: ...
+
+class LauncherReady(_message.Message):
+    __slots__ = ("epoch",)
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    def __init__(self, epoch: _Optional[int] = ...) -> None: ...
+
+class ClusterCapacity(_message.Message):
+    __slots__ = ("nodes",)
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    nodes: _containers.RepeatedCompositeFieldContainer[NodeCapacity]
+    def __init__(self, nodes: _Optional[_Iterable[_Union[NodeCapacity, _Mapping]]] = ...) -> None: ...
+
+class NodeCapacity(_message.Message):
+    __slots__ = ("node_id", "node_name", "cpus", "gpus", "total_cpus", "total_gpus")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    NODE_NAME_FIELD_NUMBER: _ClassVar[int]
+    CPUS_FIELD_NUMBER: _ClassVar[int]
+    GPUS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_CPUS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_GPUS_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    node_name: str
+    cpus: float
+    gpus: float
+    total_cpus: float
+    total_gpus: float
+    def __init__(self, node_id: _Optional[str] = ..., node_name: _Optional[str] = ..., cpus: _Optional[float] = ..., gpus: _Optional[float] = ..., total_cpus: _Optional[float] = ..., total_gpus: _Optional[float] = ...) -> None: ...
+
+class GangStarted(_message.Message):
+    __slots__ = ("job_id", "attempt")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    attempt: int
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
+
+class GangStopped(_message.Message):
+    __slots__ = ("job_id", "attempt", "error")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    attempt: int
+    error: _job_pb2.JobError
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., error: _Optional[_Union[_job_pb2.JobError, _Mapping]] = ...) -> None: ...
+
+class ConnectLauncherResponse(_message.Message):
+    __slots__ = ("start_gang", "stop_gang")
+    START_GANG_FIELD_NUMBER: _ClassVar[int]
+    STOP_GANG_FIELD_NUMBER: _ClassVar[int]
+    start_gang: StartGang
+    stop_gang: StopGang
+    def __init__(self, start_gang: _Optional[_Union[StartGang, _Mapping]] = ..., stop_gang: _Optional[_Union[StopGang, _Mapping]] = ...) -> None: ...
+
+class StartGang(_message.Message):
+    __slots__ = ("job_id", "attempt", "spec", "node_ids", "coordinator_address", "attempt_token", "epoch")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    NODE_IDS_FIELD_NUMBER: _ClassVar[int]
+    COORDINATOR_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    attempt: int
+    spec: _job_spec_pb2.JobSpec
+    node_ids: _containers.RepeatedScalarFieldContainer[str]
+    coordinator_address: str
+    attempt_token: str
+    epoch: int
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., spec: _Optional[_Union[_job_spec_pb2.JobSpec, _Mapping]] = ..., node_ids: _Optional[_Iterable[str]] = ..., coordinator_address: _Optional[str] = ..., attempt_token: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class StopGang(_message.Message):
+    __slots__ = ("job_id", "attempt", "grace_s")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    GRACE_S_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    attempt: int
+    grace_s: float
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., grace_s: _Optional[float] = ...) -> None: ...
+
+class ReportProgressRequest(_message.Message):
+    __slots__ = ("job_id", "attempt", "generation", "sequence", "progress", "points", "hardware_class", "result")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    HARDWARE_CLASS_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    attempt: int
+    generation: int
+    sequence: int
+    progress: _job_pb2.JobProgress
+    points: _containers.RepeatedCompositeFieldContainer[_metrics_service_pb2.MetricPoint]
+    hardware_class: str
+    result: _job_pb2.JobResult
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., generation: _Optional[int] = ..., sequence: _Optional[int] = ..., progress: _Optional[_Union[_job_pb2.JobProgress, _Mapping]] = ..., points: _Optional[_Iterable[_Union[_metrics_service_pb2.MetricPoint, _Mapping]]] = ..., hardware_class: _Optional[str] = ..., result: _Optional[_Union[_job_pb2.JobResult, _Mapping]] = ...) -> None: ...
+
+class ReportProgressResponse(_message.Message):
+    __slots__ = ("acknowledged_sequence",)
+    ACKNOWLEDGED_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    acknowledged_sequence: int
+    def __init__(self, acknowledged_sequence: _Optional[int] = ...) -> None: ...

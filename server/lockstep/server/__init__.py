@@ -1,0 +1,1 @@
+"""The coordinator: it owns the truth about every job."""

@@ -1,0 +1,1 @@
+"""The workers: launcher, Ray actors and the exact engine."""
