@@ -1,0 +1,103 @@
+"""Images and labels in IDX files, the format of MNIST and FashionMNIST.
+
+The format, from http://yann.lecun.com/exdb/mnist: two zero bytes, one for the element type (8: unsigned byte), one for
+the number of dimensions; each dimension as a big-endian 32-bit integer; then the elements, row by row.
+"""
+
+import gzip
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lockstep.workers.engine import DataError, DataModule, Examples
+
+FIELD = "data.idx.root"
+UNSIGNED_BYTE = 8
+WHITE = 255.0
+
+
+class IdxDataset(DataModule):
+    """The four files of MNIST or FashionMNIST in one folder, each plain or gzipped. Pixels are scaled to [0, 1].
+
+    Args:
+        root: the folder.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = Path(root)
+
+    def load(self) -> None:
+        """Read the four files.
+
+        Raises:
+            DataError: one is missing, damaged or no IDX file, or images and labels do not belong together.
+        """
+        self.train = self._examples("train")
+        self.validation = self._examples("t10k")
+        shapes = [tuple(part.inputs.shape[1:]) for part in (self.train, self.validation)]
+        if shapes[0] != shapes[1]:
+            raise DataError(FIELD, f"training images are {shapes[0][1:]} pixels, but t10k images {shapes[1][1:]}")
+        self.num_classes = int(max(self.train.targets.max(), self.validation.targets.max())) + 1
+
+    def transform(self, inputs: Tensor) -> Tensor:
+        """Bytes (n, 1, height, width) to floats in [0, 1]; memory holds the bytes, a quarter of the floats."""
+        return inputs.to(torch.float32).div_(WHITE)
+
+    def _examples(self, prefix: str) -> Examples:
+        images = read_idx(_existing(self.root / f"{prefix}-images-idx3-ubyte"), dimensions=3)
+        labels = read_idx(_existing(self.root / f"{prefix}-labels-idx1-ubyte"), dimensions=1)
+        if len(images) != len(labels):
+            raise DataError(FIELD, f"{self.root} has {len(images)} {prefix} images but {len(labels)} {prefix} labels")
+        if len(images) == 0:
+            raise DataError(FIELD, f"{self.root} has no {prefix} images")
+        return Examples(images.unsqueeze(1), labels.to(torch.int64))
+
+
+def read_idx(path: Path, dimensions: int) -> Tensor:
+    """The elements of an IDX file of unsigned bytes, plain or gzipped, uint8.
+
+    Args:
+        path: the file.
+        dimensions: how many it must have.
+
+    Raises:
+        DataError: it cannot be read, or is no such file.
+    """
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(FIELD, f"{path} cannot be read: {error}; fetch the file again") from error
+    header_size = 4 + 4 * dimensions
+    if len(content) < header_size or content[:4] != bytes((0, 0, UNSIGNED_BYTE, dimensions)):
+        raise DataError(
+            FIELD,
+            f"{path} is no IDX file of unsigned bytes with {dimensions} dimension{'s' if dimensions > 1 else ''}; "
+            f"it starts with {content[:4].hex(' ') or 'nothing'}, allowed: 00 00 08 {dimensions:02x}",
+        )
+    shape = struct.unpack(f">{dimensions}I", content[4:header_size])
+    size = int(np.prod(shape, dtype=object))
+    if len(content) - header_size != size:
+        raise DataError(
+            FIELD,
+            f"{path} should hold {size} bytes of data ({' x '.join(map(str, shape))}) "
+            f"but holds {len(content) - header_size}; fetch the file again",
+        )
+    return torch.frombuffer(bytearray(content[header_size:]), dtype=torch.uint8).view(shape)
+
+
+def _existing(path: Path) -> Path:
+    """`path`, or the same with ".gz", whichever is there.
+
+    Raises:
+        DataError: neither is.
+    """
+    for candidate in (path, path.with_name(path.name + ".gz")):
+        if candidate.is_file():
+            return candidate
+    raise DataError(FIELD, f"neither {path} nor {path.name}.gz is there")

@@ -1,0 +1,27 @@
+"""Names for the bits of a model."""
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor, row by row, little-endian."""
+    flat = tensor.detach().to("cpu").contiguous().view(-1)
+    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+
+
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256, hex, over name, dtype, shape and bytes of every entry of the module's state, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(bytes_of(tensor))
+    return digest.hexdigest()
+
+
+def fingerprint(vector: Tensor) -> bytes:
+    """Eight bytes that tell the bits of a vector, cheaply: the sum of its 32-bit words, wrapped at 2**64."""
+    total = vector.detach().view(torch.int32).sum(dtype=torch.int64)
+    return int(total.item()).to_bytes(8, "little", signed=True)

@@ -1,0 +1,52 @@
+"""What can go wrong in the engine.
+
+EngineError
+├── DataError          the data, or a spec that does not fit it; names the field and the mend
+├── NonFiniteLoss      the loss became infinite or not a number
+├── PeerLost           a rank left during a collective; no parameter of this rank has changed
+├── RanksDisagree      ranks that must hold the same bits do not
+└── Stopped            training was asked to stop, and stopped between two steps
+"""
+
+
+class EngineError(Exception):
+    """Base of everything that the engine raises."""
+
+
+class DataError(EngineError):
+    """The data cannot be used as the spec asks.
+
+    Attributes:
+        field: path of the field of the spec at fault, such as "data.idx.root".
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
+class NonFiniteLoss(EngineError):
+    """The loss became infinite or not a number."""
+
+    def __init__(self, step: int, loss: float) -> None:
+        super().__init__(
+            f"train_loss is {loss} at step {step}; the parameters are those of step {step - 1}. "
+            "Try a lower optimizer.sgd.learning_rate or set training.gradient_clip_norm."
+        )
+        self.step = step
+
+
+class PeerLost(EngineError):
+    """A rank left during a collective; no parameter of this rank has changed."""
+
+
+class RanksDisagree(EngineError):
+    """Ranks that must hold the same bits do not."""
+
+
+class Stopped(EngineError):
+    """Training was asked to stop, and stopped between two steps."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped after step {step}")
+        self.step = step

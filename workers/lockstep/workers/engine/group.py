@@ -1,0 +1,92 @@
+"""The ranks that train together."""
+
+import contextlib
+import datetime
+import hashlib
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lockstep.workers.engine.errors import PeerLost, RanksDisagree
+
+
+@contextlib.contextmanager
+def peer_loss() -> Iterator[None]:
+    """Turn the failure of a collective into PeerLost."""
+    try:
+        yield
+    except RuntimeError as error:  # DistBackendError and gloo's own errors are RuntimeErrors
+        raise PeerLost(f"another worker left: {str(error).splitlines()[0]}") from error
+
+
+class Group:
+    """A process group of one or more ranks, or one process alone.
+
+    Attributes:
+        rank: number of this process, from 0.
+        world_size: number of processes.
+    """
+
+    def __init__(self, rank: int = 0, world_size: int = 1, store: dist.Store | None = None) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        # Closing the store while another rank still joins would leave that rank hanging.
+        self._store = store
+
+    @classmethod
+    def join(cls, store: dist.Store, rank: int, world_size: int, timeout_s: float = 300) -> "Group":
+        """Meet the other ranks at `store`: gloo for tensors on the CPU, NCCL for those on GPUs.
+
+        Raises:
+            PeerLost: not all ranks came within `timeout_s`.
+        """
+        if world_size == 1:
+            return cls(store=store)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        with peer_loss():
+            dist.init_process_group(
+                backend,
+                store=store,
+                rank=rank,
+                world_size=world_size,
+                timeout=datetime.timedelta(seconds=timeout_s),
+            )
+        return cls(rank, world_size, store)
+
+    def agree(self, what: str, value: bytes | str) -> None:
+        """Check that every rank holds the same `value`.
+
+        Raises:
+            RanksDisagree: some rank holds another one; raised on every rank.
+            PeerLost: a rank left.
+        """
+        if self.world_size == 1:
+            return
+        digest = hashlib.blake2b(value.encode() if isinstance(value, str) else value, digest_size=8).digest()
+        mine = torch.frombuffer(bytearray(digest), dtype=torch.int64)
+        all_digests = torch.empty(self.world_size, dtype=torch.int64)
+        with peer_loss():
+            dist.all_gather_into_tensor(all_digests, mine)
+        if not bool((all_digests == all_digests[0]).all()):
+            shown = value if isinstance(value, str) else digest.hex()
+            raise RanksDisagree(f"{what} differs between workers; rank {self.rank} has {shown}")
+
+    def fill_in(self, table: Tensor) -> None:
+        """Complete a table in place of which each rank has filled some rows and left the others zero.
+
+        Exact with any all-reduce, since a number is only ever added to zeros.
+
+        Raises:
+            PeerLost: a rank left.
+        """
+        if self.world_size > 1:
+            with peer_loss():
+                dist.all_reduce(table)
+
+    def leave(self) -> None:
+        """Leave the group; harmless when alone or called twice."""
+        if self.world_size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+        self._store = None

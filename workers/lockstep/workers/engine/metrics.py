@@ -1,0 +1,70 @@
+"""Metric points, and the exact sums that they are made from."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+
+class Progress(NamedTuple):
+    """How far training is: steps done, steps in all, epochs done with the fraction of the current one."""
+
+    step: int
+    total_steps: int
+    epoch: float
+
+
+class Point(NamedTuple):
+    """One value of one metric after a step.
+
+    Attributes:
+        is_timing: the value belongs to the clock, not to the curve.
+    """
+
+    name: str
+    step: int
+    epoch: float
+    value: float
+    is_timing: bool = False
+
+
+class Sums(NamedTuple):
+    """Sums over examples: of losses, of weights (how many losses count) and of right answers."""
+
+    loss: float
+    weight: float
+    correct: float
+
+    @classmethod
+    def over(cls, rows: Iterable[Sequence[float]]) -> "Sums":
+        """Add rows up in order, in double precision."""
+        loss = weight = correct = 0.0
+        for row in rows:
+            loss, weight, correct = loss + row[0], weight + row[1], correct + row[2]
+        return cls(loss, weight, correct)
+
+    def means(self, prefix: str, has_accuracy: bool) -> dict[str, float]:
+        """Mean loss and, for a model that is judged by it, accuracy."""
+        means = {f"{prefix}_loss": self.loss / self.weight}
+        if has_accuracy:
+            means[f"{prefix}_accuracy"] = self.correct / self.weight
+        return means
+
+
+class Window:
+    """What happened since the last point of the training metrics; sums are exact or in double precision."""
+
+    def __init__(self) -> None:
+        self.sums = Sums(0.0, 0.0, 0.0)
+        self.examples = 0
+        self.steps = 0
+        self.seconds = 0.0
+
+    def add(self, sums: Sums, examples: int, seconds: float) -> None:
+        """Add one step."""
+        self.sums = Sums.over((self.sums, sums))
+        self.examples += examples
+        self.steps += 1
+        self.seconds += seconds
+
+    def timings(self) -> dict[str, float]:
+        """Examples per second and seconds per step, over the window."""
+        return {"samples_per_second": self.examples / self.seconds, "step_seconds": self.seconds / self.steps}

@@ -1,0 +1,47 @@
+"""LeNet-5 (D2L chapter 7; LeCun, Bottou, Bengio, Haffner, 1998)."""
+
+from torch import Tensor, nn
+
+from lockstep.workers.engine import Classifier
+from lockstep.workers.models.layers import ACTIVATIONS, POOLINGS
+
+SMALLEST_IMAGE = 12
+"""Least height and width: below it the second pooling has nothing left to pool."""
+
+
+class LeNet(Classifier):
+    """Two convolutions with pooling, then three fully connected layers; Xavier initialisation.
+
+    Args:
+        image_shape: channels, height and width of an image.
+        activation: "sigmoid", "relu" or "tanh".
+        pooling: "avg" or "max".
+        classes: number of classes.
+    """
+
+    def __init__(self, image_shape: tuple[int, ...], activation: str, pooling: str, classes: int) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        activate, pool = ACTIVATIONS[activation], POOLINGS[pooling]
+        left = 16 * ((height // 2 - 4) // 2) * ((width // 2 - 4) // 2)
+        self.net = nn.Sequential(
+            nn.Conv2d(channels, 6, kernel_size=5, padding=2),
+            activate(),
+            pool(kernel_size=2, stride=2),
+            nn.Conv2d(6, 16, kernel_size=5),
+            activate(),
+            pool(kernel_size=2, stride=2),
+            nn.Flatten(),
+            nn.Linear(left, 120),
+            activate(),
+            nn.Linear(120, 84),
+            activate(),
+            nn.Linear(84, classes),
+        )
+        for layer in self.net:
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map images (n, channels, height, width) to scores (n, classes)."""
+        return self.net(inputs)  # type: ignore[no-any-return]

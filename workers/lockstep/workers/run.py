@@ -1,0 +1,50 @@
+"""Run a resolved spec without a server: alone, or on several processes under torchrun.
+
+    python -m lockstep.workers.run resolved.json
+    torchrun --nproc-per-node 2 -m lockstep.workers.run resolved.json
+
+The file is a resolved spec as JSON: what `lockstep get JOB -o json` shows under "spec". Prints metric points as lines
+of JSON, then the result.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+from google.protobuf import json_format
+from lockstep.v1.job_spec_pb2 import JobSpec
+
+from lockstep.workers.engine import Group, Listener, Point, Progress
+from lockstep.workers.training import train
+
+
+class Printer(Listener):
+    """Prints points as lines of JSON."""
+
+    def progressed(self, progress: Progress, points: list[Point]) -> None:
+        """Print the points."""
+        for point in points:
+            sys.stdout.write(json.dumps(point._asdict()) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("spec", type=Path)
+    spec = json_format.Parse(parser.parse_args().spec.read_text(), JobSpec())
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    store = None
+    if world_size > 1:
+        # torchrun has a store of its own at this address, with room for ours beside its keys.
+        store = dist.PrefixStore("lockstep", dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))
+    group = Group.join(store, rank, world_size) if store is not None else Group()
+    result = train(spec, group, Printer() if rank == 0 else None)
+    group.leave()
+    if rank == 0:
+        sys.stdout.write(json.dumps(result._asdict()) + "\n")
+
+
+if __name__ == "__main__":
+    main()
