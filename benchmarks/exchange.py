@@ -12,8 +12,9 @@ import time
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.distributed.distributed_c10d import PrefixStore
 
-from lockstep.workers.engine.group import Group
+from lockstep.workers.engine.group import Group, open_rendezvous, reach_rendezvous
 from lockstep.workers.engine.reduce import ChunkExchange, GatherExchange, PairExchange, ShardSums, padded
 from lockstep.workers.engine.shards import Placement
 
@@ -22,8 +23,7 @@ WIDTHS = (1_000, 8_000, 50_000, 200_000, 1_000_000, 5_000_000)
 
 def measure(rank: int, world_size: int, port: int) -> None:
     torch.set_num_threads(1)
-    store = dist.TCPStore("127.0.0.1", port, world_size, is_master=rank == 0, wait_for_workers=False)
-    group = Group.join(store, rank, world_size)
+    group = Group.join(PrefixStore(str(world_size), reach_rendezvous("127.0.0.1", port, world_size)), rank, world_size)
     placement = Placement.deal(world_size, world_size)
     kinds = [GatherExchange, ChunkExchange] + ([PairExchange] if world_size == 2 else [])
     for width in WIDTHS:
@@ -45,16 +45,12 @@ def measure(rank: int, world_size: int, port: int) -> None:
     group.leave()
 
 
-def free_port() -> int:
-    probe = dist.TCPStore("127.0.0.1", 0, 1, is_master=True, wait_for_workers=False)
-    return probe.port
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 3, 4])
+    _store, port = open_rendezvous("127.0.0.1", 1)
     for world_size in parser.parse_args().ranks:
-        mp.spawn(measure, (world_size, free_port()), nprocs=world_size)
+        mp.spawn(measure, (world_size, port), nprocs=world_size)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """The optimizers that a spec can name."""
 
 import torch
-from lockstep.v1.job_spec_pb2 import OptimizerSpec
 from torch import nn
+
+from lockstep.v1.job_spec_pb2 import OptimizerSpec
 
 
 def build_optimizer(spec: OptimizerSpec, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

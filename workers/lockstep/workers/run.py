@@ -13,11 +13,12 @@ import os
 import sys
 from pathlib import Path
 
-import torch.distributed as dist
 from google.protobuf import json_format
-from lockstep.v1.job_spec_pb2 import JobSpec
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
+from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.workers.engine import Group, Listener, Point, Progress
+from lockstep.workers.engine.group import reach_rendezvous
 from lockstep.workers.training import train
 
 
@@ -35,10 +36,11 @@ def main() -> None:
     parser.add_argument("spec", type=Path)
     spec = json_format.Parse(parser.parse_args().spec.read_text(), JobSpec())
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    store = None
+    store: Store | None = None
     if world_size > 1:
         # torchrun has a store of its own at this address, with room for ours beside its keys.
-        store = dist.PrefixStore("lockstep", dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))
+        store = reach_rendezvous(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world_size)
+        store = PrefixStore("lockstep", store)
     group = Group.join(store, rank, world_size) if store is not None else Group()
     result = train(spec, group, Printer() if rank == 0 else None)
     group.leave()

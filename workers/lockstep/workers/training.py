@@ -1,8 +1,8 @@
 """From a resolved spec to a training run."""
 
 import torch
-from lockstep.v1.job_spec_pb2 import JobSpec
 
+from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.workers.datasets import build_data
 from lockstep.workers.engine import Group, Listener, Result, Trainer
 from lockstep.workers.models import build_model

@@ -1,7 +1,6 @@
 """The data sets that a spec can name."""
 
 from lockstep.v1.job_spec_pb2 import DataSpec
-
 from lockstep.workers.datasets.builtin import BuiltinDataset
 from lockstep.workers.datasets.idx import IdxDataset
 from lockstep.workers.datasets.synthetic import SyntheticRegression

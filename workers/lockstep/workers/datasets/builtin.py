@@ -29,17 +29,16 @@ class BuiltinDataset(DataModule):
         held_out = min(max(round(len(bunch.data) * self.validation_fraction), 1), len(bunch.data) - 1)
         order = np.random.Generator(np.random.PCG64(self.seed)).permutation(len(bunch.data))
         validation, train = order[:held_out], order[held_out:]
-        if self.name == "digits":
-            inputs = bunch.images[:, None] / DIGITS_WHITE
-        else:
-            inputs = _standardise(bunch.data, train)
+        inputs = bunch.images[:, None] / DIGITS_WHITE if self.name == "digits" else _standardise(bunch.data, train)
         if self.name == "diabetes":
             targets = torch.from_numpy(_standardise(bunch.target[:, None], train)).float()
         else:
             targets = torch.from_numpy(bunch.target.astype(np.int64))
             self.num_classes = len(bunch.target_names)
         examples = Examples(torch.from_numpy(inputs).float(), targets)
-        self.train, self.validation = (Examples(*(t[torch.from_numpy(i)] for t in examples)) for i in (train, validation))
+        self.train, self.validation = (
+            Examples(*(t[torch.from_numpy(i)] for t in examples)) for i in (train, validation)
+        )
 
 
 def _standardise(columns: np.ndarray, train: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 def bytes_of(tensor: Tensor) -> memoryview:
     """The bytes of a tensor, row by row, little-endian."""
     flat = tensor.detach().to("cpu").contiguous().view(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")
 
 
 def weights_digest(module: nn.Module) -> str:

@@ -3,13 +3,32 @@
 import contextlib
 import datetime
 import hashlib
+import socket
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import Store
 
 from lockstep.workers.engine.errors import PeerLost, RanksDisagree
+
+
+def open_rendezvous(host: str, world_size: int) -> tuple[Store, int]:
+    """Open a place where `world_size` ranks can meet, on a free port of `host`; returns it and the port."""
+    listener = socket.create_server((host, 0))  # on this one address, where TCPStore would take them all
+    port: int = listener.getsockname()[1]
+    return _tcp_store(host, port, world_size, is_master=True, master_listen_fd=listener.detach()), port
+
+
+def reach_rendezvous(host: str, port: int, world_size: int) -> Store:
+    """The place that another rank has opened."""
+    return _tcp_store(host, port, world_size, is_master=False)
+
+
+def _tcp_store(host: str, port: int, world_size: int, **options: Any) -> Store:
+    return dist.TCPStore(host, port, world_size, wait_for_workers=False, **options)  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
@@ -29,14 +48,14 @@ class Group:
         world_size: number of processes.
     """
 
-    def __init__(self, rank: int = 0, world_size: int = 1, store: dist.Store | None = None) -> None:
+    def __init__(self, rank: int = 0, world_size: int = 1, store: Store | None = None) -> None:
         self.rank = rank
         self.world_size = world_size
         # Closing the store while another rank still joins would leave that rank hanging.
         self._store = store
 
     @classmethod
-    def join(cls, store: dist.Store, rank: int, world_size: int, timeout_s: float = 300) -> "Group":
+    def join(cls, store: Store, rank: int, world_size: int, timeout_s: float = 300) -> "Group":
         """Meet the other ranks at `store`: gloo for tensors on the CPU, NCCL for those on GPUs.
 
         Raises:

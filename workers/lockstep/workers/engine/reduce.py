@@ -13,7 +13,7 @@ from torch import Tensor
 from lockstep.workers.engine.group import Group, peer_loss
 from lockstep.workers.engine.shards import Node, Placement
 
-# Up to this many bytes to receive, one all-gather beats an exchange of chunks in two collectives (benchmarks/exchange.py).
+# Up to this many received bytes one all-gather beats two collectives on chunks (benchmarks/exchange.py).
 GATHER_LIMIT_BYTES = 4 * 1024 * 1024
 # Rows start at whole cache lines: kernels may take another path, and give other bits, for unaligned data.
 ALIGNMENT_ELEMENTS = 16
@@ -59,10 +59,10 @@ class ShardSums:
     def _place(self, node: Node) -> None:
         """Carry the value of `node`, which the accumulator holds, up the tree as far as this rank can."""
         while node not in self._pieces:
-            parent = Node(node.level + 1, node.index // 2)
-            if node.index % 2 == 1:
+            parent = Node(node.level + 1, node.position // 2)
+            if node.position % 2 == 1:
                 self.accumulator.add_(self._halves.pop())
-            elif (node.index + 1) << node.level < self._shards:
+            elif (node.position + 1) << node.level < self._shards:
                 self._halves.append(self.accumulator.clone())
                 return
             node = parent
@@ -112,13 +112,14 @@ class GatherExchange(Exchange):
         if len(sums.rows) < placement.most_pieces:  # an all-gather takes the same number of rows from every rank
             self._sent = sums.rows.new_zeros(shape)
         self._received = sums.rows.new_empty(placement.world_size, *shape)
+        self._rows = [list(rows)[: len(p)] for rows, p in zip(self._received, placement.pieces, strict=True)]
 
     def total(self) -> Tensor:
         if self._sent is not self.sums.rows:
             self._sent[: len(self.sums.rows)].copy_(self.sums.rows)
         with peer_loss():
             dist.all_gather_into_tensor(self._received.view(-1), self._sent.view(-1))
-        return self.placement.total([self._received[r][: len(p)] for r, p in enumerate(self.placement.pieces)])
+        return self.placement.total(self._rows)
 
 
 class ChunkExchange(Exchange):
@@ -131,6 +132,7 @@ class ChunkExchange(Exchange):
         self._counts = [len(pieces) for pieces in placement.pieces]
         self._sent = sums.rows.new_empty(world_size, len(sums.rows), self._chunk)
         self._received = sums.rows.new_empty(sum(self._counts), self._chunk)
+        self._rows = [list(rows) for rows in torch.split(self._received, self._counts)]
         self._total = sums.rows.new_empty(width)
 
     def total(self) -> Tensor:
@@ -142,7 +144,7 @@ class ChunkExchange(Exchange):
                 [count * self._chunk for count in self._counts],
                 [len(self.sums.rows) * self._chunk] * self.placement.world_size,
             )
-            chunk = self.placement.total(self._received.split(self._counts))
+            chunk = self.placement.total(self._rows)
             dist.all_gather_into_tensor(self._total, chunk.contiguous())
         return self._total
 

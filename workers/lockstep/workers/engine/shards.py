@@ -4,8 +4,8 @@ Shards are logical: their number G is fixed by the spec. Workers are physical: a
 shards among themselves. Whoever computes a shard, its sum enters the same binary tree over shard numbers at the same
 place, so that the result is the same expression, evaluated in the same order, on every number of workers.
 
-A node of the tree is named by (level, index) and covers the shards [index * 2**level, (index + 1) * 2**level), cut off
-at G. Level 0 are the shards themselves. A node without a right child has the value of its left one.
+A node of the tree is named by (level, position) and covers the 2**level shards from position * 2**level, as far as
+there are so many. Level 0 are the shards themselves. A node without a right child has the value of its left one.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ class Node(NamedTuple):
     """A node of the tree over shard numbers."""
 
     level: int
-    index: int
+    position: int
 
 
 def part(total: int, index: int, parts: int) -> range:
@@ -40,9 +40,7 @@ def pieces(owned: range, shards: int) -> tuple[Node, ...]:
     while start < owned.stop:
         level = 0
         while (
-            level < root(shards).level
-            and start % (2 << level) == 0
-            and min(start + (2 << level), shards) <= owned.stop
+            level < root(shards).level and start % (2 << level) == 0 and min(start + (2 << level), shards) <= owned.stop
         ):
             level += 1
         nodes.append(Node(level, start >> level))
@@ -55,8 +53,8 @@ def tree_sum(node: Node, shards: int, known: Callable[[Node], Tensor | None]) ->
     value = known(node)
     if value is not None:
         return value
-    left, right = Node(node.level - 1, 2 * node.index), Node(node.level - 1, 2 * node.index + 1)
-    if right.index << right.level >= shards:
+    left, right = Node(node.level - 1, 2 * node.position), Node(node.level - 1, 2 * node.position + 1)
+    if right.position << right.level >= shards:
         return tree_sum(left, shards, known)
     return tree_sum(left, shards, known) + tree_sum(right, shards, known)
 
@@ -101,5 +99,7 @@ class Placement(NamedTuple):
         Args:
             rows: for each rank, the values of its pieces; all of one shape.
         """
-        values = {node: row for nodes, own in zip(self.pieces, rows, strict=True) for node, row in zip(nodes, own)}
+        values: dict[Node, Tensor] = {}
+        for nodes, own in zip(self.pieces, rows, strict=True):
+            values.update(zip(nodes, own, strict=True))
         return tree_sum(root(self.shards), self.shards, values.get)

@@ -7,12 +7,12 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lockstep.workers.engine.data_module import DataModule, Examples
+from lockstep.workers.engine.data_module import DataModule
 from lockstep.workers.engine.determinism import fix_arithmetic, hardware_class, seed_generators
 from lockstep.workers.engine.digest import fingerprint, weights_digest
 from lockstep.workers.engine.errors import DataError, NonFiniteLoss, Stopped
@@ -35,8 +35,8 @@ ORDER_AHEAD = 64
 OptimizerFactory = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
 
 
-class Listener(Protocol):
-    """Whoever wants to know how training goes, and may stop it; called on every rank."""
+class Listener:
+    """Whoever wants to know how training goes, and may stop it; called on every rank. This one does nothing."""
 
     def started(self, progress: Progress, hardware: str) -> None:
         """Everything is ready; the first step comes next."""
@@ -47,10 +47,6 @@ class Listener(Protocol):
     def wants_stop(self) -> bool:
         """Whether this rank was told to stop; asked before every step."""
         return False
-
-
-class Silent(Listener):
-    """A listener that does nothing."""
 
 
 class Result(NamedTuple):
@@ -125,7 +121,7 @@ class Trainer:
             Stopped: a listener of some rank wanted to stop.
         """
         fix_arithmetic(self.threads)
-        run = _Run(self, module, data, optimizer, group or Group(), torch.device(device), listener or Silent())
+        run = _Run(self, module, data, optimizer, group or Group(), torch.device(device), listener or Listener())
         return run.train()
 
 
@@ -193,7 +189,8 @@ class _Run:
             self.train_step(step)
             if step == 1:
                 self.model.check_gradients_lie_in(self.sums.accumulator)
-            metrics, timings = {}, {}
+            metrics: dict[str, float] = {}
+            timings: dict[str, float] = {}
             if self.is_logged(step):
                 metrics, timings = self.training_metrics()
             if step == self.total_steps or step % evaluate_every == 0:
@@ -271,7 +268,7 @@ class _Run:
         self.model.add_buffer_changes(self.sums.accumulator[self.buffer_part])
 
     def minibatch(self, step: int) -> tuple[int, int, int, int]:
-        """Epoch, first position in it, number of examples, and number of shards with examples, of a step's minibatch."""
+        """Epoch, first position in it, number of examples and number of shards with examples, of a minibatch."""
         epoch, batch = divmod(step - 1, self.steps_per_epoch)
         position = batch * self.config.batch_size
         examples = min(self.config.batch_size, len(self.train_set) - position)

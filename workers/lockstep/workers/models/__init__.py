@@ -1,8 +1,8 @@
 """The models that a spec can name."""
 
 import torch
-from lockstep.v1.job_spec_pb2 import ModelSpec
 
+from lockstep.v1.job_spec_pb2 import ModelSpec
 from lockstep.workers.engine import DataError, DataModule, Module, initialisation_seed
 from lockstep.workers.models.lenet import SMALLEST_IMAGE, LeNet
 from lockstep.workers.models.linear import LinearRegression, SoftmaxRegression

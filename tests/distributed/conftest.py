@@ -1,0 +1,108 @@
+"""Real processes that train together, kept for all tests of a session: importing torch takes longer than most tests."""
+
+import multiprocessing
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from typing import Any
+
+import pytest
+from torch.distributed.distributed_c10d import PrefixStore
+
+from lockstep.workers.engine import Group
+from lockstep.workers.engine.group import open_rendezvous, reach_rendezvous
+
+MOST_RANKS = 4
+TASK_TIMEOUT_S = 120
+
+
+class RankFailed(AssertionError):
+    """A rank raised; carries its traceback."""
+
+
+class Ranks:
+    """Processes that run a function as ranks of one group."""
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("spawn")
+        self._store, self._port = open_rendezvous("127.0.0.1", 1)
+        self._tasks = 0
+        self._processes: list[tuple[multiprocessing.process.BaseProcess, Connection]] = []
+
+    def run(self, world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """Call function(group, *args) on every rank; returns what they returned, by rank.
+
+        Raises:
+            RankFailed: some rank raised.
+        """
+        outcomes = self.outcomes(world_size, function, *args)
+        for rank, (value, failure) in enumerate(outcomes):
+            if failure:
+                raise RankFailed(f"rank {rank} of {world_size}:\n{failure}")
+            del value
+        return [value for value, _ in outcomes]
+
+    def outcomes(self, world_size: int, function: Callable[..., Any], *args: Any) -> list[tuple[Any, str | None]]:
+        """The same, as (value, traceback) by rank; a rank that died has (None, "died")."""
+        while len(self._processes) < world_size:
+            self._processes.append(self._start())
+        self._tasks += 1
+        for rank in range(world_size):
+            self._processes[rank][1].send((function, args, rank, world_size, self._port, f"task-{self._tasks}"))
+        outcomes: list[tuple[Any, str | None]] = []
+        dead = []
+        for rank in range(world_size):
+            connection = self._processes[rank][1]
+            try:
+                assert connection.poll(TASK_TIMEOUT_S), f"rank {rank} of {world_size} hangs in {function.__name__}"
+                outcomes.append(connection.recv())
+            except EOFError:
+                outcomes.append((None, "died"))
+                dead.append(rank)
+        for rank in dead:
+            self._processes[rank][0].join()
+            self._processes[rank] = self._start()
+        return outcomes
+
+    def close(self) -> None:
+        """End all processes."""
+        for process, connection in self._processes:
+            connection.close()
+            process.join(10)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+    def _start(self) -> tuple[multiprocessing.process.BaseProcess, Connection]:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(theirs,), daemon=True)
+        process.start()
+        theirs.close()
+        return process, ours
+
+
+def _serve(connection: Connection) -> None:
+    while True:
+        try:
+            function, args, rank, world_size, port, name = connection.recv()
+        except EOFError:
+            return
+        group = None
+        try:
+            store = PrefixStore(name, reach_rendezvous("127.0.0.1", port, world_size))
+            group = Group.join(store, rank, world_size, timeout_s=60)
+            outcome = function(group, *args), None
+        except BaseException:
+            outcome = None, traceback.format_exc()
+        finally:
+            if group is not None:
+                group.leave()
+        connection.send(outcome)
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Ranks]:
+    """Run a function on 1 to 4 ranks."""
+    pool = Ranks()
+    yield pool
+    pool.close()

@@ -1,0 +1,152 @@
+"""The launcher: Lockstep's Ray driver.
+
+A process of its own, started and restarted by the coordinator, because a Ray driver ends its own process when the
+cluster's control store is away for long, takes over signal handlers and can block. It holds no state: orders come over
+a stream from the coordinator and facts go back. It ends, with its workers, when its standard input closes or the
+stream breaks.
+
+    python -m lockstep.workers.launcher < CONFIG
+
+The first line of the input is JSON: coordinator_address, launcher_token, epoch, ray_address, namespace.
+"""
+
+import json
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import grpc
+import structlog
+
+from lockstep.v1.internal_service_pb2 import ConnectLauncherRequest, ConnectLauncherResponse, LauncherReady
+from lockstep.v1.internal_service_pb2_grpc import InternalServiceStub
+from lockstep.workers.attempt import Attempt
+from lockstep.workers.fleet import Fleet
+
+CAPACITY_EVERY_S = 1.0
+FAREWELL_S = 10.0
+
+log = structlog.get_logger()
+
+
+class Config(NamedTuple):
+    """What the coordinator tells its launcher at the start."""
+
+    coordinator_address: str
+    launcher_token: str
+    epoch: int
+    ray_address: str
+    namespace: str
+
+
+class Launcher:
+    """Carries out the coordinator's orders on a fleet.
+
+    Args:
+        config: what the coordinator said.
+        fleet: the cluster.
+    """
+
+    def __init__(self, config: Config, fleet: Fleet) -> None:
+        self._config, self._fleet = config, fleet
+        self._facts: queue.SimpleQueue[ConnectLauncherRequest | None] = queue.SimpleQueue()
+        self._attempts: dict[tuple[str, int], Attempt] = {}
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        """Serve orders until the coordinator is gone or says farewell, then remove all workers."""
+        self._facts.put(ConnectLauncherRequest(ready=LauncherReady(epoch=self._config.epoch)))
+        for target in (self._report_capacity, self._end_with_input):
+            threading.Thread(target=target, daemon=True).start()
+        metadata = (("lockstep-launcher-token", self._config.launcher_token),)
+        try:
+            with grpc.insecure_channel(self._config.coordinator_address) as channel:
+                orders = InternalServiceStub(channel).ConnectLauncher(iter(self._facts.get, None), metadata=metadata)
+                threading.Thread(target=self._cancel_when_ended, args=(orders,), daemon=True).start()
+                self._serve(orders)
+        finally:
+            self._ended.set()
+            for attempt in self._attempts.values():
+                attempt.stop(grace_s=0)
+            for attempt in self._attempts.values():
+                attempt.join(FAREWELL_S)
+            self._facts.put(None)
+
+    def _serve(self, orders: Iterator[ConnectLauncherResponse]) -> None:
+        try:
+            for order in orders:
+                self._carry_out(order)
+        except grpc.RpcError as error:
+            if not self._ended.is_set():
+                log.warning("the line to the coordinator broke", code=error.code().name)
+
+    def _carry_out(self, order: ConnectLauncherResponse) -> None:
+        match order.WhichOneof("order"):
+            case "start_gang":
+                start = order.start_gang
+                if start.epoch < self._config.epoch:
+                    log.warning("refused an order of an earlier coordinator", job_id=start.job_id)
+                    return
+                attempt = Attempt(self._fleet, start, self._facts.put)
+                self._attempts[start.job_id, start.attempt] = attempt
+                attempt.start()
+            case "stop_gang":
+                stop = order.stop_gang
+                if (stop.job_id, stop.attempt) in self._attempts:
+                    self._attempts[stop.job_id, stop.attempt].stop(stop.grace_s)
+
+    def _report_capacity(self) -> None:
+        """Tell the coordinator of the cluster's nodes whenever they change."""
+        told = None
+        while True:
+            capacity = self._fleet.capacity()
+            if capacity != told:
+                told = capacity
+                self._facts.put(ConnectLauncherRequest(capacity=capacity))
+            if self._ended.wait(CAPACITY_EVERY_S):
+                return
+
+    def _end_with_input(self) -> None:
+        """No launcher outlives its coordinator: the pipe closes when that process is gone, however it went."""
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
+        self._ended.set()
+
+    def _cancel_when_ended(self, orders: grpc.Future[ConnectLauncherResponse]) -> None:
+        self._ended.wait()
+        orders.cancel()
+
+
+def main() -> None:
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's to handle
+    config = Config(**json.loads(_first_line()))
+    fleet = Fleet(config.ray_address, config.namespace)
+    fleet.reap()
+    Launcher(config, fleet).run()
+
+
+def _first_line() -> bytes:
+    """The first line of the input, read byte by byte so that nothing behind it is taken along."""
+    line = b""
+    while not line.endswith(b"\n") and (byte := os.read(sys.stdin.fileno(), 1)):
+        line += byte
+    return line
+
+
+if __name__ == "__main__":
+    main()
