@@ -88,7 +88,8 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
             f"{path} should hold {size} bytes of data ({' x '.join(map(str, shape))}) "
             f"but holds {len(content) - header_size}; fetch the file again",
         )
-    return torch.frombuffer(bytearray(content[header_size:]), dtype=torch.uint8).view(shape)
+    elements = np.frombuffer(content, dtype=np.uint8, offset=header_size) if size else np.empty(0, dtype=np.uint8)
+    return torch.from_numpy(elements.copy()).view(shape)
 
 
 def _existing(path: Path) -> Path:

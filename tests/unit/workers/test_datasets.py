@@ -1,0 +1,153 @@
+"""The data sets, with real files, whole and damaged."""
+
+import gzip
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lockstep.v1.job_spec_pb2 import DataSpec
+from lockstep.workers.datasets import build_data
+from lockstep.workers.datasets.builtin import BuiltinDataset
+from lockstep.workers.datasets.idx import IdxDataset
+from lockstep.workers.engine import DataError
+
+FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+def test_mnist_is_read_whole(mnist_root: Path) -> None:
+    data = build_data(DataSpec(idx={"root": str(mnist_root)}))
+    assert (len(data.train), len(data.validation), data.num_classes) == (60_000, 10_000, 10)
+    assert data.input_shape == (1, 28, 28)
+    inputs, targets = data.take(data.train, torch.tensor([0, 59_999]))
+    assert inputs.dtype == torch.float32
+    assert targets.tolist() == [5, 8]
+    assert (float(inputs.min()), float(inputs.max())) == (0.0, 1.0)
+
+
+@pytest.fixture
+def idx_root(tmp_path: Path) -> Path:
+    """Four small, sound files: 6 + 3 images of 12 by 13."""
+    for prefix, size in (("train", 6), ("t10k", 3)):
+        pixels = bytes(range(156)) * size
+        header = bytes((0, 0, 8, 3)) + b"".join(n.to_bytes(4, "big") for n in (size, 12, 13))
+        (tmp_path / f"{prefix}-images-idx3-ubyte").write_bytes(header + pixels)
+        labels = bytes((0, 0, 8, 1)) + size.to_bytes(4, "big") + bytes(n % 3 for n in range(size))
+        (tmp_path / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
+    return tmp_path
+
+
+def test_plain_and_gzipped_files_are_read_alike(idx_root: Path) -> None:
+    data = build_data(DataSpec(idx={"root": str(idx_root)}))
+    assert data.input_shape == (1, 12, 13)
+    assert data.train.inputs[0, 0, 1, 0] == 13
+    assert data.validation.targets.tolist() == [0, 1, 2]
+    assert data.num_classes == 3
+
+
+def truncate(root: Path) -> None:
+    path = root / FILES[0]
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def damage_gzip(root: Path) -> None:
+    path = root / (FILES[1] + ".gz")
+    content = bytearray(path.read_bytes())
+    content[-6] ^= 0xFF  # inside the checksum
+    path.write_bytes(content)
+
+
+def cut_gzip(root: Path) -> None:
+    path = root / (FILES[1] + ".gz")
+    path.write_bytes(path.read_bytes()[:-12])
+
+
+def no_gzip(root: Path) -> None:
+    (root / (FILES[1] + ".gz")).write_bytes(b"labels")
+
+
+def no_idx(root: Path) -> None:
+    (root / FILES[2]).write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+
+
+def empty(root: Path) -> None:
+    (root / FILES[2]).write_bytes(b"")
+
+
+def swap(root: Path) -> None:
+    shutil.copy(root / FILES[0], root / FILES[2])
+
+
+def other_shape(root: Path) -> None:
+    header = bytes((0, 0, 8, 3)) + b"".join(n.to_bytes(4, "big") for n in (3, 12, 12))
+    (root / FILES[2]).write_bytes(header + bytes(3 * 144))
+
+
+def no_images(root: Path) -> None:
+    (root / FILES[2]).write_bytes(bytes((0, 0, 8, 3)) + b"".join(n.to_bytes(4, "big") for n in (0, 12, 13)))
+    (root / (FILES[3] + ".gz")).write_bytes(gzip.compress(bytes((0, 0, 8, 1, 0, 0, 0, 0))))
+
+
+def huge(root: Path) -> None:
+    (root / FILES[0]).write_bytes(bytes((0, 0, 8, 3)) + b"\xff" * 12)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda root: (root / FILES[0]).unlink(), r"neither .*train-images-idx3-ubyte nor .*\.gz is there"),
+        (truncate, r"should hold 936 bytes of data \(6 x 12 x 13\) but holds 935; fetch the file again"),
+        (damage_gzip, "cannot be read: CRC check failed"),
+        (cut_gzip, "cannot be read"),
+        (no_gzip, "cannot be read: Not a gzipped file"),
+        (
+            no_idx,
+            r"is no IDX file of unsigned bytes with 3 dimensions; it starts with 89 50 4e 47, allowed: 00 00 08 03",
+        ),
+        (empty, "it starts with nothing"),
+        (swap, "has 6 t10k images but 3 t10k labels"),
+        (other_shape, r"training images are \(12, 13\) pixels, but t10k images \(12, 12\)"),
+        (no_images, "has no t10k images"),
+        (huge, "should hold 79228162458924105385300197375 bytes"),
+    ],
+)
+def test_a_damaged_file_is_named_with_what_is_wrong(idx_root: Path, spoil: Callable[[Path], None], words: str) -> None:
+    spoil(idx_root)
+    with pytest.raises(DataError, match=words) as caught:
+        IdxDataset(str(idx_root)).load()
+    assert caught.value.field == "data.idx.root"
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "shape", "classes"),
+    [
+        ("digits", 1797, (1, 8, 8), 10),
+        ("iris", 150, (4,), 3),
+        ("wine", 178, (13,), 3),
+        ("breast_cancer", 569, (30,), 2),
+        ("diabetes", 442, (10,), None),
+    ],
+)
+def test_the_built_in_data_is_there_and_split(
+    name: str, size: int, shape: tuple[int, ...], classes: int | None
+) -> None:
+    data = BuiltinDataset(name, 0.2, seed=0)
+    data.load()
+    assert len(data.train) + len(data.validation) == size
+    assert len(data.validation) == round(0.2 * size)
+    assert data.input_shape == shape
+    assert data.num_classes == classes
+    if name != "digits":
+        torch.testing.assert_close(data.train.inputs.mean(0), torch.zeros(shape), atol=1e-5, rtol=0)
+
+
+def test_another_seed_gives_another_split_and_the_same_seed_the_same() -> None:
+    splits = []
+    for seed in (0, 0, 1):
+        data = BuiltinDataset("iris", 0.5, seed)
+        data.load()
+        splits.append(data.train.inputs)
+    assert torch.equal(splits[0], splits[1])
+    assert not torch.equal(splits[0], splits[2])
