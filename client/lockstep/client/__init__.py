@@ -1,1 +1,86 @@
-"""Lockstep's client: submit jobs, follow them, read their metrics."""
+"""Lockstep's client: submit jobs, follow them, read their metrics.
+
+from lockstep.client import submit_job
+
+job = submit_job("lenet-mnist.yaml").wait(progress=True)
+print(job.result.weights_digest)
+"""
+
+from lockstep.client.client import Client, submit_job
+from lockstep.client.errors import (
+    Aborted,
+    AlreadyExists,
+    CallCancelled,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidRequest,
+    InvalidSpec,
+    JobCancelled,
+    JobEnded,
+    JobFailed,
+    LockstepError,
+    NotFound,
+    OutOfRange,
+    PermissionDenied,
+    ResourceExhausted,
+    ServerFault,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+    Violation,
+    WaitTimeout,
+)
+from lockstep.client.job import Job
+from lockstep.client.spec import load_spec
+from lockstep.client.types import (
+    CatalogEntry,
+    CatalogParameter,
+    Failure,
+    JobEvent,
+    JobState,
+    JobUpdate,
+    MetricKind,
+    MetricPoint,
+    Progress,
+    Result,
+)
+from lockstep.v1.job_spec_pb2 import JobSpec
+
+__all__ = [
+    "Aborted",
+    "AlreadyExists",
+    "CallCancelled",
+    "CatalogEntry",
+    "CatalogParameter",
+    "Client",
+    "DeadlineExceeded",
+    "FailedPrecondition",
+    "Failure",
+    "InvalidRequest",
+    "InvalidSpec",
+    "Job",
+    "JobCancelled",
+    "JobEnded",
+    "JobEvent",
+    "JobFailed",
+    "JobSpec",
+    "JobState",
+    "JobUpdate",
+    "LockstepError",
+    "MetricKind",
+    "MetricPoint",
+    "NotFound",
+    "OutOfRange",
+    "PermissionDenied",
+    "Progress",
+    "ResourceExhausted",
+    "Result",
+    "ServerFault",
+    "Unauthenticated",
+    "Unavailable",
+    "Unimplemented",
+    "Violation",
+    "WaitTimeout",
+    "load_spec",
+    "submit_job",
+]

@@ -117,7 +117,7 @@ class Launcher:
             pass
         self._ended.set()
 
-    def _cancel_when_ended(self, orders: grpc.Future[ConnectLauncherResponse]) -> None:
+    def _cancel_when_ended(self, orders: grpc.Call) -> None:
         self._ended.wait()
         orders.cancel()
 

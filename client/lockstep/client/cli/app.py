@@ -1,0 +1,100 @@
+"""The commands put together, and what surrounds each: connection, errors, exit codes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version as version_of
+from typing import Annotated, NoReturn
+
+import typer
+
+from lockstep.client.cli import catalog, exit_codes, jobs, metrics, output, plugins
+from lockstep.client.cli.connect import Connect, say
+from lockstep.client.errors import JobFailed, LockstepError
+
+
+def build() -> typer.Typer:
+    """Make the command line anew."""
+    app = typer.Typer(
+        name="lockstep",
+        help="Distributed training as a service: submit jobs, follow them, read their metrics.",
+        epilog=exit_codes.HELP,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+    app.callback()(_connect)
+    for module in (jobs, metrics, catalog):
+        module.add_to(app)
+    app.command()(version)
+    plugins.add_to(app)
+    return app
+
+
+def _connect(
+    context: typer.Context,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Address of the server. [LOCKSTEP_TARGET; default: 127.0.0.1:50051]"),
+    ] = None,
+    token: Annotated[str | None, typer.Option(help="Token to call the server with. [LOCKSTEP_TOKEN]")] = None,
+) -> None:
+    context.obj = Connect(target, token)
+
+
+def version() -> None:
+    """Print the version of this client."""
+    typer.echo(f"lockstep {version_of('lockstep-train')}")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and exit."""
+    sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        code = _run_to_its_end(arguments)
+        sys.stdout.flush()
+    except OSError as error:
+        if error.errno != errno.EPIPE:
+            raise
+        # Whoever read our output has left. Python would complain at exit when it flushes the rest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return exit_codes.FAILED
+    return code
+
+
+def _run_to_its_end(arguments: list[str]) -> int:
+    try:
+        build()(args=arguments, prog_name="lockstep")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else exit_codes.FAILED if end.code else exit_codes.OK
+    except LockstepError as error:
+        say(f"lockstep: {output.plain(str(error))}")
+        if isinstance(error, JobFailed) and error.job.error is not None and error.job.error.traceback:
+            say(f"see where with: lockstep describe {error.job.job_id}")
+        return exit_codes.of(error)
+    except KeyboardInterrupt:
+        return exit_codes.INTERRUPTED
+    except OSError as error:
+        if error.errno == errno.EPIPE or _wants_tracebacks():
+            raise
+        say(f"lockstep: {error}")
+        return exit_codes.FAILED
+    except Exception as error:
+        if _wants_tracebacks():
+            raise
+        message = f"lockstep: internal error: {type(error).__name__}: {error}\nSet LOCKSTEP_DEBUG=1 to see where."
+        say(message)
+        return exit_codes.FAILED
+    return exit_codes.OK
+
+
+def _wants_tracebacks() -> bool:
+    return bool(os.environ.get("LOCKSTEP_DEBUG"))

@@ -1,0 +1,82 @@
+"""A job, told to a person."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from lockstep.client import _yaml
+from lockstep.client.cli import output
+from lockstep.client.job import Job
+from lockstep.client.progress import describe_epoch
+from lockstep.client.spec import message_to_dict
+from lockstep.client.types import Failure, JobEvent, Result
+
+
+def print_job(job: Job, events: Sequence[JobEvent]) -> None:
+    """Print everything about a job that a person may ask."""
+    console = output.console()
+    facts = output.make_table(show_header=False)
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    for name, value in _facts(job):
+        if value:
+            facts.add_row(name, value)
+    console.print(facts)
+    if job.result is not None:
+        _print_result(console, job.result)
+    if job.error is not None:
+        _print_failure(console, job.error)
+    _heading(console, "Events")
+    for event in events:
+        console.print(output.event_line(event), soft_wrap=True)
+    _heading(console, "Spec")
+    console.print(output.plain(_yaml.dump(message_to_dict(job.spec))).rstrip("\n"), soft_wrap=True)
+
+
+def _facts(job: Job) -> list[tuple[str, str | Text]]:
+    progress = job.progress
+    steps = f"step {progress.step} of {progress.total_steps}" if progress.total_steps else f"step {progress.step}"
+    took = output.duration((job.end_time - job.start_time).total_seconds()) if job.end_time and job.start_time else ""
+    return [
+        ("job", job.job_id),
+        ("name", output.plain(job.name)),
+        ("state", output.state_text(job.state)),
+        ("why", output.plain(job.state_reason)),
+        ("created", output.ago(job.create_time)),
+        ("started", output.ago(job.start_time)),
+        ("ended", output.ago(job.end_time)),
+        ("took", took),
+        ("progress", f"{describe_epoch(job)}, {steps}" if progress.step else ""),
+        ("attempt", str(job.attempt or "")),
+        ("restarts", str(job.restarts or "")),
+        ("hardware", output.plain(job.hardware_class)),
+        ("engine", output.plain(job.engine_version)),
+        ("curve", job.curve_digest),
+    ]
+
+
+def _print_result(console: Console, result: Result) -> None:
+    _heading(console, "Result")
+    table = output.make_table(show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in result.final_metrics.items():
+        table.add_row(output.plain(name), f"{value:.6g}")
+    table.add_row("weights", result.weights_digest)
+    console.print(table)
+
+
+def _print_failure(console: Console, error: Failure) -> None:
+    _heading(console, "Error")
+    where = f" (rank {error.rank})" if error.rank is not None else ""
+    console.print(f"{output.plain(error.reason)}{where}: {output.plain(str(error))}", soft_wrap=True)
+    if error.traceback:
+        console.print(output.plain(error.traceback).rstrip("\n"), soft_wrap=True)
+
+
+def _heading(console: Console, text: str) -> None:
+    console.print()
+    console.print(Text(text, style="bold"))

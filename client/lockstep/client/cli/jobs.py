@@ -1,0 +1,175 @@
+"""Commands on jobs: submit, ls, get, describe, watch, wait, cancel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lockstep.client.cli import exit_codes, output
+from lockstep.client.cli.connect import client_of, say
+from lockstep.client.job import Job
+from lockstep.client.spec import load_spec, message_to_dict
+from lockstep.client.types import JobState
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.")]
+StateName = Annotated[
+    list[JobState] | None,
+    typer.Option("--state", metavar="STATE", case_sensitive=False, help="Only jobs in this state; may be repeated."),
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    for command in (submit, ls, get, describe_job, watch, wait, cancel):
+        app.command(command.__name__.removesuffix("_job"))(command)
+
+
+def submit(
+    context: typer.Context,
+    file: Annotated[str, typer.Option("--file", "-f", metavar="SPEC", help="YAML or JSON file; - is standard input.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="PATH=VALUE",
+            help="Set a field over the file's: --set training.seed=7, --set model.lenet={}; may be repeated.",
+        ),
+    ] = None,
+    request_id: Annotated[
+        str | None, typer.Option(metavar="ID", help="The same id with the same spec is the same job.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check only; print the spec with every default filled in.")
+    ] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Show progress until the job has ended.")] = False,
+) -> None:
+    """Submit a job and print its id."""
+    spec = load_spec(file, overrides or ())
+    with client_of(context) as client:
+        job = client.submit_job(spec, request_id=request_id, validate_only=dry_run)
+        if dry_run:
+            output.write_yaml(message_to_dict(job.spec))
+            return
+        output.write(job.job_id)
+        if follow:
+            _follow(job)
+        else:
+            say(f"{output.plain(job.name)} is {job.state.lower()}; follow it with: lockstep watch {job.job_id}")
+
+
+def ls(
+    context: typer.Context,
+    form: Annotated[output.TableOrJson, typer.Option("--output", "-o")] = output.TableOrJson.table,
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", "-l", metavar="LABEL=VALUE", help="Only jobs with this label; may be repeated."),
+    ] = None,
+    state: StateName = None,
+) -> None:
+    """List jobs, newest first."""
+    labels = dict(_label(text) for text in label or ())
+    with client_of(context) as client:
+        jobs = list(client.list_jobs(states=state, labels=labels))
+    if form is output.TableOrJson.json:
+        output.write_json([message_to_dict(job.proto) for job in jobs])
+    elif not jobs:
+        say("no jobs" if not (labels or state) else "no such jobs")
+    else:
+        output.console().print(_table_of(jobs))
+
+
+def get(
+    context: typer.Context,
+    job_id: JobId,
+    form: Annotated[output.JsonOrYaml, typer.Option("--output", "-o")] = output.JsonOrYaml.json,
+) -> None:
+    """Print all that the server knows of a job, for programs."""
+    with client_of(context) as client:
+        data = message_to_dict(client.get_job(job_id).proto)
+    if form is output.JsonOrYaml.json:
+        output.write_json(data)
+    else:
+        output.write_yaml(data)
+
+
+def describe_job(context: typer.Context, job_id: JobId) -> None:
+    """Tell about a job: spec, state, what happened, progress, result or error."""
+    from lockstep.client.cli import describe
+
+    with client_of(context) as client:
+        job = client.get_job(job_id)
+        # The first message of a watch holds all past events.
+        first = next(job.watch(), None)
+        describe.print_job(first.job if first else job, first.events if first else ())
+
+
+def watch(context: typer.Context, job_id: JobId) -> None:
+    """Print what happens to a job, a line each, until it has ended."""
+    with client_of(context) as client:
+        job = client.get_job(job_id)
+        try:
+            for update in job.watch():
+                for event in update.events:
+                    output.write(output.event_line(event))
+        except KeyboardInterrupt:
+            raise typer.Exit(exit_codes.INTERRUPTED) from None
+        job.wait()  # raises if it came to a bad end
+
+
+def wait(
+    context: typer.Context,
+    job_id: JobId,
+    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", min=0, help="Give up after this long.")] = None,
+) -> None:
+    """Wait until a job has ended; the exit code tells how."""
+    with client_of(context) as client:
+        try:
+            client.get_job(job_id).wait(timeout)
+        except KeyboardInterrupt:
+            say(f"\n{job_id} goes on")
+            raise typer.Exit(exit_codes.INTERRUPTED) from None
+        say(f"{job_id} succeeded")
+
+
+def cancel(context: typer.Context, job_id: JobId) -> None:
+    """Ask a job to stop."""
+    with client_of(context) as client:
+        job = client.get_job(job_id).cancel()
+    say(f"{job_id} is {job.state.lower()}")
+
+
+def _follow(job: Job) -> None:
+    try:
+        job.wait(progress=True)
+    except KeyboardInterrupt:
+        say(
+            f"\n{job.job_id} goes on; follow it with: lockstep watch {job.job_id}, "
+            f"stop it with: lockstep cancel {job.job_id}"
+        )
+        raise typer.Exit(exit_codes.INTERRUPTED) from None
+    assert job.result is not None
+    say(f"succeeded; {output.final_metrics(job.result)}")
+    say(f"weights {job.result.weights_digest}")
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise typer.BadParameter(f"{text!r} must have the form label=value", param_hint="-l")
+    return key, value
+
+
+def _table_of(jobs: list[Job]) -> Table:
+    table = output.make_table()
+    table.add_column("JOB", no_wrap=True, overflow="fold")
+    table.add_column("NAME", overflow="ellipsis")  # the only one that may give way
+    table.add_column("STATE", no_wrap=True)
+    table.add_column("DONE", no_wrap=True, justify="right")
+    table.add_column("CREATED", no_wrap=True)
+    for job in jobs:
+        name, done, created = output.plain(job.name), output.progress_text(job), output.ago(job.create_time)
+        table.add_row(job.job_id, name, output.state_text(job.state), done, created)
+    return table

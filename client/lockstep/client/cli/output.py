@@ -1,0 +1,120 @@
+"""How things look on standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from lockstep.client.job import Job
+from lockstep.client.types import JobEvent, JobState, Result
+
+if TYPE_CHECKING:  # rich is imported where something is drawn, so that `lockstep --help` answers at once
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+_STYLE_BY_STATE = {
+    JobState.SUCCEEDED: "green",
+    JobState.FAILED: "red",
+    JobState.CANCELLED: "yellow",
+    JobState.CANCELLING: "yellow",
+    JobState.RUNNING: "cyan",
+}
+
+
+class TableOrJson(StrEnum):
+    table = "table"
+    json = "json"
+
+
+class JsonOrYaml(StrEnum):
+    json = "json"
+    yaml = "yaml"
+
+
+def console() -> Console:
+    """Standard output: colours on a terminal unless NO_COLOR is set, 80 columns where there is none."""
+    from rich.console import Console
+
+    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+
+
+def write(text: str) -> None:
+    """Write data, whole lines, at once: whoever reads may be waiting for it."""
+    sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
+    sys.stdout.flush()
+
+
+def write_json(data: object) -> None:
+    write(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def write_yaml(data: object) -> None:
+    from lockstep.client import _yaml
+
+    write(_yaml.dump(data))
+
+
+def plain(text: str) -> str:
+    """Text from elsewhere, with nothing in it that would steer a terminal."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def state_text(state: JobState) -> Text:
+    from rich.text import Text
+
+    return Text(state.value, style=_STYLE_BY_STATE.get(state, ""))
+
+
+def make_table(**options: Any) -> Table:
+    """A table without lines, for 80 columns."""
+    from rich.table import Table
+
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", **options)
+
+
+def ago(moment: datetime | None) -> str:
+    """A time as people say it, such as "3 s ago"."""
+    if moment is None:
+        return ""
+    seconds = (datetime.now(UTC) - moment).total_seconds()
+    return "now" if seconds < 1 else f"{duration(seconds)} ago"
+
+
+def duration(seconds: float) -> str:
+    """A length of time in its largest unit that is not yet coarse, such as "90 min"."""
+    for unit, length_s, below_s in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172_800)):
+        if seconds < below_s:
+            return f"{seconds / length_s:.0f} {unit}"
+    return f"{seconds / 86_400:.0f} d"
+
+
+def progress_text(job: Job) -> str:
+    """How far a job is, such as "45 %"."""
+    progress = job.progress
+    if progress.total_steps:
+        return f"{100 * progress.step // progress.total_steps} %"
+    return f"step {progress.step}" if progress.step else ""
+
+
+def clock(moment: datetime | None) -> str:
+    """A time of day, here; with the date when that is another one."""
+    if moment is None:
+        return ""
+    local = moment.astimezone()
+    return local.strftime("%H:%M:%S" if local.date() == datetime.now(UTC).astimezone().date() else "%Y-%m-%d %H:%M:%S")
+
+
+def event_line(event: JobEvent) -> str:
+    """One event in one line."""
+    attempt = f"attempt {event.attempt}" if event.attempt else ""
+    message = plain(" ".join(event.message.split()))
+    return f"{clock(event.time)}  {event.state:<10}  {attempt:<10}  {message}".rstrip()
+
+
+def final_metrics(result: Result) -> str:
+    """The last values in one line, such as "train_loss 0.1, val_accuracy 0.97"."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in result.final_metrics.items())

@@ -1,0 +1,126 @@
+"""The face of the package: a client of one Lockstep server."""
+
+from __future__ import annotations
+
+import functools
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Self
+
+from lockstep.client._connection import Connection
+from lockstep.client.errors import InvalidSpec
+from lockstep.client.job import Job
+from lockstep.client.spec import SpecLike, load_spec
+from lockstep.client.types import CatalogEntry, JobState
+from lockstep.v1 import catalog_service_pb2, job_service_pb2
+from lockstep.v1.catalog_service_pb2_grpc import CatalogServiceStub
+from lockstep.v1.job_service_pb2_grpc import JobServiceStub
+from lockstep.v1.metrics_service_pb2_grpc import MetricsServiceStub
+
+DEFAULT_TARGET = "127.0.0.1:50051"
+
+
+class Client:
+    """A client of one Lockstep server.
+
+    Calls have a deadline of 10 seconds and are repeated while the server does not answer; all of them may safely be.
+    A client may be shared between threads.
+
+    Args:
+        target: address of the server, host:port. Default: LOCKSTEP_TARGET, or 127.0.0.1:50051.
+        token: sent with every call. Default: LOCKSTEP_TOKEN, or none.
+
+    Raises, from every method that calls the server: LockstepError; see lockstep.client.errors.
+    """
+
+    def __init__(self, target: str | None = None, token: str | None = None) -> None:
+        self.target = target or os.environ.get("LOCKSTEP_TARGET") or DEFAULT_TARGET
+        self._connection = Connection(self.target, token or os.environ.get("LOCKSTEP_TOKEN"))
+        self._jobs = JobServiceStub(self._connection.channel)
+        self._metrics = MetricsServiceStub(self._connection.channel)
+        self._catalog = CatalogServiceStub(self._connection.channel)
+
+    def __repr__(self) -> str:
+        return f"<Client of {self.target}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection. Jobs go on."""
+        self._connection.close()
+
+    def submit_job(self, spec: SpecLike, *, request_id: str | None = None, validate_only: bool = False) -> Job:
+        """Submit a job. It is stored durably when this returns.
+
+        Args:
+            spec: a JobSpec, a mapping of the same form, or the path of a YAML or JSON file.
+            request_id: makes a repeated call safe: the same request_id with the same spec is the same job.
+                Default: a new one, so that the repetitions inside this call are safe.
+            validate_only: check and resolve the spec, store nothing; the job returned has no job_id.
+
+        Raises:
+            InvalidSpec: the spec cannot be read or is refused; `violations` names every field at fault.
+            AlreadyExists: the request_id was used with another spec.
+            FailedPrecondition: the cluster is too small for the job.
+        """
+        request = job_service_pb2.SubmitJobRequest(
+            spec=load_spec(spec), request_id=request_id or str(uuid.uuid4()), validate_only=validate_only
+        )
+        return Job(self, self._connection.call(self._jobs.SubmitJob, request, invalid_argument=InvalidSpec))
+
+    def get_job(self, job_id: str) -> Job:
+        """Read one job.
+
+        Raises:
+            NotFound: there is no such job.
+        """
+        return Job(self, self._connection.call(self._jobs.GetJob, job_service_pb2.GetJobRequest(job_id=job_id)))
+
+    def list_jobs(
+        self, states: Iterable[JobState | str] | None = None, labels: Mapping[str, str] | None = None
+    ) -> Iterator[Job]:
+        """Yield jobs, newest first.
+
+        Args:
+            states: only jobs in one of these states. Default: all.
+            labels: only jobs that carry all of these labels. Default: all.
+        """
+        request = job_service_pb2.ListJobsRequest(
+            states=[JobState(state.upper()).to_proto() for state in states or ()], labels=dict(labels or {})
+        )
+        while True:
+            page = self._connection.call(self._jobs.ListJobs, request)
+            yield from (Job(self, job) for job in page.jobs)
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def list_models(self) -> list[CatalogEntry]:
+        """What `model` may be in a spec."""
+        response = self._connection.call(self._catalog.ListModels, catalog_service_pb2.ListModelsRequest())
+        return [CatalogEntry.from_proto(entry) for entry in response.models]
+
+    def list_datasets(self) -> list[CatalogEntry]:
+        """What `data` may be in a spec."""
+        response = self._connection.call(self._catalog.ListDatasets, catalog_service_pb2.ListDatasetsRequest())
+        return [CatalogEntry.from_proto(entry) for entry in response.datasets]
+
+
+def submit_job(spec: SpecLike, *, request_id: str | None = None, validate_only: bool = False) -> Job:
+    """Submit a job to the server that LOCKSTEP_TARGET names; see Client.submit_job."""
+    client = _shared_client(os.environ.get("LOCKSTEP_TARGET"), os.environ.get("LOCKSTEP_TOKEN"))
+    return client.submit_job(spec, request_id=request_id, validate_only=validate_only)
+
+
+@functools.cache
+def _shared_client(target: str | None, token: str | None) -> Client:
+    """One client per server, made when it is first needed and kept: its jobs go on using it."""
+    return Client(target, token)

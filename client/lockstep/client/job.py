@@ -1,0 +1,268 @@
+"""A job as its user holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Literal, Self, overload
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from lockstep.client.errors import DeadlineExceeded, JobCancelled, JobFailed, LockstepError, WaitTimeout
+from lockstep.client.types import (
+    Failure,
+    JobEvent,
+    JobState,
+    JobUpdate,
+    MetricKind,
+    MetricPoint,
+    Progress,
+    Result,
+    to_datetime,
+)
+from lockstep.v1 import job_pb2, job_service_pb2, metrics_service_pb2
+from lockstep.v1.job_spec_pb2 import JobSpec
+
+if TYPE_CHECKING:
+    from lockstep.client.client import Client
+
+_METRICS_PAGE_SIZE = 5_000
+
+
+class Job:
+    """A job as the server last told it; `refresh`, `watch`, `wait` and `cancel` ask again.
+
+    Raises, from every method that calls the server: LockstepError.
+    """
+
+    def __init__(self, client: Client, proto: job_pb2.Job) -> None:
+        self._client = client
+        self.proto = proto
+
+    def __repr__(self) -> str:
+        return f"<Job {self.job_id or '(not stored)'} {self.name} {self.state}>"
+
+    @property
+    def job_id(self) -> str:
+        """Name of the job for every call; empty when it was only validated."""
+        return self.proto.job_id
+
+    @property
+    def name(self) -> str:
+        return self.proto.spec.name
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        return dict(self.proto.spec.labels)
+
+    @property
+    def spec(self) -> JobSpec:
+        """The resolved spec, with every default filled in."""
+        return self.proto.spec
+
+    @property
+    def state(self) -> JobState:
+        return JobState.from_proto(self.proto.state)
+
+    @property
+    def state_reason(self) -> str:
+        return self.proto.state_reason
+
+    @property
+    def attempt(self) -> int:
+        """Number of the current or last attempt, from 1; 0 before the first."""
+        return self.proto.attempt
+
+    @property
+    def restarts(self) -> int:
+        """How many attempts were lost to failing workers."""
+        return self.proto.restarts
+
+    @property
+    def create_time(self) -> datetime | None:
+        """When the submit was stored, UTC."""
+        return self._time("create_time", self.proto.create_time)
+
+    @property
+    def start_time(self) -> datetime | None:
+        """When the current attempt took its first step, UTC; None before."""
+        return self._time("start_time", self.proto.start_time)
+
+    @property
+    def end_time(self) -> datetime | None:
+        """When the job ended, UTC; None before."""
+        return self._time("end_time", self.proto.end_time)
+
+    @property
+    def progress(self) -> Progress:
+        return Progress.from_proto(self.proto.progress)
+
+    @property
+    def result(self) -> Result | None:
+        """Set when the job succeeded."""
+        return Result.from_proto(self.proto.result) if self.proto.HasField("result") else None
+
+    @property
+    def error(self) -> Failure | None:
+        """Set when the job failed."""
+        return Failure.from_proto(self.proto.error) if self.proto.HasField("error") else None
+
+    @property
+    def engine_version(self) -> str:
+        return self.proto.engine_version
+
+    @property
+    def curve_digest(self) -> str:
+        """SHA-256, hex, of what determines the curve: jobs that share it share their result metrics."""
+        return self.proto.curve_digest
+
+    @property
+    def hardware_class(self) -> str:
+        return self.proto.hardware_class
+
+    def refresh(self) -> Self:
+        """Read the job again."""
+        request = job_service_pb2.GetJobRequest(job_id=self._stored_id())
+        self.proto = self._client._connection.call(self._client._jobs.GetJob, request)
+        return self
+
+    def cancel(self) -> Self:
+        """Ask the job to stop; it ends as CANCELLED, at once or within a step.
+
+        Raises:
+            FailedPrecondition: it has ended otherwise.
+        """
+        request = job_service_pb2.CancelJobRequest(job_id=self._stored_id())
+        self.proto = self._client._connection.call(self._client._jobs.CancelJob, request)
+        return self
+
+    def watch(self) -> Iterator[JobUpdate]:
+        """Yield the job with its past events, then each change, until it has ended.
+
+        A broken connection is opened again; no event is lost or comes twice.
+        """
+        return self._watch(timeout_s=None)
+
+    def wait(self, timeout_s: float | None = None, progress: bool = False) -> Self:
+        """Wait until the job has succeeded.
+
+        Args:
+            timeout_s: seconds to wait; None waits for ever.
+            progress: show epoch, loss, accuracy and samples per second on standard error.
+
+        Raises:
+            JobFailed: it failed.
+            JobCancelled: it was cancelled.
+            WaitTimeout: it has not ended in time. It goes on.
+        """
+        if not self.state.has_ended:
+            try:
+                self._wait(timeout_s, progress)
+            except DeadlineExceeded as error:
+                if timeout_s is None:
+                    raise
+                message = f"{self.job_id} has not ended after {timeout_s:g} s: it is {self.state}"
+                raise WaitTimeout(message, code=error.code) from error
+        if self.state is JobState.FAILED:
+            raise JobFailed(f"{self.job_id} failed: {self.error or self.state_reason}", self)
+        if self.state is JobState.CANCELLED:
+            raise JobCancelled(f"{self.job_id} was cancelled", self)
+        return self
+
+    @overload
+    def metrics(
+        self,
+        names: Iterable[str] | None = None,
+        after_step: int = 0,
+        kind: MetricKind | str | None = None,
+        *,
+        follow: Literal[False] = False,
+    ) -> list[MetricPoint]: ...
+    @overload
+    def metrics(
+        self,
+        names: Iterable[str] | None = None,
+        after_step: int = 0,
+        kind: MetricKind | str | None = None,
+        *,
+        follow: Literal[True],
+    ) -> Iterator[MetricPoint]: ...
+    def metrics(
+        self,
+        names: Iterable[str] | None = None,
+        after_step: int = 0,
+        kind: MetricKind | str | None = None,
+        *,
+        follow: bool = False,
+    ) -> list[MetricPoint] | Iterator[MetricPoint]:
+        """Read the job's metrics.
+
+        Args:
+            names: only these metrics. Default: all.
+            after_step: only points after this step.
+            kind: only RESULT or only TIMING metrics. Default: both.
+            follow: yield points as they come, until the job has ended, in the order they were stored.
+
+        Returns:
+            All points there are, result metrics first, each kind by step and name; or an iterator, if `follow`. It
+            opens a broken connection again; no point is lost or comes twice.
+        """
+        chosen = MetricKind(kind.upper()) if kind is not None else MetricKind.UNSPECIFIED
+        wanted = [names] if isinstance(names, str) else list(names or ())
+        if follow:
+            return self._follow_metrics(wanted, after_step, chosen)
+        return list(self._list_metrics(wanted, after_step, chosen))
+
+    def _list_metrics(self, names: list[str], after_step: int, kind: MetricKind) -> Iterator[MetricPoint]:
+        request = metrics_service_pb2.ListMetricsRequest(
+            job_id=self._stored_id(),
+            names=names,
+            after_step=after_step,
+            kind=kind.to_proto(),
+            page_size=_METRICS_PAGE_SIZE,
+        )
+        while True:
+            page = self._client._connection.call(self._client._metrics.ListMetrics, request)
+            yield from map(MetricPoint.from_proto, page.points)
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def _follow_metrics(self, names: list[str], after_step: int, kind: MetricKind) -> Iterator[MetricPoint]:
+        request = metrics_service_pb2.StreamMetricsRequest(job_id=self._stored_id(), names=names, kind=kind.to_proto())
+        for message in self._client._connection.follow(self._client._metrics.StreamMetrics, lambda: request):
+            # The cursor stands after all points of its message, and a message arrives whole or not at all.
+            request.cursor = message.cursor
+            yield from (MetricPoint.from_proto(point) for point in message.points if point.step > after_step)
+
+    def _watch(self, timeout_s: float | None) -> Iterator[JobUpdate]:
+        request = job_service_pb2.WatchJobRequest(job_id=self._stored_id())
+        stream = self._client._connection.follow(
+            self._client._jobs.WatchJob,
+            lambda: request,
+            has_ended=lambda: self.state.has_ended,
+            timeout_s=timeout_s,
+        )
+        for message in stream:
+            self.proto = message.job
+            events = [event for event in message.events if event.sequence > request.after_sequence]
+            if events:
+                request.after_sequence = events[-1].sequence
+            yield JobUpdate(Job(self._client, message.job), tuple(map(JobEvent.from_proto, events)))
+
+    def _wait(self, timeout_s: float | None, progress: bool) -> None:
+        if not progress:
+            for _ in self._watch(timeout_s):
+                pass
+            return
+        from lockstep.client.progress import show_progress  # brings rich, which not everyone needs
+
+        show_progress(self, self._watch(timeout_s))
+
+    def _stored_id(self) -> str:
+        if not self.job_id:
+            raise LockstepError("this job was only validated, not submitted: the server does not hold it")
+        return self.job_id
+
+    def _time(self, field: str, value: Timestamp) -> datetime | None:
+        return to_datetime(value) if self.proto.HasField(field) else None

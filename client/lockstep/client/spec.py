@@ -1,0 +1,158 @@
+"""Specs from files, mappings and the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+from google.protobuf import json_format
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+
+from lockstep.client._spec_form import Ambiguous, choices_of, fit, is_map, map_value, parse_integer
+from lockstep.client.errors import InvalidSpec, Violation
+from lockstep.v1.job_spec_pb2 import JobSpec
+
+_JOB_SPEC = cast(Descriptor, JobSpec.DESCRIPTOR)
+
+SpecLike: TypeAlias = JobSpec | Mapping[str, Any] | str | os.PathLike[str]
+
+
+def load_spec(spec: SpecLike, overrides: Iterable[str] = ()) -> JobSpec:
+    """Make a JobSpec.
+
+    Args:
+        spec: a JobSpec, a mapping of the same form, or the path of a YAML or JSON file; "-" is standard input.
+        overrides: what to set over it, each "path=value" with the value in YAML, such as "training.seed=7". Setting
+            one of several choices ("model.lenet={}") replaces the other.
+
+    Raises:
+        InvalidSpec: it cannot be read, or has keys or types that a JobSpec has not. All of them are named at once.
+    """
+    overrides = list(overrides)
+    if isinstance(spec, JobSpec):
+        if not overrides:
+            return spec
+        spec = message_to_dict(spec)
+    data = spec if isinstance(spec, Mapping) else _read(spec)
+    for override in overrides:
+        data = _set(data, override)
+    fitted, violations = fit(data, _JOB_SPEC)
+    if violations:
+        raise InvalidSpec(violations)
+    try:
+        return json_format.ParseDict(fitted, JobSpec())
+    except json_format.ParseError as error:
+        raise InvalidSpec(str(error)) from error
+
+
+def message_to_dict(message: Message) -> dict[str, Any]:
+    """The JSON form of a message, with the field names of the contract."""
+    return json_format.MessageToDict(message, preserving_proto_field_name=True)
+
+
+def _read(path: str | os.PathLike[str]) -> Mapping[Any, Any]:
+    name = os.fspath(path)
+    text = _read_text(name)
+    try:
+        if name.endswith(".json"):
+            data = json.loads(text, object_pairs_hook=_without_duplicates, parse_int=parse_integer)
+        else:
+            from lockstep.client import _yaml  # brings PyYAML, which a dict or a JobSpec does not need
+
+            data = _yaml.parse(text)
+    except json.JSONDecodeError as error:
+        message = f"{name}: not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}"
+        raise InvalidSpec(message) from error
+    except (ValueError, RecursionError) as error:
+        kind = "JSON" if name.endswith(".json") else "YAML"
+        raise InvalidSpec(f"{name}: not valid {kind}: {error}") from error
+    if data is None:
+        raise InvalidSpec(f"{name}: is empty; a spec has at least model, data and optimizer")
+    if not isinstance(data, Mapping):
+        raise InvalidSpec(f"{name}: a spec must be a mapping of keys to values, not {_kind(data)}")
+    return data
+
+
+def _read_text(name: str) -> str:
+    try:
+        if name == "-":
+            return sys.stdin.buffer.read().decode()
+        return Path(name).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise InvalidSpec(f"{name}: there is no such file") from error
+    except IsADirectoryError as error:
+        raise InvalidSpec(f"{name}: is a folder, not a file") from error
+    except UnicodeDecodeError as error:
+        raise InvalidSpec(f"{name}: is not UTF-8 text") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InvalidSpec(f"{name}: cannot be read: {reason}") from error
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in mapping:
+            raise ValueError(f"key {key!r} twice")
+        mapping[key] = value
+    return mapping
+
+
+def _kind(data: object) -> str:
+    return "a list" if isinstance(data, list) else "a single value"
+
+
+def _set(data: Mapping[Any, Any], override: str) -> dict[Any, Any]:
+    """A copy of the data with one value set; mappings on the way are made, other choices of a oneof dropped."""
+    path, equals, text = override.partition("=")
+    if not equals or not all(path.split(".")):
+        raise InvalidSpec([Violation(override, "must have the form path=value, such as training.seed=7")])
+    result = dict(data)
+    inside: dict[Any, Any] = result
+    descriptor: Descriptor | None = _JOB_SPEC
+    field: FieldDescriptor | None = None
+    keys = path.split(".")
+    while keys:
+        key = keys.pop(0)
+        field = descriptor.fields_by_name.get(key) if descriptor is not None else None
+        if field is not None and (oneof := choices_of(field)) is not None:
+            for other in oneof.fields:
+                if other.name != key:
+                    inside.pop(other.name, None)
+        if field is not None and is_map(field) and keys:
+            keys = [".".join(keys)]  # a label's key may have dots
+            descriptor, field = None, map_value(field)
+            inside = _enter(inside, key, path)
+            key = keys.pop()
+        elif keys:
+            descriptor = field.message_type if field is not None else None
+            inside = _enter(inside, key, path)
+    inside[key] = _parse_value(text, field, path)
+    return result
+
+
+def _enter(outer: dict[Any, Any], key: str, path: str) -> dict[Any, Any]:
+    inner = outer.get(key)
+    if inner is not None and not isinstance(inner, Mapping):
+        raise InvalidSpec([Violation(path, f"cannot be set: {key} is not a mapping")])
+    outer[key] = dict(inner or {})
+    entered: dict[Any, Any] = outer[key]
+    return entered
+
+
+def _parse_value(text: str, field: FieldDescriptor | None, path: str) -> Any:
+    from lockstep.client import _yaml
+
+    try:
+        value = _yaml.parse(text)
+    except ValueError as error:
+        raise InvalidSpec([Violation(path, f"the value {text!r} is not valid YAML: {error}")]) from error
+    wants_text = field is not None and field.cpp_type == FieldDescriptor.CPPTYPE_STRING and not field.is_repeated
+    if wants_text and isinstance(value, bool | int | float | Ambiguous):
+        return text  # name=7 can only mean the text "7"
+    return value

@@ -1,0 +1,181 @@
+"""What the server tells, as plain typed values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Self
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from lockstep.v1 import catalog_service_pb2, job_pb2, metrics_service_pb2
+
+if TYPE_CHECKING:
+    from lockstep.client.job import Job
+
+
+class JobState(StrEnum):
+    """Where a job stands: QUEUED, STARTING, RUNNING, then SUCCEEDED, FAILED or CANCELLED."""
+
+    UNSPECIFIED = "UNSPECIFIED"  # a state that a newer server has and this client does not know
+    QUEUED = "QUEUED"
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    CANCELLING = "CANCELLING"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the job will never change again."""
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+    @classmethod
+    def from_proto(cls, value: job_pb2.JobState) -> JobState:
+        if value in job_pb2.JobState.values():
+            return cls(job_pb2.JobState.Name(value).removeprefix("JOB_STATE_"))
+        return cls.UNSPECIFIED
+
+    def to_proto(self) -> str:
+        return f"JOB_STATE_{self.value}"
+
+
+class MetricKind(StrEnum):
+    """RESULT metrics are a function of the spec, the same bits in every run; TIMING metrics are not."""
+
+    UNSPECIFIED = "UNSPECIFIED"
+    RESULT = "RESULT"
+    TIMING = "TIMING"
+
+    @classmethod
+    def from_proto(cls, value: metrics_service_pb2.MetricKind) -> MetricKind:
+        if value in metrics_service_pb2.MetricKind.values():
+            return cls(metrics_service_pb2.MetricKind.Name(value).removeprefix("METRIC_KIND_"))
+        return cls.UNSPECIFIED
+
+    def to_proto(self) -> str:
+        return f"METRIC_KIND_{self.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class MetricPoint:
+    """One value of one metric after one step."""
+
+    name: str
+    step: int
+    epoch: float
+    value: float
+    kind: MetricKind
+
+    @classmethod
+    def from_proto(cls, point: metrics_service_pb2.MetricPoint) -> Self:
+        return cls(point.name, point.step, point.epoch, point.value, MetricKind.from_proto(point.kind))
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far training is. `total_steps` is 0 while the size of the data is not known."""
+
+    step: int
+    total_steps: int
+    epoch: float
+
+    @classmethod
+    def from_proto(cls, progress: job_pb2.JobProgress) -> Self:
+        return cls(progress.step, progress.total_steps, progress.epoch)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The outcome of a job that succeeded. `weights_digest` is a SHA-256, hex."""
+
+    weights_digest: str
+    final_metrics: Mapping[str, float]
+
+    @classmethod
+    def from_proto(cls, result: job_pb2.JobResult) -> Self:
+        return cls(result.weights_digest, dict(sorted(result.final_metrics.items())))
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a job failed. `reason` is a stable word; `field` and `traceback` may be empty; `rank` None."""
+
+    reason: str
+    message: str
+    field: str
+    traceback: str
+    rank: int | None
+
+    @classmethod
+    def from_proto(cls, error: job_pb2.JobError) -> Self:
+        rank = error.rank if error.HasField("rank") else None
+        return cls(error.reason, error.message, error.field, error.traceback, rank)
+
+    def __str__(self) -> str:
+        message = f"{self.field}: {self.message}" if self.field and self.field not in self.message else self.message
+        return message or self.reason or "the server gave no reason"
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    """One entry of a job's log; `sequence` counts from 1 without gaps."""
+
+    sequence: int
+    time: datetime | None
+    state: JobState
+    attempt: int
+    message: str
+
+    @classmethod
+    def from_proto(cls, event: job_pb2.JobEvent) -> Self:
+        time = to_datetime(event.time) if event.HasField("time") else None
+        return cls(event.sequence, time, JobState.from_proto(event.state), event.attempt, event.message)
+
+
+@dataclass(frozen=True, slots=True)
+class JobUpdate:
+    """A job as it stood at one moment, with the events since the update before."""
+
+    job: Job
+    events: tuple[JobEvent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogParameter:
+    """One thing that can be set on a model or a kind of data. `default` is None when there is none."""
+
+    name: str
+    type: str
+    default: object
+    limits: str
+    required: bool
+
+    @classmethod
+    def from_proto(cls, parameter: catalog_service_pb2.CatalogParameter) -> Self:
+        default = json.loads(parameter.default_json) if parameter.default_json else None
+        return cls(parameter.name, parameter.type, default, parameter.limits, parameter.required)
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogEntry:
+    """One model, or one kind of data, that a spec can name."""
+
+    name: str
+    description: str
+    parameters: tuple[CatalogParameter, ...]
+    tasks: tuple[str, ...]
+
+    @classmethod
+    def from_proto(cls, entry: catalog_service_pb2.CatalogEntry) -> Self:
+        parameters = tuple(CatalogParameter.from_proto(parameter) for parameter in entry.parameters)
+        return cls(entry.name, entry.description, parameters, tuple(entry.tasks))
+
+
+def to_datetime(timestamp: Timestamp) -> datetime:
+    """A point in time in UTC."""
+    return timestamp.ToDatetime(tzinfo=UTC)

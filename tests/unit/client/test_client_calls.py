@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import grpc
+import pytest
+
+import lockstep.client
+from lockstep.client import Client, DeadlineExceeded, JobState, LockstepError, MetricKind, MetricPoint, errors
+from lockstep.v1 import catalog_service_pb2, job_service_pb2, metrics_service_pb2
+from lockstep.v1.job_spec_pb2 import JobSpec
+from tests.unit.client.scripted_server import UNAVAILABLE, Refusal, ScriptedServer, a_job, a_point
+
+SPEC = {"name": "digits", "model": {"mlp": {"hidden_units": [64]}}, "training": {"seed": 7}}
+
+
+def test_a_submit_is_repeated_under_one_request_id_until_the_server_answers(server: ScriptedServer, client: Client):
+    server.on("SubmitJob", UNAVAILABLE, UNAVAILABLE, a_job())
+    assert client.submit_job(SPEC).job_id == "j-1"
+    request_ids = [request.request_id for request in server.requests["SubmitJob"]]
+    assert len(request_ids) == 3
+    assert len(set(request_ids)) == 1
+    assert request_ids[0]
+
+
+def test_two_submits_have_two_request_ids(server: ScriptedServer, client: Client):
+    server.on("SubmitJob", a_job())
+    client.submit_job(SPEC)
+    client.submit_job(SPEC)
+    first, second = server.requests["SubmitJob"]
+    assert first.request_id != second.request_id
+
+
+def test_a_submit_sends_the_spec_and_the_callers_request_id(server: ScriptedServer, client: Client):
+    server.on("SubmitJob", a_job())
+    client.submit_job(SPEC, request_id="mine", validate_only=True)
+    (request,) = server.requests["SubmitJob"]
+    assert request.spec == JobSpec(name="digits", model={"mlp": {"hidden_units": [64]}}, training={"seed": 7})
+    assert (request.request_id, request.validate_only) == ("mine", True)
+
+
+@pytest.mark.parametrize("status", [grpc.StatusCode.INTERNAL, grpc.StatusCode.RESOURCE_EXHAUSTED])
+def test_other_errors_than_an_absent_server_are_not_repeated(server: ScriptedServer, client: Client, status):
+    server.on("SubmitJob", Refusal(status))
+    with pytest.raises(LockstepError):
+        client.submit_job(SPEC)
+    assert len(server.requests["SubmitJob"]) == 1
+
+
+def test_every_call_has_a_deadline_of_ten_seconds(server: ScriptedServer, client: Client):
+    server.on("SubmitJob", a_job())
+    server.on("GetJob", a_job())
+    server.on("CancelJob", a_job("CANCELLING"))
+    server.on("ListJobs", job_service_pb2.ListJobsResponse())
+    server.on("ListMetrics", metrics_service_pb2.ListMetricsResponse())
+    server.on("ListModels", catalog_service_pb2.ListModelsResponse())
+    server.on("ListDatasets", catalog_service_pb2.ListDatasetsResponse())
+    job = client.submit_job(SPEC)
+    job.refresh().cancel().metrics()
+    list(client.list_jobs())
+    client.list_models()
+    client.list_datasets()
+    assert len(server.seconds_left) == 7
+    assert all(left is not None and 9 < left < 10.5 for left in server.seconds_left)
+
+
+def test_a_server_that_does_not_answer_is_given_up(server: ScriptedServer, client: Client, monkeypatch, release):
+    monkeypatch.setattr("lockstep.client._connection.UNARY_TIMEOUT_S", 0.2)
+    server.on("GetJob", lambda request: release.wait(timeout=30) and a_job())
+    with pytest.raises(DeadlineExceeded, match=r"^the server at 127.0.0.1:\d+ did not answer in time$"):
+        client.get_job("j-1")
+
+
+def test_the_token_travels_with_every_call(server: ScriptedServer):
+    server.on("GetJob", a_job())
+    with Client(server.target, token="secret") as client:
+        client.get_job("j-1")
+    assert server.metadata[0]["authorization"] == "Bearer secret"
+
+
+def test_without_a_token_there_is_no_authorization(server: ScriptedServer, client: Client):
+    server.on("GetJob", a_job())
+    client.get_job("j-1")
+    assert "authorization" not in server.metadata[0]
+
+
+def test_target_and_token_come_from_the_environment(server: ScriptedServer, monkeypatch):
+    monkeypatch.setenv("LOCKSTEP_TARGET", server.target)
+    monkeypatch.setenv("LOCKSTEP_TOKEN", "from-outside")
+    server.on("GetJob", a_job())
+    with Client() as client:
+        assert client.target == server.target
+        client.get_job("j-1")
+    assert server.metadata[0]["authorization"] == "Bearer from-outside"
+
+
+def test_the_target_is_this_machine_when_nothing_names_one():
+    with Client() as client:
+        assert client.target == "127.0.0.1:50051"
+
+
+def test_the_module_submits_to_the_server_that_the_environment_names(server: ScriptedServer, monkeypatch):
+    monkeypatch.setenv("LOCKSTEP_TARGET", server.target)
+    server.on("SubmitJob", a_job())
+    first, second = lockstep.client.submit_job(SPEC), lockstep.client.submit_job(SPEC)
+    assert first.job_id == "j-1"
+    assert first._client is second._client
+    first._client.close()
+
+
+def test_all_pages_of_jobs_are_read(server: ScriptedServer, client: Client):
+    server.on(
+        "ListJobs",
+        job_service_pb2.ListJobsResponse(jobs=[a_job(job_id="j-3"), a_job(job_id="j-2")], next_page_token="more"),
+        job_service_pb2.ListJobsResponse(jobs=[a_job(job_id="j-1")]),
+    )
+    jobs = client.list_jobs(states=["running", JobState.QUEUED], labels={"team": "vision"})
+    assert [job.job_id for job in jobs] == ["j-3", "j-2", "j-1"]
+    first, second = server.requests["ListJobs"]
+    assert (first.page_token, second.page_token) == ("", "more")
+    assert list(second.states) == [3, 1]
+    assert dict(second.labels) == {"team": "vision"}
+
+
+def test_all_pages_of_metrics_are_read_as_typed_points(server: ScriptedServer, client: Client):
+    server.on("GetJob", a_job())
+    server.on(
+        "ListMetrics",
+        metrics_service_pb2.ListMetricsResponse(points=[a_point("train_loss", 1, 0.1)], next_page_token="more"),
+        metrics_service_pb2.ListMetricsResponse(points=[a_point("step_seconds", 1, 0.2, "TIMING")]),
+    )
+    points = client.get_job("j-1").metrics(["train_loss", "step_seconds"], after_step=0, kind="result")
+    assert points == [
+        MetricPoint("train_loss", 1, 0.1, 0.1, MetricKind.RESULT),
+        MetricPoint("step_seconds", 1, 0.1, 0.2, MetricKind.TIMING),
+    ]
+    first, second = server.requests["ListMetrics"]
+    assert (first.page_token, second.page_token) == ("", "more")
+    assert list(second.names) == ["train_loss", "step_seconds"]
+    assert second.kind == metrics_service_pb2.METRIC_KIND_RESULT
+
+
+def test_a_job_tells_what_the_server_knows(server: ScriptedServer, client: Client):
+    message = a_job("FAILED", state_reason="lost", attempt=2, restarts=1, curve_digest="c", hardware_class="cpu")
+    message.create_time.FromDatetime(datetime(2024, 5, 17, 12, 0, tzinfo=UTC))
+    message.progress.step, message.progress.total_steps, message.progress.epoch = 30, 60, 1.5
+    message.error.reason, message.error.message, message.error.rank = "USER_ERROR", "division by zero", 0
+    server.on("GetJob", message)
+    job = client.get_job("j-1")
+    assert (job.job_id, job.name, job.state, job.state_reason) == ("j-1", "digits", JobState.FAILED, "lost")
+    assert (job.attempt, job.restarts, job.curve_digest, job.hardware_class) == (2, 1, "c", "cpu")
+    assert job.create_time == datetime(2024, 5, 17, 12, 0, tzinfo=UTC)
+    assert (job.start_time, job.end_time, job.result) == (None, None, None)
+    assert (job.progress.step, job.progress.total_steps, job.progress.epoch) == (30, 60, 1.5)
+    assert job.error is not None
+    assert (job.error.reason, job.error.message, job.error.rank) == ("USER_ERROR", "division by zero", 0)
+    assert job.proto == message
+
+
+def test_the_result_of_a_job_keeps_its_bits(server: ScriptedServer, client: Client):
+    result = {"weights_digest": "ab12", "final_metrics": {"val_accuracy": 0.1 + 0.2}}
+    server.on("GetJob", a_job("SUCCEEDED", result=result))
+    job = client.get_job("j-1")
+    assert job.state == "SUCCEEDED"
+    assert job.result is not None
+    assert (job.result.weights_digest, job.result.final_metrics) == ("ab12", {"val_accuracy": 0.1 + 0.2})
+
+
+def test_a_state_of_a_newer_server_is_no_error(server: ScriptedServer, client: Client):
+    message = a_job()
+    message.state = 99  # type: ignore[assignment]
+    server.on("GetJob", message)
+    assert client.get_job("j-1").state is JobState.UNSPECIFIED
+
+
+def test_the_catalog_is_read_as_typed_entries(server: ScriptedServer, client: Client):
+    parameter = {"name": "hidden_units", "type": "list of integers", "default_json": "[256]", "limits": "1 to 64"}
+    entry = {"name": "mlp", "description": "A perceptron.", "parameters": [parameter], "tasks": ["classification"]}
+    server.on("ListModels", catalog_service_pb2.ListModelsResponse(models=[entry]))
+    server.on("ListDatasets", catalog_service_pb2.ListDatasetsResponse(datasets=[{"name": "idx"}]))
+    (model,) = client.list_models()
+    assert (model.name, model.tasks, model.parameters[0].default) == ("mlp", ("classification",), [256])
+    assert [dataset.name for dataset in client.list_datasets()] == ["idx"]
+
+
+def test_a_job_that_was_only_validated_cannot_be_waited_for(server: ScriptedServer, client: Client):
+    server.on("SubmitJob", a_job(job_id=""))
+    job = client.submit_job(SPEC, validate_only=True)
+    with pytest.raises(LockstepError, match=r"^this job was only validated, not submitted"):
+        job.wait()
+
+
+def test_cancelling_a_job_that_has_ended_is_refused(server: ScriptedServer, client: Client):
+    server.on("GetJob", a_job("SUCCEEDED"))
+    server.on("CancelJob", Refusal(grpc.StatusCode.FAILED_PRECONDITION, "job j-1 has ended: it is SUCCEEDED"))
+    with pytest.raises(errors.FailedPrecondition, match=r"^job j-1 has ended: it is SUCCEEDED$"):
+        client.get_job("j-1").cancel()

@@ -1,0 +1,338 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import grpc
+import pytest
+import yaml
+
+from lockstep.client.cli import output
+from lockstep.v1.catalog_service_pb2 import ListDatasetsResponse, ListModelsResponse
+from lockstep.v1.job_service_pb2 import ListJobsResponse
+from lockstep.v1.job_spec_pb2 import JobSpec
+from lockstep.v1.metrics_service_pb2 import ListMetricsResponse
+from tests.unit.client.scripted_server import Refusal, ScriptedServer, a_job, a_point, an_update, points, violations
+
+SPEC = "name: digits\nmodel: {mlp: {}}\ntraining: {seed: 7}\n"
+SUCCEEDED = {"result": {"weights_digest": "ab12", "final_metrics": {"val_accuracy": 0.97}}}
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> str:
+    path = tmp_path / "job.yaml"
+    path.write_text(SPEC)
+    return str(path)
+
+
+def test_submit_prints_only_the_job_id_on_standard_output(server: ScriptedServer, lockstep, spec: str):
+    server.on("SubmitJob", a_job())
+    code, out, err = lockstep("submit", "-f", spec, "--set", "training.seed=8", "--request-id", "mine")
+    assert (code, out) == (0, "j-1\n")
+    assert err == "digits is queued; follow it with: lockstep watch j-1\n"
+    (request,) = server.requests["SubmitJob"]
+    assert request.spec == JobSpec(name="digits", model={"mlp": {}}, training={"seed": 8})
+    assert (request.request_id, request.validate_only) == ("mine", False)
+
+
+def test_a_dry_run_prints_the_resolved_spec_as_yaml(server: ScriptedServer, lockstep, spec: str):
+    resolved = JobSpec(name="007", model={"mlp": {"hidden_units": [256]}}, training={"max_steps": 12})
+    server.on("SubmitJob", a_job(job_id="", spec=resolved))
+    code, out, err = lockstep("submit", "-f", spec, "--dry-run")
+    assert (code, err) == (0, "")
+    assert yaml.safe_load(out) == {
+        "name": "007",
+        "model": {"mlp": {"hidden_units": [256]}},
+        "training": {"max_steps": "12"},
+    }
+    assert server.requests["SubmitJob"][0].validate_only
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [
+        (an_update("SUCCEEDED", **SUCCEEDED), 0, "succeeded; val_accuracy 0.97\nweights ab12\n"),
+        (an_update("FAILED", error={"message": "lost"}), 1, "lockstep: j-1 failed: lost\n"),
+        (
+            an_update("FAILED", error={"message": "lost", "traceback": "Trace"}),
+            1,
+            "lockstep: j-1 failed: lost\nsee where with: lockstep describe j-1\n",
+        ),
+        (an_update("CANCELLED"), 1, "lockstep: j-1 was cancelled\n"),
+    ],
+)
+def test_following_a_submit_ends_with_the_outcome(server: ScriptedServer, lockstep, spec: str, end, code, said):
+    server.on("SubmitJob", a_job())
+    server.on("ListMetrics", ListMetricsResponse())
+    server.on("WatchJob", [end])
+    assert lockstep("submit", "-f", spec, "--follow") == (code, "j-1\n", said)
+
+
+def test_interrupting_a_followed_submit_leaves_the_job_running(server: ScriptedServer, lockstep, spec, monkeypatch):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lockstep.client.job.Job.wait", interrupt)
+    server.on("SubmitJob", a_job())
+    code, out, err = lockstep("submit", "-f", spec, "--follow")
+    assert (code, out) == (130, "j-1\n")
+    assert "j-1 goes on; follow it with: lockstep watch j-1, stop it with: lockstep cancel j-1" in err
+    assert not server.requests["CancelJob"]
+
+
+REFUSALS = [
+    (Refusal(grpc.StatusCode.INVALID_ARGUMENT, "no", violations("SPEC_INVALID", name="is bad")), 3, "name: is bad"),
+    (Refusal(grpc.StatusCode.ALREADY_EXISTS, "request_id taken"), 7, "request_id taken"),
+    (Refusal(grpc.StatusCode.FAILED_PRECONDITION, "too small"), 7, "too small"),
+    (Refusal(grpc.StatusCode.INTERNAL, "an error in the server"), 1, "an error in the server"),
+    (Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, ""), 6, "the server at {target} did not answer in time"),
+]
+
+
+@pytest.mark.parametrize(("refusal", "code", "message"), REFUSALS)
+def test_a_refused_submit_says_why_and_exits_so(server: ScriptedServer, lockstep, spec, refusal, code, message):
+    server.on("SubmitJob", refusal)
+    assert lockstep("submit", "-f", spec) == (code, "", f"lockstep: {message.format(target=server.target)}\n")
+
+
+def test_a_spec_that_cannot_be_read_exits_with_3(server: ScriptedServer, lockstep, spec: str):
+    code, out, err = lockstep("submit", "-f", spec, "--set", "training.batchsize=3")
+    assert (code, out) == (3, "")
+    assert err == "lockstep: training.batchsize: unknown key; did you mean batch_size?\n"
+    assert not server.requests
+
+
+@pytest.mark.parametrize("command", ["get", "describe", "metrics", "watch", "wait", "cancel"])
+def test_a_job_that_is_not_there_exits_with_4(server: ScriptedServer, lockstep, command: str):
+    server.on("GetJob", Refusal(grpc.StatusCode.NOT_FOUND, "there is no job j-9"))
+    assert lockstep(command, "j-9") == (4, "", "lockstep: there is no job j-9\n")
+
+
+def test_an_absent_server_exits_with_5(lockstep, unreachable: str):
+    code, out, err = lockstep("ls", target=unreachable)
+    assert (code, out) == (5, "")
+    assert err.startswith(f"lockstep: no Lockstep server answers at {unreachable}; start one with `lockstep serve`")
+
+
+@pytest.mark.parametrize("arguments", [["submit"], ["nonsense"], ["ls", "--nonsense"], ["ls", "-l", "team"]])
+def test_a_wrong_command_line_exits_with_2(lockstep, arguments: list[str]):
+    code, out, err = lockstep(*arguments)
+    assert (code, out) == (2, "")
+    assert "Usage: lockstep" in err
+
+
+def test_ls_fits_80_columns_and_shows_whole_ids(server: ScriptedServer, lockstep):
+    progress = {"step": 45, "total_steps": 100, "epoch": 1.0}
+    long_name = JobSpec(name="a-very-" + "long-" * 11 + "name")
+    ids = ["01hzzzzzzzzzzzzzzzzzzzzzzz", "0190a0c5-7e4e-7d2c-9f6a-0d6f2b1c3d4e"]
+    jobs = [a_job("RUNNING", ids[0], spec=long_name, progress=progress), a_job("QUEUED", ids[1])]
+    server.on("ListJobs", ListJobsResponse(jobs=jobs))
+    code, out, err = lockstep("ls", "-l", "team=vision", "--state", "RUNNING", "--state", "queued")
+    assert (code, err) == (0, "")
+    header, first, second = out.splitlines()
+    assert header.split() == ["JOB", "NAME", "STATE", "DONE", "CREATED"]
+    assert first.split() == [ids[0], first.split()[1], "RUNNING", "45", "%", "now"]
+    assert second.split() == [ids[1], "digits", "QUEUED", "now"]
+    assert all(len(line) <= 80 for line in out.splitlines())
+    (request,) = server.requests["ListJobs"]
+    assert (dict(request.labels), list(request.states)) == ({"team": "vision"}, [3, 1])
+
+
+def test_ls_as_json_has_all_jobs(server: ScriptedServer, lockstep):
+    server.on(
+        "ListJobs",
+        ListJobsResponse(jobs=[a_job(job_id="j-2")], next_page_token="more"),
+        ListJobsResponse(jobs=[a_job(job_id="j-1")]),
+    )
+    code, out, _ = lockstep("ls", "-o", "json")
+    assert code == 0
+    assert [(job["job_id"], job["state"]) for job in json.loads(out)] == [
+        ("j-2", "JOB_STATE_QUEUED"),
+        ("j-1", "JOB_STATE_QUEUED"),
+    ]
+
+
+def test_ls_without_jobs_says_so_on_standard_error(server: ScriptedServer, lockstep):
+    server.on("ListJobs", ListJobsResponse())
+    assert lockstep("ls") == (0, "", "no jobs\n")
+    assert lockstep("ls", "-o", "json") == (0, "[]\n", "")
+
+
+def test_get_prints_the_json_form_with_the_field_names_of_the_contract(server: ScriptedServer, lockstep):
+    server.on("GetJob", a_job("SUCCEEDED", progress={"step": 60, "total_steps": 60, "epoch": 3}, **SUCCEEDED))
+    _, as_json, _ = lockstep("get", "j-1")
+    _, as_yaml, _ = lockstep("get", "j-1", "-o", "yaml")
+    job = json.loads(as_json)
+    assert job["job_id"] == "j-1"
+    assert job["progress"] == {"step": "60", "total_steps": "60", "epoch": 3.0}
+    assert job["result"] == {"weights_digest": "ab12", "final_metrics": {"val_accuracy": 0.97}}
+    assert yaml.safe_load(as_yaml) == job
+
+
+def test_describe_tells_everything_of_a_failed_job(server: ScriptedServer, lockstep):
+    error = {
+        "reason": "USER_ERROR",
+        "message": "division by zero",
+        "traceback": "Trace [red]\n  x/0\x1b[2J\n",
+        "rank": 1,
+    }
+    progress = {"step": 30, "total_steps": 60, "epoch": 1.5}
+    failed = an_update("FAILED", (1, "queued"), (2, "failed"), error=error, progress=progress, attempt=1)
+    server.on("GetJob", failed.job)
+    server.on("WatchJob", [failed])
+    code, out, err = lockstep("describe", "j-1")
+    assert (code, err) == (0, "")
+    for told in (
+        "state     FAILED",
+        "progress  epoch 1.5/3, step 30 of 60",
+        "USER_ERROR (rank 1): division by zero",
+        "Trace [red]\n  x/0\N{REPLACEMENT CHARACTER}[2J\n",
+        "FAILED      attempt 1   queued",
+        "  max_epochs: 3",
+    ):
+        assert told in out
+
+
+def test_describe_tells_the_result_of_a_job(server: ScriptedServer, lockstep):
+    done = an_update("SUCCEEDED", (1, "done"), **SUCCEEDED)
+    server.on("GetJob", done.job)
+    server.on("WatchJob", [done])
+    _, out, _ = lockstep("describe", "j-1")
+    assert "val_accuracy  0.97" in out
+    assert "weights       ab12" in out
+
+
+def test_metrics_as_csv_keep_their_bits_and_put_results_first(server: ScriptedServer, lockstep):
+    server.on("GetJob", a_job())
+    server.on(
+        "ListMetrics",
+        ListMetricsResponse(
+            points=[a_point("samples_per_second", 1, 1e5, "TIMING"), a_point("train_loss", 1, 0.1 + 0.2)],
+            next_page_token="more",
+        ),
+        ListMetricsResponse(points=[a_point("train_loss", 2, float("nan"))]),
+    )
+    code, out, err = lockstep("metrics", "j-1", "-o", "csv")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        "name,step,epoch,value",
+        "train_loss,1,0.1,0.30000000000000004",
+        "train_loss,2,0.2,nan",
+        "samples_per_second,1,0.1,100000.0",
+    ]
+
+
+def test_metrics_as_json_are_numbers(server: ScriptedServer, lockstep):
+    server.on("GetJob", a_job())
+    server.on("ListMetrics", ListMetricsResponse(points=[a_point("train_loss", 1, 0.5), a_point("x", 2, float("inf"))]))
+    _, out, _ = lockstep("metrics", "j-1", "-o", "json")
+    assert json.loads(out) == [
+        {"name": "train_loss", "step": 1, "epoch": 0.1, "value": 0.5, "kind": "RESULT"},
+        {"name": "x", "step": 2, "epoch": 0.2, "value": "Infinity", "kind": "RESULT"},
+    ]
+
+
+def test_metrics_as_a_table_have_a_row_for_each_step_and_fit_80_columns(server: ScriptedServer, lockstep):
+    names = ("grad_norm", "learning_rate", "train_accuracy", "train_loss", "val_accuracy", "val_loss")
+    entries = [a_point(name, step, 0.123456789) for step in (50, 100_000) for name in names]
+    entries.append(a_point("samples_per_second", 50, 12345.678, "TIMING"))
+    server.on("GetJob", a_job())
+    server.on("ListMetrics", ListMetricsResponse(points=entries))
+    code, out, _ = lockstep("metrics", "j-1")
+    assert code == 0
+    assert all(len(line) <= 80 for line in out.splitlines())
+    rows = [line.split() for line in out.splitlines()]
+    assert ["50", "5.00", *["0.12346"] * 6] in rows
+    assert ["100000", "10000.00", *["0.12346"] * 6] in rows
+    assert ["50", "5.00", "12346"] in rows
+
+
+@pytest.mark.parametrize(
+    ("form", "lines"),
+    [
+        ("csv", ["name,step,epoch,value", "train_loss,1,0.1,0.5", "train_loss,2,0.2,0.25"]),
+        (
+            "json",
+            [
+                '{"name": "train_loss", "step": 1, "epoch": 0.1, "value": 0.5, "kind": "RESULT"}',
+                '{"name": "train_loss", "step": 2, "epoch": 0.2, "value": 0.25, "kind": "RESULT"}',
+            ],
+        ),
+        (
+            "table",
+            [
+                "step 1        epoch 0.10     train_loss         0.5",
+                "step 2        epoch 0.20     train_loss         0.25",
+            ],
+        ),
+    ],
+)
+def test_metrics_can_be_followed(server: ScriptedServer, lockstep, form: str, lines: list[str]):
+    server.on("GetJob", a_job("RUNNING"))
+    server.on(
+        "StreamMetrics", [points("1", a_point("train_loss", 1, 0.5)), points("2", a_point("train_loss", 2, 0.25))]
+    )
+    code, out, err = lockstep("metrics", "j-1", "-f", "-o", form)
+    assert (code, out.splitlines(), err) == (0, lines, "")
+
+
+def test_watch_prints_a_line_for_each_event_and_exits_by_the_outcome(server: ScriptedServer, lockstep):
+    server.on("GetJob", a_job())
+    server.on("WatchJob", [an_update("RUNNING", (1, "first\nstep")), an_update("FAILED", (2, "lost"))])
+    code, out, err = lockstep("watch", "j-1")
+    assert code == 1
+    assert [line.split() for line in out.splitlines()] == [
+        ["RUNNING", "attempt", "1", "first", "step"],
+        ["FAILED", "attempt", "1", "lost"],
+    ]
+    assert err.startswith("lockstep: j-1 failed: ")
+
+
+def test_wait_says_how_the_job_ended(server: ScriptedServer, lockstep):
+    server.on("GetJob", a_job("RUNNING"))
+    server.on("WatchJob", [an_update("SUCCEEDED")], [an_update("CANCELLED")])
+    assert lockstep("wait", "j-1") == (0, "", "j-1 succeeded\n")
+    assert lockstep("wait", "j-1") == (1, "", "lockstep: j-1 was cancelled\n")
+
+
+def test_wait_that_times_out_exits_with_6(server: ScriptedServer, lockstep, release):
+    server.on("GetJob", a_job("RUNNING"))
+    server.on("WatchJob", [lambda context: release.wait(timeout=30)])
+    code, out, err = lockstep("wait", "j-1", "--timeout", "0.1")
+    assert (code, out) == (6, "")
+    assert err == "lockstep: j-1 has not ended after 0.1 s: it is RUNNING\n"
+
+
+def test_cancel_tells_the_state(server: ScriptedServer, lockstep):
+    server.on("GetJob", a_job("RUNNING"))
+    server.on("CancelJob", a_job("CANCELLING"), Refusal(grpc.StatusCode.FAILED_PRECONDITION, "job j-1 has ended"))
+    assert lockstep("cancel", "j-1") == (0, "", "j-1 is cancelling\n")
+    assert lockstep("cancel", "j-1") == (7, "", "lockstep: job j-1 has ended\n")
+
+
+def test_the_catalog_is_listed_with_types_limits_and_defaults(server: ScriptedServer, lockstep):
+    parameters = [
+        {"name": "hidden_units", "type": "list of integers", "default_json": "[256]", "limits": "1 to 64 layers."},
+        {"name": "root", "type": "string", "required": True},
+    ]
+    entry = {"name": "mlp", "description": "A perceptron.", "parameters": parameters, "tasks": ["classification"]}
+    server.on("ListModels", ListModelsResponse(models=[entry]))
+    server.on("ListDatasets", ListDatasetsResponse(datasets=[entry]))
+    code, out, _ = lockstep("models")
+    assert code == 0
+    assert [line.rstrip() for line in out.splitlines()] == [
+        "model.mlp (classification)",
+        "  A perceptron.",
+        "    hidden_units  list of integers; 1 to 64 layers; default [256]",
+        "    root          string; required",
+    ]
+    _, out, _ = lockstep("datasets", "-o", "json")
+    assert json.loads(out)[0]["parameters"][0]["default"] == [256]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(3, "3 s"), (119, "119 s"), (120, "2 min"), (7199, "120 min"), (7200, "2 h"), (172_800, "2 d"), (1e6, "12 d")],
+)
+def test_times_are_said_as_people_say_them(seconds: float, said: str):
+    assert output.duration(seconds) == said
