@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 from torch.distributed.distributed_c10d import PrefixStore
 
 from lockstep.workers.engine.group import Group, open_rendezvous, reach_rendezvous
-from lockstep.workers.engine.reduce import ChunkExchange, GatherExchange, PairExchange, ShardSums, padded
+from lockstep.workers.engine.reduce import ChunkExchange, PairExchange, ShardSums, SwapExchange, padded
 from lockstep.workers.engine.shards import Placement
 
 WIDTHS = (1_000, 8_000, 50_000, 200_000, 1_000_000, 5_000_000)
@@ -25,7 +25,7 @@ def measure(rank: int, world_size: int, port: int) -> None:
     torch.set_num_threads(1)
     group = Group.join(PrefixStore(str(world_size), reach_rendezvous("127.0.0.1", port, world_size)), rank, world_size)
     placement = Placement.deal(world_size, world_size)
-    kinds = [GatherExchange, ChunkExchange] + ([PairExchange] if world_size == 2 else [])
+    kinds = [SwapExchange, ChunkExchange] + ([PairExchange] if world_size == 2 else [])
     for width in WIDTHS:
         sums = ShardSums(placement, rank, padded(width, world_size), torch.float32, torch.device("cpu"))
         plain = torch.zeros_like(sums.accumulator)

@@ -39,7 +39,7 @@ def test_no_rank_sends_more_than_two_pieces_a_level(shards: int, data: st.DataOb
 @given(shards=shard_counts, data=st.data())
 def test_the_total_is_the_same_bits_however_the_shards_are_dealt(shards: int, data: st.DataObject) -> None:
     values = torch.randn(shards, 5, generator=torch.Generator().manual_seed(shards)) * 1e3 ** torch.rand(shards, 1)
-    expected = tree_sum(root(shards), shards, lambda node: values[node.position] if node.level == 0 else None)
+    expected = tree_sum(root(shards), shards, lambda node: values[node.position].clone() if node.level == 0 else None)
     world_size = data.draw(st.integers(1, shards))
     placement = Placement.deal(shards, world_size)
     rows = []
@@ -53,7 +53,7 @@ def test_the_total_is_the_same_bits_however_the_shards_are_dealt(shards: int, da
 
 def test_a_left_to_right_sum_would_not_do() -> None:
     values = torch.tensor([1e8, 1.0, -1e8, 1.0])
-    in_tree_order = tree_sum(root(4), 4, lambda node: values[node.position] if node.level == 0 else None)
+    in_tree_order = tree_sum(root(4), 4, lambda node: values[node.position].clone() if node.level == 0 else None)
     assert in_tree_order != ((values[0] + values[1]) + values[2]) + values[3]
 
 

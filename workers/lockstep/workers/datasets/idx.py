@@ -45,7 +45,7 @@ class IdxDataset(DataModule):
 
     def transform(self, inputs: Tensor) -> Tensor:
         """Bytes (n, 1, height, width) to floats in [0, 1]; memory holds the bytes, a quarter of the floats."""
-        return inputs.to(torch.float32).div_(WHITE)
+        return inputs.to(torch.float32).mul_(1 / WHITE)
 
     def _examples(self, prefix: str) -> Examples:
         images = read_idx(_existing(self.root / f"{prefix}-images-idx3-ubyte"), dimensions=3)

@@ -46,11 +46,14 @@ class Group:
     Attributes:
         rank: number of this process, from 0.
         world_size: number of processes.
+        peers: the other ranks.
     """
 
     def __init__(self, rank: int = 0, world_size: int = 1, store: Store | None = None) -> None:
         self.rank = rank
         self.world_size = world_size
+        # In an order in which no two ranks begin with the same one.
+        self.peers = [(rank + distance) % world_size for distance in range(1, world_size)]
         # Closing the store while another rank still joins would leave that rank hanging.
         self._store = store
 

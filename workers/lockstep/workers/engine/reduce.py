@@ -13,8 +13,10 @@ from torch import Tensor
 from lockstep.workers.engine.group import Group, peer_loss
 from lockstep.workers.engine.shards import Node, Placement
 
-# Up to this many received bytes one all-gather beats two collectives on chunks (benchmarks/exchange.py).
-GATHER_LIMIT_BYTES = 4 * 1024 * 1024
+# Measured by benchmarks/exchange.py on gloo. Two ranks reduce this much or more fastest with a plain all-reduce; other
+# groups swap everything at once up to this many received bytes, and chunks beyond.
+PAIR_FROM_BYTES = 1024 * 1024
+SWAP_LIMIT_BYTES = 8 * 1024 * 1024
 # Rows start at whole cache lines: kernels may take another path, and give other bits, for unaligned data.
 ALIGNMENT_ELEMENTS = 16
 
@@ -93,6 +95,22 @@ class Exchange:
         return self.sums.rows[0]
 
 
+class SwapExchange(Exchange):
+    """Every rank sends its pieces to every other and adds all of them up in tree order: one wait, for small rows."""
+
+    def __init__(self, placement: Placement, group: Group, sums: ShardSums) -> None:
+        super().__init__(placement, group, sums)
+        width = sums.rows.shape[1]
+        self._rows = [
+            sums.rows if rank == group.rank else sums.rows.new_empty(len(pieces), width)
+            for rank, pieces in enumerate(placement.pieces)
+        ]
+
+    def total(self) -> Tensor:
+        swap({peer: (self.sums.rows, self._rows[peer]) for peer in self.group.peers})
+        return self.placement.total([list(rows) for rows in self._rows])
+
+
 class PairExchange(Exchange):
     """Two ranks with one piece each: the total is one addition, so that a plain all-reduce is exact."""
 
@@ -102,51 +120,50 @@ class PairExchange(Exchange):
         return self.sums.rows[0]
 
 
-class GatherExchange(Exchange):
-    """Every rank receives all pieces and adds them up in tree order."""
-
-    def __init__(self, placement: Placement, group: Group, sums: ShardSums) -> None:
-        super().__init__(placement, group, sums)
-        shape = (placement.most_pieces, sums.rows.shape[1])
-        self._sent = sums.rows
-        if len(sums.rows) < placement.most_pieces:  # an all-gather takes the same number of rows from every rank
-            self._sent = sums.rows.new_zeros(shape)
-        self._received = sums.rows.new_empty(placement.world_size, *shape)
-        self._rows = [list(rows)[: len(p)] for rows, p in zip(self._received, placement.pieces, strict=True)]
-
-    def total(self) -> Tensor:
-        if self._sent is not self.sums.rows:
-            self._sent[: len(self.sums.rows)].copy_(self.sums.rows)
-        with peer_loss():
-            dist.all_gather_into_tensor(self._received.view(-1), self._sent.view(-1))
-        return self.placement.total(self._rows)
-
-
 class ChunkExchange(Exchange):
-    """Each rank receives one chunk of every piece, adds them up in tree order, and sends its chunk of the total."""
+    """Each rank adds up one chunk of all pieces in tree order and sends it to the others: two waits, for large rows."""
 
     def __init__(self, placement: Placement, group: Group, sums: ShardSums) -> None:
         super().__init__(placement, group, sums)
-        world_size, width = placement.world_size, sums.rows.shape[1]
-        self._chunk = width // world_size
-        self._counts = [len(pieces) for pieces in placement.pieces]
-        self._sent = sums.rows.new_empty(world_size, len(sums.rows), self._chunk)
-        self._received = sums.rows.new_empty(sum(self._counts), self._chunk)
-        self._rows = [list(rows) for rows in torch.split(self._received, self._counts)]
-        self._total = sums.rows.new_empty(width)
+        rank, width = group.rank, sums.rows.shape[1]
+        chunk = width // placement.world_size
+        # By rank, this rank's pieces of the chunk which that rank adds up.
+        self._sent = sums.rows.new_empty(placement.world_size, len(sums.rows), chunk)
+        self._rows = [
+            self._sent[rank] if peer == rank else sums.rows.new_empty(len(pieces), chunk)
+            for peer, pieces in enumerate(placement.pieces)
+        ]
+        self._total = sums.rows.new_empty(placement.world_size, chunk)
 
     def total(self) -> Tensor:
-        self._sent.copy_(self.sums.rows.view(len(self.sums.rows), -1, self._chunk).transpose(0, 1))
-        with peer_loss():
-            dist.all_to_all_single(
-                self._received.view(-1),
-                self._sent.view(-1),
-                [count * self._chunk for count in self._counts],
-                [len(self.sums.rows) * self._chunk] * self.placement.world_size,
-            )
-            chunk = self.placement.total(self._rows)
-            dist.all_gather_into_tensor(self._total, chunk.contiguous())
-        return self._total
+        pieces, (world_size, chunk) = len(self.sums.rows), self._total.shape
+        self._sent.copy_(self.sums.rows.view(pieces, world_size, chunk).transpose(0, 1))
+        swap({peer: (self._sent[peer], self._rows[peer]) for peer in self.group.peers})
+        mine = self._total[self.group.rank].copy_(self.placement.total([list(rows) for rows in self._rows]))
+        swap({peer: (mine, self._total[peer]) for peer in self.group.peers})
+        return self._total.view(-1)
+
+
+def swap(tensors: dict[int, tuple[Tensor, Tensor]]) -> None:
+    """Send the first tensor to each rank while receiving the second from it.
+
+    Sent from the calling thread; on gloo that takes half the time of a collective, which wakes another thread first.
+
+    Raises:
+        PeerLost: one of these ranks left.
+    """
+    on_gpu = next(iter(tensors.values()))[0].is_cuda
+    with peer_loss():
+        if on_gpu:  # NCCL wants all of them at once
+            operations = [dist.P2POp(dist.irecv, received, peer) for peer, (_, received) in tensors.items()]
+            operations += [dist.P2POp(dist.isend, sent, peer) for peer, (sent, _) in tensors.items()]
+            pending = dist.batch_isend_irecv(operations)
+        else:
+            receiving = [dist.irecv(received, peer) for peer, (_, received) in tensors.items()]
+            sending = [dist.isend(sent, peer) for peer, (sent, _) in tensors.items()]
+            pending = [work for work in receiving + sending if work is not None]  # None: not of this group
+        for work in pending:
+            work.wait()
 
 
 def padded(width: int, world_size: int) -> int:
@@ -159,8 +176,11 @@ def choose_exchange(placement: Placement, group: Group, sums: ShardSums) -> Exch
     """The fastest exchange for this placement and size; each gives the same bits."""
     if placement.world_size == 1:
         return Exchange(placement, group, sums)
-    if placement.world_size == 2 and placement.most_pieces == 1:
+    others = sum(map(len, placement.pieces)) - len(sums.rows)
+    received_bytes = others * sums.rows[0].nbytes
+    is_pair = placement.world_size == 2 and placement.most_pieces == 1
+    if is_pair and (received_bytes >= PAIR_FROM_BYTES or sums.rows.is_cuda):
         return PairExchange(placement, group, sums)
-    received_bytes = placement.world_size * placement.most_pieces * sums.rows.shape[1] * sums.rows.element_size()
-    kind = GatherExchange if received_bytes <= GATHER_LIMIT_BYTES else ChunkExchange
-    return kind(placement, group, sums)
+    if received_bytes <= SWAP_LIMIT_BYTES:
+        return SwapExchange(placement, group, sums)
+    return ChunkExchange(placement, group, sums)

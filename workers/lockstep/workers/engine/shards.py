@@ -49,14 +49,14 @@ def pieces(owned: range, shards: int) -> tuple[Node, ...]:
 
 
 def tree_sum(node: Node, shards: int, known: Callable[[Node], Tensor | None]) -> Tensor:
-    """The value of `node`, from the values of the nodes that are `known`, which must cover it."""
+    """The value of `node`, from the values of the nodes that are `known`, which must cover it and are overwritten."""
     value = known(node)
     if value is not None:
         return value
     left, right = Node(node.level - 1, 2 * node.position), Node(node.level - 1, 2 * node.position + 1)
     if right.position << right.level >= shards:
         return tree_sum(left, shards, known)
-    return tree_sum(left, shards, known) + tree_sum(right, shards, known)
+    return tree_sum(left, shards, known).add_(tree_sum(right, shards, known))
 
 
 class Placement(NamedTuple):
@@ -97,7 +97,7 @@ class Placement(NamedTuple):
         """The sum over all shards, in tree order.
 
         Args:
-            rows: for each rank, the values of its pieces; all of one shape.
+            rows: for each rank, the values of its pieces, all of one shape; they are overwritten.
         """
         values: dict[Node, Tensor] = {}
         for nodes, own in zip(self.pieces, rows, strict=True):

@@ -217,7 +217,8 @@ class _Run:
         """
         began = time.perf_counter()
         stop = float(self.listener.wants_stop())
-        self.module.train()
+        if not self.module.training:
+            self.module.train()
         self.model.remember_buffers()
         epoch, position, examples, active_shards = self.minibatch(step)
         for shard in self.sums.each():

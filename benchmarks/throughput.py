@@ -1,0 +1,189 @@
+"""Training throughput on MNIST, two workers on two cores, against torch DDP and against a per-sample DataLoader.
+
+    python benchmarks/throughput.py [--rounds 5] [--steps 150] [--data ../shared/data/mnist]
+
+Starts itself under torchrun. All contenders run in the same processes, one thread each, in turns; the figure of each
+is the median over the rounds, in samples per second, and its ratio to the peers of the same run.
+
+- lockstep: the engine as jobs use it, its log points included; with `shards: 2`, and with the default of 4.
+- ddp: DistributedDataParallel at its best: static graph, gradients as bucket views, fused optimizer, float images in
+  memory, one shuffled index per epoch, no metrics but the running loss.
+- dataloader: the trainer of Dive into Deep Learning: one process, fed one example at a time by torch.utils.data.DataLoader
+  with its four processes, each image made with Pillow and converted as torchvision does.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset
+
+from lockstep.v1.job_spec_pb2 import ModelSpec
+from lockstep.workers.datasets.idx import IdxDataset
+from lockstep.workers.engine import Group, Listener, Point, Progress, Trainer
+from lockstep.workers.models import build_model
+
+WORLD_SIZE = 2
+BATCH_SIZE = 256
+LEARNING_RATE = 0.1
+LOG_EVERY = 50
+WARM_UP_BOOK = 10
+MODELS = {
+    "softmax_regression": ModelSpec(softmax_regression={}),
+    "mlp 256": ModelSpec(mlp={"hidden_units": [256], "activation": "relu"}),
+    "lenet": ModelSpec(lenet={"activation": "sigmoid", "pooling": "avg"}),
+}
+
+
+class Stopwatch(Listener):
+    """Notes when each log point is reached."""
+
+    def __init__(self) -> None:
+        self.times: dict[int, float] = {}
+
+    def progressed(self, progress: Progress, points: list[Point]) -> None:
+        self.times[progress.step] = time.perf_counter()
+
+
+def lockstep(model: ModelSpec, data: IdxDataset, group: Group, steps: int, shards: int) -> float:
+    """Samples per second of the engine between its first and its last regular log point."""
+    watch = Stopwatch()
+    steps = LOG_EVERY + steps // LOG_EVERY * LOG_EVERY
+    trainer = Trainer(
+        max_steps=steps + 1,  # validation follows the last step, which is not timed
+        batch_size=BATCH_SIZE,
+        shards=shards,
+        log_every_steps=LOG_EVERY,
+        evaluate_every_steps=10**9,
+    )
+    trainer.fit(
+        build_model(model, data, 0),
+        data,
+        lambda parameters: torch.optim.SGD(parameters, lr=LEARNING_RATE, foreach=False),
+        group=group,
+        listener=watch,
+    )
+    return (steps - LOG_EVERY) * BATCH_SIZE / (watch.times[steps] - watch.times[LOG_EVERY])
+
+
+def ddp(model: ModelSpec, data: IdxDataset, batches: Iterator[tuple[Tensor, Tensor]], steps: int) -> float:
+    """Samples per second of DDP after as many steps of warm-up as the engine gets."""
+    module = DistributedDataParallel(build_model(model, data, 0), static_graph=True, gradient_as_bucket_view=True)
+    optimizer = torch.optim.SGD(module.parameters(), lr=LEARNING_RATE, fused=True)
+    running = torch.zeros(())
+    module.train()
+    began = 0.0
+    for step in range(LOG_EVERY + steps):
+        if step == LOG_EVERY:
+            began = time.perf_counter()
+        inputs, targets = next(batches)
+        loss = nn.functional.cross_entropy(module(inputs), targets)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+        running += loss.detach()
+    return steps * BATCH_SIZE / (time.perf_counter() - began)
+
+
+def in_memory(images: Tensor, labels: Tensor, rank: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """One rank's half of shuffled minibatches, gathered from tensors."""
+    own = BATCH_SIZE // WORLD_SIZE
+    for epoch in range(10**9):
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(epoch))
+        for start in range(rank * own, len(images) - BATCH_SIZE + rank * own + 1, BATCH_SIZE):
+            chosen = order[start : start + own]
+            yield images.index_select(0, chosen), labels.index_select(0, chosen)
+
+
+class OneByOne(Dataset[tuple[Tensor, int]]):
+    """Images that are made, resized and converted when they are asked for, as torchvision's FashionMNIST does."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = Image.fromarray(self.images[index, 0].numpy()).resize((28, 28))
+        pixels = torch.from_numpy(np.array(image, copy=True)).view(28, 28, 1).permute(2, 0, 1).contiguous()
+        return pixels.to(torch.float32).div(255), int(self.labels[index])
+
+
+def book(model: ModelSpec, data: IdxDataset, rank: int, steps: int) -> float:
+    """Samples per second of the book's trainer: one process, a DataLoader with four processes that read."""
+    if rank != 0:
+        return 0.0
+    module = build_model(model, data, 0)
+    optimizer = torch.optim.SGD(module.parameters(), lr=LEARNING_RATE)
+    dataset = OneByOne(data.train.inputs, data.train.targets)
+    batches = iter(DataLoader(dataset, BATCH_SIZE, shuffle=True, num_workers=4, drop_last=True))
+    began = 0.0
+    for step in range(WARM_UP_BOOK + steps):
+        if step == WARM_UP_BOOK:
+            began = time.perf_counter()
+        inputs, targets = next(batches)
+        loss = nn.functional.cross_entropy(module(inputs), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return steps * BATCH_SIZE / (time.perf_counter() - began)
+
+
+def contend(rounds: int, steps: int, root: Path) -> None:
+    """Run all contenders in turns and print the table on rank 0."""
+    rank = int(os.environ["RANK"])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    group = Group(rank, WORLD_SIZE)
+    data = IdxDataset(str(root))
+    data.load()
+    images, labels = data.transform(data.train.inputs), data.train.targets
+    for name, model in MODELS.items():
+        contenders: dict[str, Callable[[], float]] = {
+            "lockstep, 2 shards": lambda model=model: lockstep(model, data, group, steps, 2),
+            "lockstep, 4 shards": lambda model=model: lockstep(model, data, group, steps, 4),
+            "ddp": lambda model=model: ddp(model, data, in_memory(images, labels, rank), steps),
+            "dataloader": lambda model=model: book(model, data, rank, min(steps, 150)),
+        }
+        figures: dict[str, list[float]] = {contender: [] for contender in contenders}
+        for _ in range(rounds):
+            for contender, run in contenders.items():
+                dist.barrier()
+                figures[contender].append(run())
+        if rank == 0:
+            medians = {contender: statistics.median(values) for contender, values in figures.items()}
+            print(f"\n{name}, batch {BATCH_SIZE}, {WORLD_SIZE} workers")
+            for contender, median in medians.items():
+                spread = f"{min(figures[contender]):,.0f} to {max(figures[contender]):,.0f}"
+                ratios = f"{median / medians['ddp']:5.2f}x ddp {median / medians['dataloader']:6.2f}x dataloader"
+                print(f"  {contender:20} {median:>9,.0f} samples/s ({spread}) {ratios}", flush=True)
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data" / "mnist")
+    options = parser.parse_args()
+    if "RANK" in os.environ:
+        contend(options.rounds, options.steps, options.data)
+    else:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(WORLD_SIZE)]
+        subprocess.run([*torchrun, *sys.argv], check=True)
+
+
+if __name__ == "__main__":
+    main()
