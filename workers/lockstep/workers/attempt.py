@@ -68,6 +68,10 @@ class Attempt:
         """Ask the gang to stop at a step boundary, and kill it after `grace_s` seconds."""
         self._events.put(StopAsked(grace_s))
 
+    def is_alive(self) -> bool:
+        """Whether something of the attempt is left."""
+        return self._thread.is_alive()
+
     def join(self, timeout_s: float) -> None:
         """Wait until nothing of the attempt is left."""
         self._thread.join(timeout_s)

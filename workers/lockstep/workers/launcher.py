@@ -17,6 +17,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -44,25 +45,48 @@ class Config(NamedTuple):
     namespace: str
 
 
+class Lifeline:
+    """The pipe from the coordinator: no launcher outlives that process, however it went.
+
+    Attributes:
+        ended: set when the pipe has closed.
+        farewell_s: how long this process may still take then, before it is ended.
+    """
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+        self.farewell_s = 0.0
+
+    def watch(self) -> None:
+        """Begin to watch; returns at once."""
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
+        self.ended.set()
+        time.sleep(self.farewell_s)
+        os._exit(1)  # a call to a Ray that is gone would hold a normal exit up
+
+
 class Launcher:
     """Carries out the coordinator's orders on a fleet.
 
     Args:
         config: what the coordinator said.
         fleet: the cluster.
+        lifeline: tells when the coordinator is gone.
     """
 
-    def __init__(self, config: Config, fleet: Fleet) -> None:
-        self._config, self._fleet = config, fleet
+    def __init__(self, config: Config, fleet: Fleet, lifeline: Lifeline) -> None:
+        self._config, self._fleet, self._ended = config, fleet, lifeline.ended
         self._facts: queue.SimpleQueue[ConnectLauncherRequest | None] = queue.SimpleQueue()
         self._attempts: dict[tuple[str, int], Attempt] = {}
-        self._ended = threading.Event()
 
     def run(self) -> None:
         """Serve orders until the coordinator is gone or says farewell, then remove all workers."""
         self._facts.put(ConnectLauncherRequest(ready=LauncherReady(epoch=self._config.epoch)))
-        for target in (self._report_capacity, self._end_with_input):
-            threading.Thread(target=target, daemon=True).start()
+        threading.Thread(target=self._report_capacity, daemon=True).start()
         metadata = (("lockstep-launcher-token", self._config.launcher_token),)
         try:
             with grpc.insecure_channel(self._config.coordinator_address) as channel:
@@ -93,6 +117,7 @@ class Launcher:
                     log.warning("refused an order of an earlier coordinator", job_id=start.job_id)
                     return
                 attempt = Attempt(self._fleet, start, self._facts.put)
+                self._attempts = {key: other for key, other in self._attempts.items() if other.is_alive()}
                 self._attempts[start.job_id, start.attempt] = attempt
                 attempt.start()
             case "stop_gang":
@@ -103,19 +128,14 @@ class Launcher:
     def _report_capacity(self) -> None:
         """Tell the coordinator of the cluster's nodes whenever they change."""
         told = None
-        while True:
-            capacity = self._fleet.capacity()
-            if capacity != told:
-                told = capacity
-                self._facts.put(ConnectLauncherRequest(capacity=capacity))
-            if self._ended.wait(CAPACITY_EVERY_S):
-                return
-
-    def _end_with_input(self) -> None:
-        """No launcher outlives its coordinator: the pipe closes when that process is gone, however it went."""
-        while os.read(sys.stdin.fileno(), 4096):
-            pass
-        self._ended.set()
+        try:
+            while not self._ended.wait(CAPACITY_EVERY_S if told else 0):
+                capacity = self._fleet.capacity()
+                if capacity != told:
+                    told = capacity
+                    self._facts.put(ConnectLauncherRequest(capacity=capacity))
+        finally:  # without Ray this launcher is of no use; the next one may find it again
+            self._ended.set()
 
     def _cancel_when_ended(self, orders: grpc.Call) -> None:
         self._ended.wait()
@@ -135,9 +155,12 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's to handle
     config = Config(**json.loads(_first_line()))
+    lifeline = Lifeline()
+    lifeline.watch()
     fleet = Fleet(config.ray_address, config.namespace)
     fleet.reap()
-    Launcher(config, fleet).run()
+    lifeline.farewell_s = 2 * FAREWELL_S
+    Launcher(config, fleet, lifeline).run()
 
 
 def _first_line() -> bytes:
