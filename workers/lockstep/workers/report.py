@@ -20,6 +20,13 @@ SPOOL_POINTS = 50_000
 REPORT_EVERY_S = 0.1
 CALL_TIMEOUT_S = 10.0
 RETRY_AFTER_S = 0.5
+FINAL_CODES = (
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNIMPLEMENTED,
+)
+"""Answers that the same report would get again."""
 
 
 class StopFlag(Listener):
@@ -50,7 +57,8 @@ class Reporter(StopFlag):
         self._changed = threading.Condition()
         self._next = ReportProgressRequest()
         self._is_pending = False
-        self._is_superseded = False
+        self._is_over = False
+        self._refusal: grpc.RpcError | None = None
         self._channel = grpc.insecure_channel(order.coordinator_address)
         self._stub = InternalServiceStub(self._channel)
         self._sequence = 0
@@ -90,10 +98,16 @@ class Reporter(StopFlag):
         self.close()
 
     def close(self) -> None:
-        """Deliver what is left, then end."""
+        """Deliver what is left, then end.
+
+        Raises:
+            grpc.RpcError: the coordinator has refused a report.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: not self._is_pending)
+            self._changed.wait_for(lambda: self._is_over or not self._is_pending)
         self._channel.close()
+        if self._refusal is not None:
+            raise self._refusal
 
     def _note(self, progress: Progress) -> None:
         self._next.progress.CopyFrom(
@@ -103,7 +117,7 @@ class Reporter(StopFlag):
         self._changed.notify_all()
 
     def _deliver(self) -> None:
-        while not self._is_superseded:
+        while not self._is_over:
             with self._changed:
                 self._changed.wait_for(lambda: self._is_pending and self._has_content())
                 report, self._next = self._next, ReportProgressRequest()
@@ -113,7 +127,7 @@ class Reporter(StopFlag):
             report.sequence = self._sequence
             self._send(report)
             with self._changed:
-                self._is_pending = self._has_content()
+                self._is_pending = self._has_content() and not self._is_over
                 self._changed.notify_all()
             if not report.HasField("result"):
                 time.sleep(REPORT_EVERY_S)
@@ -129,8 +143,10 @@ class Reporter(StopFlag):
                 self._stub.ReportProgress(report, metadata=metadata, timeout=CALL_TIMEOUT_S)
                 return
             except grpc.RpcError as error:
-                if error.code() is grpc.StatusCode.PERMISSION_DENIED:  # another attempt has taken over
-                    self._is_superseded = True
+                if error.code() in FINAL_CODES:
+                    if error.code() is not grpc.StatusCode.PERMISSION_DENIED:  # that one: another attempt took over
+                        self._refusal = error
+                    self._is_over = True
                     self.stop()
                     return
                 time.sleep(RETRY_AFTER_S)

@@ -1,0 +1,180 @@
+"""The coordinator's parts, put together: what starts and stops with a server, in which order."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import IO
+
+import structlog
+
+from lockstep.server.cluster import ClusterKeeper, LauncherFacts
+from lockstep.server.coordinator import Cluster, Coordinator
+from lockstep.server.gangs import single_node
+from lockstep.server.grpc_server import GrpcServer
+from lockstep.server.http import HttpServer
+from lockstep.server.launcher_process import launcher_is_installed
+from lockstep.server.ray_head import RayHead, write_atomically
+from lockstep.server.rules import Site
+from lockstep.server.settings import Settings, StartupError, available_cpus, available_gpus, loopback_address
+from lockstep.server.store import Store, StoreError
+from lockstep.server.telemetry import Telemetry
+
+_CALLS_GRACE_S = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+class Application:
+    """One server. With `keeps_cluster=False` somebody else brings the launcher, as tests do.
+
+    Attributes:
+        launcher_token: what the launcher must show.
+        grpc_address: host:port, once started.
+        http_address: host:port, once started.
+    """
+
+    def __init__(self, settings: Settings, *, keeps_cluster: bool = True) -> None:
+        self.launcher_token = secrets.token_urlsafe(24)
+        self.grpc_address = ""
+        self.http_address = ""
+        self._settings = settings
+        self._data_dir = settings.data_dir
+        self._keeps_cluster = keeps_cluster
+        self._lock: IO[str] | None = None
+        self._http: HttpServer | None = None
+        self._store: Store | None = None
+        self._grpc: GrpcServer | None = None
+        self._keeper: ClusterKeeper | None = None
+        self.coordinator: Coordinator | None = None
+
+    async def start(self) -> None:
+        """Serve gRPC and HTTP; the cluster comes up in the background.
+
+        Raises:
+            StartupError: something is in the way; nothing is left running.
+        """
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _start(self) -> None:
+        settings = self._settings
+        listen, http = loopback_address("--listen", settings.listen), loopback_address("--http", settings.http)
+        if self._keeps_cluster and not launcher_is_installed():
+            raise StartupError("the workers are not installed here; run: pip install 'lockstep-train[workers]'")
+        self._lock = lock_folder(self._data_dir)
+        is_embedded = settings.ray_address is None
+        num_cpus, num_gpus = settings.num_cpus or available_cpus(), _gpus(settings)
+        telemetry = Telemetry()
+        self._http = HttpServer(http, telemetry.registry)
+        self._store = _open_store(self._data_dir)
+        self.coordinator = Coordinator(
+            self._store,
+            site=Site(Path.cwd(), shares_files_with_workers=is_embedded),
+            cluster=Cluster(is_embedded, single_node(num_cpus, num_gpus) if is_embedded else None),
+            telemetry=telemetry,
+        )
+        self._grpc = GrpcServer(self.coordinator, telemetry, self.launcher_token)
+        bound = self._grpc.bind(listen)
+        self.grpc_address, self.http_address = str(bound), str(self._http.address)
+        reports_address = settings.advertise_address or self.grpc_address
+        self.coordinator.set_reports_address(reports_address)
+        await self.coordinator.start()
+        await self._grpc.start()
+        self._http.start()
+        self._write_addresses()
+        log.info(
+            "serving",
+            grpc=self.grpc_address,
+            http=self.http_address,
+            data_dir=str(self._data_dir),
+            epoch=self._store.epoch,
+            pid=os.getpid(),
+        )
+        if self._keeps_cluster:
+            head = RayHead(self._data_dir, num_cpus=num_cpus, num_gpus=num_gpus) if is_embedded else None
+            self._keeper = ClusterKeeper(
+                self._launcher_facts(),
+                launcher_is_up=self.coordinator.cluster_is_ready.is_set,
+                ray_address=settings.ray_address,
+                head=head,
+            )
+            self._keeper.start()
+
+    def _launcher_facts(self) -> LauncherFacts:
+        assert self._store is not None
+        namespace = f"lockstep-{self._store.instance_id}"
+        return LauncherFacts(self.grpc_address, self.launcher_token, self._store.epoch, namespace)
+
+    def _write_addresses(self) -> None:
+        addresses = {"pid": os.getpid(), "grpc_address": self.grpc_address, "http_address": self.http_address}
+        write_atomically(self._data_dir / "server.json", json.dumps(addresses))
+
+    async def stop(self) -> None:
+        """Take no more calls, end the streams, end the cluster's processes, close the store."""
+        if self._http is not None:
+            self._http.fail_health()
+        if self.coordinator is not None:
+            await self.coordinator.stop()
+        if self._grpc is not None:
+            await self._grpc.stop(_CALLS_GRACE_S)
+        if self._keeper is not None:
+            await self._keeper.stop()
+        if self._http is not None:
+            await asyncio.to_thread(self._http.stop)
+        if self._store is not None:
+            await asyncio.to_thread(self._store.close)
+        if self._lock is not None:
+            (self._data_dir / "server.json").unlink(missing_ok=True)
+            self._lock.close()
+            self._lock = None
+
+    def kill(self) -> None:
+        """End the cluster's processes at once; for a second Ctrl-C."""
+        if self._keeper is not None:
+            self._keeper.kill()
+
+
+def _gpus(settings: Settings) -> int:
+    return available_gpus() if settings.num_gpus is None else settings.num_gpus
+
+
+def _open_store(data_dir: Path) -> Store:
+    try:
+        return Store(data_dir / "lockstep.db")
+    except StoreError as error:
+        raise StartupError(str(error)) from error
+
+
+def lock_folder(folder: Path) -> IO[str]:
+    """Make the data folder and lock it; the lock lasts as long as the file is open, and so as this process.
+
+    Raises:
+        StartupError: it cannot be used, or another server has it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = (folder / "server.lock").open("a+")
+    except OSError as error:
+        raise StartupError(f"--data-dir {folder} cannot be used: {error.strerror}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        pid = file.read().strip() or "unknown"
+        file.close()
+        raise StartupError(
+            f"--data-dir {folder} is in use by the server with pid {pid}; stop that one or choose another folder"
+        ) from error
+    file.seek(0)
+    file.truncate()
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file

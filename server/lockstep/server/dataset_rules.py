@@ -1,0 +1,210 @@
+"""What models and data sets ask of each other, and what is known of data before it is read."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from lockstep.server.rules import CrossRule, Shown, Site
+from lockstep.v1.job_spec_pb2 import JobSpec
+
+CLASSIFICATION = "classification"
+REGRESSION = "regression"
+
+MODEL_TASKS: dict[str, tuple[str, ...]] = {
+    "linear_regression": (REGRESSION,),
+    "softmax_regression": (CLASSIFICATION,),
+    "mlp": (CLASSIFICATION, REGRESSION),
+    "lenet": (CLASSIFICATION,),
+}
+
+DATASET_TASKS: dict[str, tuple[str, ...]] = {
+    "synthetic_regression": (REGRESSION,),
+    "builtin": (CLASSIFICATION, REGRESSION),
+    "idx": (CLASSIFICATION,),
+}
+
+
+@dataclass(frozen=True)
+class Builtin:
+    """A bundled data set: number of examples, what it is for, and (height, width) where it holds images."""
+
+    size: int
+    task: str
+    image: tuple[int, int] | None = None
+
+
+BUILTINS = {
+    "digits": Builtin(1797, CLASSIFICATION, (8, 8)),
+    "iris": Builtin(150, CLASSIFICATION),
+    "wine": Builtin(178, CLASSIFICATION),
+    "breast_cancer": Builtin(569, CLASSIFICATION),
+    "diabetes": Builtin(442, REGRESSION),
+}
+
+LENET_LEAST_PIXELS = 12
+
+IDX_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+
+
+def validation_size(total: int, fraction: float) -> int:
+    """Count the examples that a built-in data set of `total` holds out for validation."""
+    return min(max(round(total * fraction), 1), total - 1)
+
+
+def train_size(spec: JobSpec) -> int | None:
+    """Count the training examples of a resolved spec; None when only the workers can know."""
+    match spec.data.WhichOneof("kind"):
+        case "synthetic_regression":
+            return spec.data.synthetic_regression.train_size
+        case "builtin":
+            total = BUILTINS[spec.data.builtin.name].size
+            return total - validation_size(total, spec.data.builtin.validation_fraction)
+        case _:
+            return None
+
+
+def _task_of_data(spec: JobSpec) -> str | None:
+    kind = spec.data.WhichOneof("kind")
+    if kind == "builtin":
+        return BUILTINS[spec.data.builtin.name].task
+    return None if kind is None else DATASET_TASKS[kind][0]
+
+
+def _name_of_data(spec: JobSpec) -> str:
+    return f"builtin {spec.data.builtin.name}" if spec.data.HasField("builtin") else spec.data.WhichOneof("kind") or ""
+
+
+def _task_mismatch(spec: JobSpec, site: Site, shown: Shown) -> str | None:
+    model, task = spec.model.WhichOneof("kind"), _task_of_data(spec)
+    if model is None or task is None or task in MODEL_TASKS[model]:
+        return None
+    offered = "numbers to predict (regression)" if task == REGRESSION else "classes (classification)"
+    return (
+        f"model is {model} and data is {_name_of_data(spec)}, which offers {offered}; "
+        f"allowed with {model}: data for {' or '.join(MODEL_TASKS[model])}"
+    )
+
+
+def _lenet_images(spec: JobSpec, site: Site, shown: Shown) -> str | None:
+    builtin = BUILTINS[spec.data.builtin.name]
+    if not spec.model.HasField("lenet") or builtin.task != CLASSIFICATION or builtin.image is not None:
+        return None
+    return f"model is lenet and data is {_name_of_data(spec)}, which holds no images; allowed with lenet: images"
+
+
+def _lenet_image_size(spec: JobSpec, site: Site, shown: Shown) -> str | None:
+    image = BUILTINS[spec.data.builtin.name].image
+    if not spec.model.HasField("lenet") or image is None or min(image) >= LENET_LEAST_PIXELS:
+        return None
+    return (
+        f"model is lenet and data is {_name_of_data(spec)}, with images of {image[0]} by {image[1]} pixels; "
+        f"allowed with lenet: at least {LENET_LEAST_PIXELS} by {LENET_LEAST_PIXELS}"
+    )
+
+
+def _batch_above_data(spec: JobSpec, site: Site, shown: Shown) -> str | None:
+    size = train_size(spec)
+    if size is None or spec.training.batch_size <= size:
+        return None
+    return f"{shown('training.batch_size')}; allowed: at most {size:,}, the number of training examples"
+
+
+def _shown_path(path: Path) -> str:
+    text = str(path)
+    return text if len(text) <= 300 else f"{text[:150]}...{text[-150:]}"
+
+
+def _idx_folder(spec: JobSpec, site: Site, shown: Shown) -> str | None:
+    folder = Path(spec.data.idx.root)
+    if not site.shares_files_with_workers or folder.is_dir():
+        return None
+    what = "is no folder" if folder.exists() else "does not exist"
+    return f"data.idx.root: {_shown_path(folder)} {what}; allowed: a folder with the four IDX files"
+
+
+def _idx_files(spec: JobSpec, site: Site, shown: Shown) -> str | None:
+    folder = Path(spec.data.idx.root)
+    if not site.shares_files_with_workers or not folder.is_dir():
+        return None
+    missing = [name for name in IDX_FILES if not any((folder / (name + end)).is_file() for end in ("", ".gz"))]
+    if not missing:
+        return None
+    files = ", ".join(f"{os.sep}{name}[.gz]" for name in missing)
+    return (
+        f"data.idx.root: {_shown_path(folder)} has no {files.replace(os.sep, '')}; "
+        "allowed: a folder with the four IDX files, each plain or gzipped"
+    )
+
+
+DATASET_CROSS_RULES: tuple[CrossRule, ...] = (
+    CrossRule(
+        "model",
+        ("data.synthetic_regression.*",),
+        "a model for the task of the data",
+        "choose linear_regression or mlp for it, or data with classes",
+        _task_mismatch,
+    ),
+    CrossRule(
+        "model",
+        ("data.builtin.name",),
+        "a model for the task of the data",
+        "choose another model or other data; mlp fits both tasks",
+        _task_mismatch,
+    ),
+    CrossRule(
+        "model",
+        ("data.idx.*",),
+        "a model for the task of the data",
+        "choose softmax_regression, mlp or lenet for it",
+        _task_mismatch,
+    ),
+    CrossRule(
+        "model",
+        ("data.builtin.name",),
+        "lenet only with images",
+        "choose softmax_regression or mlp for tables, or image data such as idx",
+        _lenet_images,
+    ),
+    CrossRule(
+        "model",
+        ("data.builtin.name",),
+        f"lenet only with images of at least {LENET_LEAST_PIXELS} by {LENET_LEAST_PIXELS} pixels",
+        "choose softmax_regression or mlp, or larger images such as MNIST by idx",
+        _lenet_image_size,
+    ),
+    CrossRule(
+        "training.batch_size",
+        ("training.batch_size", "data.synthetic_regression.train_size"),
+        "at most the number of training examples",
+        "take a smaller batch, or raise data.synthetic_regression.train_size",
+        _batch_above_data,
+    ),
+    CrossRule(
+        "training.batch_size",
+        ("training.batch_size", "data.builtin.name", "data.builtin.validation_fraction"),
+        "at most the number of training examples",
+        "take a smaller batch, or a smaller data.builtin.validation_fraction",
+        _batch_above_data,
+    ),
+    CrossRule(
+        "data.idx.root",
+        ("data.idx.root",),
+        "a folder that exists",
+        "give the folder as the workers see it; a relative path starts at the server's working directory",
+        _idx_folder,
+    ),
+    CrossRule(
+        "data.idx.root",
+        ("data.idx.root",),
+        "a folder with the four IDX files, each plain or gzipped",
+        "put the files there under these names, or name another folder",
+        _idx_files,
+    ),
+)

@@ -1,0 +1,178 @@
+"""What can go wrong with a call, and how it is told to the caller.
+
+LockstepError
+├── InvalidRequest          a field of the request is at fault
+│   ├── InvalidSpec         a field of the spec is at fault
+│   └── MalformedMessage    the bytes are no message of the contract
+├── NotFound                there is no such job
+├── AlreadyExists           the request_id stands for another spec
+├── FailedPrecondition      right in itself, but not now
+│   ├── JobHasEnded
+│   └── ClusterTooSmall
+├── PermissionDenied        a report or a launcher that has no right to speak
+├── MessageTooLarge
+└── ShuttingDown            the server is going down; try again
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+DOMAIN = "lockstep"
+
+# Status details travel in HTTP/2 trailers, and clients drop a call whose headers exceed 8 KiB. All violations of a sane
+# spec fit; of an insane one the first ones do.
+MAX_DETAILS_BYTES = 4_500
+MAX_MESSAGE_BYTES = 1_200
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One field of a request that is not as it must be."""
+
+    field: str
+    message: str
+
+
+class LockstepError(Exception):
+    """Base of everything that a caller is told about.
+
+    Attributes:
+        reason: a stable word for programs, sent as google.rpc.ErrorInfo.
+    """
+
+    reason = "INTERNAL"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class InvalidRequest(LockstepError):
+    """One or more fields of a request are at fault."""
+
+    reason = "REQUEST_INVALID"
+
+    def __init__(self, violations: Sequence[Violation]) -> None:
+        super().__init__("; ".join(violation.message for violation in violations))
+        self.violations = tuple(violations)
+
+    @classmethod
+    def of(cls, field: str, problem: str) -> InvalidRequest:
+        """Make the error of a single field; `problem` continues the field's name."""
+        return cls([Violation(field, f"{field} {problem}")])
+
+
+class InvalidSpec(InvalidRequest):
+    reason = "SPEC_INVALID"
+
+    def __init__(self, violations: Sequence[Violation]) -> None:
+        super().__init__(violations)
+        count = len(violations)
+        self.message = f"the spec has {count} error{'s' if count > 1 else ''}: {self.message}"
+
+
+class MalformedMessage(InvalidRequest):
+    reason = "MESSAGE_MALFORMED"
+
+    def __init__(self, message_name: str) -> None:
+        super().__init__([])
+        self.message = (
+            f"the request is not a valid {message_name} message; send it with code generated from lockstep.v1"
+        )
+
+
+class NotFound(LockstepError):
+    reason = "JOB_NOT_FOUND"
+
+
+class AlreadyExists(LockstepError):
+    reason = "REQUEST_ID_REUSED"
+
+
+class FailedPrecondition(LockstepError):
+    reason = "FAILED_PRECONDITION"
+
+
+class JobHasEnded(FailedPrecondition):
+    reason = "JOB_HAS_ENDED"
+
+
+class ClusterTooSmall(FailedPrecondition):
+    reason = "CLUSTER_TOO_SMALL"
+
+
+class PermissionDenied(LockstepError):
+    reason = "PERMISSION_DENIED"
+
+
+class MessageTooLarge(LockstepError):
+    reason = "MESSAGE_TOO_LARGE"
+
+
+class ShuttingDown(LockstepError):
+    reason = "SHUTTING_DOWN"
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down; call again when it is back")
+
+
+STATUS_BY_ERROR: dict[type[LockstepError], grpc.StatusCode] = {
+    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    InvalidSpec: grpc.StatusCode.INVALID_ARGUMENT,
+    MalformedMessage: grpc.StatusCode.INVALID_ARGUMENT,
+    NotFound: grpc.StatusCode.NOT_FOUND,
+    AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
+    FailedPrecondition: grpc.StatusCode.FAILED_PRECONDITION,
+    JobHasEnded: grpc.StatusCode.FAILED_PRECONDITION,
+    ClusterTooSmall: grpc.StatusCode.FAILED_PRECONDITION,
+    PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+    MessageTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ShuttingDown: grpc.StatusCode.UNAVAILABLE,
+}
+
+INTERNAL_WORDS = "the server failed at this call; its log says why"
+
+
+def _shortened(text: str, max_bytes: int) -> str:
+    encoded = text.encode("utf-8", "replace")
+    if len(encoded) <= max_bytes:
+        return text
+    return encoded[: max_bytes - 3].decode("utf-8", "ignore") + "..."
+
+
+def _bad_request(violations: Sequence[Violation]) -> error_details_pb2.BadRequest:
+    details = error_details_pb2.BadRequest()
+    for number, violation in enumerate(violations):
+        if details.ByteSize() + len(violation.message) * 2 > MAX_DETAILS_BYTES:
+            details.field_violations.add(field="", description=f"and {len(violations) - number} more")
+            break
+        details.field_violations.add(field=violation.field, description=_shortened(violation.message, 1_000))
+    return details
+
+
+def to_status(error: LockstepError) -> tuple[grpc.StatusCode, status_pb2.Status]:
+    """Translate an error of ours.
+
+    Returns:
+        The status code, and the google.rpc.Status with ErrorInfo and, where fields are at fault, BadRequest.
+    """
+    code = STATUS_BY_ERROR[type(error)]
+    status = status_pb2.Status(
+        code=code_pb2.Code.Value(code.name), message=_shortened(error.message, MAX_MESSAGE_BYTES)
+    )
+    details: list[error_details_pb2.ErrorInfo | error_details_pb2.BadRequest] = [
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
+    ]
+    if isinstance(error, InvalidRequest) and error.violations:
+        details.append(_bad_request(error.violations))
+    for detail in details:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return code, status

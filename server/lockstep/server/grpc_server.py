@@ -1,0 +1,102 @@
+"""The gRPC server: services, health, reflection under both of its names."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha._async import ReflectionServicer
+
+from lockstep.server.catalog_service import CatalogService
+from lockstep.server.coordinator import Coordinator
+from lockstep.server.interceptors import TRANSPORT_MESSAGE_BYTES, CallInterceptor
+from lockstep.server.internal_service import InternalService
+from lockstep.server.job_service import JobService
+from lockstep.server.metrics_service import MetricsService
+from lockstep.server.settings import Address, StartupError
+from lockstep.server.telemetry import Telemetry
+from lockstep.v1 import catalog_service_pb2, job_service_pb2, metrics_service_pb2
+from lockstep.v1.catalog_service_pb2_grpc import add_CatalogServiceServicer_to_server
+from lockstep.v1.internal_service_pb2_grpc import add_InternalServiceServicer_to_server
+from lockstep.v1.job_service_pb2_grpc import add_JobServiceServicer_to_server
+from lockstep.v1.metrics_service_pb2_grpc import add_MetricsServiceServicer_to_server
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+
+# InternalService is served, but not listed: it is nobody's to call.
+PUBLIC_SERVICES = (
+    job_service_pb2.DESCRIPTOR.services_by_name["JobService"].full_name,
+    metrics_service_pb2.DESCRIPTOR.services_by_name["MetricsService"].full_name,
+    catalog_service_pb2.DESCRIPTOR.services_by_name["CatalogService"].full_name,
+)
+_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+_REFLECTION_V1ALPHA = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"].full_name
+# Python's package knows only v1alpha, current tools ask for v1 first; on the wire the two are the same. The v1 name is
+# not listed, since there is no descriptor to show for it.
+_REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
+
+_OPTIONS = (
+    # Without this a second server would share the port and take half of the calls.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", TRANSPORT_MESSAGE_BYTES),
+    # Streams may be quiet for as long as a job is; clients keep them open by pinging.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+)
+
+
+class GrpcServer:
+    """The server of all services over one coordinator."""
+
+    def __init__(self, coordinator: Coordinator, telemetry: Telemetry, launcher_token: str) -> None:
+        self._server = grpc.aio.server(interceptors=[CallInterceptor(telemetry)], options=_OPTIONS)
+        add_JobServiceServicer_to_server(JobService(coordinator), self._server)
+        add_MetricsServiceServicer_to_server(MetricsService(coordinator), self._server)
+        add_CatalogServiceServicer_to_server(CatalogService(), self._server)
+        add_InternalServiceServicer_to_server(InternalService(coordinator, launcher_token), self._server)
+        self._health = HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._add_reflection()
+
+    def _add_reflection(self) -> None:
+        servicer = ReflectionServicer((*PUBLIC_SERVICES, _HEALTH, _REFLECTION_V1ALPHA))
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, self._server)
+        handler = grpc.stream_stream_rpc_method_handler(
+            servicer.ServerReflectionInfo,
+            request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+            response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+        )
+        generic = grpc.method_handlers_generic_handler(_REFLECTION_V1, {"ServerReflectionInfo": handler})
+        self._server.add_generic_rpc_handlers((generic,))
+
+    def bind(self, address: Address) -> Address:
+        """Take the port.
+
+        Returns:
+            The address with the port that it has.
+
+        Raises:
+            StartupError: the port is taken.
+        """
+        try:
+            port = self._server.add_insecure_port(str(address))
+        except RuntimeError as error:
+            raise StartupError(
+                f"cannot listen on {address}: the port is taken or may not be used; choose another with --listen"
+            ) from error
+        return Address(address.host, port)
+
+    async def start(self) -> None:
+        """Answer calls."""
+        for name in PUBLIC_SERVICES:
+            await self._health.set(name, _SERVING)
+        await self._server.start()
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no more calls, and give those under way `grace_s` seconds to end."""
+        stopping = asyncio.ensure_future(self._server.stop(grace_s))
+        await self._health.enter_graceful_shutdown()
+        await stopping

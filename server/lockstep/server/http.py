@@ -1,0 +1,88 @@
+"""The HTTP port: /metrics for Prometheus, /healthz for whoever looks after the process."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from lockstep.server.settings import Address, StartupError
+
+StartResponse = Callable[[str, list[tuple[str, str]]], Any]
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    # The default allows two servers on one port when the first has just ended; a live one is still refused.
+    allow_reuse_address = True
+
+
+class _Handler(WSGIRequestHandler):
+    # A client that says nothing would hold its thread for ever.
+    timeout = 10
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing: a scrape every few seconds would drown the log."""
+
+
+class HttpServer:
+    """Serves both pages from threads of its own."""
+
+    def __init__(self, address: Address, registry: CollectorRegistry) -> None:
+        """Take the port.
+
+        Raises:
+            StartupError: the port is taken.
+        """
+        self._metrics = make_wsgi_app(registry)
+        self._is_well = True
+        try:
+            self._server = make_server(
+                address.host, address.port, self._respond, server_class=_Server, handler_class=_Handler
+            )
+        except OSError as error:
+            raise StartupError(f"cannot listen on {address}: {error.strerror}; choose another with --http") from error
+        self.address = Address(address.host, self._server.server_port)
+        self._thread = threading.Thread(target=self._serve, name="lockstep-http", daemon=True)
+
+    def _serve(self) -> None:
+        # `stop` wakes it by a connection, so that an idle server need not wake up twice a second to look.
+        self._server.serve_forever(poll_interval=3600)
+
+    def start(self) -> None:
+        """Answer requests."""
+        self._thread.start()
+
+    def fail_health(self) -> None:
+        """Answer 503 on /healthz from now on."""
+        self._is_well = False
+
+    def stop(self) -> None:
+        """Close the port."""
+        if self._thread.is_alive():
+            stopping = threading.Thread(target=self._server.shutdown)
+            stopping.start()
+            while self._thread.is_alive():
+                with contextlib.suppress(OSError):
+                    socket.create_connection((self.address.host, self.address.port), timeout=1).close()
+                self._thread.join(timeout=0.05)
+            stopping.join()
+        self._server.server_close()
+
+    def _respond(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        if path == "/metrics":
+            page: Iterable[bytes] = self._metrics(environ, start_response)
+            return page
+        if path == "/healthz":
+            status, body = ("200 OK", b"ok\n") if self._is_well else ("503 Service Unavailable", b"shutting down\n")
+        else:
+            status, body = "404 Not Found", b"there are /metrics and /healthz\n"
+        start_response(status, [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))])
+        return [body]

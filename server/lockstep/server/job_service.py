@@ -1,0 +1,134 @@
+"""JobService: translate, call the coordinator, translate back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from lockstep.server.coordinator import Coordinator
+from lockstep.server.errors import InvalidRequest
+from lockstep.server.interceptors import Context
+from lockstep.server.job import Job, State
+from lockstep.server.paging import make_token, not_negative, page_size, read_token
+from lockstep.server.rules import show
+from lockstep.server.translate import event_to_proto, job_to_proto, state_from_proto
+from lockstep.v1 import job_pb2
+from lockstep.v1.job_service_pb2 import (
+    CancelJobRequest,
+    GetJobRequest,
+    ListJobsRequest,
+    ListJobsResponse,
+    SubmitJobRequest,
+    WatchJobRequest,
+    WatchJobResponse,
+)
+from lockstep.v1.job_service_pb2_grpc import JobServiceServicer
+
+# Until there is authentication, everybody is the same person.
+PRINCIPAL = "local"
+
+_MAX_REQUEST_ID = 128
+_EVENTS_PER_MESSAGE = 500
+_PROGRESS_INTERVAL_S = 0.2
+
+
+class JobService(JobServiceServicer):
+    """Submit, find, watch and cancel jobs."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+
+    async def SubmitJob(self, request: SubmitJobRequest, context: Context) -> job_pb2.Job:
+        job = await self._coordinator.submit(
+            request.spec,
+            principal=PRINCIPAL,
+            request_id=_request_id(request.request_id),
+            validate_only=request.validate_only,
+        )
+        return job_to_proto(job)
+
+    async def GetJob(self, request: GetJobRequest, context: Context) -> job_pb2.Job:
+        return job_to_proto(await self._coordinator.get(required_job_id(request.job_id)))
+
+    async def CancelJob(self, request: CancelJobRequest, context: Context) -> job_pb2.Job:
+        return job_to_proto(await self._coordinator.cancel(required_job_id(request.job_id)))
+
+    async def ListJobs(self, request: ListJobsRequest, context: Context) -> ListJobsResponse:
+        limit = page_size(request.page_size, default=100, most=1000)
+        states = _states(request)
+        scope = ["jobs", sorted(state.value for state in states), dict(request.labels)]
+        position = read_token(request.page_token, "page_token", scope, (int,))
+        jobs = await self._coordinator.store.list_jobs(
+            before=None if position is None else position[0], limit=limit + 1, states=states, labels=request.labels
+        )
+        response = ListJobsResponse(jobs=map(job_to_proto, jobs[:limit]))
+        if len(jobs) > limit:
+            response.next_page_token = make_token([jobs[limit - 1].number], scope)
+        return response
+
+    async def WatchJob(self, request: WatchJobRequest, context: Context) -> AsyncIterator[WatchJobResponse]:
+        job_id = required_job_id(request.job_id)
+        sequence = not_negative(request.after_sequence, "after_sequence")
+        job = await self._coordinator.get(job_id)
+        loop = asyncio.get_running_loop()
+        shown: Job | None = None
+        with self._coordinator.bells.listen(job_id) as bell:
+            while True:
+                bell.clear()
+                job = await self._coordinator.get(job_id)
+                events = await self._coordinator.store.list_events(
+                    job_id, after=sequence, up_to=job.event_count, limit=_EVENTS_PER_MESSAGE
+                ) if job.event_count > sequence else []  # fmt: skip
+                if events or job != shown:
+                    yield WatchJobResponse(job=job_to_proto(job), events=map(event_to_proto, events))
+                    shown, shown_at = job, loop.time()
+                    sequence = events[-1].sequence if events else sequence
+                if sequence < job.event_count:
+                    continue
+                if job.state.has_ended:
+                    return
+                await self._next_change(bell, job, shown_at + _PROGRESS_INTERVAL_S)
+
+    async def _next_change(self, bell: asyncio.Event, shown: Job, progress_from: float) -> None:
+        """Wait until there is something to show: an event at once, progress alone not before `progress_from`."""
+        loop = asyncio.get_running_loop()
+        self._coordinator.bells.check()
+        await bell.wait()
+        self._coordinator.bells.check()
+        while (await self._coordinator.get(shown.job_id)).event_count == shown.event_count:
+            bell.clear()
+            try:
+                async with asyncio.timeout(max(0.0, progress_from - loop.time())):
+                    await bell.wait()
+            except TimeoutError:
+                return
+            self._coordinator.bells.check()
+
+
+def _request_id(request_id: str) -> str:
+    if len(request_id) > _MAX_REQUEST_ID or not (request_id.isascii() and request_id.isprintable()):
+        raise InvalidRequest.of(
+            "request_id", f"is {show(request_id)}; allowed: at most {_MAX_REQUEST_ID} printable ASCII characters"
+        )
+    return request_id
+
+
+def required_job_id(job_id: str) -> str:
+    """Return a job_id that must be there.
+
+    Raises:
+        InvalidRequest: it is empty.
+    """
+    if not job_id:
+        raise InvalidRequest.of("job_id", "is empty; set it to the job_id that SubmitJob returned")
+    return job_id
+
+
+def _states(request: ListJobsRequest) -> list[State]:
+    states = []
+    for number in request.states:
+        state = state_from_proto(number)
+        if state is None:
+            raise InvalidRequest.of("states", f"holds {number}; allowed: states other than JOB_STATE_UNSPECIFIED")
+        states.append(state)
+    return states

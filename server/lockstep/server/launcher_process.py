@@ -1,0 +1,83 @@
+"""The launcher's process: started with its orders on standard input, which it must not outlive."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+
+import structlog
+
+from lockstep.server import processes
+
+MODULE = "lockstep.workers.launcher"
+
+_TERM_TIMEOUT_S = 2.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class LauncherOrders:
+    """The first line on the launcher's standard input, as JSON."""
+
+    coordinator_address: str
+    launcher_token: str
+    epoch: int
+    ray_address: str
+    namespace: str
+
+
+def launcher_is_installed() -> bool:
+    """Say whether the package that holds the launcher can be imported."""
+    return importlib.util.find_spec("lockstep.workers") is not None
+
+
+class LauncherProcess:
+    """One life of the launcher."""
+
+    def __init__(self, orders: LauncherOrders, environment: dict[str, str]) -> None:
+        # A session of its own: Ctrl-C in the server's terminal is the server's to handle.
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", MODULE], stdin=subprocess.PIPE, env=environment, start_new_session=True
+        )
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(asdict(orders)).encode() + b"\n")
+            self._process.stdin.flush()
+        log.info("launcher started", pid=self._process.pid)
+
+    async def wait(self) -> int:
+        """Return its exit status when it has ended."""
+        await processes.wait_until_dead(self._process.pid)
+        status = self._process.wait()
+        self._close_input()
+        return status
+
+    async def stop(self, grace_s: float) -> None:
+        """Tell it to leave by closing its input; end it if it has not after `grace_s` seconds."""
+        self._close_input()
+        if self._process.poll() is not None:
+            return
+        for timeout_s, number in ((grace_s, signal.SIGTERM), (_TERM_TIMEOUT_S, signal.SIGKILL)):
+            if await processes.died_within(self._process.pid, timeout_s):
+                break
+            log.warning("the launcher does not leave", pid=self._process.pid, signal=number.name)
+            processes.send(self._process.pid, number)
+        await asyncio.to_thread(self._process.wait)
+
+    def kill(self) -> None:
+        """End it and the processes of its session at once."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _close_input(self) -> None:
+        if self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()

@@ -1,0 +1,97 @@
+"""`lockstep serve`: this very process is the coordinator."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+import typer
+
+from lockstep.server import logs
+from lockstep.server.application import Application
+from lockstep.server.settings import Settings, StartupError, load
+
+EXIT_USAGE = 2
+EXIT_FORCED = 130
+
+log = structlog.get_logger(__name__)
+
+
+def serve(
+    listen: Annotated[
+        str | None, typer.Option(help="gRPC address, host:port; port 0 takes a free one. Default: 127.0.0.1:50051.")
+    ] = None,
+    http: Annotated[
+        str | None, typer.Option(help="Address of /metrics and /healthz. Default: 127.0.0.1:50052.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the store and the logs. Default: ./lockstep-data.")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Ray cluster to run on, host:port. Default: start one here.")
+    ] = None,
+    num_cpus: Annotated[int | None, typer.Option(help="CPUs of the embedded Ray. Default: all.")] = None,
+    num_gpus: Annotated[int | None, typer.Option(help="GPUs of the embedded Ray. Default: all.")] = None,
+    advertise_address: Annotated[
+        str | None, typer.Option(help="Where workers reach this server, host:port. Default: the gRPC address.")
+    ] = None,
+    log_format: Annotated[str | None, typer.Option(help="console or json. Default: console.")] = None,
+) -> None:
+    """Run the server, until SIGTERM or Ctrl-C; a second one forces it to end.
+
+    Every option can also be set by a variable: LOCKSTEP_ and its name, such as LOCKSTEP_DATA_DIR.
+    """
+    try:
+        settings = load(
+            listen=listen,
+            http=http,
+            data_dir=data_dir,
+            ray_address=ray_address,
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            advertise_address=advertise_address,
+            log_format=log_format,
+        )
+        logs.configure(settings.log_format)
+        asyncio.run(_serve(settings))
+    except StartupError as error:
+        sys.stderr.write(f"lockstep serve: {error}\n")
+        raise typer.Exit(EXIT_USAGE) from error
+
+
+async def _serve(settings: Settings) -> None:
+    application = Application(settings)
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            application.kill()
+            os._exit(EXIT_FORCED)
+        log.info("shutting down; once more to force it")
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    await application.start()
+    try:
+        await stop.wait()
+    finally:
+        await application.stop()
+    log.info("stopped")
+
+
+def main() -> None:
+    """Run `serve` without the rest of the command line."""
+    # Forking is never done here, and gRPC's handlers for it cost every call.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    typer.run(serve)
+
+
+if __name__ == "__main__":
+    main()

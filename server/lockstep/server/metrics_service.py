@@ -1,0 +1,85 @@
+"""MetricsService: translate, read the store, translate back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from lockstep.server.coordinator import Coordinator
+from lockstep.server.errors import InvalidRequest
+from lockstep.server.interceptors import Context
+from lockstep.server.job_service import required_job_id
+from lockstep.server.paging import make_token, not_negative, page_size, read_token
+from lockstep.server.translate import point_to_proto
+from lockstep.v1.metrics_service_pb2 import (
+    ListMetricsRequest,
+    ListMetricsResponse,
+    MetricKind,
+    StreamMetricsRequest,
+    StreamMetricsResponse,
+)
+from lockstep.v1.metrics_service_pb2_grpc import MetricsServiceServicer
+
+_POINTS_PER_MESSAGE = 1_000
+
+
+class MetricsService(MetricsServiceServicer):
+    """Read the metrics of jobs."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+
+    async def ListMetrics(self, request: ListMetricsRequest, context: Context) -> ListMetricsResponse:
+        job_id = required_job_id(request.job_id)
+        limit = page_size(request.page_size, default=1_000, most=10_000)
+        after_step = not_negative(request.after_step, "after_step")
+        kind = _kind(request.kind)
+        scope = ["metrics", job_id, sorted(request.names), kind, after_step]
+        position = read_token(request.page_token, "page_token", scope, (int, int, str))
+        await self._coordinator.get(job_id)
+        points = await self._coordinator.store.list_points(
+            job_id,
+            names=request.names,
+            kind=kind,
+            after_step=after_step,
+            after=None if position is None else (position[0], position[1], position[2]),
+            limit=limit + 1,
+        )
+        response = ListMetricsResponse(points=map(point_to_proto, points[:limit]))
+        if len(points) > limit:
+            last = points[limit - 1]
+            response.next_page_token = make_token([last.kind, last.step, last.name], scope)
+        return response
+
+    async def StreamMetrics(
+        self, request: StreamMetricsRequest, context: Context
+    ) -> AsyncIterator[StreamMetricsResponse]:
+        job_id = required_job_id(request.job_id)
+        kind = _kind(request.kind)
+        # Only the job: a follower may widen its filters and go on from where it was.
+        scope = ["stream", job_id]
+        position = read_token(request.cursor, "cursor", scope, (int,))
+        seq = 0 if position is None else position[0]
+        await self._coordinator.get(job_id)
+        with self._coordinator.bells.listen(job_id) as bell:
+            while True:
+                bell.clear()
+                # Asked before reading: points are stored no later than the end of their job.
+                has_ended = (await self._coordinator.get(job_id)).state.has_ended
+                points = await self._coordinator.store.new_points(
+                    job_id, names=request.names, kind=kind, after_seq=seq, limit=_POINTS_PER_MESSAGE
+                )
+                if points:
+                    seq = points[-1].seq
+                    yield StreamMetricsResponse(points=map(point_to_proto, points), cursor=make_token([seq], scope))
+                if len(points) == _POINTS_PER_MESSAGE:
+                    continue
+                if has_ended:
+                    return
+                self._coordinator.bells.check()
+                await bell.wait()
+
+
+def _kind(kind: int) -> int:
+    if kind not in MetricKind.values():
+        raise InvalidRequest.of("kind", f"is {kind}; allowed: a MetricKind, or 0 for all")
+    return kind

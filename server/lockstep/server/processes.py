@@ -1,0 +1,84 @@
+"""Child processes: waiting for them without polling, finding and ending those of a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from pathlib import Path
+
+
+async def wait_until_dead(pid: int) -> None:
+    """Return when the process has ended; it need not be our child."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(descriptor, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+
+async def died_within(pid: int, timeout_s: float) -> bool:
+    """Wait for a process to end, for a while."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await wait_until_dead(pid)
+    except TimeoutError:
+        return False
+    return True
+
+
+def command_line(pid: int) -> list[str]:
+    """Return the arguments of a process; none when it is gone or a zombie."""
+    try:
+        return [part.decode("utf-8", "replace") for part in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+    except OSError:
+        return []
+
+
+def pids_that_name(mark: str) -> list[int]:
+    """Find our user's processes whose command line holds `mark`, which must be unique to what we started."""
+    assert len(mark) >= 12, "a short mark could be in the command line of somebody else's process"
+    pids = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and int(entry.name) != os.getpid():
+            pid = int(entry.name)
+            with contextlib.suppress(OSError):
+                if entry.stat().st_uid == os.getuid() and any(mark in part for part in command_line(pid)):
+                    pids.append(pid)
+    return pids
+
+
+def send(pid: int, number: signal.Signals) -> None:
+    """Send a signal to one process, if it is still there."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def port_answers(host: str, port: int) -> bool:
+    """Say whether somebody listens there."""
+    try:
+        async with asyncio.timeout(2):
+            _, writer = await asyncio.open_connection(host, port)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return True

@@ -1,0 +1,236 @@
+"""What a row of the table of rules is, and how a row is applied to a spec."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import Message
+
+from lockstep.server.errors import Violation
+from lockstep.v1.job_spec_pb2 import JobSpec
+
+_MAX_SHOWN_LENGTH = 80
+_MAX_SHOWN_ITEMS = 3
+
+
+class Default(Enum):
+    """Defaults that are no values."""
+
+    REQUIRED = "must be given"
+    UNSET = "stays unset"
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the rules may know of the place where the server runs.
+
+    Attributes:
+        working_directory: where relative paths of a spec start.
+        shares_files_with_workers: whether a path that is missing here is missing for the workers, too.
+    """
+
+    working_directory: Path
+    shares_files_with_workers: bool
+
+
+@dataclass(frozen=True)
+class FieldRule:
+    """The rule of one field.
+
+    Attributes:
+        path: the field, from the spec on, such as "training.batch_size".
+        type: its type in words.
+        limits: what is allowed, in words.
+        mend: what to do when it is something else, in words.
+        default: a value, a function of the spec resolved so far, or one of `Default`.
+        allows: whether a value is allowed; for a repeated field one item, for a map one (key, value).
+        counts: least and largest number of items of a repeated field or a map.
+        normal: puts an allowed value into the form that is stored.
+    """
+
+    path: str
+    type: str
+    limits: str
+    mend: str
+    default: Any = Default.UNSET
+    allows: Callable[[Any], bool] | None = None
+    counts: tuple[int, int] | None = None
+    normal: Callable[[Any, Site], Any] | None = None
+
+
+@dataclass(frozen=True)
+class ChoiceRule:
+    """The rule that exactly one kind of a oneof is set. `path` is the message around it."""
+
+    path: str
+
+    @property
+    def limits(self) -> str:
+        return "exactly one kind"
+
+
+@dataclass(frozen=True)
+class CrossRule:
+    """A rule that joins several fields.
+
+    Attributes:
+        path: the field that is blamed.
+        reads: fields that must be right by themselves before the rule means anything; "data.idx.*" says that this kind
+            must be chosen.
+        limits: what is allowed, in words.
+        mend: what to do, in words.
+        problem: the sentence without the mend when a spec breaks the rule, else None.
+    """
+
+    path: str
+    reads: tuple[str, ...]
+    limits: str
+    mend: str
+    problem: Callable[[JobSpec, Site, Shown], str | None]
+
+
+@dataclass
+class Resolution:
+    """A spec on its way from what was submitted to what is stored."""
+
+    spec: JobSpec
+    site: Site
+    violations: list[Violation] = field(default_factory=list)
+    wrong: set[str] = field(default_factory=set)
+    defaulted: set[str] = field(default_factory=set)
+
+    def blame(self, path: str, message: str, *, rule_path: str = "") -> None:
+        self.violations.append(Violation(path, message))
+        self.wrong.add(rule_path or path)
+
+    def shown(self, path: str) -> str:
+        """The field with its value as a sentence's beginning: `training.batch_size is 0`."""
+        parent = parent_of(self.spec, path)
+        value = None if parent is None else getattr(parent, path.rpartition(".")[2])
+        note = " (the default)" if path in self.defaulted else ""
+        return f"{path} is {show(value)}{note}"
+
+
+Shown = Callable[[str], str]
+
+
+def show(value: Any) -> str:
+    """Write a value for a message: short, and with nothing unprintable."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        if math.isnan(value):
+            return "NaN"
+        return ("-" if value < 0 else "") + "infinity" if math.isinf(value) else f"{value:.15g}"
+    if isinstance(value, int):
+        return str(value)
+    text = json.dumps(str(value), ensure_ascii=True)
+    return text if len(text) <= _MAX_SHOWN_LENGTH else f"{text[: _MAX_SHOWN_LENGTH - 4]}...{text[-1]}"
+
+
+def parent_of(spec: JobSpec, path: str) -> Any | None:
+    """Find the message that holds the field `path`; None when it belongs to a kind that is not chosen."""
+    message: Message = spec
+    for name in path.split(".")[:-1]:
+        if message.DESCRIPTOR.fields_by_name[name].containing_oneof is not None and not message.HasField(name):
+            return None
+        message = getattr(message, name)
+    return message
+
+
+def _is_set(parent: Message, name: str) -> bool:
+    descriptor = parent.DESCRIPTOR.fields_by_name[name]
+    return parent.HasField(name) if descriptor.has_presence else bool(getattr(parent, name))
+
+
+def _give_default(parent: Any, name: str, value: Any) -> None:
+    if isinstance(value, list):
+        getattr(parent, name).extend(value)
+    else:
+        setattr(parent, name, value)
+
+
+def _items(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (where, item) for each item of a repeated field or a map."""
+    if hasattr(value, "items"):
+        for key in sorted(value):
+            yield f"[{show(key)}]", (key, value[key])
+    else:
+        for number, item in enumerate(value):
+            yield f"[{number}]", item
+
+
+def _check_items(rule: FieldRule, value: Any, resolution: Resolution) -> None:
+    assert rule.counts is not None
+    least, most = rule.counts
+    if not least <= len(value) <= most:
+        message = f"{rule.path} has {len(value):,} items; allowed: {rule.limits}; {rule.mend}"
+        resolution.blame(rule.path, message)
+        return
+    if rule.allows is None:
+        return
+    bad = [(where, item) for where, item in _items(value) if not rule.allows(item)]
+    for number, (where, item) in enumerate(bad[:_MAX_SHOWN_ITEMS]):
+        shown = f"{rule.path}{where} is {show(item[1] if isinstance(item, tuple) else item)}"
+        rest = len(bad) - _MAX_SHOWN_ITEMS
+        more = f" ({rest:,} more are wrong)" if rest > 0 and number == _MAX_SHOWN_ITEMS - 1 else ""
+        message = f"{shown}; allowed: {rule.limits}; {rule.mend}{more}"
+        resolution.blame(f"{rule.path}{where}", message, rule_path=rule.path)
+
+
+def apply_field(rule: FieldRule, resolution: Resolution) -> None:
+    """Fill in the default of a field, or check what is there."""
+    parent = parent_of(resolution.spec, rule.path)
+    if parent is None:
+        return
+    name = rule.path.rpartition(".")[2]
+    if not _is_set(parent, name):
+        default = rule.default(resolution.spec) if callable(rule.default) else rule.default
+        if default is Default.REQUIRED:
+            resolution.blame(rule.path, f"{rule.path}: missing; allowed: {rule.limits}; {rule.mend}")
+        elif default is not Default.UNSET:
+            _give_default(parent, name, default)
+            resolution.defaulted.add(rule.path)
+        return
+    value = getattr(parent, name)
+    if rule.counts is not None:
+        _check_items(rule, value, resolution)
+    elif rule.allows is not None and not rule.allows(value):
+        resolution.blame(rule.path, f"{rule.path} is {show(value)}; allowed: {rule.limits}; {rule.mend}")
+    elif rule.normal is not None:
+        setattr(parent, name, rule.normal(value, resolution.site))
+
+
+def kinds_of(path: str) -> list[str]:
+    """List what the oneof of the message at `path` offers."""
+    descriptor = JobSpec.DESCRIPTOR.fields_by_name[path].message_type
+    assert descriptor is not None
+    return [option.name for option in descriptor.oneofs_by_name["kind"].fields]
+
+
+def apply_choice(rule: ChoiceRule, resolution: Resolution) -> None:
+    """Check that a kind is chosen."""
+    if getattr(resolution.spec, rule.path).WhichOneof("kind") is None:
+        resolution.blame(rule.path, f"{rule.path}: missing; set one of {', '.join(kinds_of(rule.path))}")
+
+
+def apply_cross(rule: CrossRule, resolution: Resolution) -> None:
+    """Check a rule over several fields, when each is right by itself."""
+    if any(path in resolution.wrong or parent_of(resolution.spec, path) is None for path in rule.reads):
+        return
+    problem = rule.problem(resolution.spec, resolution.site, resolution.shown)
+    if problem is not None:
+        resolution.blame(rule.path, f"{problem}; {rule.mend}")
+
+
+def absolute(path: str, site: Site) -> str:
+    """Make a path absolute, from the server's working directory on."""
+    # Not Path.resolve: links stay as the user wrote them, since they may lead elsewhere where the workers are.
+    return os.path.abspath(site.working_directory / path)  # noqa: PTH100

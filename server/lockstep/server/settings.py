@@ -1,0 +1,114 @@
+"""What can be set, from the command line or from LOCKSTEP_* variables."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class StartupError(Exception):
+    """The server cannot start, for a reason that its user can mend."""
+
+
+class Settings(BaseSettings):
+    """The server's settings; what is given to the constructor wins over the environment.
+
+    Attributes:
+        listen: gRPC address, host:port on the loopback; port 0 takes a free one.
+        http: address of /metrics and /healthz, likewise.
+        data_dir: folder of the store and of everything else that is kept.
+        ray_address: Ray cluster to run on; None starts one here.
+        num_cpus: CPUs of the embedded Ray; None takes all.
+        num_gpus: GPUs of the embedded Ray; None takes all.
+        advertise_address: where workers reach this server, host:port; None is the address it listens on.
+        log_format: for people ("console") or for programs ("json").
+    """
+
+    model_config = SettingsConfigDict(env_prefix="LOCKSTEP_", extra="ignore")
+
+    listen: str = "127.0.0.1:50051"
+    http: str = "127.0.0.1:50052"
+    data_dir: Path = Path("lockstep-data")
+    ray_address: str | None = None
+    num_cpus: int | None = Field(default=None, ge=1, le=100_000)
+    num_gpus: int | None = Field(default=None, ge=0, le=10_000)
+    advertise_address: str | None = None
+    log_format: Literal["console", "json"] = "console"
+
+
+def load(**given: object) -> Settings:
+    """Join what the command line gave (None: not given) with the environment.
+
+    Raises:
+        StartupError: a value is not allowed; it names the option.
+    """
+    try:
+        settings = Settings(**{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
+    except ValidationError as error:
+        problems = [
+            f"--{'-'.join(str(part) for part in problem['loc']).replace('_', '-')} is {problem['input']!r}: "
+            f"{problem['msg'][0].lower()}{problem['msg'][1:]}"
+            for problem in error.errors()
+        ]
+        raise StartupError("; ".join(problems)) from error
+    if settings.ray_address and (settings.num_cpus is not None or settings.num_gpus is not None):
+        raise StartupError("--num-cpus and --num-gpus are for the embedded Ray; leave them out with --ray-address")
+    return settings
+
+
+@dataclass(frozen=True)
+class Address:
+    """A host on the loopback, and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def loopback_address(option: str, text: str) -> Address:
+    """Read an address to listen on.
+
+    Raises:
+        StartupError: it is no address, or one that others could reach.
+    """
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise StartupError(f"{option} is {text!r}; allowed: host:port, such as 127.0.0.1:50051")
+    if host == "localhost":
+        host = "127.0.0.1"
+    try:
+        is_loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = False
+    if not is_loopback:
+        raise StartupError(
+            f"{option} is {text!r}; allowed: loopback addresses only, such as 127.0.0.1:{port}, because this server "
+            "has no authentication yet; to reach it from elsewhere use an SSH tunnel"
+        )
+    return Address(host, int(port))
+
+
+def available_cpus() -> int:
+    """Count the CPUs that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def available_gpus() -> int:
+    """Count the NVIDIA GPUs that this process may use, without any of NVIDIA's libraries."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    try:
+        return sum(1 for path in Path("/dev").iterdir() if re.fullmatch(r"nvidia\d+", path.name))
+    except OSError:
+        return 0

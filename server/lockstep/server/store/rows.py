@@ -1,0 +1,109 @@
+"""Translation between rows and what the coordinator works with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Row
+
+from lockstep.server.job import Job, Progress, State
+from lockstep.v1.job_pb2 import JobError, JobResult
+from lockstep.v1.job_spec_pb2 import JobSpec
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class StoredEvent:
+    """One row of a job's log of events."""
+
+    sequence: int
+    time: datetime
+    state: State
+    attempt: int
+    message: str
+
+
+@dataclass(frozen=True)
+class StoredPoint:
+    """One metric point; `kind` is the number of the contract's MetricKind, `seq` the place in order of storing."""
+
+    name: str
+    step: int
+    epoch: float
+    value: float
+    kind: int
+    seq: int = 0
+
+
+def to_microseconds(time: datetime) -> int:
+    return (time - _EPOCH) // timedelta(microseconds=1)
+
+
+def from_microseconds(value: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=value)
+
+
+def changing_columns(job: Job) -> dict[str, Any]:
+    """Return the columns of a job that change over its life."""
+    return {
+        "state": job.state.value,
+        "state_reason": job.state_reason,
+        "attempt": job.attempt,
+        "restarts": job.restarts,
+        "placement_failures": job.placement_failures,
+        "start_time": None if job.start_time is None else to_microseconds(job.start_time),
+        "end_time": None if job.end_time is None else to_microseconds(job.end_time),
+        "step": job.progress.step,
+        "total_steps": job.progress.total_steps,
+        "epoch": job.progress.epoch,
+        "result": None if job.result is None else job.result.SerializeToString(deterministic=True),
+        "error": None if job.error is None else job.error.SerializeToString(deterministic=True),
+        "hardware_class": job.hardware_class,
+        "event_count": job.event_count,
+    }
+
+
+def fixed_columns(job: Job) -> dict[str, Any]:
+    """Return the columns of a job that never change."""
+    return {
+        "job_id": job.job_id,
+        "name": job.spec.name,
+        "create_time": to_microseconds(job.create_time),
+        "spec": job.spec.SerializeToString(deterministic=True),
+        "engine_version": job.engine_version,
+        "curve_digest": job.curve_digest,
+    }
+
+
+def job_of(row: Row[Any]) -> Job:
+    return Job(
+        job_id=row.job_id,
+        number=row.number,
+        spec=JobSpec.FromString(row.spec),
+        state=State(row.state),
+        state_reason=row.state_reason,
+        create_time=from_microseconds(row.create_time),
+        engine_version=row.engine_version,
+        curve_digest=row.curve_digest,
+        attempt=row.attempt,
+        restarts=row.restarts,
+        placement_failures=row.placement_failures,
+        start_time=None if row.start_time is None else from_microseconds(row.start_time),
+        end_time=None if row.end_time is None else from_microseconds(row.end_time),
+        progress=Progress(row.step, row.total_steps, row.epoch),
+        result=None if row.result is None else JobResult.FromString(row.result),
+        error=None if row.error is None else JobError.FromString(row.error),
+        hardware_class=row.hardware_class,
+        event_count=row.event_count,
+    )
+
+
+def event_of(row: Row[Any]) -> StoredEvent:
+    return StoredEvent(row.sequence, from_microseconds(row.time), State(row.state), row.attempt, row.message)
+
+
+def point_of(row: Row[Any]) -> StoredPoint:
+    return StoredPoint(row.name, row.step, row.epoch, row.value, row.kind, row.seq)

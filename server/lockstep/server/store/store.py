@@ -1,0 +1,306 @@
+"""Everything that is written and read: jobs, their events, their metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TypeVar
+
+from sqlalchemy import Connection, Select, bindparam, func, insert, select, tuple_, update
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.exc import DatabaseError
+
+from lockstep.server.errors import AlreadyExists
+from lockstep.server.job import LIVE, Job, State
+from lockstep.server.store import tables
+from lockstep.server.store.engines import migrate, reading_engine, writing_engine
+from lockstep.server.store.rows import (
+    StoredEvent,
+    StoredPoint,
+    changing_columns,
+    event_of,
+    fixed_columns,
+    job_of,
+    point_of,
+    to_microseconds,
+)
+from lockstep.server.store.writer import StoreError, Writer
+from lockstep.v1.metrics_service_pb2 import METRIC_KIND_RESULT
+
+T = TypeVar("T")
+
+_INSERT_JOB = insert(tables.jobs)
+_INSERT_LABEL = insert(tables.labels)
+_INSERT_EVENT = insert(tables.job_events)
+_INSERT_REQUEST = insert(tables.requests)
+_INSERT_POINT = sqlite_insert(tables.metric_points).on_conflict_do_nothing(index_elements=["job_id", "name", "step"])
+_UPDATE_JOB = update(tables.jobs).where(tables.jobs.c.job_id == bindparam("of_job"))
+_SELECT_REQUEST = select(tables.requests.c.job_id, tables.requests.c.spec_digest).where(
+    tables.requests.c.principal == bindparam("of_principal"),
+    tables.requests.c.request_id == bindparam("of_request"),
+)
+_SELECT_JOB = select(tables.jobs).where(tables.jobs.c.job_id == bindparam("of_job"))
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """A job to store, with the caller's key that makes the call safe to repeat.
+
+    Attributes:
+        request_id: the key; empty for none.
+        spec_digest: digest of the spec as submitted, to tell whether a repeated call is the same.
+    """
+
+    job: Job
+    principal: str
+    request_id: str
+    spec_digest: str
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What became of a job that was saved.
+
+    Attributes:
+        job: as it is stored now.
+        disagreements: in words, each result metric that came again with another value.
+    """
+
+    job: Job
+    disagreements: tuple[str, ...] = ()
+
+
+class Store:
+    """The store of one data folder. Writes go through one thread; reads are their own short connections."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the store and bring its tables up to date.
+
+        Raises:
+            StoreError: it cannot be opened.
+        """
+        self._writing = writing_engine(path)
+        self._reading = reading_engine(path)
+        try:
+            migrate(self._writing)
+            self.instance_id, self.epoch = self._start_epoch()
+        except (DatabaseError, sqlite3.DatabaseError) as error:
+            self._dispose()
+            raise StoreError(f"{path} cannot be opened: {error.__cause__ or error}") from error
+        except StoreError:
+            self._dispose()
+            raise
+        self._writer = Writer(self._writing)
+
+    def _dispose(self) -> None:
+        self._writing.dispose()
+        self._reading.dispose()
+
+    def close(self) -> None:
+        """Write what is queued and close every connection."""
+        self._writer.close()
+        self._dispose()
+
+    def _start_epoch(self) -> tuple[str, int]:
+        with self._writing.begin() as connection:
+            known = {row.key: row.value for row in connection.execute(select(tables.meta))}
+            instance_id = known.get("instance_id") or secrets.token_hex(6)
+            epoch = int(known.get("epoch", "0")) + 1
+            for key, value in (("instance_id", instance_id), ("epoch", str(epoch))):
+                upsert = sqlite_insert(tables.meta).values(key=key, value=value)
+                connection.execute(upsert.on_conflict_do_update(index_elements=["key"], set_={"value": value}))
+        return instance_id, epoch
+
+    # Writing.
+
+    async def submit(self, new: NewJob) -> tuple[Job, bool]:
+        """Store a job, or find the one that an earlier call with this request_id stored.
+
+        Returns:
+            The job, and whether it is new.
+
+        Raises:
+            AlreadyExists: the request_id stands for another spec.
+        """
+        return await self._writer.write(lambda connection: _submit(connection, new))
+
+    async def save(self, job: Job, *, message: str = "", now: datetime, points: Sequence[StoredPoint] = ()) -> Saved:
+        """Store a job as it is now, with new points and, when there is a message, with an event.
+
+        A point that is there already stays as it is. A *result* that comes again with another value breaks the promise
+        of one curve: the first one stays, and an event says so.
+        """
+        return await self._writer.write(lambda connection: _save(connection, job, message, now, points))
+
+    # Reading.
+
+    async def read(self, query: Callable[[Connection], T]) -> T:
+        """Run a query on a connection of its own, off the event loop."""
+
+        def run() -> T:
+            with self._reading.connect() as connection:
+                return query(connection)
+
+        return await asyncio.to_thread(run)
+
+    async def get_job(self, job_id: str) -> Job | None:
+        row = await self.read(lambda connection: connection.execute(_SELECT_JOB, {"of_job": job_id}).one_or_none())
+        return None if row is None else job_of(row)
+
+    async def find_request(self, principal: str, request_id: str, spec_digest: str) -> Job | None:
+        """Find the job of an earlier call.
+
+        Raises:
+            AlreadyExists: the request_id stands for another spec.
+        """
+        return await self.read(lambda connection: _find_request(connection, principal, request_id, spec_digest))
+
+    async def list_jobs(
+        self, *, before: int | None, limit: int, states: Sequence[State], labels: Mapping[str, str]
+    ) -> list[Job]:
+        """Read jobs, newest first, from the one before number `before` on."""
+        query = select(tables.jobs).order_by(tables.jobs.c.number.desc()).limit(limit)
+        if before is not None:
+            query = query.where(tables.jobs.c.number < before)
+        if states:
+            query = query.where(tables.jobs.c.state.in_([state.value for state in states]))
+        for key, value in labels.items():
+            carriers = select(tables.labels.c.job_id).where(tables.labels.c.key == key, tables.labels.c.value == value)
+            query = query.where(tables.jobs.c.job_id.in_(carriers))
+        return [job_of(row) for row in await self.read(lambda connection: connection.execute(query).all())]
+
+    async def live_jobs(self) -> list[Job]:
+        """Read all jobs that have not ended, oldest first."""
+        states = [state.value for state in LIVE]
+        query = select(tables.jobs).where(tables.jobs.c.state.in_(states)).order_by(tables.jobs.c.number)
+        return [job_of(row) for row in await self.read(lambda connection: connection.execute(query).all())]
+
+    async def count_by_state(self) -> dict[State, int]:
+        query = select(tables.jobs.c.state, func.count()).group_by(tables.jobs.c.state)
+        rows = await self.read(lambda connection: connection.execute(query).all())
+        return {State(state): count for state, count in rows}
+
+    async def list_events(self, job_id: str, *, after: int, up_to: int, limit: int) -> list[StoredEvent]:
+        """Read events with `after` < sequence <= `up_to`, in order."""
+        events = tables.job_events
+        query = select(events).where(events.c.job_id == job_id, events.c.sequence > after, events.c.sequence <= up_to)
+        query = query.order_by(events.c.sequence).limit(limit)
+        return [event_of(row) for row in await self.read(lambda connection: connection.execute(query).all())]
+
+    async def list_points(
+        self,
+        job_id: str,
+        *,
+        names: Sequence[str],
+        kind: int,
+        after_step: int,
+        after: tuple[int, int, str] | None,
+        limit: int,
+    ) -> list[StoredPoint]:
+        """Read points by (kind, step, name), from the one after `after` on; kind 0 and no names mean all."""
+        points = tables.metric_points.c
+        query = _points(job_id, names, kind).order_by(points.kind, points.step, points.name).limit(limit)
+        if after_step:
+            query = query.where(points.step > after_step)
+        if after is not None:
+            query = query.where(tuple_(points.kind, points.step, points.name) > after)
+        return [point_of(row) for row in await self.read(lambda connection: connection.execute(query).all())]
+
+    async def new_points(
+        self, job_id: str, *, names: Sequence[str], kind: int, after_seq: int, limit: int
+    ) -> list[StoredPoint]:
+        """Read points in the order in which they were stored, from the one after `after_seq` on."""
+        points = tables.metric_points.c
+        query = _points(job_id, names, kind).where(points.seq > after_seq).order_by(points.seq).limit(limit)
+        return [point_of(row) for row in await self.read(lambda connection: connection.execute(query).all())]
+
+
+def _points(job_id: str, names: Sequence[str], kind: int) -> Select[tuple[object, ...]]:
+    points = tables.metric_points
+    query: Select[tuple[object, ...]] = select(points).where(points.c.job_id == job_id)
+    if names:
+        query = query.where(points.c.name.in_(names))
+    if kind:
+        query = query.where(points.c.kind == kind)
+    return query
+
+
+def _find_request(connection: Connection, principal: str, request_id: str, spec_digest: str) -> Job | None:
+    found = connection.execute(_SELECT_REQUEST, {"of_principal": principal, "of_request": request_id}).one_or_none()
+    if found is None:
+        return None
+    if found.spec_digest != spec_digest:
+        raise AlreadyExists(
+            f"request_id {request_id!r} was used with another spec, for job {found.job_id}; use a new request_id"
+        )
+    return job_of(connection.execute(_SELECT_JOB, {"of_job": found.job_id}).one())
+
+
+def _submit(connection: Connection, new: NewJob) -> tuple[Job, bool]:
+    if new.request_id:
+        earlier = _find_request(connection, new.principal, new.request_id, new.spec_digest)
+        if earlier is not None:
+            return earlier, False
+    job = replace(new.job, event_count=1)
+    inserted = connection.execute(_INSERT_JOB, fixed_columns(job) | changing_columns(job))
+    assert inserted.inserted_primary_key is not None
+    job = replace(job, number=inserted.inserted_primary_key[0])
+    _insert_event(connection, job, "submitted", job.create_time)
+    labels = [{"job_id": job.job_id, "key": key, "value": value} for key, value in job.spec.labels.items()]
+    if labels:
+        connection.execute(_INSERT_LABEL, labels)
+    if new.request_id:
+        row = {"principal": new.principal, "request_id": new.request_id, "spec_digest": new.spec_digest}
+        connection.execute(_INSERT_REQUEST, row | {"job_id": job.job_id})
+    return job, True
+
+
+def _save(connection: Connection, job: Job, message: str, now: datetime, points: Sequence[StoredPoint]) -> Saved:
+    # Disagreements come before the state's own event, so that the event of the end stays the last one.
+    disagreements = _insert_points(connection, job.job_id, points)
+    for text in (*disagreements, *([message] if message else [])):
+        job = replace(job, event_count=job.event_count + 1)
+        _insert_event(connection, job, text, now)
+    connection.execute(_UPDATE_JOB, changing_columns(job) | {"of_job": job.job_id})
+    return Saved(job, tuple(disagreements))
+
+
+def _insert_event(connection: Connection, job: Job, message: str, now: datetime) -> None:
+    row = {"job_id": job.job_id, "sequence": job.event_count, "time": to_microseconds(now), "state": job.state.value}
+    connection.execute(_INSERT_EVENT, row | {"attempt": job.attempt, "message": message})
+
+
+def _insert_points(connection: Connection, job_id: str, points: Sequence[StoredPoint]) -> list[str]:
+    if not points:
+        return []
+    rows = [
+        {"job_id": job_id, "name": p.name, "step": p.step, "kind": p.kind, "epoch": p.epoch, "value": p.value}
+        for p in points
+    ]
+    inserted = connection.execute(_INSERT_POINT, rows, execution_options={"preserve_rowcount": True})
+    if inserted.rowcount == len(rows):
+        return []
+    return _disagreements(connection, job_id, points)
+
+
+def _disagreements(connection: Connection, job_id: str, points: Sequence[StoredPoint]) -> list[str]:
+    found = []
+    columns = tables.metric_points.c
+    for point in points:
+        if point.kind != METRIC_KIND_RESULT:
+            continue
+        query = select(columns.value).where(
+            columns.job_id == job_id, columns.name == point.name, columns.step == point.step
+        )
+        stored = connection.execute(query).scalar_one()
+        if stored != point.value and not (stored != stored and point.value != point.value):
+            found.append(
+                f"THE CURVE DIFFERS: {point.name} at step {point.step} was {stored!r} and came again as "
+                f"{point.value!r}; the first value stays"
+            )
+    return found

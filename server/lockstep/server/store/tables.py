@@ -1,0 +1,130 @@
+"""The tables. A change here needs a migration in `migrations/versions`; a test compares the two."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+from sqlalchemy.engine import Dialect
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# SQLite numbers rows by itself only in a column of exactly the type INTEGER.
+RowNumber = BigInteger().with_variant(Integer(), "sqlite")
+
+
+class AnyDouble(TypeDecorator[float]):
+    """A double of which NaN survives: SQLite has no NaN and stores NULL for it."""
+
+    impl = Double
+    cache_ok = True
+
+    def process_bind_param(self, value: float | None, dialect: Dialect) -> Any:
+        return None if value is None or math.isnan(value) else value
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> float:
+        return math.nan if value is None else value
+
+
+meta = Table(
+    "meta",
+    metadata,
+    Column("key", String(64), primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+# Times are microseconds since 1970 in UTC. Messages of the contract are stored as their bytes.
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("number", RowNumber, primary_key=True, autoincrement=True),
+    Column("job_id", String(64), nullable=False, unique=True),
+    Column("name", String(63), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("state_reason", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("restarts", Integer, nullable=False),
+    Column("placement_failures", Integer, nullable=False),
+    Column("create_time", BigInteger, nullable=False),
+    Column("start_time", BigInteger),
+    Column("end_time", BigInteger),
+    Column("step", BigInteger, nullable=False),
+    Column("total_steps", BigInteger, nullable=False),
+    Column("epoch", Double, nullable=False),
+    Column("spec", LargeBinary, nullable=False),
+    Column("result", LargeBinary),
+    Column("error", LargeBinary),
+    Column("hardware_class", Text, nullable=False),
+    Column("engine_version", String(32), nullable=False),
+    Column("curve_digest", String(64), nullable=False),
+    Column("event_count", Integer, nullable=False),
+    Index(None, "state", "number"),
+    sqlite_autoincrement=True,
+)
+
+labels = Table(
+    "labels",
+    metadata,
+    Column("job_id", String(64), ForeignKey("jobs.job_id"), primary_key=True),
+    Column("key", String(63), primary_key=True),
+    Column("value", String(255), nullable=False),
+    Index(None, "key", "value"),
+)
+
+job_events = Table(
+    "job_events",
+    metadata,
+    Column("job_id", String(64), ForeignKey("jobs.job_id"), primary_key=True),
+    Column("sequence", Integer, primary_key=True),
+    Column("time", BigInteger, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("message", Text, nullable=False),
+)
+
+metric_points = Table(
+    "metric_points",
+    metadata,
+    Column("seq", RowNumber, primary_key=True, autoincrement=True),
+    Column("job_id", String(64), ForeignKey("jobs.job_id"), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("step", BigInteger, nullable=False),
+    Column("kind", Integer, nullable=False),
+    Column("epoch", AnyDouble),
+    Column("value", AnyDouble),
+    UniqueConstraint("job_id", "name", "step"),
+    Index(None, "job_id", "seq"),
+    Index(None, "job_id", "kind", "step", "name"),
+    sqlite_autoincrement=True,
+)
+
+requests = Table(
+    "requests",
+    metadata,
+    Column("principal", String(128), primary_key=True),
+    Column("request_id", String(128), primary_key=True),
+    Column("job_id", String(64), ForeignKey("jobs.job_id"), nullable=False),
+    Column("spec_digest", String(64), nullable=False),
+)

@@ -1,0 +1,128 @@
+"""The one writer: requests that arrive together share one commit, and so one wait for the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import structlog
+from sqlalchemy import Connection, Engine
+
+T = TypeVar("T")
+Operation = Callable[[Connection], T]
+
+MAX_GROUP = 512
+
+log = structlog.get_logger(__name__)
+
+
+class StoreError(Exception):
+    """The store cannot be opened, read or written."""
+
+
+@dataclass
+class _Request(Generic[T]):
+    operation: Operation[T]
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[T]
+    outcome: T | None = None
+    error: Exception | None = None
+
+    def tell(self) -> None:
+        if self.future.done():  # The caller has been cancelled meanwhile.
+            return
+        if self.error is not None:
+            self.future.set_exception(self.error)
+        else:
+            self.future.set_result(self.outcome)  # type: ignore[arg-type]
+
+
+class Writer:
+    """A thread that owns the only connection that writes."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._requests: queue.SimpleQueue[_Request[Any] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="lockstep-store-writer", daemon=True)
+        self._closed = False
+        self._thread.start()
+
+    async def write(self, operation: Operation[T]) -> T:
+        """Run an operation in a transaction; return when it is on disk.
+
+        An operation that raises changes nothing, and hurts none of those that share its commit.
+        """
+        if self._closed:
+            raise StoreError("the store is closed")
+        loop = asyncio.get_running_loop()
+        request = _Request(operation, loop, loop.create_future())
+        self._requests.put(request)
+        # Shielded: what is queued is written even when its caller goes away, and the caller's memory must agree.
+        return await asyncio.shield(request.future)
+
+    def close(self) -> None:
+        """Write what is queued, then end the thread."""
+        if not self._closed:
+            self._closed = True
+            self._requests.put(None)
+            self._thread.join()
+
+    def _run(self) -> None:
+        with self._engine.connect() as connection:
+            while (first := self._requests.get()) is not None:
+                group = [first]
+                ends = False
+                while len(group) < MAX_GROUP:
+                    try:
+                        request = self._requests.get_nowait()
+                    except queue.Empty:
+                        break
+                    if request is None:
+                        ends = True
+                        break
+                    group.append(request)
+                self._write_group(connection, group)
+                self._tell(group)
+                if ends:
+                    break
+
+    def _write_group(self, connection: Connection, group: list[_Request[Any]]) -> None:
+        try:
+            with connection.begin():
+                for request in group:
+                    self._run_one(connection, request)
+                if not getattr(connection.connection.dbapi_connection, "in_transaction", True):
+                    # SQLite rolls the whole transaction back by itself when the disk is full or fails.
+                    raise StoreError("the database gave the transaction up; the disk may be full")
+        except Exception as error:
+            log.error("a group of writes failed", writes=len(group), exc_info=True)
+            for request in group:
+                request.error = request.error or StoreError(f"writing failed: {error}")
+
+    @staticmethod
+    def _run_one(connection: Connection, request: _Request[Any]) -> None:
+        try:
+            with connection.begin_nested():
+                request.outcome = request.operation(connection)
+        except Exception as error:
+            request.error = error
+
+    @staticmethod
+    def _tell(group: list[_Request[Any]]) -> None:
+        by_loop: dict[asyncio.AbstractEventLoop, list[_Request[Any]]] = {}
+        for request in group:
+            by_loop.setdefault(request.loop, []).append(request)
+        for loop, requests in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_tell_all, requests)
+            except RuntimeError:
+                log.warning("nobody is left to hear of writes", writes=len(requests))
+
+
+def _tell_all(requests: list[_Request[Any]]) -> None:
+    for request in requests:
+        request.tell()

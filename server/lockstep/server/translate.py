@@ -1,0 +1,69 @@
+"""Translation between what the coordinator works with and the messages of the contract."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import cast
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from lockstep.server.job import Job, State
+from lockstep.server.store import StoredEvent, StoredPoint
+from lockstep.v1 import job_pb2
+from lockstep.v1.metrics_service_pb2 import MetricKind, MetricPoint
+
+# The stubs take enums for classes; to protobuf their values are plain numbers.
+_STATE_TO_PROTO = {
+    state: cast("job_pb2.JobState", job_pb2.JobState.Value(f"JOB_STATE_{state.value}")) for state in State
+}
+_STATE_FROM_PROTO: dict[int, State] = {number: state for state, number in _STATE_TO_PROTO.items()}
+
+
+def state_from_proto(number: int) -> State | None:
+    """Return the state of that number; None when there is none."""
+    return _STATE_FROM_PROTO.get(number)
+
+
+def _timestamp(time: datetime) -> Timestamp:
+    timestamp = Timestamp()
+    timestamp.FromDatetime(time)
+    return timestamp
+
+
+def job_to_proto(job: Job) -> job_pb2.Job:
+    """Write a job as users see it."""
+    progress = job_pb2.JobProgress(
+        step=job.progress.step, total_steps=job.progress.total_steps, epoch=job.progress.epoch
+    )
+    return job_pb2.Job(
+        job_id=job.job_id,
+        spec=job.spec,
+        state=_STATE_TO_PROTO[job.state],
+        state_reason=job.state_reason,
+        attempt=job.attempt,
+        restarts=job.restarts,
+        create_time=_timestamp(job.create_time),
+        start_time=None if job.start_time is None else _timestamp(job.start_time),
+        end_time=None if job.end_time is None else _timestamp(job.end_time),
+        progress=progress,
+        result=job.result,
+        error=job.error,
+        engine_version=job.engine_version,
+        curve_digest=job.curve_digest,
+        hardware_class=job.hardware_class,
+    )
+
+
+def event_to_proto(event: StoredEvent) -> job_pb2.JobEvent:
+    return job_pb2.JobEvent(
+        sequence=event.sequence,
+        time=_timestamp(event.time),
+        state=_STATE_TO_PROTO[event.state],
+        attempt=event.attempt,
+        message=event.message,
+    )
+
+
+def point_to_proto(point: StoredPoint) -> MetricPoint:
+    kind = cast("MetricKind", point.kind)
+    return MetricPoint(name=point.name, step=point.step, epoch=point.epoch, value=point.value, kind=kind)

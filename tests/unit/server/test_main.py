@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from lockstep.server import main, processes
+from lockstep.v1.job_service_pb2 import ListJobsRequest, SubmitJobRequest
+from lockstep.v1.job_service_pb2_grpc import JobServiceStub
+from tests.unit.server.harness import digits_spec
+
+# Nothing listens there: the server serves, and its launcher tries in vain.
+NO_RAY = "127.0.0.1:1"
+ANYWHERE = ("--listen", "127.0.0.1:0", "--http", "127.0.0.1:0")
+
+
+@contextmanager
+def server(data_dir: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run a server as a process of its own; yields it with its gRPC address."""
+    command = [sys.executable, "-m", "lockstep.server.main", "--data-dir", str(data_dir), "--log-format", "json"]
+    process = subprocess.Popen(
+        [*command, *(arguments or (*ANYWHERE, "--ray-address", NO_RAY))], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    launcher = None
+    address = ""
+    try:
+        for line in process.stderr:
+            event = json.loads(line) if line.startswith("{") else {}
+            if event.get("event") == "serving":
+                address = event["grpc"]
+            if event.get("event") == "launcher started":
+                launcher = psutil.Process(event["pid"])
+                break
+        assert address, "the server did not start"
+        yield process, address
+    finally:
+        process.kill()
+        process.stderr.close()
+        process.wait()
+        if launcher is not None and launcher.is_running():
+            launcher.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_server_in_order(tmp_path: Path, number: signal.Signals) -> None:
+    with server(tmp_path) as (process, _):
+        assert json.loads((tmp_path / "server.json").read_text())["pid"] == process.pid
+        process.send_signal(number)
+        assert process.wait() == 0
+        assert not (tmp_path / "server.json").exists()
+
+
+def test_an_acknowledged_job_outlives_a_killed_server(tmp_path: Path) -> None:
+    with server(tmp_path) as (process, address), grpc.insecure_channel(address) as channel:
+        job = JobServiceStub(channel).SubmitJob(SubmitJobRequest(spec=digits_spec()))
+        process.kill()
+        process.wait()
+    with server(tmp_path) as (process, address), grpc.insecure_channel(address) as channel:
+        assert list(JobServiceStub(channel).ListJobs(ListJobsRequest()).jobs) == [job]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--listen", "0.0.0.0:50051"], "loopback addresses only"),
+        (["--http", "0.0.0.0:50052", "--listen", "127.0.0.1:0"], "--http is '0.0.0.0:50052'"),
+        (["--num-cpus", "0"], "--num-cpus is 0"),
+        (["--ray-address", "a:1", "--num-gpus", "1"], "for the embedded Ray"),
+        (["--data-dir", "/dev/null/x"], "--data-dir /dev/null/x cannot be used"),
+    ],
+)
+def test_what_cannot_work_ends_with_2_and_says_why(tmp_path: Path, arguments: list[str], words: str) -> None:
+    app = typer.Typer()
+    app.command()(main.serve)
+    given = arguments if "--data-dir" in arguments else [*arguments, "--data-dir", str(tmp_path)]
+    result = CliRunner().invoke(app, given)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_second_server_on_the_same_folder_ends_with_2(tmp_path: Path) -> None:
+    with server(tmp_path) as (process, _):
+        second = subprocess.run(
+            [sys.executable, "-m", "lockstep.server.main", "--data-dir", str(tmp_path), *ANYWHERE],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert second.returncode == 2
+        assert f"in use by the server with pid {process.pid}" in second.stderr
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 0
+
+
+def test_processes_are_found_by_their_mark_and_ours_is_never_among_them() -> None:
+    code, mark = "print('up', flush=True); input()", "lockstep-test-mark-1"
+    marked = subprocess.Popen([sys.executable, "-c", code, mark], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert marked.stdout is not None
+        assert marked.stdout.readline() == b"up\n"
+        assert processes.pids_that_name(mark) == [marked.pid]
+        assert os.getpid() not in processes.pids_that_name(sys.executable)
+    finally:
+        marked.communicate(b"\n")
+
+
+def test_the_server_imports_neither_ray_nor_torch() -> None:
+    code = (
+        "import sys, lockstep.server.main; "
+        "wrong = {'ray', 'torch', 'lockstep.workers', 'lockstep.client'} & set(sys.modules); "
+        "sys.exit(str(wrong) if wrong else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
