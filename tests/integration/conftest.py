@@ -1,0 +1,186 @@
+"""A real server with a real Ray, as a user starts it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from lockstep.client import Client, Job
+
+MARK = "LOCKSTEP_TEST_MARK"
+LOCKSTEP = Path(sys.executable).with_name("lockstep")
+START_TIMEOUT_S = 60
+
+
+class Server:
+    """One data folder and, between `start` and `stop` or `kill`, a server on it.
+
+    All processes that come from it carry a mark in their environment, by which they are found.
+    """
+
+    def __init__(self, data_dir: Path, *options: str) -> None:
+        self.data_dir = data_dir
+        self.mark = uuid.uuid4().hex
+        self._options = options
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log = data_dir.with_suffix(".log")
+
+    def start(self) -> "Server":
+        """Start the server; returns when it answers."""
+        command = [LOCKSTEP, "serve", "--data-dir", self.data_dir, "--log-format", "json", *self._options]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*command, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"],
+                stderr=log,
+                env=os.environ | {MARK: self.mark},
+                start_new_session=True,
+            )
+        self._wait_until(lambda: (self.data_dir / "server.json").exists())
+        return self
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def addresses(self) -> dict[str, Any]:
+        """What the server has written of where it listens."""
+        addresses: dict[str, Any] = json.loads((self.data_dir / "server.json").read_text())
+        return addresses
+
+    def client(self) -> Client:
+        return Client(self.addresses()["grpc_address"])
+
+    def kill(self) -> None:
+        """SIGKILL the server, and nothing that it has started."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        self._process = None
+        (self.data_dir / "server.json").unlink()
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Stop the server as an operator does; returns its exit status."""
+        if self._process is None:
+            return 0
+        self._process.send_signal(number)
+        status = self._process.wait(60)
+        self._process = None
+        return status
+
+    def processes(self, name: str = "") -> list[psutil.Process]:
+        """All living processes that come from this server and have `name` in their command line."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(MARK) == self.mark and name in " ".join(process.cmdline()):
+                    if process.status() != psutil.STATUS_ZOMBIE:
+                        found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes of gangs."""
+        return self.processes("ray::Worker")
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def wait_for_log(self, event: str, count: int = 1) -> None:
+        """Wait until the server has logged an event so many times."""
+        self._wait_until(lambda: self.log().count(f'"event": "{event}"') >= count)
+
+    def _wait_until(self, is_so: Callable[[], bool]) -> None:
+        pause = threading.Event()  # the log of another process gives no event to wait for
+        for _ in range(START_TIMEOUT_S * 50):
+            if is_so():
+                return
+            assert self._process is not None
+            assert self._process.poll() is None, f"the server has ended:\n{self.log()}"
+            pause.wait(0.02)
+        raise AssertionError(f"waited in vain for {is_so}:\n{self.log()}")
+
+
+@pytest.fixture
+def make_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+    """Make servers; all are stopped at the end, and must leave no process."""
+    yield from _make_servers(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests that leave it as it was. Its Ray counts four CPUs, however many there are."""
+    makers = _make_servers(tmp_path_factory)
+    yield next(makers)("--num-cpus", "4").start()
+    with pytest.raises(StopIteration):
+        next(makers)
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    with server.client() as client:
+        yield client
+
+
+def _make_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+    servers = []
+
+    def make(*options: str) -> Server:
+        servers.append(Server(tmp_path_factory.mktemp("server") / "data", *options))
+        return servers[-1]
+
+    try:
+        yield make
+    finally:
+        left = []
+        for server in servers:
+            server.stop()
+            left += server.processes()
+        for process in left:
+            process.kill()
+        assert not left, f"left behind: {left}"
+
+
+def digits(workers: int = 2, **training: Any) -> dict[str, Any]:
+    """A job on the built-in digits; half a CPU per worker, so that four fit on a small machine."""
+    return {
+        "name": "digits",
+        "model": {"mlp": {"hidden_units": [32], "dropout": [0.2]}},
+        "data": {"builtin": {"name": "digits"}},
+        "optimizer": {"sgd": {"learning_rate": 0.1, "momentum": 0.9}},
+        "training": {"max_epochs": 2, "batch_size": 100, "seed": 7, "log_every_steps": 5} | training,
+        "resources": {"workers": workers},
+    }
+
+
+def endless(workers: int = 2) -> dict[str, Any]:
+    """A job that does not end by itself while a test runs."""
+    spec = digits(workers, max_steps=100_000_000, log_every_steps=1000)
+    del spec["training"]["max_epochs"]
+    return spec
+
+
+def wait_for_state(job: Job, state: str) -> Job:
+    """Wait until a job is in a state."""
+    for update in job.watch():
+        if str(update.job.state) == state:
+            return job
+    raise AssertionError(f"{job.job_id} never was {state}: {job.refresh()}: {job.error}")
+
+
+def wait_for_step(job: Job, step: int) -> Job:
+    """Wait until a job has come so far."""
+    for update in job.watch():
+        if update.job.progress.step >= step:
+            return job
+    raise AssertionError(f"{job.job_id} never reached step {step}: {job.refresh()}: {job.error}")

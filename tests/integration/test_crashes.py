@@ -1,0 +1,99 @@
+"""What is lost when a part of the server is killed: nothing that was acknowledged."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lockstep.client import JobState
+from lockstep.server.ray_head import RayHead
+from tests.integration.conftest import Server, digits, endless, wait_for_step
+
+MakeServer = Callable[..., Server]
+
+
+def test_a_killed_server_comes_back_with_all_its_jobs(make_server: MakeServer) -> None:
+    server = make_server("--num-cpus", "2").start()
+    with server.client() as client:
+        running = wait_for_step(client.submit_job(digits(max_epochs=300)), 20)
+        queued = client.submit_job(digits(seed=8))
+        cancelled = client.submit_job(endless()).cancel()
+    server.kill()
+    server.start()
+    with server.client() as client:
+        running, queued = (client.get_job(job.job_id).wait() for job in (running, queued))
+        assert running.attempt == 2
+        assert running.restarts == 0, "a restart of the server is not the job's fault"
+        assert queued.attempt == 1
+        assert client.get_job(cancelled.job_id).state is JobState.CANCELLED
+        again = client.submit_job(digits(workers=1, max_epochs=300)).wait()
+        assert again.result == running.result
+        assert again.metrics(kind="RESULT") == running.metrics(kind="RESULT")
+    assert "adopting the embedded Ray" in server.log()
+    assert server.stop() == 0
+
+
+def test_a_killed_launcher_is_replaced_and_its_jobs_start_again(make_server: MakeServer) -> None:
+    server = make_server("--num-cpus", "2").start()
+    with server.client() as client:
+        job = wait_for_step(client.submit_job(digits(max_epochs=300)), 20)
+        server.processes("lockstep.workers.launcher")[0].kill()
+        job.wait()
+        assert (job.attempt, job.restarts) == (2, 0)
+        points = job.metrics(kind="RESULT")
+        assert len({(point.name, point.step) for point in points}) == len(points)
+    assert server.stop(signal.SIGINT) == 0
+
+
+def test_a_killed_ray_head_comes_back_and_so_do_the_jobs(make_server: MakeServer) -> None:
+    server = make_server("--num-cpus", "2").start()
+    with server.client() as client:
+        job = wait_for_step(client.submit_job(digits(max_epochs=300)), 20)
+        for process in server.processes("ray.scripts.scripts") + server.processes("gcs_server"):
+            process.kill()
+        job.wait()
+        assert job.attempt >= 2
+
+
+@pytest.fixture
+def ray_cluster(tmp_path: Path) -> object:
+    """A Ray cluster that is not Lockstep's."""
+    import asyncio
+
+    head = RayHead(tmp_path, num_cpus=2, num_gpus=0)
+
+    class Cluster:
+        address = asyncio.run(head.start())
+        environment = head.environment()
+
+    yield Cluster()
+    asyncio.run(head.stop())
+
+
+def test_a_server_runs_on_an_existing_cluster_and_leaves_it_as_it_was(
+    make_server: MakeServer, ray_cluster: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, ray_cluster.environment[name])
+    server = make_server("--ray-address", ray_cluster.address).start()
+    with server.client() as client:
+        job = client.submit_job(digits()).wait()
+        assert job.state is JobState.SUCCEEDED
+        wait_for_step(client.submit_job(endless()), 1)
+    assert server.stop() == 0
+    script = (
+        "import os, ray; ray.init(os.environ['ADDRESS'], log_to_driver=False, configure_logging=False); "
+        "print(ray.util.list_named_actors(all_namespaces=True), ray.available_resources()['CPU'])"
+    )
+    seen = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"ADDRESS": ray_cluster.address},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert seen.stdout.strip() == "[] 2.0"
