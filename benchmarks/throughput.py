@@ -8,8 +8,8 @@ is the median over the rounds, in samples per second, and its ratio to the peers
 - lockstep: the engine as jobs use it, its log points included; with `shards: 2`, and with the default of 4.
 - ddp: DistributedDataParallel at its best: static graph, gradients as bucket views, fused optimizer, float images in
   memory, one shuffled index per epoch, no metrics but the running loss.
-- dataloader: the trainer of Dive into Deep Learning: one process, fed one example at a time by torch.utils.data.DataLoader
-  with its four processes, each image made with Pillow and converted as torchvision does.
+- dataloader: the trainer of Dive into Deep Learning: one process, fed one example at a time by a DataLoader with four
+  processes, each image made with Pillow and converted as torchvision does.
 """
 
 import argparse

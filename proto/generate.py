@@ -1,16 +1,18 @@
 """Generate the Python code of the contract next to its .proto files.
 
-    python proto/generate.py            # write
-    python proto/generate.py --check    # exit 1 when what is committed differs from what would be written
+python proto/generate.py            # write
+python proto/generate.py --check    # exit 1 when what is committed differs from what would be written
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
+PLUGINS = Path(sys.executable).parent
 GENERATED = ("*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py", "*_pb2_grpc.pyi")
 
 
@@ -21,7 +23,8 @@ def generate(target: Path) -> None:
     for kinds, paths in ((("python", "pyi"), sources), (("grpc_python", "mypy_grpc"), services)):
         options = [f"--{kind}_out={'quiet:' if kind == 'mypy_grpc' else ''}{target}" for kind in kinds]
         names = [str(path.relative_to(ROOT)) for path in paths]
-        subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT}", *options, *names], check=True)
+        command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT}", *options, *names]
+        subprocess.run(command, check=True, env=os.environ | {"PATH": f"{PLUGINS}{os.pathsep}{os.environ['PATH']}"})
 
 
 def contents(folder: Path) -> dict[str, str]:

@@ -82,9 +82,9 @@ class Server:
         found = []
         for process in psutil.process_iter():
             try:
-                if process.environ().get(MARK) == self.mark and name in " ".join(process.cmdline()):
-                    if process.status() != psutil.STATUS_ZOMBIE:
-                        found.append(process)
+                is_ours = process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE
+                if is_ours and name in " ".join(process.cmdline()):
+                    found.append(process)
             except psutil.Error:
                 continue
         return found

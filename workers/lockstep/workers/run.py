@@ -1,10 +1,10 @@
 """Run a resolved spec without a server: alone, or on several processes under torchrun.
 
-    python -m lockstep.workers.run resolved.json
-    torchrun --nproc-per-node 2 -m lockstep.workers.run resolved.json
+    python -m lockstep.workers.run resolved.yaml
+    torchrun --nproc-per-node 2 -m lockstep.workers.run resolved.yaml
 
-The file is a resolved spec as JSON: what `lockstep get JOB -o json` shows under "spec". Prints metric points as lines
-of JSON, then the result.
+The file is a resolved spec as YAML or JSON: what `lockstep submit --dry-run` prints. Prints metric points as lines of
+JSON, then the result.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import os
 import sys
 from pathlib import Path
 
+import yaml
 from google.protobuf import json_format
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
@@ -34,7 +35,7 @@ class Printer(Listener):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("spec", type=Path)
-    spec = json_format.Parse(parser.parse_args().spec.read_text(), JobSpec())
+    spec = json_format.ParseDict(yaml.safe_load(parser.parse_args().spec.read_text()), JobSpec())
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     store: Store | None = None
     if world_size > 1:
