@@ -108,10 +108,12 @@ class BuiltinData(_message.Message):
     def __init__(self, name: _Optional[str] = ..., validation_fraction: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class IdxData(_message.Message):
-    __slots__ = ("root",)
+    __slots__ = ("root", "standardize")
     ROOT_FIELD_NUMBER: _ClassVar[int]
+    STANDARDIZE_FIELD_NUMBER: _ClassVar[int]
     root: str
-    def __init__(self, root: _Optional[str] = ...) -> None: ...
+    standardize: bool
+    def __init__(self, root: _Optional[str] = ..., standardize: bool = ...) -> None: ...
 
 class OptimizerSpec(_message.Message):
     __slots__ = ("sgd",)

@@ -70,6 +70,8 @@ class Application:
         if self._keeps_cluster and not launcher_is_installed():
             raise StartupError("the workers are not installed here; run: pip install 'lockstep-train[workers]'")
         self._lock = lock_folder(self._data_dir)
+        # A server that was killed left its addresses; nobody shall take them for ours.
+        (self._data_dir / "server.json").unlink(missing_ok=True)
         is_embedded = settings.ray_address is None
         num_cpus, num_gpus = settings.num_cpus or available_cpus(), _gpus(settings)
         telemetry = Telemetry()
@@ -162,8 +164,10 @@ def lock_folder(folder: Path) -> IO[str]:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         file = (folder / "server.lock").open("a+")
+    except FileExistsError as error:
+        raise StartupError(f"--data-dir {folder} is no folder; choose another") from error
     except OSError as error:
-        raise StartupError(f"--data-dir {folder} cannot be used: {error.strerror}") from error
+        raise StartupError(f"--data-dir {folder} cannot be used: {error.strerror}; choose another") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -26,7 +26,7 @@ from lockstep.server.job import (
     WorkersForgotten,
 )
 from lockstep.server.live_jobs import LiveJobs
-from lockstep.server.rules import Site
+from lockstep.server.rules import Site, show
 from lockstep.server.scheduler import Node, Placement
 from lockstep.server.spec import ENGINE_VERSION, curve_digest, submit_digest
 from lockstep.server.store import NewJob, Store, StoredPoint
@@ -174,7 +174,7 @@ class Coordinator:
         entry = self._live.entries.get(job_id)
         job = entry.job if entry is not None else await self.store.get_job(job_id)
         if job is None:
-            raise NotFound(f"there is no job {job_id[:80]!r}; list the jobs to see those there are")
+            raise NotFound(f"there is no job {show(job_id)}; list the jobs to see those there are")
         return job
 
     async def cancel(self, job_id: str) -> Job:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,23 +123,37 @@ def _shown_path(path: Path) -> str:
 
 def _idx_folder(spec: JobSpec, site: Site, shown: Shown) -> str | None:
     folder = Path(spec.data.idx.root)
-    if not site.shares_files_with_workers or folder.is_dir():
+    if not site.shares_files_with_workers:
         return None
-    what = "is no folder" if folder.exists() else "does not exist"
+    try:
+        if stat.S_ISDIR(folder.stat().st_mode):
+            return None
+        what = "is no folder"
+    except FileNotFoundError:
+        what = "does not exist"
+    except OSError as error:
+        what = _cannot_be_read(error)
     return f"data.idx.root: {_shown_path(folder)} {what}; allowed: a folder with the four IDX files"
+
+
+def _cannot_be_read(error: OSError) -> str:
+    return f"cannot be read ({(error.strerror or 'unknown reason').lower()})"
 
 
 def _idx_files(spec: JobSpec, site: Site, shown: Shown) -> str | None:
     folder = Path(spec.data.idx.root)
-    if not site.shares_files_with_workers or not folder.is_dir():
+    if not site.shares_files_with_workers or _idx_folder(spec, site, shown) is not None:
         return None
-    missing = [name for name in IDX_FILES if not any((folder / (name + end)).is_file() for end in ("", ".gz"))]
-    if not missing:
-        return None
-    files = ", ".join(f"{os.sep}{name}[.gz]" for name in missing)
+    try:
+        missing = [name for name in IDX_FILES if not any((folder / (name + end)).is_file() for end in ("", ".gz"))]
+    except OSError as error:
+        what = _cannot_be_read(error)
+    else:
+        if not missing:
+            return None
+        what = "has no " + ", ".join(f"{name}[.gz]" for name in missing)
     return (
-        f"data.idx.root: {_shown_path(folder)} has no {files.replace(os.sep, '')}; "
-        "allowed: a folder with the four IDX files, each plain or gzipped"
+        f"data.idx.root: {_shown_path(folder)} {what}; allowed: a folder with the four IDX files, each plain or gzipped"
     )
 
 

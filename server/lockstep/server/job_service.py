@@ -12,6 +12,7 @@ from lockstep.server.job import Job, State
 from lockstep.server.paging import make_token, not_negative, page_size, read_token
 from lockstep.server.rules import show
 from lockstep.server.translate import event_to_proto, job_to_proto, state_from_proto
+from lockstep.server.validation import MAX_LABELS
 from lockstep.v1 import job_pb2
 from lockstep.v1.job_service_pb2 import (
     CancelJobRequest,
@@ -55,11 +56,11 @@ class JobService(JobServiceServicer):
 
     async def ListJobs(self, request: ListJobsRequest, context: Context) -> ListJobsResponse:
         limit = page_size(request.page_size, default=100, most=1000)
-        states = _states(request)
-        scope = ["jobs", sorted(state.value for state in states), dict(request.labels)]
+        states, labels = _states(request), _labels(request)
+        scope = ["jobs", sorted(state.value for state in states), labels]
         position = read_token(request.page_token, "page_token", scope, (int,))
         jobs = await self._coordinator.store.list_jobs(
-            before=None if position is None else position[0], limit=limit + 1, states=states, labels=request.labels
+            before=None if position is None else position[0], limit=limit + 1, states=states, labels=labels
         )
         response = ListJobsResponse(jobs=map(job_to_proto, jobs[:limit]))
         if len(jobs) > limit:
@@ -126,9 +127,15 @@ def required_job_id(job_id: str) -> str:
 
 def _states(request: ListJobsRequest) -> list[State]:
     states = []
-    for number in request.states:
+    for number in dict.fromkeys(request.states):
         state = state_from_proto(number)
         if state is None:
             raise InvalidRequest.of("states", f"holds {number}; allowed: states other than JOB_STATE_UNSPECIFIED")
         states.append(state)
     return states
+
+
+def _labels(request: ListJobsRequest) -> dict[str, str]:
+    if len(request.labels) > MAX_LABELS:
+        raise InvalidRequest.of("labels", f"has {len(request.labels):,} items; allowed: at most {MAX_LABELS}")
+    return dict(request.labels)

@@ -126,7 +126,8 @@ def _gang_gone(job: Job, error: JobError | None, now: datetime) -> Step:
         return _failed(job, error, now)
     allowed = job.spec.recovery.max_restarts
     if job.restarts >= allowed:
-        message = f"{error.message} The job has used all of its {allowed} restarts (recovery.max_restarts)."
+        used = f"used all of its restarts ({allowed})" if allowed else "no restarts"
+        message = f"{error.message} The job has {used}: see recovery.max_restarts."
         final = JobError()
         final.CopyFrom(error)
         final.message = message

@@ -13,7 +13,10 @@ def configure(log_format: Literal["console", "json"]) -> None:
     """Set up logging for the whole process."""
     renderer: structlog.typing.Processor
     if log_format == "json":
-        processors: list[structlog.typing.Processor] = [structlog.processors.dict_tracebacks]
+        processors: list[structlog.typing.Processor] = [
+            # Without the values of variables: among them are tokens, and whatever users send.
+            structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
+        ]
         renderer = structlog.processors.JSONRenderer()
     else:
         processors = []

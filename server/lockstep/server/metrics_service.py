@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 from lockstep.server.coordinator import Coordinator
 from lockstep.server.errors import InvalidRequest
@@ -20,6 +20,7 @@ from lockstep.v1.metrics_service_pb2 import (
 from lockstep.v1.metrics_service_pb2_grpc import MetricsServiceServicer
 
 _POINTS_PER_MESSAGE = 1_000
+_MAX_NAMES = 1_000
 
 
 class MetricsService(MetricsServiceServicer):
@@ -33,12 +34,13 @@ class MetricsService(MetricsServiceServicer):
         limit = page_size(request.page_size, default=1_000, most=10_000)
         after_step = not_negative(request.after_step, "after_step")
         kind = _kind(request.kind)
-        scope = ["metrics", job_id, sorted(request.names), kind, after_step]
+        names = _names(request.names)
+        scope = ["metrics", job_id, names, kind, after_step]
         position = read_token(request.page_token, "page_token", scope, (int, int, str))
         await self._coordinator.get(job_id)
         points = await self._coordinator.store.list_points(
             job_id,
-            names=request.names,
+            names=names,
             kind=kind,
             after_step=after_step,
             after=None if position is None else (position[0], position[1], position[2]),
@@ -54,7 +56,7 @@ class MetricsService(MetricsServiceServicer):
         self, request: StreamMetricsRequest, context: Context
     ) -> AsyncIterator[StreamMetricsResponse]:
         job_id = required_job_id(request.job_id)
-        kind = _kind(request.kind)
+        names, kind = _names(request.names), _kind(request.kind)
         # Only the job: a follower may widen its filters and go on from where it was.
         scope = ["stream", job_id]
         position = read_token(request.cursor, "cursor", scope, (int,))
@@ -66,7 +68,7 @@ class MetricsService(MetricsServiceServicer):
                 # Asked before reading: points are stored no later than the end of their job.
                 has_ended = (await self._coordinator.get(job_id)).state.has_ended
                 points = await self._coordinator.store.new_points(
-                    job_id, names=request.names, kind=kind, after_seq=seq, limit=_POINTS_PER_MESSAGE
+                    job_id, names=names, kind=kind, after_seq=seq, limit=_POINTS_PER_MESSAGE
                 )
                 if points:
                     seq = points[-1].seq
@@ -77,6 +79,13 @@ class MetricsService(MetricsServiceServicer):
                     return
                 self._coordinator.bells.check()
                 await bell.wait()
+
+
+def _names(names: Iterable[str]) -> list[str]:
+    distinct = sorted(set(names))
+    if len(distinct) > _MAX_NAMES:
+        raise InvalidRequest.of("names", f"has {len(distinct):,} items; allowed: at most {_MAX_NAMES:,}")
+    return distinct
 
 
 def _kind(kind: int) -> int:

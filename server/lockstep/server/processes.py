@@ -45,16 +45,29 @@ def command_line(pid: int) -> list[str]:
 
 
 def pids_that_name(mark: str) -> list[int]:
-    """Find our user's processes whose command line holds `mark`, which must be unique to what we started."""
+    """Find our user's processes whose command line or open files hold `mark`, which must be unique to what we started.
+
+    Both are looked at, because some of Ray's processes write a title over their command line.
+    """
     assert len(mark) >= 12, "a short mark could be in the command line of somebody else's process"
     pids = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and int(entry.name) != os.getpid():
             pid = int(entry.name)
             with contextlib.suppress(OSError):
-                if entry.stat().st_uid == os.getuid() and any(mark in part for part in command_line(pid)):
+                is_ours = entry.stat().st_uid == os.getuid()
+                if is_ours and any(mark in part for part in (*command_line(pid), *_open_files(entry))):
                     pids.append(pid)
     return pids
+
+
+def _open_files(process: Path) -> list[str]:
+    """Return the paths of the files that a process in /proc has open."""
+    paths = []
+    for link in (process / "fd").iterdir():
+        with contextlib.suppress(OSError):
+            paths.append(str(link.readlink()))
+    return paths
 
 
 def send(pid: int, number: signal.Signals) -> None:

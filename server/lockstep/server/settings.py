@@ -13,6 +13,9 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
+_HOST_AND_PORT = re.compile(r"\S+:[0-9]{1,5}")
+
+
 class StartupError(Exception):
     """The server cannot start, for a reason that its user can mend."""
 
@@ -31,7 +34,7 @@ class Settings(BaseSettings):
         log_format: for people ("console") or for programs ("json").
     """
 
-    model_config = SettingsConfigDict(env_prefix="LOCKSTEP_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="LOCKSTEP_", env_ignore_empty=True, extra="ignore")
 
     listen: str = "127.0.0.1:50051"
     http: str = "127.0.0.1:50052"
@@ -60,6 +63,8 @@ def load(**given: object) -> Settings:
         raise StartupError("; ".join(problems)) from error
     if settings.ray_address and (settings.num_cpus is not None or settings.num_gpus is not None):
         raise StartupError("--num-cpus and --num-gpus are for the embedded Ray; leave them out with --ray-address")
+    if settings.ray_address is not None and not _HOST_AND_PORT.fullmatch(settings.ray_address):
+        raise StartupError(f"--ray-address is {settings.ray_address!r}; allowed: host:port, such as 10.0.0.1:6379")
     return settings
 
 
@@ -82,7 +87,7 @@ def loopback_address(option: str, text: str) -> Address:
     """
     host, _, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isdecimal() or int(port) > 65535:
+    if not host or not _HOST_AND_PORT.fullmatch(text) or int(port) > 65535:
         raise StartupError(f"{option} is {text!r}; allowed: host:port, such as 127.0.0.1:50051")
     if host == "localhost":
         host = "127.0.0.1"

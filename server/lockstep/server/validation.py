@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,7 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LABEL_KEY = re.compile(r"[A-Za-z0-9_./-]{1,63}")
 _ACTIVATIONS = ("relu", "sigmoid", "tanh")
 _POOLINGS = ("avg", "max")
+MAX_LABELS = 64
 BUILTIN_NAMES = ("digits", "iris", "wine", "breast_cancer", "diabetes")
 
 
@@ -61,7 +63,8 @@ def _is_label(item: tuple[str, str]) -> bool:
 
 
 def _is_control(character: str) -> bool:
-    return ord(character) < 32 or ord(character) == 127
+    """Whether it is a control character, or breaks a line as some of them do."""
+    return unicodedata.category(character) in ("Cc", "Zl", "Zp")
 
 
 def _is_path(value: str) -> bool:
@@ -96,10 +99,10 @@ FIELD_RULES: tuple[FieldRule, ...] = (
               "choose a name such as mnist-lenet-2",
               _default_name, lambda value: _NAME.fullmatch(value) is not None),
     FieldRule("labels", "map of strings",
-              'at most 64 labels; keys of 1 to 63 letters, digits, "-", "_", "." and "/", values of at most 255 '
-              "characters without control characters",
+              f'at most {MAX_LABELS} labels; keys of 1 to 63 letters, digits, "-", "_", "." and "/", values of at most '
+              "255 characters without control characters",
               "change or remove the label",
-              allows=_is_label, counts=(0, 64)),
+              allows=_is_label, counts=(0, MAX_LABELS)),
 
     FieldRule("model.mlp.hidden_units", "list of integers",
               "1 to 64 layers of 1 to 65,536 units", "give the width of each hidden layer, such as [256, 128]",
@@ -138,6 +141,8 @@ FIELD_RULES: tuple[FieldRule, ...] = (
               "a path of at most 4,096 characters without control characters",
               "set it to the folder that holds the four IDX files, as the workers see it",
               Default.REQUIRED, _is_path, normal=absolute),
+    FieldRule("data.idx.standardize", "boolean",
+              "true or false", "set it to true for pixels of mean 0 and deviation 1", False),
 
     FieldRule("optimizer.sgd.learning_rate", "number",
               "greater than 0, at most 1,000", "set it to a step size such as 0.1",

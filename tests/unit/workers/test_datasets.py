@@ -27,6 +27,13 @@ def test_mnist_is_read_whole(mnist_root: Path) -> None:
     assert (float(inputs.min()), float(inputs.max())) == (0.0, 1.0)
 
 
+def test_standardised_pixels_have_mean_0_and_deviation_1_over_the_training_images(mnist_root: Path) -> None:
+    data = build_data(DataSpec(idx={"root": str(mnist_root), "standardize": True}))
+    pixels = data.transform(data.train.inputs).double()
+    assert abs(float(pixels.mean())) < 1e-5
+    assert abs(float(pixels.std()) - 1) < 1e-5
+
+
 @pytest.fixture
 def idx_root(tmp_path: Path) -> Path:
     """Four small, sound files: 6 + 3 images of 12 by 13."""

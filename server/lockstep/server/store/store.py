@@ -91,7 +91,9 @@ class Store:
             self.instance_id, self.epoch = self._start_epoch()
         except (DatabaseError, sqlite3.DatabaseError) as error:
             self._dispose()
-            raise StoreError(f"{path} cannot be opened: {error.__cause__ or error}") from error
+            raise StoreError(
+                f"{path} cannot be opened: {error.__cause__ or error}; put a good copy there, or choose another --data-dir"
+            ) from error
         except StoreError:
             self._dispose()
             raise

@@ -30,7 +30,7 @@ def build_data(spec: DataSpec) -> DataModule:
         case "builtin":
             data = BuiltinDataset(spec.builtin.name, spec.builtin.validation_fraction, spec.builtin.seed)
         case "idx":
-            data = IdxDataset(spec.idx.root)
+            data = IdxDataset(spec.idx.root, spec.idx.standardize)
         case unknown:
             raise ValueError(f"unknown data {unknown}")
     data.load()
