@@ -13,9 +13,9 @@ from torch import Tensor
 from lockstep.workers.engine.group import Group, peer_loss
 from lockstep.workers.engine.shards import Node, Placement
 
-# Measured by benchmarks/exchange.py on gloo. Two ranks reduce this much or more fastest with a plain all-reduce; other
-# groups swap everything at once up to this many received bytes, and chunks beyond.
-PAIR_FROM_BYTES = 1024 * 1024
+# Measured on gloo (benchmarks/exchange.py, and whole training steps). Two ranks reduce this much or more fastest with a
+# plain all-reduce; other groups swap everything at once up to this many received bytes, and chunks beyond.
+PAIR_FROM_BYTES = 256 * 1024
 SWAP_LIMIT_BYTES = 8 * 1024 * 1024
 # Rows start at whole cache lines: kernels may take another path, and give other bits, for unaligned data.
 ALIGNMENT_ELEMENTS = 16
