@@ -169,7 +169,7 @@ def test_workers_lost_too_often_fail_the_job(tmp_path: Path) -> None:
             await launcher.gang_stopped(await launcher.next_start(), "WORKER_LOST", "Rank 0 was killed.")
             job = await server.reaches(gang.job_id, JOB_STATE_FAILED)
             assert (job.error.reason, job.restarts) == ("WORKER_LOST", 1)
-            assert job.error.message.startswith("Rank 0 was killed. The job has used all")
+            assert job.error.message == "Rank 0 was killed. The job may not start again: recovery.max_restarts is 1."
 
     run(scenario())
 

@@ -207,7 +207,9 @@ def test_bad_pages_are_refused_by_the_fields_name(tmp_path: Path) -> None:
                     ListJobsRequest(page_token=token, labels={"other": "filter"}),
                 ],
                 "states": [ListJobsRequest(states=[0]), ListJobsRequest(states=[99])],
+                "labels": [ListJobsRequest(labels={f"key-{number}": "x" for number in range(65)})],
             }
+            assert not (await server.jobs.ListJobs(ListJobsRequest(states=[JOB_STATE_FAILED] * 1_000_000))).jobs
             for field, requests in bad.items():
                 for request in requests:
                     error = await status_of(server.jobs.ListJobs(request))

@@ -80,6 +80,7 @@ def test_bad_requests_for_metrics_are_refused(tmp_path: Path) -> None:
                 "after_step": {"after_step": -1},
                 "page_token": {"page_token": "xyz"},
                 "kind": {"kind": 77},
+                "names": {"names": [f"name-{number}" for number in range(1_001)]},
             }
             for field, wrong in bad.items():
                 request = ListMetricsRequest(job_id=gang.job_id, **wrong)  # type: ignore[arg-type]

@@ -62,6 +62,10 @@ class Connection:
     """A channel to one server. Safe to share between threads."""
 
     def __init__(self, target: str, token: str | None) -> None:
+        if token and not (token.isascii() and token.isprintable()):
+            raise LockstepError(
+                "the token holds a line end or another character that cannot be sent; is it copied whole?"
+            )
         self.target = target
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._was_reached = threading.Event()

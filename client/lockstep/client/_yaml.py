@@ -50,6 +50,15 @@ _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: parse_inte
 _Loader.add_constructor(_AMBIGUOUS, lambda loader, node: Ambiguous(_text_of(loader, node)))
 
 
+# What PyYAML says in words that a person would not.
+_WORDS = {
+    "found character '\\t'": "a tab; indent with spaces",
+    "found unhashable key": "a key must be a single value",
+    "but found another document": "a second document begins; a spec is one",
+    "could not determine a constructor for the tag": "a spec has no tags",
+}
+
+
 def _text_of(loader: Any, node: yaml.Node) -> str:
     return str(loader.construct_scalar(cast("yaml.ScalarNode", node)))
 
@@ -65,7 +74,9 @@ def parse(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         place = error.problem_mark or error.context_mark
         where = f"line {place.line + 1}, column {place.column + 1}: " if place else ""
-        raise ValueError(where + (error.problem or error.context or "cannot be read")) from error
+        problem = error.problem or error.context or "cannot be read"
+        words = next((ours for theirs, ours in _WORDS.items() if problem.startswith(theirs)), problem)
+        raise ValueError(where + words) from error
     except yaml.YAMLError as error:
         raise ValueError(str(error).partition("\n")[0]) from error
     except RecursionError as error:

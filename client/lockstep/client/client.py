@@ -85,16 +85,17 @@ class Client:
         return Job(self, self._connection.call(self._jobs.GetJob, job_service_pb2.GetJobRequest(job_id=job_id)))
 
     def list_jobs(
-        self, states: Iterable[JobState | str] | None = None, labels: Mapping[str, str] | None = None
+        self, states: Iterable[JobState | str] | JobState | str | None = None, labels: Mapping[str, str] | None = None
     ) -> Iterator[Job]:
         """Yield jobs, newest first.
 
         Args:
-            states: only jobs in one of these states. Default: all.
+            states: only jobs in one of these states, or in this one. Default: all.
             labels: only jobs that carry all of these labels. Default: all.
         """
+        wanted = [states] if isinstance(states, str) else states or ()
         request = job_service_pb2.ListJobsRequest(
-            states=[JobState(state.upper()).to_proto() for state in states or ()], labels=dict(labels or {})
+            states=[JobState(state.upper()).to_proto() for state in wanted], labels=dict(labels or {})
         )
         while True:
             page = self._connection.call(self._jobs.ListJobs, request)

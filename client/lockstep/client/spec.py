@@ -38,6 +38,8 @@ def load_spec(spec: SpecLike, overrides: Iterable[str] = ()) -> JobSpec:
         if not overrides:
             return spec
         spec = message_to_dict(spec)
+    if not isinstance(spec, Mapping | str | os.PathLike):
+        raise TypeError(f"a spec is a JobSpec, a mapping or the path of a file, not {type(spec).__name__}")
     data = spec if isinstance(spec, Mapping) else _read(spec)
     for override in overrides:
         data = _set(data, override)
@@ -70,7 +72,8 @@ def _read(path: str | os.PathLike[str]) -> Mapping[Any, Any]:
         raise InvalidSpec(message) from error
     except (ValueError, RecursionError) as error:
         kind = "JSON" if name.endswith(".json") else "YAML"
-        raise InvalidSpec(f"{name}: not valid {kind}: {error}") from error
+        problem = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise InvalidSpec(f"{name}: not valid {kind}: {problem}") from error
     if data is None:
         raise InvalidSpec(f"{name}: is empty; a spec has at least model, data and optimizer")
     if not isinstance(data, Mapping):
@@ -81,6 +84,8 @@ def _read(path: str | os.PathLike[str]) -> Mapping[Any, Any]:
 def _read_text(name: str) -> str:
     try:
         if name == "-":
+            if sys.stdin is None:
+                raise InvalidSpec("-: standard input is closed")
             return sys.stdin.buffer.read().decode()
         return Path(name).read_text(encoding="utf-8")
     except FileNotFoundError as error:

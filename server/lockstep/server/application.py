@@ -140,6 +140,8 @@ class Application:
 
     def kill(self) -> None:
         """End the cluster's processes at once; for a second Ctrl-C."""
+        if self._lock is not None:
+            (self._data_dir / "server.json").unlink(missing_ok=True)
         if self._keeper is not None:
             self._keeper.kill()
 

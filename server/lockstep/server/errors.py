@@ -83,9 +83,7 @@ class MalformedMessage(InvalidRequest):
     def __init__(self, message_name: str) -> None:
         super().__init__([])
         package = message_name.rpartition(".")[0] or "the contract"
-        self.message = (
-            f"the request is not a valid {message_name} message; send it with code generated from {package}"
-        )
+        self.message = f"the request is not a valid {message_name} message; send it with code generated from {package}"
 
 
 class NotFound(LockstepError):

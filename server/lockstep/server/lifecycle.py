@@ -126,8 +126,7 @@ def _gang_gone(job: Job, error: JobError | None, now: datetime) -> Step:
         return _failed(job, error, now)
     allowed = job.spec.recovery.max_restarts
     if job.restarts >= allowed:
-        used = f"used all of its restarts ({allowed})" if allowed else "no restarts"
-        message = f"{error.message} The job has {used}: see recovery.max_restarts."
+        message = f"{error.message} The job may not start again: recovery.max_restarts is {allowed}."
         final = JobError()
         final.CopyFrom(error)
         final.message = message

@@ -12,7 +12,6 @@ from typing import Literal
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-
 _HOST_AND_PORT = re.compile(r"\S+:[0-9]{1,5}")
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import lockstep.client
 from lockstep.client import Client, DeadlineExceeded, JobState, LockstepError, MetricKind, MetricPoint, errors
-from lockstep.v1 import catalog_service_pb2, job_service_pb2, metrics_service_pb2
+from lockstep.v1 import catalog_service_pb2, job_pb2, job_service_pb2, metrics_service_pb2
 from lockstep.v1.job_spec_pb2 import JobSpec
 from tests.unit.client.scripted_server import UNAVAILABLE, Refusal, ScriptedServer, a_job, a_point
 
@@ -78,6 +78,13 @@ def test_the_token_travels_with_every_call(server: ScriptedServer):
     assert server.metadata[0]["authorization"] == "Bearer secret"
 
 
+@pytest.mark.parametrize("token", ["secret\n", "s\u00e9cret"])
+def test_a_token_that_cannot_be_sent_is_refused_and_not_shown(token: str):
+    with pytest.raises(LockstepError, match=r"^the token holds") as caught:
+        Client(token=token)
+    assert "cret" not in str(caught.value)
+
+
 def test_without_a_token_there_is_no_authorization(server: ScriptedServer, client: Client):
     server.on("GetJob", a_job())
     client.get_job("j-1")
@@ -120,6 +127,12 @@ def test_all_pages_of_jobs_are_read(server: ScriptedServer, client: Client):
     assert (first.page_token, second.page_token) == ("", "more")
     assert list(second.states) == [3, 1]
     assert dict(second.labels) == {"team": "vision"}
+
+
+def test_one_state_may_stand_alone(server: ScriptedServer, client: Client):
+    server.on("ListJobs", job_service_pb2.ListJobsResponse())
+    assert list(client.list_jobs(states="failed")) == []
+    assert server.requests["ListJobs"][0].states == [job_pb2.JOB_STATE_FAILED]
 
 
 def test_all_pages_of_metrics_are_read_as_typed_points(server: ScriptedServer, client: Client):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -56,6 +57,36 @@ def test_no_color_is_respected_where_colours_are_forced(server: ScriptedServer):
     server.on("ListJobs", ListJobsResponse(jobs=[a_job("FAILED")]))
     assert "\x1b[31m" in run(server, "ls", FORCE_COLOR="1", TERM="xterm").stdout
     assert "\x1b[31m" not in run(server, "ls", FORCE_COLOR="1", TERM="xterm", NO_COLOR="1").stdout
+
+
+def test_closed_streams_are_no_error(server: ScriptedServer):
+    server.on("ListJobs", ListJobsResponse(jobs=[a_job("FAILED")]))
+    environment = {**os.environ, "LOCKSTEP_TARGET": server.target}
+    closing = f"{shlex.join([*LOCKSTEP, 'ls'])} >&-"
+    done = subprocess.run(["sh", "-c", closing], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    closing = f"{shlex.join([*LOCKSTEP, 'submit', '-f', '-'])} <&-"
+    done = subprocess.run(["sh", "-c", closing], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (3, "lockstep: -: standard input is closed\n")
+
+
+def test_a_full_disk_is_told_without_numbers(server: ScriptedServer):
+    server.on("ListJobs", ListJobsResponse(jobs=[a_job("FAILED")]))
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*LOCKSTEP, "ls", "-o", "json"],
+            env={**os.environ, "LOCKSTEP_TARGET": server.target},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "lockstep: No space left on device\n")
+
+
+def test_a_job_id_stays_whole_on_a_narrow_terminal(server: ScriptedServer):
+    server.on("ListJobs", ListJobsResponse(jobs=[a_job("SUCCEEDED", job_id="job-0123456789ab")]))
+    assert "job-0123456789ab" in run(server, "ls", COLUMNS="30").stdout
 
 
 def test_ctrl_c_while_following_leaves_the_job_and_says_so(server: ScriptedServer, tmp_path: Path, release):

@@ -142,7 +142,9 @@ def test_a_value_that_does_not_fit_is_named_with_the_mend(tmp_path: Path, text: 
 BAD_FILES = [
     ("a: [1\nb", "job.yaml: not valid YAML: line 2, column 2: expected ',' or ']', but got '<stream end>'"),
     ("name: x\nname: y", "job.yaml: not valid YAML: line 2, column 1: key 'name' twice"),
-    ("a: b\n---\nc: d", "job.yaml: not valid YAML: line 2, column 1: but found another document"),
+    ("a: b\n---\nc: d", "job.yaml: not valid YAML: line 2, column 1: a second document begins; a spec is one"),
+    ("a:\n\tb: 1", "job.yaml: not valid YAML: line 2, column 1: a tab; indent with spaces"),
+    ("? [a]\n: b", "job.yaml: not valid YAML: line 1, column 3: a key must be a single value"),
     ("", "job.yaml: is empty; a spec has at least model, data and optimizer"),
     ("- 1", "job.yaml: a spec must be a mapping of keys to values, not a list"),
     ("lenet", "job.yaml: a spec must be a mapping of keys to values, not a single value"),
@@ -150,8 +152,7 @@ BAD_FILES = [
     (f"name: {'9' * 5000}", "job.yaml: not valid YAML: a number has 5000 digits"),
     (
         "!!python/object/apply:os.system [ls]",
-        "job.yaml: not valid YAML: line 1, column 1: could not determine a constructor for the tag "
-        "'tag:yaml.org,2002:python/object/apply:os.system'",
+        "job.yaml: not valid YAML: line 1, column 1: a spec has no tags",
     ),
 ]
 
@@ -167,7 +168,7 @@ def test_a_file_that_is_no_spec_is_named_with_the_line(tmp_path: Path, text: str
         ('{"name": 1,}', "job.json: not valid JSON: line 1, column "),
         ('{"name": "x", "name": "y"}', "job.json: not valid JSON: key 'name' twice"),
         ('{"name": "\\ud800"}', "name: is not valid Unicode text"),
-        ("[" * 200_000, "job.json: not valid JSON: "),
+        ("[" * 200_000, "job.json: not valid JSON: nested too deeply"),
     ],
     ids=["syntax", "duplicate", "surrogate", "deep"],
 )
@@ -187,6 +188,11 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path):
         f"{tmp_path}: is a folder, not a file",
         f"{tmp_path}/latin.yaml: is not UTF-8 text",
     ]
+
+
+def test_what_is_no_spec_at_all_is_refused_in_words():
+    with pytest.raises(TypeError, match="a spec is a JobSpec, a mapping or the path of a file, not int"):
+        load_spec(3)  # type: ignore[arg-type]
 
 
 def test_all_misfits_are_told_at_once(tmp_path: Path):

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import json
+
 import grpc
+import pytest
+import structlog
 from google.rpc import error_details_pb2, status_pb2
 
-from lockstep.server import errors
-from lockstep.server.errors import InvalidSpec, LockstepError, NotFound, Violation, to_status
+from lockstep.server import errors, logs
+from lockstep.server.errors import InvalidSpec, LockstepError, MalformedMessage, NotFound, Violation, to_status
 
 
 def subclasses(of: type[LockstepError]) -> set[type[LockstepError]]:
@@ -46,6 +50,23 @@ def test_an_error_without_fields_has_a_reason_only() -> None:
     _, status = to_status(NotFound("there is no job x"))
     assert len(status.details) == 1
     assert details_of(status)[0].reason == "JOB_NOT_FOUND"
+
+
+def test_bytes_that_are_no_message_are_told_whose_message_was_expected() -> None:
+    assert "not a valid lockstep.v1.GetJobRequest message" in MalformedMessage("lockstep.v1.GetJobRequest").message
+    assert MalformedMessage("grpc.health.v1.HealthCheckRequest").message.endswith("generated from grpc.health.v1")
+
+
+def test_the_log_of_an_error_holds_no_values_of_variables(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("json")
+    password = "pass" + "word"
+    try:
+        raise ValueError(len(password))
+    except ValueError:
+        structlog.get_logger().exception("it broke")
+    event = json.loads(capsys.readouterr().err)
+    assert event["exception"][0]["exc_type"] == "ValueError"
+    assert "password" not in json.dumps(event)
 
 
 def test_a_thousand_violations_still_fit_into_a_trailer() -> None:

@@ -146,7 +146,7 @@ def test_lost_workers_are_replaced_until_the_restarts_are_used_up() -> None:
     assert job.state is State.FAILED
     assert job.error is not None
     assert job.error.reason == "WORKER_LOST"
-    assert "1 restarts (recovery.max_restarts)" in job.error.message
+    assert "may not start again: recovery.max_restarts is 1." in job.error.message
 
 
 def test_workers_that_leave_without_a_word_count_as_lost() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -15,7 +16,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from lockstep.server import main, processes
+from lockstep.server import application, main, processes
+from lockstep.server.settings import Settings, StartupError
 from lockstep.v1.job_service_pb2 import ListJobsRequest, SubmitJobRequest
 from lockstep.v1.job_service_pb2_grpc import JobServiceStub
 from tests.unit.server.harness import digits_spec
@@ -62,6 +64,14 @@ def test_a_signal_ends_the_server_in_order(tmp_path: Path, number: signal.Signal
         assert not (tmp_path / "server.json").exists()
 
 
+def test_a_second_signal_forces_the_end_and_leaves_no_address_behind(tmp_path: Path) -> None:
+    with server(tmp_path) as (process, _):
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == main.EXIT_FORCED
+        assert not (tmp_path / "server.json").exists()
+
+
 def test_an_acknowledged_job_outlives_a_killed_server(tmp_path: Path) -> None:
     with server(tmp_path) as (process, address), grpc.insecure_channel(address) as channel:
         job = JobServiceStub(channel).SubmitJob(SubmitJobRequest(spec=digits_spec()))
@@ -81,6 +91,8 @@ def test_an_acknowledged_job_outlives_a_killed_server(tmp_path: Path) -> None:
         (["--num-cpus", "0"], "--num-cpus is 0"),
         (["--ray-address", "a:1", "--num-gpus", "1"], "for the embedded Ray"),
         (["--data-dir", "/dev/null/x"], "--data-dir /dev/null/x cannot be used"),
+        (["--data-dir", "/dev/null"], "--data-dir /dev/null is no folder"),
+        (["--ray-address", "not an address"], "--ray-address is 'not an address'; allowed: host:port"),
     ],
 )
 def test_what_cannot_work_ends_with_2_and_says_why(tmp_path: Path, arguments: list[str], words: str) -> None:
@@ -117,6 +129,31 @@ def test_processes_are_found_by_their_mark_and_ours_is_never_among_them() -> Non
         assert os.getpid() not in processes.pids_that_name(sys.executable)
     finally:
         marked.communicate(b"\n")
+
+
+def test_a_process_that_hides_its_command_line_is_found_by_its_open_files(tmp_path: Path) -> None:
+    mark = tmp_path / "lockstep-test-mark-2.log"
+    with mark.open("w") as output:
+        hidden = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stdout=output)
+    try:
+        assert processes.pids_that_name(mark.name) == [hidden.pid]
+    finally:
+        hidden.communicate(b"\n")
+
+
+def test_the_addresses_of_a_killed_server_are_gone_before_the_next_one_opens_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "server.json").write_text('{"pid": 1}')
+
+    def look(data_dir: Path) -> None:
+        assert not (data_dir / "server.json").exists()
+        raise StartupError("seen")
+
+    monkeypatch.setattr(application, "_open_store", look)
+    settings = Settings(data_dir=tmp_path, listen="127.0.0.1:0", http="127.0.0.1:0")
+    with pytest.raises(StartupError, match="seen"):
+        asyncio.run(application.Application(settings, keeps_cluster=False).start())
 
 
 def test_the_server_imports_neither_ray_nor_torch() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from lockstep.server.settings import StartupError, available_gpus, load, loopback_address
@@ -10,6 +12,11 @@ def test_the_command_line_wins_over_the_environment(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("LOCKSTEP_NUM_CPUS", "3")
     settings = load(listen="127.0.0.1:2", num_cpus=None)
     assert (settings.listen, settings.num_cpus) == ("127.0.0.1:2", 3)
+
+
+def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCKSTEP_DATA_DIR", "")
+    assert load().data_dir == Path("lockstep-data")
 
 
 @pytest.mark.parametrize("text", ["127.0.0.1:50051", "localhost:1", "[::1]:0", "127.8.8.8:65535"])
@@ -24,7 +31,9 @@ def test_addresses_that_others_could_reach_are_refused(text: str) -> None:
         loopback_address("--listen", text)
 
 
-@pytest.mark.parametrize("text", ["", "127.0.0.1", "127.0.0.1:", ":1", "127.0.0.1:x", "127.0.0.1:65536"])
+@pytest.mark.parametrize(
+    "text", ["", "127.0.0.1", "127.0.0.1:", ":1", "127.0.0.1:x", "127.0.0.1:\u0663", "127.0.0.1:65536"]
+)
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(StartupError, match=r"--http is .*allowed: host:port"):
         loopback_address("--http", text)
@@ -37,6 +46,7 @@ def test_what_is_no_address_is_refused(text: str) -> None:
         ({"num_gpus": -1}, "--num-gpus is -1"),
         ({"log_format": "xml"}, "--log-format is 'xml'"),
         ({"ray_address": "a:1", "num_cpus": 2}, "for the embedded Ray"),
+        ({"ray_address": "nowhere"}, "--ray-address is 'nowhere'; allowed: host:port"),
     ],
 )
 def test_a_bad_setting_is_named_by_its_option(given: dict[str, object], words: str) -> None:

@@ -217,7 +217,7 @@ def test_a_store_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_database_is_refused_in_words(tmp_path: Path) -> None:
     (tmp_path / "lockstep.db").write_bytes(b"hello" * 1000)
-    with pytest.raises(StoreError, match="cannot be opened"):
+    with pytest.raises(StoreError, match=r"cannot be opened: file is not a database; .*another --data-dir"):
         Store(tmp_path / "lockstep.db")
 
 

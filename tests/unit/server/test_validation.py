@@ -351,3 +351,18 @@ def test_the_size_of_the_training_part_is_known_at_submit(fraction: float, train
     resolve(spec_of(DIGITS, **fits), SITE)
     [violation] = violations_of(spec_of(DIGITS, **(fits | {"training__batch_size": train + 1})))
     assert f"at most {train:,}, the number of training examples" in violation.message
+
+
+@pytest.mark.parametrize("root", ["x" * 300, "file/below"])
+def test_a_folder_that_the_system_refuses_to_look_at_is_an_error_of_the_spec(tmp_path: Path, root: str) -> None:
+    (tmp_path / "file").write_text("")
+    site = Site(tmp_path, shares_files_with_workers=True)
+    [violation] = violations_of(spec_of(LENET, data__idx__root=root), site)
+    assert " cannot be read (" in violation.message
+    assert violation.message.endswith("a relative path starts at the server's working directory")
+
+
+@pytest.mark.parametrize("breaker", ["\n", "\x85", "\u2028", "\u2029", "\x7f"])
+def test_a_label_that_breaks_a_line_is_refused(breaker: str) -> None:
+    [violation] = violations_of(spec_of(DIGITS, labels={"team": f"a{breaker}b"}))
+    assert violation.message.startswith('labels["team"] is ')

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version as version_of
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -54,7 +55,15 @@ def version() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit."""
+    _open_what_is_closed()
     sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _open_what_is_closed() -> None:
+    """Let `lockstep cancel JOB >&-` work: Python has no stream at all for what the shell has closed."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  lives as long as we
 
 
 def _run(arguments: list[str]) -> int:
@@ -85,7 +94,8 @@ def _run_to_its_end(arguments: list[str]) -> int:
     except OSError as error:
         if error.errno == errno.EPIPE or _wants_tracebacks():
             raise
-        say(f"lockstep: {error}")
+        where = f"{error.filename}: " if error.filename else ""
+        say(f"lockstep: {where}{error.strerror or error}")
         return exit_codes.FAILED
     except Exception as error:
         if _wants_tracebacks():

@@ -164,7 +164,7 @@ def _label(text: str) -> tuple[str, str]:
 
 def _table_of(jobs: list[Job]) -> Table:
     table = output.make_table()
-    table.add_column("JOB", no_wrap=True, overflow="fold")
+    table.add_column("JOB", no_wrap=True, min_width=max(len(job.job_id) for job in jobs))
     table.add_column("NAME", overflow="ellipsis")  # the only one that may give way
     table.add_column("STATE", no_wrap=True)
     table.add_column("DONE", no_wrap=True, justify="right")

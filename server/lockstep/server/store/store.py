@@ -92,7 +92,8 @@ class Store:
         except (DatabaseError, sqlite3.DatabaseError) as error:
             self._dispose()
             raise StoreError(
-                f"{path} cannot be opened: {error.__cause__ or error}; put a good copy there, or choose another --data-dir"
+                f"{path} cannot be opened: {error.__cause__ or error}; "
+                "put a good copy in its place, or choose another --data-dir"
             ) from error
         except StoreError:
             self._dispose()
