@@ -43,6 +43,7 @@ BUILTINS = {
     "diabetes": Builtin(442, REGRESSION),
 }
 
+MOST_SYNTHETIC_NUMBERS = 1_000_000_000
 LENET_LEAST_PIXELS = 12
 
 IDX_FILES = (
@@ -157,6 +158,17 @@ def _idx_files(spec: JobSpec, site: Site, shown: Shown) -> str | None:
     )
 
 
+def _too_many_numbers(spec: JobSpec, site: Site, shown: Shown) -> str | None:
+    synthetic = spec.data.synthetic_regression
+    numbers = len(synthetic.w) * (synthetic.train_size + synthetic.validation_size)
+    if numbers <= MOST_SYNTHETIC_NUMBERS:
+        return None
+    return (
+        f"data.synthetic_regression.train_size makes {numbers:,} numbers, with the validation examples and the "
+        f"{len(synthetic.w):,} features; allowed: at most {MOST_SYNTHETIC_NUMBERS:,}, since they lie in memory"
+    )
+
+
 DATASET_CROSS_RULES: tuple[CrossRule, ...] = (
     CrossRule(
         "model",
@@ -220,5 +232,16 @@ DATASET_CROSS_RULES: tuple[CrossRule, ...] = (
         "a folder with the four IDX files, each plain or gzipped",
         "put the files there under these names, or name another folder",
         _idx_files,
+    ),
+    CrossRule(
+        "data.synthetic_regression.train_size",
+        (
+            "data.synthetic_regression.w",
+            "data.synthetic_regression.train_size",
+            "data.synthetic_regression.validation_size",
+        ),
+        "at most 1,000,000,000 numbers in all",
+        "draw fewer examples, or fewer features",
+        _too_many_numbers,
     ),
 )

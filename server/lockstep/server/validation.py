@@ -6,6 +6,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 from lockstep.server.dataset_rules import DATASET_CROSS_RULES
@@ -43,10 +44,6 @@ def _one_of(words: tuple[str, ...]) -> Callable[[Any], bool]:
 
 def _quoted(words: tuple[str, ...]) -> str:
     return "one of " + ", ".join(f'"{word}"' for word in words)
-
-
-def _at_least_0(value: float) -> bool:
-    return value >= 0 and math.isfinite(value)
 
 
 def _above_0(value: float) -> bool:
@@ -89,6 +86,7 @@ def _default_shards(spec: JobSpec) -> int:
 CHOICE_RULES = (ChoiceRule("model"), ChoiceRule("data"), ChoiceRule("optimizer"))
 
 _SEED_LIMITS = "0 to 4,294,967,295"
+_MILLION = 1_000_000
 _BILLION = 1_000_000_000
 
 # In the order in which defaults depend on each other. One row a field; rows stay on few lines to read as a table.
@@ -119,13 +117,14 @@ FIELD_RULES: tuple[FieldRule, ...] = (
               _quoted(_POOLINGS), "choose one of them", "avg", _one_of(_POOLINGS)),
 
     FieldRule("data.synthetic_regression.w", "list of numbers",
-              "1 to 10,000 finite numbers", "give the true weight of each feature, such as [2, -3.4]",
-              Default.REQUIRED, math.isfinite, (1, 10_000)),
+              "1 to 10,000 numbers from -1,000,000 to 1,000,000",
+              "give the true weight of each feature, such as [2, -3.4]",
+              Default.REQUIRED, _within(-_MILLION, _MILLION), (1, 10_000)),
     FieldRule("data.synthetic_regression.b", "number",
-              "any finite number", "give the true bias, such as 4.2", 0.0, math.isfinite),
+              "-1,000,000 to 1,000,000", "give the true bias, such as 4.2", 0.0, _within(-_MILLION, _MILLION)),
     FieldRule("data.synthetic_regression.noise", "number",
-              "0 or greater, and finite", "set it to the standard deviation of the noise, such as 0.01",
-              0.01, _at_least_0),
+              "0 to 1,000,000", "set it to the standard deviation of the noise, such as 0.01",
+              0.01, _within(0, _MILLION)),
     FieldRule("data.synthetic_regression.train_size", "integer",
               "1 to 10,000,000", "set it to how many training examples to draw", 1000, _within(1, 10_000_000)),
     FieldRule("data.synthetic_regression.validation_size", "integer",
@@ -221,6 +220,13 @@ def _dropout_per_layer(spec: JobSpec, site: Site, shown: Shown) -> str | None:
     )
 
 
+def _too_many_weights(spec: JobSpec, site: Site, shown: Shown) -> str | None:
+    weights = sum(inputs * outputs for inputs, outputs in pairwise(spec.model.mlp.hidden_units))
+    if weights <= _BILLION:
+        return None
+    return f"model.mlp.hidden_units makes {weights:,} weights between hidden layers; allowed: at most {_BILLION:,}"
+
+
 CROSS_RULES: tuple[CrossRule, ...] = (
     CrossRule(
         "resources.workers",
@@ -258,6 +264,13 @@ CROSS_RULES: tuple[CrossRule, ...] = (
         _dropout_per_layer,
     ),
     *DATASET_CROSS_RULES,
+    CrossRule(
+        "model.mlp.hidden_units",
+        ("model.mlp.hidden_units",),
+        "at most 1,000,000,000 weights between hidden layers",
+        "make the layers narrower or fewer",
+        _too_many_weights,
+    ),
 )
 
 

@@ -74,9 +74,9 @@ BAD_VALUES: dict[tuple[str, str], tuple[Any, ...]] = {
     ("digits", "model.mlp.dropout"): ([1.0], [-0.1], *([x] for x in NO_NUMBERS), [1e300], [0.1] * 65),
     ("lenet", "model.lenet.activation"): ("gelu",),
     ("lenet", "model.lenet.pooling"): ("mean",),
-    ("synthetic", "data.synthetic_regression.w"): ([], *([1.0, x] for x in NO_NUMBERS), [1.0] * 10_001),
-    ("synthetic", "data.synthetic_regression.b"): NO_NUMBERS,
-    ("synthetic", "data.synthetic_regression.noise"): (-0.1, *NO_NUMBERS),
+    ("synthetic", "data.synthetic_regression.w"): ([], [1e300], *([1.0, x] for x in NO_NUMBERS), [1.0] * 10_001),
+    ("synthetic", "data.synthetic_regression.b"): (-1e30, *NO_NUMBERS),
+    ("synthetic", "data.synthetic_regression.noise"): (-0.1, 1e30, *NO_NUMBERS),
     ("synthetic", "data.synthetic_regression.train_size"): (*NOT_POSITIVE, 10_000_001, HUGE),
     ("synthetic", "data.synthetic_regression.validation_size"): (*NOT_POSITIVE, 10_000_001, HUGE),
     ("digits", "data.builtin.name"): ("", "mnist", "Digits", "../etc/passwd"),
@@ -198,6 +198,18 @@ BAD_COMBINATIONS: dict[str, tuple[int, JobSpec, str]] = {
         11,
         spec_of(DIGITS, training__batch_size=1439),
         "training.batch_size is 1439; allowed: at most 1,438, the number of training examples;",
+    ),
+    "more synthetic numbers than memory holds": (
+        14,
+        spec_of(
+            SYNTHETIC, data__synthetic_regression__w=[1.0] * 200, data__synthetic_regression__train_size=10_000_000
+        ),
+        "makes 2,000,200,000 numbers, with the validation examples and the 200 features; allowed: at most 1,000,000,000",
+    ),
+    "more weights than memory holds": (
+        15,
+        spec_of(DIGITS, model__mlp__hidden_units=[65_536, 65_536]),
+        "makes 4,294,967,296 weights between hidden layers; allowed: at most 1,000,000,000;",
     ),
 }
 

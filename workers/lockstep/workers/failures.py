@@ -30,7 +30,9 @@ def job_error(error: BaseException, rank: int) -> JobError:
                 reason="WORKER_LOST", message=f"worker {rank} was killed: its node ran out of memory", rank=rank
             )
         case ray.exceptions.RayActorError():
-            return JobError(reason="WORKER_LOST", message=f"worker {rank} died: {_first_line(error)}", rank=rank)
+            return JobError(
+                reason="WORKER_LOST", message=f"worker {rank} died: its process was killed or crashed", rank=rank
+            )
         case _:
             message = f"worker {rank} raised {type(error).__name__}: {str(error)[:MESSAGE_LIMIT]}"
             return JobError(reason="USER_ERROR", message=message, traceback=short_traceback(error), rank=rank)
@@ -65,8 +67,3 @@ def _short_path(filename: str) -> str:
             start = len(parts) - parts[::-1].index(marker)
             return str(Path(*parts[start if marker == "site-packages" else start - 1 :]))
     return filename
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

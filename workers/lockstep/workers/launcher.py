@@ -157,8 +157,12 @@ def main() -> None:
     config = Config(**json.loads(_first_line()))
     lifeline = Lifeline()
     lifeline.watch()
-    fleet = Fleet(config.ray_address, config.namespace)
-    fleet.reap()
+    try:
+        fleet = Fleet(config.ray_address, config.namespace)
+        fleet.reap()
+    except Exception as error:  # whatever Ray raises; the coordinator tries again
+        log.error("no use of Ray", address=config.ray_address, error=f"{type(error).__name__}: {error}".splitlines()[0])
+        sys.exit(1)
     lifeline.farewell_s = 2 * FAREWELL_S
     Launcher(config, fleet, lifeline).run()
 

@@ -7,6 +7,7 @@ the number of dimensions; each dimension as a big-endian 32-bit integer; then th
 import gzip
 import struct
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,11 @@ class IdxDataset(DataModule):
         self.validation = self._examples("t10k")
         shapes = [tuple(part.inputs.shape[1:]) for part in (self.train, self.validation)]
         if shapes[0] != shapes[1]:
-            raise DataError(FIELD, f"training images are {shapes[0][1:]} pixels, but t10k images {shapes[1][1:]}")
+            raise DataError(
+                FIELD,
+                f"training images are {_by(shapes[0][1:])} pixels, but t10k images {_by(shapes[1][1:])}; "
+                "take the four files from one data set",
+            )
         if self.standardize:
             mean, deviation = pixel_statistics(self.train.inputs)
             self._scale, self._shift = 1 / deviation, -mean / deviation
@@ -57,9 +62,15 @@ class IdxDataset(DataModule):
         images = read_idx(_existing(self.root / f"{prefix}-images-idx3-ubyte"), dimensions=3)
         labels = read_idx(_existing(self.root / f"{prefix}-labels-idx1-ubyte"), dimensions=1)
         if len(images) != len(labels):
-            raise DataError(FIELD, f"{self.root} has {len(images)} {prefix} images but {len(labels)} {prefix} labels")
-        if len(images) == 0:
-            raise DataError(FIELD, f"{self.root} has no {prefix} images")
+            raise DataError(
+                FIELD,
+                f"{self.root} has {len(images)} {prefix} images but {len(labels)} {prefix} labels; "
+                "take the four files from one data set",
+            )
+        if images.numel() == 0:
+            raise DataError(
+                FIELD, f"{self.root} has {len(images)} {prefix} images of {_by(images.shape[1:])} pixels; allowed: some"
+            )
         return Examples(images.unsqueeze(1), labels.to(torch.int64))
 
 
@@ -86,10 +97,14 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
         content = path.read_bytes()
         if path.suffix == ".gz":
             content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(FIELD, f"{path} cannot be read: {error}; fetch the file again") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(FIELD, f"{path} is no whole gzip file; fetch the file again") from error
+    except OSError as error:
+        raise DataError(FIELD, f"{path} cannot be read: {error.strerror or error}") from error
     header_size = 4 + 4 * dimensions
-    if len(content) < header_size or content[:4] != bytes((0, 0, UNSIGNED_BYTE, dimensions)):
+    if 4 <= len(content) < header_size:
+        raise DataError(FIELD, f"{path} ends within its header; fetch the file again")
+    if content[:4] != bytes((0, 0, UNSIGNED_BYTE, dimensions)):
         raise DataError(
             FIELD,
             f"{path} is no IDX file of unsigned bytes with {dimensions} dimension{'s' if dimensions > 1 else ''}; "
@@ -100,11 +115,15 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
     if len(content) - header_size != size:
         raise DataError(
             FIELD,
-            f"{path} should hold {size} bytes of data ({' x '.join(map(str, shape))}) "
+            f"{path} should hold {size} bytes of data ({_by(shape)}) "
             f"but holds {len(content) - header_size}; fetch the file again",
         )
     elements = np.frombuffer(content, dtype=np.uint8, offset=header_size) if size else np.empty(0, dtype=np.uint8)
     return torch.from_numpy(elements.copy()).view(shape)
+
+
+def _by(shape: Iterable[int]) -> str:
+    return " by ".join(map(str, shape))
 
 
 def _existing(path: Path) -> Path:
@@ -116,4 +135,4 @@ def _existing(path: Path) -> Path:
     for candidate in (path, path.with_name(path.name + ".gz")):
         if candidate.is_file():
             return candidate
-    raise DataError(FIELD, f"neither {path} nor {path.name}.gz is there")
+    raise DataError(FIELD, f"neither {path} nor {path.name}.gz is there; put one of them there, or name another folder")

@@ -116,7 +116,7 @@ class PairExchange(Exchange):
 
     def total(self) -> Tensor:
         with peer_loss():
-            dist.all_reduce(self.sums.rows)
+            default_group().allreduce([self.sums.rows]).wait()
         return self.sums.rows[0]
 
 
@@ -144,6 +144,13 @@ class ChunkExchange(Exchange):
         return self._total.view(-1)
 
 
+def default_group() -> dist.ProcessGroup:
+    """The process group itself: the checks of torch.distributed's functions take a tenth of a small exchange."""
+    group = dist.group.WORLD
+    assert group is not None
+    return group
+
+
 def swap(tensors: dict[int, tuple[Tensor, Tensor]]) -> None:
     """Send the first tensor to each rank while receiving the second from it.
 
@@ -159,9 +166,9 @@ def swap(tensors: dict[int, tuple[Tensor, Tensor]]) -> None:
             operations += [dist.P2POp(dist.isend, sent, peer) for peer, (sent, _) in tensors.items()]
             pending = dist.batch_isend_irecv(operations)
         else:
-            receiving = [dist.irecv(received, peer) for peer, (_, received) in tensors.items()]
-            sending = [dist.isend(sent, peer) for peer, (sent, _) in tensors.items()]
-            pending = [work for work in receiving + sending if work is not None]  # None: not of this group
+            group = default_group()
+            pending = [group.recv([received], peer, 0) for peer, (_, received) in tensors.items()]
+            pending += [group.send([sent], peer, 0) for peer, (sent, _) in tensors.items()]
         for work in pending:
             work.wait()
 
