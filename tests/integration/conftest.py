@@ -44,7 +44,7 @@ class Server:
                 env=os.environ | {MARK: self.mark},
                 start_new_session=True,
             )
-        self._wait_until(lambda: (self.data_dir / "server.json").exists())
+        self.wait_until(lambda: (self.data_dir / "server.json").exists())
         return self
 
     @property
@@ -98,9 +98,10 @@ class Server:
 
     def wait_for_log(self, event: str, count: int = 1) -> None:
         """Wait until the server has logged an event so many times."""
-        self._wait_until(lambda: self.log().count(f'"event": "{event}"') >= count)
+        self.wait_until(lambda: self.log().count(f'"event": "{event}"') >= count)
 
-    def _wait_until(self, is_so: Callable[[], bool]) -> None:
+    def wait_until(self, is_so: Callable[[], bool]) -> None:
+        """Wait for something that no event tells, while the server lives."""
         pause = threading.Event()  # the log of another process gives no event to wait for
         for _ in range(START_TIMEOUT_S * 50):
             if is_so():
