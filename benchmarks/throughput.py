@@ -153,7 +153,7 @@ def contend(rounds: int, steps: int, root: Path) -> None:
     rank = int(os.environ["RANK"])
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    group = Group(rank, WORLD_SIZE)
+    group = Group.from_environment()
     data = IdxDataset(str(root))
     data.load()
     images, labels = data.transform(data.train.inputs), data.train.targets
@@ -176,6 +176,7 @@ def contend(rounds: int, steps: int, root: Path) -> None:
                 spread = f"{min(values):,.0f} to {max(values):,.0f}"
                 ratios = "  ".join(f"{ratio(values, figures[peer]):5.2f}x {peer}" for peer in PEERS)
                 print(f"  {contender:22} {statistics.median(values):>9,.0f} samples/s ({spread})  {ratios}", flush=True)
+    group.leave()
     dist.destroy_process_group()
 
 

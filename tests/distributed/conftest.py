@@ -7,10 +7,9 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import pytest
-from torch.distributed.distributed_c10d import PrefixStore
 
 from lockstep.workers.engine import Group
-from lockstep.workers.engine.group import open_rendezvous, reach_rendezvous
+from lockstep.workers.engine.transport import Endpoint
 
 MOST_RANKS = 4
 TASK_TIMEOUT_S = 120
@@ -25,9 +24,8 @@ class Ranks:
 
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("spawn")
-        self._store, self._port = open_rendezvous("127.0.0.1", 1)
         self._tasks = 0
-        self._processes: list[tuple[multiprocessing.process.BaseProcess, Connection]] = []
+        self._processes: list[tuple[multiprocessing.process.BaseProcess, Connection, str]] = []
 
     def run(self, world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
         """Call function(group, *args) on every rank; returns what they returned, by rank.
@@ -47,8 +45,9 @@ class Ranks:
         while len(self._processes) < world_size:
             self._processes.append(self._start())
         self._tasks += 1
+        addresses = [address for _, _, address in self._processes[:world_size]]
         for rank in range(world_size):
-            self._processes[rank][1].send((function, args, rank, world_size, self._port, f"task-{self._tasks}"))
+            self._processes[rank][1].send((function, args, rank, addresses, b"task %d" % self._tasks))
         outcomes: list[tuple[Any, str | None]] = []
         dead = []
         for rank in range(world_size):
@@ -66,31 +65,32 @@ class Ranks:
 
     def close(self) -> None:
         """End all processes."""
-        for process, connection in self._processes:
+        for process, connection, _ in self._processes:
             connection.close()
             process.join(10)
             if process.is_alive():
                 process.kill()
                 process.join()
 
-    def _start(self) -> tuple[multiprocessing.process.BaseProcess, Connection]:
+    def _start(self) -> tuple[multiprocessing.process.BaseProcess, Connection, str]:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(theirs,), daemon=True)
         process.start()
         theirs.close()
-        return process, ours
+        return process, ours, ours.recv()
 
 
 def _serve(connection: Connection) -> None:
+    endpoint = Endpoint("127.0.0.1")
+    connection.send(endpoint.address)
     while True:
         try:
-            function, args, rank, world_size, port, name = connection.recv()
+            function, args, rank, addresses, key = connection.recv()
         except EOFError:
             return
         group = None
         try:
-            store = PrefixStore(name, reach_rendezvous("127.0.0.1", port, world_size))
-            group = Group.join(store, rank, world_size, timeout_s=60)
+            group = Group.join(endpoint, rank, addresses, key, timeout_s=60)
             outcome = function(group, *args), None
         except BaseException:
             outcome = None, traceback.format_exc()

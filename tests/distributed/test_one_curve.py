@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.workers.engine import Classifier, DataModule, Examples, Group, Listener, Point, Progress, Trainer
-from lockstep.workers.engine.reduce import ChunkExchange, PairExchange, ShardSums, SwapExchange, padded
+from lockstep.workers.engine.reduce import ChunkExchange, ShardSums, SwapExchange, padded
 from lockstep.workers.engine.shards import Placement, root, tree_sum
 from lockstep.workers.training import train
 
@@ -185,8 +185,3 @@ def exchange_random_pieces(group: Group, shards: int, kind: type) -> bool:
 @pytest.mark.parametrize(("world_size", "shards"), [(2, 2), (2, 6), (3, 3), (3, 4), (3, 8), (4, 4), (4, 7), (4, 13)])
 def test_every_exchange_sums_in_tree_order(ranks: Any, kind: type, world_size: int, shards: int) -> None:
     assert all(ranks.run(world_size, exchange_random_pieces, shards, kind))
-
-
-@pytest.mark.parametrize("shards", [2, 4, 8])
-def test_a_plain_all_reduce_is_exact_between_two_ranks_with_a_piece_each(ranks: Any, shards: int) -> None:
-    assert all(ranks.run(2, exchange_random_pieces, shards, PairExchange))

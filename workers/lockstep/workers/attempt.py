@@ -121,12 +121,11 @@ class Attempt:
 
     def _begin(self) -> int:
         """Start training on every rank; returns how many there are."""
-        world_size = len(self._actors)
-        host, port = ray.get(self._actors[0].open_rendezvous.remote(world_size), timeout=PLACEMENT_TIMEOUT_S)
+        addresses = ray.get([actor.listen.remote() for actor in self._actors], timeout=PLACEMENT_TIMEOUT_S)
         order_bytes = self._order.SerializeToString()
         for rank, actor in enumerate(self._actors):
-            self._follow(rank, actor.train.remote(order_bytes, rank, world_size, host, port))
-        return world_size
+            self._follow(rank, actor.train.remote(order_bytes, rank, addresses))
+        return len(self._actors)
 
     def _watch(self, world_size: int) -> JobError | None:
         """Wait until every rank has ended; the error that the others follow from, if any failed."""

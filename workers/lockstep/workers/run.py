@@ -9,18 +9,15 @@ JSON, then the result.
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
 import yaml
 from google.protobuf import json_format
-from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.workers.engine import Group, Listener, Point, Progress
-from lockstep.workers.engine.group import reach_rendezvous
-from lockstep.workers.training import train
+from lockstep.workers.training import device_of, train
 
 
 class Printer(Listener):
@@ -36,16 +33,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("spec", type=Path)
     spec = json_format.ParseDict(yaml.safe_load(parser.parse_args().spec.read_text()), JobSpec())
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    store: Store | None = None
-    if world_size > 1:
-        # torchrun has a store of its own at this address, with room for ours beside its keys.
-        store = reach_rendezvous(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world_size)
-        store = PrefixStore("lockstep", store)
-    group = Group.join(store, rank, world_size) if store is not None else Group()
-    result = train(spec, group, Printer() if rank == 0 else None)
+    group = Group.from_environment(device_of(spec))
+    result = train(spec, group, Printer() if group.rank == 0 else None)
     group.leave()
-    if rank == 0:
+    if group.rank == 0:
         sys.stdout.write(json.dumps(result._asdict()) + "\n")
 
 

@@ -1,5 +1,7 @@
 """From a resolved spec to a training run."""
 
+import os
+
 import torch
 
 from lockstep.v1.job_spec_pb2 import JobSpec
@@ -25,13 +27,19 @@ def build_trainer(spec: JobSpec) -> Trainer:
     )
 
 
+def device_of(spec: JobSpec) -> torch.device:
+    """Where a rank of this spec computes on this machine: Ray shows it one GPU, torchrun all of them."""
+    if not spec.resources.gpus_per_worker:
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
 def train(spec: JobSpec, group: Group | None = None, listener: Listener | None = None) -> Result:
     """Run a resolved spec as one rank of `group`, or alone.
 
     Raises:
         EngineError: see `Trainer.fit`.
     """
-    device = torch.device("cuda", 0) if spec.resources.gpus_per_worker else torch.device("cpu")
     trainer = build_trainer(spec)
     data = build_data(spec.data)
     return trainer.fit(
@@ -39,6 +47,6 @@ def train(spec: JobSpec, group: Group | None = None, listener: Listener | None =
         data,
         lambda parameters: build_optimizer(spec.optimizer, parameters),
         group=group,
-        device=device,
+        device=device_of(spec),
         listener=listener,
     )

@@ -3,79 +3,112 @@
 import contextlib
 import datetime
 import hashlib
+import os
+import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from lockstep.workers.engine.errors import PeerLost, RanksDisagree
-
-
-def open_rendezvous(host: str, world_size: int) -> tuple[Store, int]:
-    """Open a place where `world_size` ranks can meet, on a free port of `host`; returns it and the port."""
-    listener = socket.create_server((host, 0))  # on this one address, where TCPStore would take them all
-    port: int = listener.getsockname()[1]
-    return _tcp_store(host, port, world_size, is_master=True, master_listen_fd=listener.detach()), port
-
-
-def reach_rendezvous(host: str, port: int, world_size: int) -> Store:
-    """The place that another rank has opened."""
-    return _tcp_store(host, port, world_size, is_master=False)
-
-
-def _tcp_store(host: str, port: int, world_size: int, **options: Any) -> Store:
-    return dist.TCPStore(host, port, world_size, wait_for_workers=False, **options)  # type: ignore[attr-defined]
-
-
-@contextlib.contextmanager
-def peer_loss() -> Iterator[None]:
-    """Turn the failure of a collective into PeerLost."""
-    try:
-        yield
-    except RuntimeError as error:  # DistBackendError and gloo's own errors are RuntimeErrors
-        raise PeerLost(f"another worker left: {str(error).splitlines()[0]}") from error
+from lockstep.workers.engine.transport import Endpoint, Transport
 
 
 class Group:
-    """A process group of one or more ranks, or one process alone.
+    """One or more ranks; without arguments, one process alone.
 
-    Attributes:
+    Tensors in host memory travel over the transport, tensors on GPUs over NCCL.
+
+    Args:
         rank: number of this process, from 0.
         world_size: number of processes.
+        transport: the connections to the others; None when alone.
+
+    Attributes:
         peers: the other ranks.
     """
 
-    def __init__(self, rank: int = 0, world_size: int = 1, store: Store | None = None) -> None:
+    def __init__(self, rank: int = 0, world_size: int = 1, transport: Transport | None = None) -> None:
         self.rank = rank
         self.world_size = world_size
         # In an order in which no two ranks begin with the same one.
         self.peers = [(rank + distance) % world_size for distance in range(1, world_size)]
-        # Closing the store while another rank still joins would leave that rank hanging.
-        self._store = store
+        self._transport = transport
+        self._nccl_store: Store | None = None
 
     @classmethod
-    def join(cls, store: Store, rank: int, world_size: int, timeout_s: float = 300) -> "Group":
-        """Meet the other ranks at `store`: gloo for tensors on the CPU, NCCL for those on GPUs.
+    def join(
+        cls,
+        endpoint: Endpoint,
+        rank: int,
+        addresses: Sequence[str],
+        key: bytes,
+        device: torch.device | str = "cpu",
+        timeout_s: float = 300,
+    ) -> "Group":
+        """Meet the other ranks.
+
+        Args:
+            endpoint: where this process takes connections.
+            rank: number of this process, from 0.
+            addresses: the endpoints of all ranks, by number.
+            key: secret that all ranks of this job know.
+            device: where this rank computes.
+            timeout_s: how long the others may take.
 
         Raises:
             PeerLost: not all ranks came within `timeout_s`.
         """
+        if len(addresses) == 1:
+            return cls()
+        group = cls(rank, len(addresses), endpoint.connect(rank, addresses, key, timeout_s=timeout_s))
+        if torch.device(device).type == "cuda":
+            group._join_nccl(addresses[0].rpartition(":")[0], torch.device(device), timeout_s)
+        return group
+
+    @classmethod
+    def from_environment(cls, device: torch.device | str = "cpu") -> "Group":
+        """Meet the ranks that torchrun has started; alone if it has not.
+
+        Args:
+            device: where this rank computes.
+
+        Raises:
+            PeerLost: not all ranks came in time.
+        """
+        rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         if world_size == 1:
-            return cls(store=store)
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        with peer_loss():
-            dist.init_process_group(
-                backend,
-                store=store,
-                rank=rank,
-                world_size=world_size,
-                timeout=datetime.timedelta(seconds=timeout_s),
-            )
-        return cls(rank, world_size, store)
+            return cls()
+        # torchrun has a store of its own at this address, with room for ours beside its keys.
+        master = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = PrefixStore("lockstep", _store(*master, is_master=False))
+        with socket.create_connection(master) as connection:
+            endpoint = Endpoint(connection.getsockname()[0])
+        if rank == 0:
+            store.set("key", secrets.token_hex())
+        store.set(f"address of {rank}", endpoint.address)
+        addresses = [store.get(f"address of {peer}").decode() for peer in range(world_size)]
+        return cls.join(endpoint, rank, addresses, store.get("key"), device)
+
+    def swap(self, tensors: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+        """Send the first tensor to each rank while receiving the second from it; all are contiguous.
+
+        Raises:
+            PeerLost: one of these ranks left.
+        """
+        assert self._transport is not None
+        if next(iter(tensors.values()))[0].is_cuda:
+            with nccl_failure():  # NCCL wants all of them at once
+                operations = [dist.P2POp(dist.irecv, received, peer) for peer, (_, received) in tensors.items()]
+                operations += [dist.P2POp(dist.isend, sent, peer) for peer, (sent, _) in tensors.items()]
+                for work in dist.batch_isend_irecv(operations):
+                    work.wait()
+        else:
+            self._transport.swap({peer: (_bytes(sent), _bytes(received)) for peer, (sent, received) in tensors.items()})
 
     def agree(self, what: str, value: bytes | str) -> None:
         """Check that every rank holds the same `value`.
@@ -88,27 +121,69 @@ class Group:
             return
         digest = hashlib.blake2b(value.encode() if isinstance(value, str) else value, digest_size=8).digest()
         mine = torch.frombuffer(bytearray(digest), dtype=torch.int64)
-        all_digests = torch.empty(self.world_size, dtype=torch.int64)
-        with peer_loss():
-            dist.all_gather_into_tensor(all_digests, mine)
-        if not bool((all_digests == all_digests[0]).all()):
+        theirs = torch.empty(self.world_size, dtype=torch.int64)
+        theirs[self.rank] = mine
+        self.swap({peer: (mine, theirs[peer : peer + 1]) for peer in self.peers})
+        if not bool((theirs == mine).all()):
             shown = value if isinstance(value, str) else digest.hex()
             raise RanksDisagree(f"{what} differs between workers; rank {self.rank} has {shown}")
 
     def fill_in(self, table: Tensor) -> None:
-        """Complete a table in place of which each rank has filled some rows and left the others zero.
+        """Complete a table in host memory of which each rank has filled some rows and left the others zero.
 
-        Exact with any all-reduce, since a number is only ever added to zeros.
+        Exact in any order, since a number is only ever added to zeros.
 
         Raises:
             PeerLost: a rank left.
         """
         if self.world_size > 1:
-            with peer_loss():
-                dist.all_reduce(table)
+            mine, theirs = table.clone(), {peer: torch.empty_like(table) for peer in self.peers}
+            self.swap({peer: (mine, other) for peer, other in theirs.items()})
+            for other in theirs.values():
+                table.add_(other)
 
     def leave(self) -> None:
         """Leave the group; harmless when alone or called twice."""
-        if self.world_size > 1 and dist.is_initialized():
+        if self._nccl_store is not None:
             dist.destroy_process_group()
-        self._store = None
+            self._nccl_store = None
+        if self._transport is not None:
+            self._transport.close()
+
+    def _join_nccl(self, host: str, device: torch.device, timeout_s: float) -> None:
+        """Meet over NCCL, at a store that rank 0 opens on its `host`."""
+        port = torch.zeros(1, dtype=torch.int64)
+        if self.rank == 0:
+            listener = socket.create_server((host, 0))  # on this one address, where the store would take them all
+            port[0] = listener.getsockname()[1]
+            self._nccl_store = _store(host, int(port), is_master=True, master_listen_fd=listener.detach())
+        self.fill_in(port)
+        if self.rank != 0:
+            self._nccl_store = _store(host, int(port), is_master=False)
+        with nccl_failure():
+            dist.init_process_group(
+                "nccl",
+                # Closing the store while another rank still joins would leave that rank hanging: the group keeps it.
+                store=self._nccl_store,
+                rank=self.rank,
+                world_size=self.world_size,
+                timeout=datetime.timedelta(seconds=timeout_s),
+                device_id=device,
+            )
+
+
+@contextlib.contextmanager
+def nccl_failure() -> Iterator[None]:
+    """Turn the failure of a collective into PeerLost."""
+    try:
+        yield
+    except RuntimeError as error:  # DistBackendError is one
+        raise PeerLost(f"another worker left: {str(error).splitlines()[0]}") from error
+
+
+def _store(host: str, port: int, **options: Any) -> Store:
+    return dist.TCPStore(host, port, wait_for_workers=False, **options)  # type: ignore[attr-defined]
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.detach().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]

@@ -7,16 +7,13 @@ exchanges give the same bits; they differ in how much they move and how often th
 from collections.abc import Iterator
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from lockstep.workers.engine.group import Group, peer_loss
+from lockstep.workers.engine.group import Group
 from lockstep.workers.engine.shards import Node, Placement
 
-# Measured on gloo (benchmarks/exchange.py, and whole training steps). Two ranks reduce this much or more fastest with a
-# plain all-reduce; other groups swap everything at once up to this many received bytes, and chunks beyond.
-PAIR_FROM_BYTES = 256 * 1024
-SWAP_LIMIT_BYTES = 8 * 1024 * 1024
+# Up to this many received bytes one wait is faster than moving less (benchmarks/exchange.py).
+SWAP_LIMIT_BYTES = 2 * 1024 * 1024
 # Rows start at whole cache lines: kernels may take another path, and give other bits, for unaligned data.
 ALIGNMENT_ELEMENTS = 16
 
@@ -107,17 +104,8 @@ class SwapExchange(Exchange):
         ]
 
     def total(self) -> Tensor:
-        swap({peer: (self.sums.rows, self._rows[peer]) for peer in self.group.peers})
+        self.group.swap({peer: (self.sums.rows, self._rows[peer]) for peer in self.group.peers})
         return self.placement.total([list(rows) for rows in self._rows])
-
-
-class PairExchange(Exchange):
-    """Two ranks with one piece each: the total is one addition, so that a plain all-reduce is exact."""
-
-    def total(self) -> Tensor:
-        with peer_loss():
-            default_group().allreduce([self.sums.rows]).wait()
-        return self.sums.rows[0]
 
 
 class ChunkExchange(Exchange):
@@ -127,50 +115,25 @@ class ChunkExchange(Exchange):
         super().__init__(placement, group, sums)
         rank, width = group.rank, sums.rows.shape[1]
         chunk = width // placement.world_size
-        # By rank, this rank's pieces of the chunk which that rank adds up.
-        self._sent = sums.rows.new_empty(placement.world_size, len(sums.rows), chunk)
+        # By rank, this rank's pieces of the chunk which that rank adds up: a single piece is sent from where it lies,
+        # and its row takes the total.
+        self._is_one_piece = len(sums.rows) == 1
+        shape = (placement.world_size, len(sums.rows), chunk)
+        self._sent = sums.rows.view(shape) if self._is_one_piece else sums.rows.new_empty(shape)
         self._rows = [
             self._sent[rank] if peer == rank else sums.rows.new_empty(len(pieces), chunk)
             for peer, pieces in enumerate(placement.pieces)
         ]
-        self._total = sums.rows.new_empty(placement.world_size, chunk)
+        self._total = self._sent[:, 0] if self._is_one_piece else sums.rows.new_empty(placement.world_size, chunk)
 
     def total(self) -> Tensor:
-        pieces, (world_size, chunk) = len(self.sums.rows), self._total.shape
-        self._sent.copy_(self.sums.rows.view(pieces, world_size, chunk).transpose(0, 1))
-        swap({peer: (self._sent[peer], self._rows[peer]) for peer in self.group.peers})
+        world_size, pieces, chunk = self._sent.shape
+        if not self._is_one_piece:
+            self._sent.copy_(self.sums.rows.view(pieces, world_size, chunk).transpose(0, 1))
+        self.group.swap({peer: (self._sent[peer], self._rows[peer]) for peer in self.group.peers})
         mine = self._total[self.group.rank].copy_(self.placement.total([list(rows) for rows in self._rows]))
-        swap({peer: (mine, self._total[peer]) for peer in self.group.peers})
+        self.group.swap({peer: (mine, self._total[peer]) for peer in self.group.peers})
         return self._total.view(-1)
-
-
-def default_group() -> dist.ProcessGroup:
-    """The process group itself: the checks of torch.distributed's functions take a tenth of a small exchange."""
-    group = dist.group.WORLD
-    assert group is not None
-    return group
-
-
-def swap(tensors: dict[int, tuple[Tensor, Tensor]]) -> None:
-    """Send the first tensor to each rank while receiving the second from it.
-
-    Sent from the calling thread; on gloo that takes half the time of a collective, which wakes another thread first.
-
-    Raises:
-        PeerLost: one of these ranks left.
-    """
-    on_gpu = next(iter(tensors.values()))[0].is_cuda
-    with peer_loss():
-        if on_gpu:  # NCCL wants all of them at once
-            operations = [dist.P2POp(dist.irecv, received, peer) for peer, (_, received) in tensors.items()]
-            operations += [dist.P2POp(dist.isend, sent, peer) for peer, (sent, _) in tensors.items()]
-            pending = dist.batch_isend_irecv(operations)
-        else:
-            group = default_group()
-            pending = [group.recv([received], peer, 0) for peer, (_, received) in tensors.items()]
-            pending += [group.send([sent], peer, 0) for peer, (sent, _) in tensors.items()]
-        for work in pending:
-            work.wait()
 
 
 def padded(width: int, world_size: int) -> int:
@@ -184,10 +147,6 @@ def choose_exchange(placement: Placement, group: Group, sums: ShardSums) -> Exch
     if placement.world_size == 1:
         return Exchange(placement, group, sums)
     others = sum(map(len, placement.pieces)) - len(sums.rows)
-    received_bytes = others * sums.rows[0].nbytes
-    is_pair = placement.world_size == 2 and placement.most_pieces == 1
-    if is_pair and (received_bytes >= PAIR_FROM_BYTES or sums.rows.is_cuda):
-        return PairExchange(placement, group, sums)
-    if received_bytes <= SWAP_LIMIT_BYTES:
+    if others * sums.rows[0].nbytes <= SWAP_LIMIT_BYTES:
         return SwapExchange(placement, group, sums)
     return ChunkExchange(placement, group, sums)

@@ -1,0 +1,301 @@
+"""TCP connections between every two ranks, for what lies in host memory.
+
+A swap runs in the thread that calls it, and waits in one `poll` for all peers. So a small one takes a tenth of the time
+of a gloo collective, which wakes other threads; a peer's death is seen at once, as the end of its connection; and
+another thread can break a wait. Measurements are in docs/design/transport.md.
+"""
+
+import hashlib
+import select
+import socket
+import struct
+import time
+from collections.abc import Mapping, Sequence
+
+from lockstep.workers.engine.errors import PeerLost
+
+BACKLOG = 1024
+HELLO = struct.Struct("!32sI")
+"""What a rank says when it connects: the digest of the key, and its number."""
+WELCOME = b"\x01"
+REDIAL_AFTER_S = 0.01
+# A peer whose machine is gone says nothing; the kernel gives it up after so long.
+KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 10, 5, 4
+UNACKNOWLEDGED_LIMIT_MS = 30_000
+
+
+class Endpoint:
+    """Where one process takes connections, in every generation that it belongs to.
+
+    Args:
+        host: name or address of this machine that the other ranks can reach.
+
+    Attributes:
+        address: where it listens, "host:port".
+    """
+
+    def __init__(self, host: str) -> None:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, 0), family=family, backlog=BACKLOG)
+        self._listener.setblocking(False)
+        self.address = f"{host}:{self._listener.getsockname()[1]}"
+        self._bell, self._bell_rope = socket.socketpair()
+        self._bell.setblocking(False)
+        self._newest = 0
+
+    def supersede(self, generation: int) -> None:
+        """Break every wait of an earlier generation, now and later; callable from any thread."""
+        if generation > self._newest:
+            self._newest = generation
+            self._bell_rope.send(b"\x01")
+
+    def connect(
+        self, rank: int, addresses: Sequence[str], key: bytes, generation: int = 1, timeout_s: float = 300
+    ) -> "Transport":
+        """Meet the other ranks.
+
+        Args:
+            rank: number of this process.
+            addresses: the endpoints of all ranks, by number.
+            key: secret that all ranks of this job know.
+            generation: number of this membership, growing.
+            timeout_s: how long the others may take.
+
+        Raises:
+            PeerLost: a rank is not there, did not come in time, or the generation was superseded.
+        """
+        deadline = time.monotonic() + timeout_s
+        digest = hashlib.sha256(b"%d %s" % (generation, key)).digest()
+        transport = Transport(self, generation)
+        try:
+            # Each rank calls those before it and then answers those behind it, so that rank 0 gets all going.
+            for peer in range(rank):
+                transport.links[peer] = self._dial(peer, addresses[peer], HELLO.pack(digest, rank), transport, deadline)
+            self._answer(set(range(rank + 1, len(addresses))), digest, transport, deadline)
+        except BaseException:
+            transport.close()
+            raise
+        return transport
+
+    def close(self) -> None:
+        """Take no more connections."""
+        for sock in (self._listener, self._bell, self._bell_rope):
+            sock.close()
+
+    def wait(self, generation: int, sockets: Sequence[tuple[socket.socket, int]], deadline: float | None) -> bool:
+        """Wait until one of the sockets is ready for its poll events; False when the deadline has passed.
+
+        Raises:
+            PeerLost: the generation was superseded.
+        """
+        poll = select.poll()
+        for sock, events in sockets:
+            poll.register(sock, events)
+        poll.register(self._bell, select.POLLIN)
+        ready = poll.poll(None if deadline is None else max(0.0, 1e3 * (deadline - time.monotonic())))
+        if any(descriptor == self._bell.fileno() for descriptor, _ in ready):
+            self._bell.recv(4096)
+        self.check(generation)
+        return bool(ready)
+
+    def check(self, generation: int) -> None:
+        """Raise PeerLost if the generation was superseded."""
+        if generation < self._newest:
+            raise PeerLost(f"generation {generation} of the workers has ended")
+
+    def _dial(self, peer: int, address: str, hello: bytes, transport: "Transport", deadline: float) -> "Link":
+        """Connect to a peer, which may still be in an earlier generation and hang up on this one."""
+        while True:
+            link = Link(peer, _call(peer, address))
+            try:
+                link.socket.send(hello)
+                while not (answer := link.receive_some(len(WELCOME))):
+                    if not self.wait(transport.generation, [(link.socket, select.POLLIN)], deadline):
+                        raise PeerLost(f"worker {peer} did not join in time")
+                if answer == WELCOME:
+                    return link
+            except ConnectionError:  # it hung up
+                pass
+            except BaseException:
+                link.socket.close()
+                raise
+            link.socket.close()
+            if time.monotonic() > deadline:
+                raise PeerLost(f"worker {peer} did not join in time")
+            self.wait(transport.generation, [], time.monotonic() + REDIAL_AFTER_S)
+
+    def _answer(self, missing: set[int], digest: bytes, transport: "Transport", deadline: float) -> None:
+        """Take connections until no peer is missing; whoever does not know the key is hung up on."""
+        callers: dict[socket.socket, bytes] = {}
+        try:
+            while missing:
+                waiting = [(sock, select.POLLIN) for sock in (self._listener, *callers)]
+                if not self.wait(transport.generation, waiting, deadline):
+                    absent = ", ".join(map(str, sorted(missing)))
+                    raise PeerLost(f"worker {absent} did not join in time")
+                self._accept(callers)
+                for sock in list(callers):
+                    hello = _hello(sock, callers)
+                    if hello is None:
+                        continue
+                    peer = _rank_of(hello, digest)
+                    if peer in missing:
+                        sock.send(WELCOME)
+                        transport.links[peer] = Link(peer, sock)
+                        missing.discard(peer)
+                    else:
+                        sock.close()
+        finally:
+            for sock in callers:
+                sock.close()
+
+    def _accept(self, callers: dict[socket.socket, bytes]) -> None:
+        try:
+            while True:
+                sock, _ = self._listener.accept()
+                callers[_tuned(sock)] = b""
+        except BlockingIOError:
+            return
+
+
+class Link:
+    """The connection to one peer.
+
+    Args:
+        peer: its rank.
+        sock: a connected, non-blocking socket.
+    """
+
+    def __init__(self, peer: int, sock: socket.socket) -> None:
+        self.peer, self.socket = peer, sock
+        self._unsent = self._missing = memoryview(b"")
+
+    def begin(self, outgoing: memoryview, incoming: memoryview) -> None:
+        """Note what `advance` shall send and receive."""
+        self._unsent, self._missing = outgoing, incoming
+
+    def advance(self) -> bool:
+        """Send and receive what the kernel takes and has; whether all is done.
+
+        Raises:
+            PeerLost: the peer is gone.
+        """
+        try:
+            try:
+                while self._unsent:
+                    self._unsent = self._unsent[self.socket.send(self._unsent) :]
+            except BlockingIOError:
+                pass
+            while self._missing:
+                size = self.socket.recv_into(self._missing)
+                if not size:
+                    raise PeerLost(f"worker {self.peer} left")
+                self._missing = self._missing[size:]
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise PeerLost(f"worker {self.peer} left: {error.strerror}") from error
+        return not self._unsent
+
+    def receive_some(self, size: int) -> bytes:
+        """Up to `size` bytes; none if none have come yet.
+
+        Raises:
+            ConnectionError: the peer hung up.
+        """
+        try:
+            data = self.socket.recv(size)
+        except BlockingIOError:
+            return b""
+        if not data:
+            raise ConnectionResetError("the peer hung up")
+        return data
+
+    @property
+    def events(self) -> int:
+        """What to poll for before the next `advance`."""
+        return (select.POLLIN if self._missing else 0) | (select.POLLOUT if self._unsent else 0)
+
+
+class Transport:
+    """The connections of one rank in one generation; used by one thread.
+
+    Args:
+        endpoint: the process's endpoint.
+        generation: number of the membership.
+
+    Attributes:
+        links: the connection to each peer.
+    """
+
+    def __init__(self, endpoint: Endpoint, generation: int) -> None:
+        self._endpoint = endpoint
+        self.generation = generation
+        self.links: dict[int, Link] = {}
+
+    def swap(self, buffers: Mapping[int, tuple[memoryview, memoryview]]) -> None:
+        """Send the first buffer, of bytes, to each peer while receiving the second from it.
+
+        Raises:
+            PeerLost: one of these ranks left, or the generation was superseded; what was received is worthless.
+        """
+        self._endpoint.check(self.generation)
+        pending = []
+        for peer, (outgoing, incoming) in buffers.items():
+            link = self.links[peer]
+            link.begin(outgoing, incoming)
+            if not link.advance():
+                pending.append(link)
+        while pending:
+            self._endpoint.wait(self.generation, [(link.socket, link.events) for link in pending], None)
+            pending = [link for link in pending if not link.advance()]
+
+    def close(self) -> None:
+        """Hang up on everyone."""
+        for link in self.links.values():
+            link.socket.close()
+        self.links.clear()
+
+
+def _call(peer: int, address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    try:
+        return _tuned(socket.create_connection((host, int(port)), timeout=UNACKNOWLEDGED_LIMIT_MS / 1e3))
+    except OSError as error:
+        raise PeerLost(f"worker {peer} cannot be reached at {address}: {error.strerror or error}") from error
+
+
+def _tuned(sock: socket.socket) -> socket.socket:
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_LIMIT_MS)
+    return sock
+
+
+def _hello(sock: socket.socket, callers: dict[socket.socket, bytes]) -> bytes | None:
+    """What a caller has said, once it is complete, and then no caller any more; a short one has hung up."""
+    try:
+        data = sock.recv(HELLO.size - len(callers[sock]))
+    except BlockingIOError:
+        return None
+    except OSError:
+        data = b""
+    said = callers[sock] + data
+    if data and len(said) < HELLO.size:
+        callers[sock] = said
+        return None
+    del callers[sock]
+    return said
+
+
+def _rank_of(hello: bytes, digest: bytes) -> int | None:
+    """The caller's rank; None if it does not know the key or the generation."""
+    if len(hello) != HELLO.size:
+        return None
+    said, rank = HELLO.unpack(hello)
+    return int(rank) if said == digest else None
