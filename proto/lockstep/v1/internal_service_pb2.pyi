@@ -1,3 +1,4 @@
+from lockstep.v1 import checkpoint_service_pb2 as _checkpoint_service_pb2
 from lockstep.v1 import job_pb2 as _job_pb2
 from lockstep.v1 import job_spec_pb2 as _job_spec_pb2
 from lockstep.v1 import metrics_service_pb2 as _metrics_service_pb2
@@ -10,22 +11,26 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ConnectLauncherRequest(_message.Message):
-    __slots__ = ("ready", "capacity", "gang_started", "gang_stopped")
+    __slots__ = ("ready", "capacity", "gang_started", "gang_stopped", "gang_changed")
     READY_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
     GANG_STARTED_FIELD_NUMBER: _ClassVar[int]
     GANG_STOPPED_FIELD_NUMBER: _ClassVar[int]
+    GANG_CHANGED_FIELD_NUMBER: _ClassVar[int]
     ready: LauncherReady
     capacity: ClusterCapacity
     gang_started: GangStarted
     gang_stopped: GangStopped
-    def __init__(self, ready: _Optional[_Union[LauncherReady, _Mapping]] = ..., capacity: _Optional[_Union[ClusterCapacity, _Mapping]] = ..., gang_started: _Optional[_Union[GangStarted, _Mapping]] = ..., gang_stopped: _Optional[_Union[GangStopped, _Mapping]] = ...) -> None: ...
+    gang_changed: GangChanged
+    def __init__(self, ready: _Optional[_Union[LauncherReady, _Mapping]] = ..., capacity: _Optional[_Union[ClusterCapacity, _Mapping]] = ..., gang_started: _Optional[_Union[GangStarted, _Mapping]] = ..., gang_stopped: _Optional[_Union[GangStopped, _Mapping]] = ..., gang_changed: _Optional[_Union[GangChanged, _Mapping]] = ...) -> None: ...
 
 class LauncherReady(_message.Message):
-    __slots__ = ("epoch",)
+    __slots__ = ("epoch", "gangs")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    GANGS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
-    def __init__(self, epoch: _Optional[int] = ...) -> None: ...
+    gangs: _containers.RepeatedCompositeFieldContainer[GangChanged]
+    def __init__(self, epoch: _Optional[int] = ..., gangs: _Optional[_Iterable[_Union[GangChanged, _Mapping]]] = ...) -> None: ...
 
 class ClusterCapacity(_message.Message):
     __slots__ = ("nodes",)
@@ -58,25 +63,45 @@ class GangStarted(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class GangStopped(_message.Message):
-    __slots__ = ("job_id", "attempt", "error")
+    __slots__ = ("job_id", "attempt", "error", "is_too_small")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    IS_TOO_SMALL_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     attempt: int
     error: _job_pb2.JobError
-    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., error: _Optional[_Union[_job_pb2.JobError, _Mapping]] = ...) -> None: ...
+    is_too_small: bool
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., error: _Optional[_Union[_job_pb2.JobError, _Mapping]] = ..., is_too_small: bool = ...) -> None: ...
+
+class GangChanged(_message.Message):
+    __slots__ = ("job_id", "attempt", "revision", "node_ids", "running_workers", "message")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    NODE_IDS_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_WORKERS_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    attempt: int
+    revision: int
+    node_ids: _containers.RepeatedScalarFieldContainer[str]
+    running_workers: int
+    message: str
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., revision: _Optional[int] = ..., node_ids: _Optional[_Iterable[str]] = ..., running_workers: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
 
 class ConnectLauncherResponse(_message.Message):
-    __slots__ = ("start_gang", "stop_gang")
+    __slots__ = ("start_gang", "stop_gang", "resize_gang")
     START_GANG_FIELD_NUMBER: _ClassVar[int]
     STOP_GANG_FIELD_NUMBER: _ClassVar[int]
+    RESIZE_GANG_FIELD_NUMBER: _ClassVar[int]
     start_gang: StartGang
     stop_gang: StopGang
-    def __init__(self, start_gang: _Optional[_Union[StartGang, _Mapping]] = ..., stop_gang: _Optional[_Union[StopGang, _Mapping]] = ...) -> None: ...
+    resize_gang: ResizeGang
+    def __init__(self, start_gang: _Optional[_Union[StartGang, _Mapping]] = ..., stop_gang: _Optional[_Union[StopGang, _Mapping]] = ..., resize_gang: _Optional[_Union[ResizeGang, _Mapping]] = ...) -> None: ...
 
 class StartGang(_message.Message):
-    __slots__ = ("job_id", "attempt", "spec", "node_ids", "coordinator_address", "attempt_token", "epoch")
+    __slots__ = ("job_id", "attempt", "spec", "node_ids", "coordinator_address", "attempt_token", "epoch", "checkpoint_uri", "init_from_uri")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
@@ -84,6 +109,8 @@ class StartGang(_message.Message):
     COORDINATOR_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_TOKEN_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_URI_FIELD_NUMBER: _ClassVar[int]
+    INIT_FROM_URI_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     attempt: int
     spec: _job_spec_pb2.JobSpec
@@ -91,20 +118,38 @@ class StartGang(_message.Message):
     coordinator_address: str
     attempt_token: str
     epoch: int
-    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., spec: _Optional[_Union[_job_spec_pb2.JobSpec, _Mapping]] = ..., node_ids: _Optional[_Iterable[str]] = ..., coordinator_address: _Optional[str] = ..., attempt_token: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+    checkpoint_uri: str
+    init_from_uri: str
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., spec: _Optional[_Union[_job_spec_pb2.JobSpec, _Mapping]] = ..., node_ids: _Optional[_Iterable[str]] = ..., coordinator_address: _Optional[str] = ..., attempt_token: _Optional[str] = ..., epoch: _Optional[int] = ..., checkpoint_uri: _Optional[str] = ..., init_from_uri: _Optional[str] = ...) -> None: ...
+
+class ResizeGang(_message.Message):
+    __slots__ = ("job_id", "attempt", "revision", "node_ids", "epoch")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    NODE_IDS_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    attempt: int
+    revision: int
+    node_ids: _containers.RepeatedScalarFieldContainer[str]
+    epoch: int
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., revision: _Optional[int] = ..., node_ids: _Optional[_Iterable[str]] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class StopGang(_message.Message):
-    __slots__ = ("job_id", "attempt", "grace_s")
+    __slots__ = ("job_id", "attempt", "grace_s", "keep")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     GRACE_S_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     attempt: int
     grace_s: float
-    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., grace_s: _Optional[float] = ...) -> None: ...
+    keep: bool
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., grace_s: _Optional[float] = ..., keep: bool = ...) -> None: ...
 
 class ReportProgressRequest(_message.Message):
-    __slots__ = ("job_id", "attempt", "generation", "sequence", "progress", "points", "hardware_class", "result")
+    __slots__ = ("job_id", "attempt", "generation", "sequence", "progress", "points", "hardware_class", "result", "checkpoints", "removed_checkpoint_steps", "notes", "heals")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
@@ -113,6 +158,10 @@ class ReportProgressRequest(_message.Message):
     POINTS_FIELD_NUMBER: _ClassVar[int]
     HARDWARE_CLASS_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_CHECKPOINT_STEPS_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
+    HEALS_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     attempt: int
     generation: int
@@ -121,7 +170,11 @@ class ReportProgressRequest(_message.Message):
     points: _containers.RepeatedCompositeFieldContainer[_metrics_service_pb2.MetricPoint]
     hardware_class: str
     result: _job_pb2.JobResult
-    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., generation: _Optional[int] = ..., sequence: _Optional[int] = ..., progress: _Optional[_Union[_job_pb2.JobProgress, _Mapping]] = ..., points: _Optional[_Iterable[_Union[_metrics_service_pb2.MetricPoint, _Mapping]]] = ..., hardware_class: _Optional[str] = ..., result: _Optional[_Union[_job_pb2.JobResult, _Mapping]] = ...) -> None: ...
+    checkpoints: _containers.RepeatedCompositeFieldContainer[_checkpoint_service_pb2.Checkpoint]
+    removed_checkpoint_steps: _containers.RepeatedScalarFieldContainer[int]
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    heals: int
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., generation: _Optional[int] = ..., sequence: _Optional[int] = ..., progress: _Optional[_Union[_job_pb2.JobProgress, _Mapping]] = ..., points: _Optional[_Iterable[_Union[_metrics_service_pb2.MetricPoint, _Mapping]]] = ..., hardware_class: _Optional[str] = ..., result: _Optional[_Union[_job_pb2.JobResult, _Mapping]] = ..., checkpoints: _Optional[_Iterable[_Union[_checkpoint_service_pb2.Checkpoint, _Mapping]]] = ..., removed_checkpoint_steps: _Optional[_Iterable[int]] = ..., notes: _Optional[_Iterable[str]] = ..., heals: _Optional[int] = ...) -> None: ...
 
 class ReportProgressResponse(_message.Message):
     __slots__ = ("acknowledged_sequence",)

@@ -21,6 +21,8 @@ class JobState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     JOB_STATE_FAILED: _ClassVar[JobState]
     JOB_STATE_CANCELLED: _ClassVar[JobState]
     JOB_STATE_CANCELLING: _ClassVar[JobState]
+    JOB_STATE_PAUSING: _ClassVar[JobState]
+    JOB_STATE_PAUSED: _ClassVar[JobState]
 JOB_STATE_UNSPECIFIED: JobState
 JOB_STATE_QUEUED: JobState
 JOB_STATE_STARTING: JobState
@@ -29,9 +31,11 @@ JOB_STATE_SUCCEEDED: JobState
 JOB_STATE_FAILED: JobState
 JOB_STATE_CANCELLED: JobState
 JOB_STATE_CANCELLING: JobState
+JOB_STATE_PAUSING: JobState
+JOB_STATE_PAUSED: JobState
 
 class Job(_message.Message):
-    __slots__ = ("job_id", "spec", "state", "state_reason", "attempt", "restarts", "create_time", "start_time", "end_time", "progress", "result", "error", "engine_version", "curve_digest", "hardware_class")
+    __slots__ = ("job_id", "spec", "state", "state_reason", "attempt", "restarts", "create_time", "start_time", "end_time", "progress", "result", "error", "engine_version", "curve_digest", "hardware_class", "heals", "running_workers")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -47,6 +51,8 @@ class Job(_message.Message):
     ENGINE_VERSION_FIELD_NUMBER: _ClassVar[int]
     CURVE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     HARDWARE_CLASS_FIELD_NUMBER: _ClassVar[int]
+    HEALS_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_WORKERS_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     spec: _job_spec_pb2.JobSpec
     state: JobState
@@ -62,7 +68,9 @@ class Job(_message.Message):
     engine_version: str
     curve_digest: str
     hardware_class: str
-    def __init__(self, job_id: _Optional[str] = ..., spec: _Optional[_Union[_job_spec_pb2.JobSpec, _Mapping]] = ..., state: _Optional[_Union[JobState, str]] = ..., state_reason: _Optional[str] = ..., attempt: _Optional[int] = ..., restarts: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., progress: _Optional[_Union[JobProgress, _Mapping]] = ..., result: _Optional[_Union[JobResult, _Mapping]] = ..., error: _Optional[_Union[JobError, _Mapping]] = ..., engine_version: _Optional[str] = ..., curve_digest: _Optional[str] = ..., hardware_class: _Optional[str] = ...) -> None: ...
+    heals: int
+    running_workers: int
+    def __init__(self, job_id: _Optional[str] = ..., spec: _Optional[_Union[_job_spec_pb2.JobSpec, _Mapping]] = ..., state: _Optional[_Union[JobState, str]] = ..., state_reason: _Optional[str] = ..., attempt: _Optional[int] = ..., restarts: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., progress: _Optional[_Union[JobProgress, _Mapping]] = ..., result: _Optional[_Union[JobResult, _Mapping]] = ..., error: _Optional[_Union[JobError, _Mapping]] = ..., engine_version: _Optional[str] = ..., curve_digest: _Optional[str] = ..., hardware_class: _Optional[str] = ..., heals: _Optional[int] = ..., running_workers: _Optional[int] = ...) -> None: ...
 
 class JobProgress(_message.Message):
     __slots__ = ("step", "total_steps", "epoch")

@@ -56,6 +56,21 @@ class JobServiceStub(object):
                 request_serializer=lockstep_dot_v1_dot_job__service__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=lockstep_dot_v1_dot_job__pb2.Job.FromString,
                 _registered_method=True)
+        self.PauseJob = channel.unary_unary(
+                '/lockstep.v1.JobService/PauseJob',
+                request_serializer=lockstep_dot_v1_dot_job__service__pb2.PauseJobRequest.SerializeToString,
+                response_deserializer=lockstep_dot_v1_dot_job__pb2.Job.FromString,
+                _registered_method=True)
+        self.ResumeJob = channel.unary_unary(
+                '/lockstep.v1.JobService/ResumeJob',
+                request_serializer=lockstep_dot_v1_dot_job__service__pb2.ResumeJobRequest.SerializeToString,
+                response_deserializer=lockstep_dot_v1_dot_job__pb2.Job.FromString,
+                _registered_method=True)
+        self.UpdateJob = channel.unary_unary(
+                '/lockstep.v1.JobService/UpdateJob',
+                request_serializer=lockstep_dot_v1_dot_job__service__pb2.UpdateJobRequest.SerializeToString,
+                response_deserializer=lockstep_dot_v1_dot_job__pb2.Job.FromString,
+                _registered_method=True)
         self.WatchJob = channel.unary_stream(
                 '/lockstep.v1.JobService/WatchJob',
                 request_serializer=lockstep_dot_v1_dot_job__service__pb2.WatchJobRequest.SerializeToString,
@@ -98,6 +113,30 @@ class JobServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PauseJob(self, request, context):
+        """Asks a job to write a checkpoint at the next step boundary and to free its resources; it is PAUSED then. Harmless
+        when it is pausing or paused. FAILED_PRECONDITION: the job has ended or is being cancelled.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeJob(self, request, context):
+        """Puts a paused job back into the queue, at its old place; it goes on exactly where it was. Harmless when it is
+        queued or runs. FAILED_PRECONDITION: the job has ended, or is still pausing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateJob(self, request, context):
+        """Changes what lies outside of the curve. FAILED_PRECONDITION: the job has ended. INVALID_ARGUMENT: workers are not
+        between resources.min_workers and resources.shards.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchJob(self, request, context):
         """Follows a job: its snapshot and past events at once, then each change, until the job has ended.
         """
@@ -126,6 +165,21 @@ def add_JobServiceServicer_to_server(servicer, server):
             'CancelJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelJob,
                     request_deserializer=lockstep_dot_v1_dot_job__service__pb2.CancelJobRequest.FromString,
+                    response_serializer=lockstep_dot_v1_dot_job__pb2.Job.SerializeToString,
+            ),
+            'PauseJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseJob,
+                    request_deserializer=lockstep_dot_v1_dot_job__service__pb2.PauseJobRequest.FromString,
+                    response_serializer=lockstep_dot_v1_dot_job__pb2.Job.SerializeToString,
+            ),
+            'ResumeJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeJob,
+                    request_deserializer=lockstep_dot_v1_dot_job__service__pb2.ResumeJobRequest.FromString,
+                    response_serializer=lockstep_dot_v1_dot_job__pb2.Job.SerializeToString,
+            ),
+            'UpdateJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateJob,
+                    request_deserializer=lockstep_dot_v1_dot_job__service__pb2.UpdateJobRequest.FromString,
                     response_serializer=lockstep_dot_v1_dot_job__pb2.Job.SerializeToString,
             ),
             'WatchJob': grpc.unary_stream_rpc_method_handler(
@@ -242,6 +296,87 @@ class JobService(object):
             target,
             '/lockstep.v1.JobService/CancelJob',
             lockstep_dot_v1_dot_job__service__pb2.CancelJobRequest.SerializeToString,
+            lockstep_dot_v1_dot_job__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lockstep.v1.JobService/PauseJob',
+            lockstep_dot_v1_dot_job__service__pb2.PauseJobRequest.SerializeToString,
+            lockstep_dot_v1_dot_job__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lockstep.v1.JobService/ResumeJob',
+            lockstep_dot_v1_dot_job__service__pb2.ResumeJobRequest.SerializeToString,
+            lockstep_dot_v1_dot_job__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lockstep.v1.JobService/UpdateJob',
+            lockstep_dot_v1_dot_job__service__pb2.UpdateJobRequest.SerializeToString,
             lockstep_dot_v1_dot_job__pb2.Job.FromString,
             options,
             channel_credentials,

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1alockstep/v1/job_spec.proto\x12\x0blockstep.v1\"\xfc\x02\n\x07JobSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x05model\x18\x02 \x01(\x0b\x32\x16.lockstep.v1.ModelSpec\x12#\n\x04\x64\x61ta\x18\x03 \x01(\x0b\x32\x15.lockstep.v1.DataSpec\x12-\n\toptimizer\x18\x04 \x01(\x0b\x32\x1a.lockstep.v1.OptimizerSpec\x12+\n\x08training\x18\x05 \x01(\x0b\x32\x19.lockstep.v1.TrainingSpec\x12-\n\tresources\x18\x06 \x01(\x0b\x32\x1a.lockstep.v1.ResourcesSpec\x12+\n\x08recovery\x18\x07 \x01(\x0b\x32\x19.lockstep.v1.RecoverySpec\x12\x30\n\x06labels\x18\x08 \x03(\x0b\x32 .lockstep.v1.JobSpec.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xe7\x01\n\tModelSpec\x12?\n\x11linear_regression\x18\x01 \x01(\x0b\x32\".lockstep.v1.LinearRegressionModelH\x00\x12\x41\n\x12softmax_regression\x18\x02 \x01(\x0b\x32#.lockstep.v1.SoftmaxRegressionModelH\x00\x12$\n\x03mlp\x18\x03 \x01(\x0b\x32\x15.lockstep.v1.MlpModelH\x00\x12(\n\x05lenet\x18\x04 \x01(\x0b\x32\x17.lockstep.v1.LenetModelH\x00\x42\x06\n\x04kind\"\x17\n\x15LinearRegressionModel\"\x18\n\x16SoftmaxRegressionModel\"E\n\x08MlpModel\x12\x14\n\x0chidden_units\x18\x01 \x03(\x05\x12\x12\n\nactivation\x18\x02 \x01(\t\x12\x0f\n\x07\x64ropout\x18\x03 \x03(\x01\"1\n\nLenetModel\x12\x12\n\nactivation\x18\x01 \x01(\t\x12\x0f\n\x07pooling\x18\x02 \x01(\t\"\xaa\x01\n\x08\x44\x61taSpec\x12\x44\n\x14synthetic_regression\x18\x01 \x01(\x0b\x32$.lockstep.v1.SyntheticRegressionDataH\x00\x12+\n\x07\x62uiltin\x18\x02 \x01(\x0b\x32\x18.lockstep.v1.BuiltinDataH\x00\x12#\n\x03idx\x18\x03 \x01(\x0b\x32\x14.lockstep.v1.IdxDataH\x00\x42\x06\n\x04kind\"\xce\x01\n\x17SyntheticRegressionData\x12\t\n\x01w\x18\x01 \x03(\x01\x12\x0e\n\x01\x62\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05noise\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x17\n\ntrain_size\x18\x04 \x01(\x05H\x02\x88\x01\x01\x12\x1c\n\x0fvalidation_size\x18\x05 \x01(\x05H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\rH\x04\x88\x01\x01\x42\x04\n\x02_bB\x08\n\x06_noiseB\r\n\x0b_train_sizeB\x12\n\x10_validation_sizeB\x07\n\x05_seed\"q\n\x0b\x42uiltinData\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x13validation_fraction\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\x04seed\x18\x03 \x01(\rH\x01\x88\x01\x01\x42\x16\n\x14_validation_fractionB\x07\n\x05_seed\"A\n\x07IdxData\x12\x0c\n\x04root\x18\x01 \x01(\t\x12\x18\n\x0bstandardize\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\x0e\n\x0c_standardize\"A\n\rOptimizerSpec\x12(\n\x03sgd\x18\x01 \x01(\x0b\x32\x19.lockstep.v1.SgdOptimizerH\x00\x42\x06\n\x04kind\"\x9e\x01\n\x0cSgdOptimizer\x12\x1a\n\rlearning_rate\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08momentum\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x10\n\x08nesterov\x18\x03 \x01(\x08\x12\x19\n\x0cweight_decay\x18\x04 \x01(\x01H\x02\x88\x01\x01\x42\x10\n\x0e_learning_rateB\x0b\n\t_momentumB\x0f\n\r_weight_decay\"\xc6\x02\n\x0cTrainingSpec\x12\x17\n\nmax_epochs\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\tmax_steps\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x17\n\nbatch_size\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x1f\n\x12gradient_clip_norm\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x1c\n\x0flog_every_steps\x18\x06 \x01(\x05H\x05\x88\x01\x01\x12!\n\x14\x65valuate_every_steps\x18\x07 \x01(\x05H\x06\x88\x01\x01\x42\r\n\x0b_max_epochsB\x0c\n\n_max_stepsB\r\n\x0b_batch_sizeB\x07\n\x05_seedB\x15\n\x13_gradient_clip_normB\x12\n\x10_log_every_stepsB\x17\n\x15_evaluate_every_steps\"\xb5\x01\n\rResourcesSpec\x12\x14\n\x07workers\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x13\n\x06shards\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x1c\n\x0f\x63pus_per_worker\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x1c\n\x0fgpus_per_worker\x18\x04 \x01(\x05H\x03\x88\x01\x01\x42\n\n\x08_workersB\t\n\x07_shardsB\x12\n\x10_cpus_per_workerB\x12\n\x10_gpus_per_worker\":\n\x0cRecoverySpec\x12\x19\n\x0cmax_restarts\x18\x01 \x01(\x05H\x00\x88\x01\x01\x42\x0f\n\r_max_restartsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1alockstep/v1/job_spec.proto\x12\x0blockstep.v1\"\xaa\x03\n\x07JobSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x05model\x18\x02 \x01(\x0b\x32\x16.lockstep.v1.ModelSpec\x12#\n\x04\x64\x61ta\x18\x03 \x01(\x0b\x32\x15.lockstep.v1.DataSpec\x12-\n\toptimizer\x18\x04 \x01(\x0b\x32\x1a.lockstep.v1.OptimizerSpec\x12+\n\x08training\x18\x05 \x01(\x0b\x32\x19.lockstep.v1.TrainingSpec\x12-\n\tresources\x18\x06 \x01(\x0b\x32\x1a.lockstep.v1.ResourcesSpec\x12+\n\x08recovery\x18\x07 \x01(\x0b\x32\x19.lockstep.v1.RecoverySpec\x12\x30\n\x06labels\x18\x08 \x03(\x0b\x32 .lockstep.v1.JobSpec.LabelsEntry\x12,\n\tinit_from\x18\t \x01(\x0b\x32\x19.lockstep.v1.InitFromSpec\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"G\n\x0cInitFromSpec\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x11\n\x04step\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x0b\n\x03uri\x18\x03 \x01(\tB\x07\n\x05_step\"\xe7\x01\n\tModelSpec\x12?\n\x11linear_regression\x18\x01 \x01(\x0b\x32\".lockstep.v1.LinearRegressionModelH\x00\x12\x41\n\x12softmax_regression\x18\x02 \x01(\x0b\x32#.lockstep.v1.SoftmaxRegressionModelH\x00\x12$\n\x03mlp\x18\x03 \x01(\x0b\x32\x15.lockstep.v1.MlpModelH\x00\x12(\n\x05lenet\x18\x04 \x01(\x0b\x32\x17.lockstep.v1.LenetModelH\x00\x42\x06\n\x04kind\"\x17\n\x15LinearRegressionModel\"\x18\n\x16SoftmaxRegressionModel\"E\n\x08MlpModel\x12\x14\n\x0chidden_units\x18\x01 \x03(\x05\x12\x12\n\nactivation\x18\x02 \x01(\t\x12\x0f\n\x07\x64ropout\x18\x03 \x03(\x01\"1\n\nLenetModel\x12\x12\n\nactivation\x18\x01 \x01(\t\x12\x0f\n\x07pooling\x18\x02 \x01(\t\"\xaa\x01\n\x08\x44\x61taSpec\x12\x44\n\x14synthetic_regression\x18\x01 \x01(\x0b\x32$.lockstep.v1.SyntheticRegressionDataH\x00\x12+\n\x07\x62uiltin\x18\x02 \x01(\x0b\x32\x18.lockstep.v1.BuiltinDataH\x00\x12#\n\x03idx\x18\x03 \x01(\x0b\x32\x14.lockstep.v1.IdxDataH\x00\x42\x06\n\x04kind\"\xce\x01\n\x17SyntheticRegressionData\x12\t\n\x01w\x18\x01 \x03(\x01\x12\x0e\n\x01\x62\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05noise\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x17\n\ntrain_size\x18\x04 \x01(\x05H\x02\x88\x01\x01\x12\x1c\n\x0fvalidation_size\x18\x05 \x01(\x05H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\rH\x04\x88\x01\x01\x42\x04\n\x02_bB\x08\n\x06_noiseB\r\n\x0b_train_sizeB\x12\n\x10_validation_sizeB\x07\n\x05_seed\"q\n\x0b\x42uiltinData\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x13validation_fraction\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\x04seed\x18\x03 \x01(\rH\x01\x88\x01\x01\x42\x16\n\x14_validation_fractionB\x07\n\x05_seed\"A\n\x07IdxData\x12\x0c\n\x04root\x18\x01 \x01(\t\x12\x18\n\x0bstandardize\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\x0e\n\x0c_standardize\"A\n\rOptimizerSpec\x12(\n\x03sgd\x18\x01 \x01(\x0b\x32\x19.lockstep.v1.SgdOptimizerH\x00\x42\x06\n\x04kind\"\x9e\x01\n\x0cSgdOptimizer\x12\x1a\n\rlearning_rate\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08momentum\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x10\n\x08nesterov\x18\x03 \x01(\x08\x12\x19\n\x0cweight_decay\x18\x04 \x01(\x01H\x02\x88\x01\x01\x42\x10\n\x0e_learning_rateB\x0b\n\t_momentumB\x0f\n\r_weight_decay\"\xc6\x02\n\x0cTrainingSpec\x12\x17\n\nmax_epochs\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\tmax_steps\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x17\n\nbatch_size\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x1f\n\x12gradient_clip_norm\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x1c\n\x0flog_every_steps\x18\x06 \x01(\x05H\x05\x88\x01\x01\x12!\n\x14\x65valuate_every_steps\x18\x07 \x01(\x05H\x06\x88\x01\x01\x42\r\n\x0b_max_epochsB\x0c\n\n_max_stepsB\r\n\x0b_batch_sizeB\x07\n\x05_seedB\x15\n\x13_gradient_clip_normB\x12\n\x10_log_every_stepsB\x17\n\x15_evaluate_every_steps\"\xdf\x01\n\rResourcesSpec\x12\x14\n\x07workers\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x13\n\x06shards\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x1c\n\x0f\x63pus_per_worker\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x1c\n\x0fgpus_per_worker\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x18\n\x0bmin_workers\x18\x05 \x01(\x05H\x04\x88\x01\x01\x42\n\n\x08_workersB\t\n\x07_shardsB\x12\n\x10_cpus_per_workerB\x12\n\x10_gpus_per_workerB\x0e\n\x0c_min_workers\"\xf6\x01\n\x0cRecoverySpec\x12\x19\n\x0cmax_restarts\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12#\n\x16\x63heckpoint_every_steps\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x1d\n\x10keep_checkpoints\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x16\n\x0e\x63heckpoint_uri\x18\x04 \x01(\t\x12\x1b\n\x0ehang_timeout_s\x18\x05 \x01(\x01H\x03\x88\x01\x01\x42\x0f\n\r_max_restartsB\x19\n\x17_checkpoint_every_stepsB\x13\n\x11_keep_checkpointsB\x11\n\x0f_hang_timeout_sb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,35 +34,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOBSPEC_LABELSENTRY']._loaded_options = None
   _globals['_JOBSPEC_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_JOBSPEC']._serialized_start=44
-  _globals['_JOBSPEC']._serialized_end=424
-  _globals['_JOBSPEC_LABELSENTRY']._serialized_start=379
-  _globals['_JOBSPEC_LABELSENTRY']._serialized_end=424
-  _globals['_MODELSPEC']._serialized_start=427
-  _globals['_MODELSPEC']._serialized_end=658
-  _globals['_LINEARREGRESSIONMODEL']._serialized_start=660
-  _globals['_LINEARREGRESSIONMODEL']._serialized_end=683
-  _globals['_SOFTMAXREGRESSIONMODEL']._serialized_start=685
-  _globals['_SOFTMAXREGRESSIONMODEL']._serialized_end=709
-  _globals['_MLPMODEL']._serialized_start=711
-  _globals['_MLPMODEL']._serialized_end=780
-  _globals['_LENETMODEL']._serialized_start=782
-  _globals['_LENETMODEL']._serialized_end=831
-  _globals['_DATASPEC']._serialized_start=834
-  _globals['_DATASPEC']._serialized_end=1004
-  _globals['_SYNTHETICREGRESSIONDATA']._serialized_start=1007
-  _globals['_SYNTHETICREGRESSIONDATA']._serialized_end=1213
-  _globals['_BUILTINDATA']._serialized_start=1215
-  _globals['_BUILTINDATA']._serialized_end=1328
-  _globals['_IDXDATA']._serialized_start=1330
-  _globals['_IDXDATA']._serialized_end=1395
-  _globals['_OPTIMIZERSPEC']._serialized_start=1397
-  _globals['_OPTIMIZERSPEC']._serialized_end=1462
-  _globals['_SGDOPTIMIZER']._serialized_start=1465
-  _globals['_SGDOPTIMIZER']._serialized_end=1623
-  _globals['_TRAININGSPEC']._serialized_start=1626
-  _globals['_TRAININGSPEC']._serialized_end=1952
-  _globals['_RESOURCESSPEC']._serialized_start=1955
-  _globals['_RESOURCESSPEC']._serialized_end=2136
-  _globals['_RECOVERYSPEC']._serialized_start=2138
-  _globals['_RECOVERYSPEC']._serialized_end=2196
+  _globals['_JOBSPEC']._serialized_end=470
+  _globals['_JOBSPEC_LABELSENTRY']._serialized_start=425
+  _globals['_JOBSPEC_LABELSENTRY']._serialized_end=470
+  _globals['_INITFROMSPEC']._serialized_start=472
+  _globals['_INITFROMSPEC']._serialized_end=543
+  _globals['_MODELSPEC']._serialized_start=546
+  _globals['_MODELSPEC']._serialized_end=777
+  _globals['_LINEARREGRESSIONMODEL']._serialized_start=779
+  _globals['_LINEARREGRESSIONMODEL']._serialized_end=802
+  _globals['_SOFTMAXREGRESSIONMODEL']._serialized_start=804
+  _globals['_SOFTMAXREGRESSIONMODEL']._serialized_end=828
+  _globals['_MLPMODEL']._serialized_start=830
+  _globals['_MLPMODEL']._serialized_end=899
+  _globals['_LENETMODEL']._serialized_start=901
+  _globals['_LENETMODEL']._serialized_end=950
+  _globals['_DATASPEC']._serialized_start=953
+  _globals['_DATASPEC']._serialized_end=1123
+  _globals['_SYNTHETICREGRESSIONDATA']._serialized_start=1126
+  _globals['_SYNTHETICREGRESSIONDATA']._serialized_end=1332
+  _globals['_BUILTINDATA']._serialized_start=1334
+  _globals['_BUILTINDATA']._serialized_end=1447
+  _globals['_IDXDATA']._serialized_start=1449
+  _globals['_IDXDATA']._serialized_end=1514
+  _globals['_OPTIMIZERSPEC']._serialized_start=1516
+  _globals['_OPTIMIZERSPEC']._serialized_end=1581
+  _globals['_SGDOPTIMIZER']._serialized_start=1584
+  _globals['_SGDOPTIMIZER']._serialized_end=1742
+  _globals['_TRAININGSPEC']._serialized_start=1745
+  _globals['_TRAININGSPEC']._serialized_end=2071
+  _globals['_RESOURCESSPEC']._serialized_start=2074
+  _globals['_RESOURCESSPEC']._serialized_end=2297
+  _globals['_RECOVERYSPEC']._serialized_start=2300
+  _globals['_RECOVERYSPEC']._serialized_end=2546
 # @@protoc_insertion_point(module_scope)

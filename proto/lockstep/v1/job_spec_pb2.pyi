@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class JobSpec(_message.Message):
-    __slots__ = ("name", "model", "data", "optimizer", "training", "resources", "recovery", "labels")
+    __slots__ = ("name", "model", "data", "optimizer", "training", "resources", "recovery", "labels", "init_from")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -23,6 +23,7 @@ class JobSpec(_message.Message):
     RESOURCES_FIELD_NUMBER: _ClassVar[int]
     RECOVERY_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    INIT_FROM_FIELD_NUMBER: _ClassVar[int]
     name: str
     model: ModelSpec
     data: DataSpec
@@ -31,7 +32,18 @@ class JobSpec(_message.Message):
     resources: ResourcesSpec
     recovery: RecoverySpec
     labels: _containers.ScalarMap[str, str]
-    def __init__(self, name: _Optional[str] = ..., model: _Optional[_Union[ModelSpec, _Mapping]] = ..., data: _Optional[_Union[DataSpec, _Mapping]] = ..., optimizer: _Optional[_Union[OptimizerSpec, _Mapping]] = ..., training: _Optional[_Union[TrainingSpec, _Mapping]] = ..., resources: _Optional[_Union[ResourcesSpec, _Mapping]] = ..., recovery: _Optional[_Union[RecoverySpec, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    init_from: InitFromSpec
+    def __init__(self, name: _Optional[str] = ..., model: _Optional[_Union[ModelSpec, _Mapping]] = ..., data: _Optional[_Union[DataSpec, _Mapping]] = ..., optimizer: _Optional[_Union[OptimizerSpec, _Mapping]] = ..., training: _Optional[_Union[TrainingSpec, _Mapping]] = ..., resources: _Optional[_Union[ResourcesSpec, _Mapping]] = ..., recovery: _Optional[_Union[RecoverySpec, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., init_from: _Optional[_Union[InitFromSpec, _Mapping]] = ...) -> None: ...
+
+class InitFromSpec(_message.Message):
+    __slots__ = ("job_id", "step", "uri")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    URI_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    step: int
+    uri: str
+    def __init__(self, job_id: _Optional[str] = ..., step: _Optional[int] = ..., uri: _Optional[str] = ...) -> None: ...
 
 class ModelSpec(_message.Message):
     __slots__ = ("linear_regression", "softmax_regression", "mlp", "lenet")
@@ -152,19 +164,29 @@ class TrainingSpec(_message.Message):
     def __init__(self, max_epochs: _Optional[int] = ..., max_steps: _Optional[int] = ..., batch_size: _Optional[int] = ..., seed: _Optional[int] = ..., gradient_clip_norm: _Optional[float] = ..., log_every_steps: _Optional[int] = ..., evaluate_every_steps: _Optional[int] = ...) -> None: ...
 
 class ResourcesSpec(_message.Message):
-    __slots__ = ("workers", "shards", "cpus_per_worker", "gpus_per_worker")
+    __slots__ = ("workers", "shards", "cpus_per_worker", "gpus_per_worker", "min_workers")
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     SHARDS_FIELD_NUMBER: _ClassVar[int]
     CPUS_PER_WORKER_FIELD_NUMBER: _ClassVar[int]
     GPUS_PER_WORKER_FIELD_NUMBER: _ClassVar[int]
+    MIN_WORKERS_FIELD_NUMBER: _ClassVar[int]
     workers: int
     shards: int
     cpus_per_worker: float
     gpus_per_worker: int
-    def __init__(self, workers: _Optional[int] = ..., shards: _Optional[int] = ..., cpus_per_worker: _Optional[float] = ..., gpus_per_worker: _Optional[int] = ...) -> None: ...
+    min_workers: int
+    def __init__(self, workers: _Optional[int] = ..., shards: _Optional[int] = ..., cpus_per_worker: _Optional[float] = ..., gpus_per_worker: _Optional[int] = ..., min_workers: _Optional[int] = ...) -> None: ...
 
 class RecoverySpec(_message.Message):
-    __slots__ = ("max_restarts",)
+    __slots__ = ("max_restarts", "checkpoint_every_steps", "keep_checkpoints", "checkpoint_uri", "hang_timeout_s")
     MAX_RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_EVERY_STEPS_FIELD_NUMBER: _ClassVar[int]
+    KEEP_CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_URI_FIELD_NUMBER: _ClassVar[int]
+    HANG_TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     max_restarts: int
-    def __init__(self, max_restarts: _Optional[int] = ...) -> None: ...
+    checkpoint_every_steps: int
+    keep_checkpoints: int
+    checkpoint_uri: str
+    hang_timeout_s: float
+    def __init__(self, max_restarts: _Optional[int] = ..., checkpoint_every_steps: _Optional[int] = ..., keep_checkpoints: _Optional[int] = ..., checkpoint_uri: _Optional[str] = ..., hang_timeout_s: _Optional[float] = ...) -> None: ...
