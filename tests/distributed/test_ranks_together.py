@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lockstep.workers.engine import Group, Listener, PeerLost, Point, Progress, RanksDisagree, Stopped, Trainer
+from lockstep.workers.engine import Group, Listener, PeerLost, Point, Progress, RanksDisagree, Stopped, Trainer, Wish
 from lockstep.workers.engine.digest import weights_digest
 from lockstep.workers.models.linear import SoftmaxRegression
 from tests.distributed.test_one_curve import RandomImages
@@ -23,8 +23,8 @@ class AtStep(Listener):
         if self.is_the_one and progress.step == self.step:
             self.deed(self)
 
-    def wants_stop(self) -> bool:
-        return self.is_asked
+    def wish(self) -> Wish:
+        return Wish.STOP if self.is_asked else Wish.GO_ON
 
 
 def ask_to_stop(listener: AtStep) -> None:
@@ -75,4 +75,4 @@ def test_the_others_notice_at_once_when_a_rank_is_killed(ranks: Any, victim: int
 
 def test_ranks_that_do_not_hold_the_same_bits_say_so(ranks: Any) -> None:
     seen = ranks.run(2, train_until, die, -1, 1)
-    assert all(ending.startswith("RanksDisagree: the initial state of the model differs") for ending, _ in seen)
+    assert all(ending.startswith("RanksDisagree: the model at the start differs") for ending, _ in seen)

@@ -6,7 +6,7 @@ import torch
 
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.workers.datasets import build_data
-from lockstep.workers.engine import Group, Listener, Result, Trainer
+from lockstep.workers.engine import Group, Listener, Origin, Regroup, Result, Trainer
 from lockstep.workers.models import build_model
 from lockstep.workers.optimizers import build_optimizer
 
@@ -34,8 +34,15 @@ def device_of(spec: JobSpec) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def train(spec: JobSpec, group: Group | None = None, listener: Listener | None = None) -> Result:
-    """Run a resolved spec as one rank of `group`, or alone.
+def train(
+    spec: JobSpec,
+    group: Group | None = None,
+    listener: Listener | None = None,
+    *,
+    regroup: Regroup | None = None,
+    origin: Origin | None = None,
+) -> Result:
+    """Run a resolved spec as one rank of `group`, or alone; see `Trainer.fit`.
 
     Raises:
         EngineError: see `Trainer.fit`.
@@ -47,6 +54,8 @@ def train(spec: JobSpec, group: Group | None = None, listener: Listener | None =
         data,
         lambda parameters: build_optimizer(spec.optimizer, parameters),
         group=group,
+        regroup=regroup,
         device=device_of(spec),
         listener=listener,
+        origin=origin,
     )

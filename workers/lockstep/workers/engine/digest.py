@@ -1,6 +1,7 @@
 """Names for the bits of a model."""
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,13 @@ def bytes_of(tensor: Tensor) -> memoryview:
 
 def weights_digest(module: nn.Module) -> str:
     """SHA-256, hex, over name, dtype, shape and bytes of every entry of the module's state, by name."""
+    return digest_of(module.state_dict())
+
+
+def digest_of(state: Mapping[str, Tensor]) -> str:
+    """The same of a state_dict."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(bytes_of(tensor))
     return digest.hexdigest()

@@ -45,8 +45,13 @@ class RanksDisagree(EngineError):
 
 
 class Stopped(EngineError):
-    """Training was asked to stop, and stopped between two steps."""
+    """Training was asked to stop, and stopped between two steps.
 
-    def __init__(self, step: int) -> None:
+    Attributes:
+        step: the last step that was applied.
+        is_kept: a checkpoint of it was wanted.
+    """
+
+    def __init__(self, step: int, is_kept: bool = False) -> None:
         super().__init__(f"stopped after step {step}")
-        self.step = step
+        self.step, self.is_kept = step, is_kept

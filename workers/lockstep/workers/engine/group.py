@@ -48,6 +48,7 @@ class Group:
         addresses: Sequence[str],
         key: bytes,
         device: torch.device | str = "cpu",
+        generation: int = 1,
         timeout_s: float = 300,
     ) -> "Group":
         """Meet the other ranks.
@@ -58,15 +59,15 @@ class Group:
             addresses: the endpoints of all ranks, by number.
             key: secret that all ranks of this job know.
             device: where this rank computes.
+            generation: number of this membership, growing.
             timeout_s: how long the others may take.
 
         Raises:
             PeerLost: not all ranks came within `timeout_s`.
         """
-        if len(addresses) == 1:
-            return cls()
-        group = cls(rank, len(addresses), endpoint.connect(rank, addresses, key, timeout_s=timeout_s))
-        if torch.device(device).type == "cuda":
+        transport = endpoint.connect(rank, addresses, key, generation, timeout_s)
+        group = cls(rank, len(addresses), transport)
+        if group.peers and torch.device(device).type == "cuda":
             group._join_nccl(addresses[0].rpartition(":")[0], torch.device(device), timeout_s)
         return group
 
@@ -110,6 +111,47 @@ class Group:
         else:
             self._transport.swap({peer: (_bytes(sent), _bytes(received)) for peer, (sent, received) in tensors.items()})
 
+    def check(self) -> None:
+        """Raise PeerLost if this membership was superseded: what a collective brought is worthless then."""
+        if self._transport is not None:
+            self._transport.check()
+
+    def gather(self, value: Tensor) -> Tensor:
+        """What each rank has, by rank, (world_size, *value.shape), from a contiguous tensor in host memory.
+
+        Raises:
+            PeerLost: a rank left.
+        """
+        table = value.new_empty(self.world_size, *value.shape)
+        table[self.rank] = value
+        if self.peers:
+            self.swap({peer: (value, table[peer]) for peer in self.peers})
+        return table
+
+    def hand_over(self, donor: int, receivers: Sequence[int], data: bytes | None) -> bytes | None:
+        """Send bytes from `donor` to the `receivers`; returns them on those, None on the others.
+
+        Args:
+            data: what to send; only looked at on the donor.
+
+        Raises:
+            PeerLost: one of them left.
+        """
+        assert self._transport is not None
+        empty = memoryview(b"")
+        if self.rank == donor:
+            assert data is not None
+            size = memoryview(len(data).to_bytes(8, "little"))
+            self._transport.swap(dict.fromkeys(receivers, (size, empty)))
+            self._transport.swap({peer: (memoryview(data), empty) for peer in receivers})
+        elif self.rank in receivers:
+            announced = bytearray(8)
+            self._transport.swap({donor: (empty, memoryview(announced))})
+            received = bytearray(int.from_bytes(announced, "little"))
+            self._transport.swap({donor: (empty, memoryview(received))})
+            return bytes(received)
+        return None
+
     def agree(self, what: str, value: bytes | str) -> None:
         """Check that every rank holds the same `value`.
 
@@ -121,10 +163,7 @@ class Group:
             return
         digest = hashlib.blake2b(value.encode() if isinstance(value, str) else value, digest_size=8).digest()
         mine = torch.frombuffer(bytearray(digest), dtype=torch.int64)
-        theirs = torch.empty(self.world_size, dtype=torch.int64)
-        theirs[self.rank] = mine
-        self.swap({peer: (mine, theirs[peer : peer + 1]) for peer in self.peers})
-        if not bool((theirs == mine).all()):
+        if not bool((self.gather(mine) == mine).all()):
             shown = value if isinstance(value, str) else digest.hex()
             raise RanksDisagree(f"{what} differs between workers; rank {self.rank} has {shown}")
 
@@ -137,10 +176,7 @@ class Group:
             PeerLost: a rank left.
         """
         if self.world_size > 1:
-            mine, theirs = table.clone(), {peer: torch.empty_like(table) for peer in self.peers}
-            self.swap({peer: (mine, other) for peer, other in theirs.items()})
-            for other in theirs.values():
-                table.add_(other)
+            torch.sum(self.gather(table), dim=0, out=table)
 
     def leave(self) -> None:
         """Leave the group; harmless when alone or called twice."""

@@ -1,7 +1,8 @@
 """Metric points, and the exact sums that they are made from."""
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 
 class Progress(NamedTuple):
@@ -49,14 +50,21 @@ class Sums(NamedTuple):
         return means
 
 
+@dataclass
 class Window:
-    """What happened since the last point of the training metrics; sums are exact or in double precision."""
+    """What happened since the last point of the training metrics.
 
-    def __init__(self) -> None:
-        self.sums = Sums(0.0, 0.0, 0.0)
-        self.examples = 0
-        self.steps = 0
-        self.seconds = 0.0
+    Attributes:
+        sums: exact or in double precision.
+        examples: how many went in.
+        steps: how many were taken.
+        seconds: how long they took.
+    """
+
+    sums: Sums = Sums(0.0, 0.0, 0.0)
+    examples: int = 0
+    steps: int = 0
+    seconds: float = 0.0
 
     def add(self, sums: Sums, examples: int, seconds: float) -> None:
         """Add one step."""
@@ -68,3 +76,12 @@ class Window:
     def timings(self) -> dict[str, float]:
         """Examples per second and seconds per step, over the window."""
         return {"samples_per_second": self.examples / self.seconds, "step_seconds": self.seconds / self.steps}
+
+    def to_json(self) -> list[Any]:
+        """The window as JSON can say it."""
+        return [list(self.sums), self.examples, self.steps, self.seconds]
+
+    @classmethod
+    def from_json(cls, said: list[Any]) -> "Window":
+        """The reverse of `to_json`."""
+        return cls(Sums(*said[0]), *said[1:])

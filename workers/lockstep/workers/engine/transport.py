@@ -239,7 +239,7 @@ class Transport:
         Raises:
             PeerLost: one of these ranks left, or the generation was superseded; what was received is worthless.
         """
-        self._endpoint.check(self.generation)
+        self.check()
         pending = []
         for peer, (outgoing, incoming) in buffers.items():
             link = self.links[peer]
@@ -249,6 +249,10 @@ class Transport:
         while pending:
             self._endpoint.wait(self.generation, [(link.socket, link.events) for link in pending], None)
             pending = [link for link in pending if not link.advance()]
+
+    def check(self) -> None:
+        """Raise PeerLost if the generation was superseded."""
+        self._endpoint.check(self.generation)
 
     def close(self) -> None:
         """Hang up on everyone."""

@@ -1,0 +1,250 @@
+"""A fleet of plain processes that heals itself, as the launcher has its workers do, and dies where a test wants it."""
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+from lockstep.workers.engine import Group, Listener, Phase, Point, Progress, Stopped
+from lockstep.workers.engine.membership import Dismissed, Membership
+from lockstep.workers.engine.transport import Endpoint, Transport
+
+KEY = b"secret"
+RUN_TIMEOUT_S = 120.0
+
+
+class Fault(NamedTuple):
+    """Where a process kills itself.
+
+    Attributes:
+        member: which process, by its number in the fleet.
+        phase: at the beginning of which phase; or "swap": in the middle of a collective, when a part was sent.
+        step: in which step.
+        nth: at the how manieth time that it gets there, from 1.
+    """
+
+    member: int
+    phase: Phase | str
+    step: int
+    nth: int = 1
+
+
+class Recorder(Listener):
+    """Records the result metrics as a coordinator would store them, and dies where the fault says.
+
+    Args:
+        faults: those of this process.
+        send: tells the test something.
+    """
+
+    def __init__(self, faults: list[Fault], send: Callable[[Any], None]) -> None:
+        self.faults, self.send = faults, send
+        self.points: list[Point] = []
+        self.visits: dict[tuple[Any, int], int] = {}
+        self.phase: Phase | None = None
+        self.step = 0
+
+    def entered(self, phase: Phase, step: int) -> None:
+        self.phase, self.step = phase, step
+        self.visit(phase, step)
+
+    def visit(self, place: Phase | str, step: int) -> None:
+        count = self.visits[place, step] = self.visits.get((place, step), 0) + 1
+        for fault in self.faults:
+            if (fault.phase, fault.step, fault.nth) == (place, step, count):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def progressed(self, progress: Progress, points: list[Point]) -> None:
+        self.points += [point for point in points if not point.is_timing]
+
+    def unacknowledged(self) -> list[Point]:
+        return self.points
+
+    def take_over(self, points: list[Point]) -> None:
+        self.points = points
+
+    def healed(self, pause_s: float) -> None:
+        self.send(("healed", pause_s))
+
+    def noted(self, words: str) -> None:
+        self.send(("noted", words))
+
+
+class Context(NamedTuple):
+    """What a job function gets besides its arguments."""
+
+    group: Group
+    membership: Membership
+    listener: Recorder
+
+
+@dataclass
+class Member:
+    """One process of the fleet."""
+
+    number: int
+    process: Any
+    pipe: Connection
+    address: str
+    outcome: Any = None
+    messages: list[Any] = field(default_factory=list)
+
+    @property
+    def has_ended(self) -> bool:
+        return self.outcome is not None
+
+
+class Fleet:
+    """Processes for one job after another; those that were killed are replaced for the next one."""
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("spawn")
+        self._idle: list[tuple[Any, Connection, str]] = []
+        self._generation = 0
+        self.messages: list[Any] = []
+
+    def run(
+        self,
+        world_size: int,
+        function: Callable[..., Any],
+        *args: Any,
+        faults: list[Fault] | None = None,
+        joins_at: float | None = None,
+    ) -> list[Any]:
+        """Call function(context, *args) on every process, heal what dies; returns what the living ones returned.
+
+        Args:
+            joins_at: seconds after the start at which one more process joins.
+        """
+        members = [self._member(number) for number in range(world_size)]
+        for member in members:
+            mine = [fault for fault in faults or [] if fault.member == member.number]
+            member.pipe.send(("run", function, args, mine))
+        self._form(members)
+        deadline = time.monotonic() + RUN_TIMEOUT_S
+        join_time = None if joins_at is None else time.monotonic() + joins_at
+        living = list(members)
+        while not all(member.has_ended for member in living):
+            assert living, "every process died"
+            assert time.monotonic() < deadline, f"hangs: {[(m.number, m.outcome, m.messages) for m in members]}"
+            sources = [member.pipe for member in living if not member.has_ended]
+            ready = multiprocessing.connection.wait(sources, timeout=0.05)
+            died = [member for member in living if member.pipe in ready and not self._read(member)]
+            if died:
+                living = [member for member in living if member not in died]
+                self._form([member for member in living if not member.has_ended])
+            if join_time is not None and time.monotonic() > join_time:
+                join_time = None
+                joiner = self._member(len(members))
+                joiner.pipe.send(("run", function, args, []))
+                members.append(joiner)
+                living.append(joiner)
+                self._form([member for member in living if not member.has_ended])
+        for member in living:
+            self._idle.append((member.process, member.pipe, member.address))
+        self.messages = [message for member in members for message in member.messages]
+        return [member.outcome for member in living]
+
+    def close(self) -> None:
+        """End all processes."""
+        for process, pipe, _ in self._idle:
+            pipe.close()
+            process.join(10)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+    def _read(self, member: Member) -> bool:
+        """Take what a process says; False when it has died."""
+        try:
+            kind, value = member.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            member.process.join()
+            return False
+        if kind == "ended":
+            member.outcome = value
+        elif kind == "failed":
+            raise AssertionError(f"member {member.number}:\n{value}")
+        else:
+            member.messages.append((kind, value))
+        return True
+
+    def _form(self, members: list[Member]) -> None:
+        self._generation += 1
+        addresses = [member.address for member in members]
+        for rank, member in enumerate(members):
+            with contextlib.suppress(BrokenPipeError):
+                member.pipe.send(("form", self._generation, rank, addresses))
+
+    def _member(self, number: int) -> Member:
+        if self._idle:
+            process, pipe, address = self._idle.pop(0)
+            return Member(number, process, pipe, address)
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(theirs,), daemon=True)
+        process.start()
+        theirs.close()
+        return Member(number, process, ours, ours.recv())
+
+
+def _serve(pipe: Connection) -> None:
+    """The life of a process: a thread takes messages, and starts another one to train."""
+    endpoint = Endpoint("127.0.0.1")
+    pipe.send(endpoint.address)
+    membership = Membership(endpoint, KEY)
+    training: threading.Thread | None = None
+    lock = threading.Lock()
+
+    def send(message: Any) -> None:
+        with lock:
+            pipe.send(message)
+
+    while True:
+        try:
+            message = pipe.recv()
+        except EOFError:
+            return
+        if message[0] == "run":
+            if training is not None:
+                training.join()
+            _, function, args, faults = message
+            training = threading.Thread(target=_train, args=(membership, function, args, faults, send), daemon=True)
+            training.start()
+        else:
+            _, generation, rank, addresses = message
+            membership.form(generation, rank, addresses)
+
+
+def _train(membership: Membership, function: Any, args: Any, faults: list[Fault], send: Any) -> None:
+    listener = Recorder(faults, send)
+    plain_swap = Transport.swap
+
+    def swap(self: Transport, buffers: Any) -> None:
+        if any(fault.phase == "swap" for fault in faults) and buffers:
+            peer, (outgoing, _) = next(iter(buffers.items()))
+            for fault in faults:
+                place = listener.visits.get(("swap", listener.step), 0) + 1
+                if (fault.phase, fault.step, fault.nth) == ("swap", listener.step, place):
+                    self.links[peer].socket.send(outgoing[: max(1, len(outgoing) // 2)])
+            listener.visit("swap", listener.step)
+        plain_swap(self, buffers)
+
+    Transport.swap = swap  # type: ignore[method-assign]
+    try:
+        group = membership.next_group()
+        outcome = ("ended", function(Context(group, membership, listener), *args))
+    except (Stopped, Dismissed) as error:
+        outcome = ("ended", f"{type(error).__name__}: {error}")
+    except BaseException:
+        outcome = ("failed", traceback.format_exc())
+    finally:
+        Transport.swap = plain_swap  # type: ignore[method-assign]
+    send(outcome)

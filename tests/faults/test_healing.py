@@ -1,0 +1,76 @@
+"""Whoever dies, whenever, wherever: weights and metrics are those of the undisturbed run."""
+
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+
+from lockstep.v1.job_spec_pb2 import JobSpec
+from lockstep.workers.engine import Phase, Point
+from lockstep.workers.training import train
+from tests.faults.fleet import Context, Fault, Fleet
+
+STEPS = 12
+SPEC = {
+    "model": {"mlp": {"hidden_units": [24], "activation": "relu", "dropout": [0.2]}},
+    "data": {"builtin": {"name": "digits", "validation_fraction": 0.2}},
+    "optimizer": {"sgd": {"learning_rate": 0.05, "momentum": 0.9}},
+    "training": {
+        "max_steps": STEPS,
+        "batch_size": 50,
+        "seed": 7,
+        "log_every_steps": 3,
+        "evaluate_every_steps": 4,
+    },
+    "resources": {"shards": 4, "cpus_per_worker": 1},
+}
+
+
+def train_and_tell(context: Context, spec: dict[str, Any]) -> tuple[str, list[Point]]:
+    result = train(
+        json_format.ParseDict(spec, JobSpec()),
+        context.group,
+        context.listener,
+        regroup=context.membership.next_group,
+    )
+    return result.weights_digest, context.listener.points
+
+
+@pytest.fixture(scope="module")
+def undisturbed(fleet: Fleet) -> tuple[str, list[Point]]:
+    (outcome,) = fleet.run(1, train_and_tell, SPEC)
+    digest, points = outcome
+    assert {point.name for point in points} >= {"train_loss", "val_accuracy", "grad_norm"}
+    assert len(points) == 4 * 4 + 3 * 2
+    return digest, points
+
+
+PLACES = [
+    (Phase.HAND_OVER, 0, 1),
+    (Phase.COMPUTE, 1, 1),
+    (Phase.COMPUTE, 5, 1),
+    (Phase.EXCHANGE, 5, 1),
+    ("swap", 5, 1),
+    (Phase.UPDATE, 5, 1),
+    (Phase.EVALUATE, 4, 1),
+    ("swap", 4, 2),
+    (Phase.REPORT, 6, 1),
+    ("swap", 6, 2),
+    ("swap", 6, 3),
+    (Phase.FINISH, STEPS, 1),
+]
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+@pytest.mark.parametrize(
+    "place", PLACES, ids=lambda place: f"{getattr(place[0], 'name', place[0])}-{place[1]}-{place[2]}"
+)
+def test_a_death_anywhere_leaves_the_curve_as_it_was(
+    fleet: Fleet, undisturbed: tuple[str, list[Point]], world_size: int, place: tuple[Any, int, int]
+) -> None:
+    for rank in range(world_size):
+        outcomes = fleet.run(world_size, train_and_tell, SPEC, faults=[Fault(rank, *place)])
+        assert len(outcomes) == world_size - 1, "the fault struck"
+        for digest, points in outcomes:
+            assert points == undisturbed[1]
+            assert digest == undisturbed[0]

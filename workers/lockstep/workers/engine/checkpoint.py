@@ -1,0 +1,255 @@
+"""Checkpoints: the state of training in a folder of safetensors files, which is whole or not there.
+
+    <root>/step-000000000200/model.safetensors       the weights, under the names of the model's state_dict
+                             training.safetensors    optimizer and what else training needs
+                             manifest.json           step, notes, and size and SHA-256 of the others; written last
+
+On a local disk the folder is written under another name, flushed and renamed. Elsewhere, as on S3, the manifest is what
+makes it whole.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import posixpath
+import re
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from lockstep.workers.engine.digest import digest_of
+from lockstep.workers.engine.state import TrainState
+
+FORMAT = 1
+MODEL_FILE, TRAINING_FILE, MANIFEST_FILE = "model.safetensors", "training.safetensors", "manifest.json"
+FOLDER = re.compile(r"step-(\d{12})")
+UNFINISHED = "unfinished-"
+
+
+class Damaged(Exception):
+    """A checkpoint is not what was written; says what is wrong with which file."""
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a checkpoint: its name, its size in bytes, and the SHA-256 of its bytes, hex."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that is whole.
+
+    Attributes:
+        step: steps done.
+        uri: its folder.
+        weights_digest: digest of the model's state.
+        files: its files but for the manifest.
+    """
+
+    step: int
+    uri: str
+    weights_digest: str
+    files: tuple[File, ...]
+
+
+class Checkpoints:
+    """The checkpoints of one job.
+
+    Args:
+        uri: their folder, a path or what fsspec knows.
+        keep: how many of the newest stay.
+        facts: what the manifest says beside the state, such as the job and the digest of its spec.
+    """
+
+    def __init__(self, uri: str, keep: int = 2, facts: dict[str, Any] | None = None) -> None:
+        self._files, self._root = fsspec.core.url_to_fs(uri)
+        self._is_local = isinstance(self._files, LocalFileSystem)
+        self._keep, self._facts = keep, facts or {}
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that have a manifest, newest first."""
+        self._files.invalidate_cache()
+        found = self._files.glob(posixpath.join(self._root, "step-*", MANIFEST_FILE))
+        names = (FOLDER.fullmatch(posixpath.basename(posixpath.dirname(str(path)))) for path in found)
+        return sorted((int(match.group(1)) for match in names if match), reverse=True)
+
+    def write(self, state: TrainState) -> Checkpoint:
+        """Write a state; an earlier checkpoint of the same step is replaced.
+
+        Raises:
+            OSError: it cannot be written; nothing of it stays behind.
+        """
+        folder = self._folder(state.step)
+        target = posixpath.join(self._root, UNFINISHED + posixpath.basename(folder)) if self._is_local else folder
+        data = {MODEL_FILE: save(state.model), TRAINING_FILE: save(state.training)}
+        files = tuple(File(name, len(content), hashlib.sha256(content).hexdigest()) for name, content in data.items())
+        manifest = {
+            "format": FORMAT,
+            "step": state.step,
+            "weights_digest": digest_of(state.model),
+            "files": [vars(file) for file in files],
+            "facts": self._facts,
+            "notes": state.notes,
+        }
+        try:
+            self._remove(target)
+            self._files.makedirs(target, exist_ok=True)
+            for name, content in data.items():
+                self._write(posixpath.join(target, name), content)
+            self._write(posixpath.join(target, MANIFEST_FILE), json.dumps(manifest, indent=1).encode())
+            if self._is_local:
+                self._put_in_place(target, folder)
+        except BaseException:
+            self._remove(target)
+            raise
+        return Checkpoint(state.step, self._files.unstrip_protocol(folder), manifest["weights_digest"], files)
+
+    def read(self, step: int) -> TrainState:
+        """Read a checkpoint back, checking every byte.
+
+        Raises:
+            Damaged: it is not what was written.
+            OSError: it cannot be read.
+        """
+        return read_checkpoint(self._files, self._folder(step))
+
+    def newest(self, tell: Callable[[str], None]) -> TrainState | None:
+        """The newest state that is whole; None when there is none. `tell` hears of each damaged one."""
+        for step in self.steps():
+            try:
+                return self.read(step)
+            except (Damaged, OSError) as error:
+                tell(f"the checkpoint of step {step} cannot be used: {error}")
+        return None
+
+    def prune(self) -> list[int]:
+        """Remove all but the newest; returns the steps of those that went, and cleans up after writers that died."""
+        gone = self.steps()[self._keep :]
+        for step in gone:
+            # Without its manifest a folder is no checkpoint, however far its removal gets.
+            self._files.rm_file(posixpath.join(self._folder(step), MANIFEST_FILE))
+            self._remove(self._folder(step))
+        if self._is_local:
+            for path in self._files.glob(posixpath.join(self._root, UNFINISHED + "*")):
+                self._remove(str(path))
+        return gone
+
+    def _folder(self, step: int) -> str:
+        return posixpath.join(self._root, f"step-{step:012d}")
+
+    def _write(self, path: str, content: bytes) -> None:
+        with self._files.open(path, "wb") as file:
+            file.write(content)
+            if self._is_local:
+                file.flush()
+                os.fsync(file.fileno())
+
+    def _put_in_place(self, source: str, folder: str) -> None:
+        _flush_folder(source)
+        self._remove(folder)
+        os.rename(source, folder)
+        _flush_folder(self._root)
+
+    def _remove(self, folder: str) -> None:
+        if self._is_local:
+            shutil.rmtree(folder, ignore_errors=True)
+        elif self._files.exists(folder):
+            self._files.rm(folder, recursive=True)
+
+
+def read_checkpoint(files: fsspec.AbstractFileSystem, folder: str) -> TrainState:
+    """Read a folder, checking every byte; see `Checkpoints.read`."""
+    try:
+        manifest = json.loads(files.cat_file(posixpath.join(folder, MANIFEST_FILE)))
+        listed = {file["name"]: file for file in manifest["files"]}
+        contents = {name: _checked(files, folder, listed[name]) for name in (MODEL_FILE, TRAINING_FILE)}
+        return TrainState(
+            int(manifest["step"]), load(contents[MODEL_FILE]), load(contents[TRAINING_FILE]), manifest["notes"]
+        )
+    except FileNotFoundError as error:
+        raise Damaged(f"{posixpath.basename(str(error.filename or error))} is missing") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise Damaged(f"{MANIFEST_FILE} cannot be understood") from error
+    except SafetensorError as error:
+        raise Damaged(f"a file cannot be understood: {error}") from error
+
+
+def read_uri(uri: str) -> TrainState:
+    """Read the checkpoint in the folder `uri`.
+
+    Raises:
+        Damaged: it is not what was written.
+        OSError: it cannot be read.
+    """
+    return read_checkpoint(*fsspec.core.url_to_fs(uri))
+
+
+class Writer:
+    """Writes checkpoints in a thread of its own, one at a time.
+
+    Args:
+        checkpoints: where to.
+        written: told of each that is whole, with the steps of those that were removed for it.
+        failed: told the step and the error of each that could not be written.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        written: Callable[[Checkpoint, list[int]], None],
+        failed: Callable[[int, Exception], None],
+    ) -> None:
+        self._checkpoints, self._written, self._failed = checkpoints, written, failed
+        self._thread: threading.Thread | None = None
+
+    def write(self, state: TrainState) -> None:
+        """Begin to write a state; waits for the one before, so that at most one copy is held."""
+        self.wait()
+        self._thread = threading.Thread(target=self._write, args=(state,), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when nothing is being written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _write(self, state: TrainState) -> None:
+        try:
+            checkpoint = self._checkpoints.write(state)
+        except Exception as error:  # whatever a file system raises: training goes on without this checkpoint
+            self._failed(state.step, error)
+            return
+        removed: list[int] = []
+        with contextlib.suppress(Exception):  # what cannot be removed now is tried again after the next
+            removed = self._checkpoints.prune()
+        self._written(checkpoint, removed)
+
+
+def _checked(files: fsspec.AbstractFileSystem, folder: str, listed: dict[str, Any]) -> bytes:
+    content: bytes = files.cat_file(posixpath.join(folder, listed["name"]))
+    if len(content) != listed["size_bytes"]:
+        raise Damaged(f"{listed['name']} has {len(content)} bytes, not {listed['size_bytes']}")
+    if hashlib.sha256(content).hexdigest() != listed["sha256"]:
+        raise Damaged(f"the bytes of {listed['name']} have changed")
+    return content
+
+
+def _flush_folder(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,95 @@
+"""How a process learns which ranks it trains with, from one generation to the next.
+
+Someone outside, who knows who lives, tells every member of a new generation with `form`. The thread that trains takes
+it up with `next_group` when it has lost a peer, which `form` makes sure of.
+"""
+
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from lockstep.workers.engine.errors import EngineError, PeerLost
+from lockstep.workers.engine.group import Group
+from lockstep.workers.engine.transport import Endpoint
+
+JOIN_TIMEOUT_S = 60.0
+"""How long the members of a generation may take to meet. Whoever is told of a new one gives up the old at once."""
+
+
+class Dismissed(EngineError):
+    """This process belongs to no group any more."""
+
+
+class Generation(NamedTuple):
+    """One membership: its number, from 1 and growing, this process's rank, and the endpoints of all ranks."""
+
+    number: int = 0
+    rank: int = 0
+    addresses: Sequence[str] = ()
+
+
+class Membership:
+    """The generations that this process is told to belong to.
+
+    Args:
+        endpoint: where this process takes connections.
+        key: secret that all ranks of the job know.
+        device: where this rank computes.
+    """
+
+    def __init__(self, endpoint: Endpoint, key: bytes, device: torch.device | str = "cpu") -> None:
+        self._endpoint, self._key, self._device = endpoint, key, device
+        self._changed = threading.Condition()
+        self._told = Generation()
+        self._joined = 0
+        self._lost = 0
+        self._is_dismissed = False
+
+    @property
+    def current(self) -> Generation:
+        """The newest generation that this process was told of."""
+        return self._told
+
+    def form(self, number: int, rank: int, addresses: Sequence[str]) -> None:
+        """Tell of a generation; an older one than the newest is ignored. Callable from any thread."""
+        with self._changed:
+            if number > self._told.number:
+                self._told = Generation(number, rank, tuple(addresses))
+                self._endpoint.supersede(number)
+                self._changed.notify_all()
+
+    def dismiss(self) -> None:
+        """End the membership: this process is in no later generation. Callable from any thread."""
+        with self._changed:
+            self._is_dismissed = True
+            self._endpoint.supersede(self._told.number + 1)
+            self._changed.notify_all()
+
+    def next_group(self) -> Group:
+        """The group of a newer generation than the one before, as soon as there is one; called when a peer was lost.
+
+        Raises:
+            Dismissed: there will be none.
+        """
+        while True:
+            with self._changed:
+                self._lost = self._joined
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._told.number > self._joined or self._is_dismissed)
+                if self._is_dismissed:
+                    raise Dismissed("this worker was dismissed")
+                told = self._told
+                self._joined = told.number
+            try:
+                return Group.join(
+                    self._endpoint, told.rank, told.addresses, self._key, self._device, told.number, JOIN_TIMEOUT_S
+                )
+            except PeerLost:
+                continue
+
+    def wait_until_lost(self, number: int) -> None:
+        """Return when this process has lost a peer of generation `number`, or of a later one."""
+        with self._changed:
+            self._changed.wait_for(lambda: 0 < number <= self._lost or self._is_dismissed)

@@ -1,0 +1,122 @@
+"""Everything that the rest of a training run depends on, as one value.
+
+Healing, joining and checkpoints all go through it, so that there is one list of what must not be forgotten.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+NOTES = "notes"
+MODEL, OPTIMIZER, BUFFER = "model.", "optimizer.", "buffer."
+
+
+class StateMismatch(ValueError):
+    """A state does not fit the model or the optimizer; the message names the entry."""
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """The state of training after a step.
+
+    Attributes:
+        step: steps applied.
+        model: every entry of the module's state_dict, by name.
+        training: the optimizer's tensors and the buffers that state_dict leaves out, by prefixed name.
+        notes: all else, as JSON can say it; floats survive it bit for bit.
+    """
+
+    step: int
+    model: dict[str, Tensor]
+    training: dict[str, Tensor]
+    notes: dict[str, Any]
+
+    @classmethod
+    def of(cls, module: nn.Module, optimizer: torch.optim.Optimizer, step: int, notes: dict[str, Any]) -> "TrainState":
+        """A copy, in host memory, of what a module and its optimizer hold now."""
+        kept = module.state_dict()
+        training = {BUFFER + name: tensor for name, tensor in module.named_buffers() if name not in kept}
+        numbers: dict[str, Any] = {}
+        for parameter, values in optimizer.state_dict()["state"].items():
+            for name, value in values.items():
+                if isinstance(value, Tensor):
+                    training[f"{OPTIMIZER}{parameter}.{name}"] = value
+                elif value is not None:
+                    numbers[f"{parameter}.{name}"] = value
+        return cls(
+            step,
+            {name: _copy(tensor) for name, tensor in kept.items()},
+            {name: _copy(tensor) for name, tensor in training.items()},
+            notes | {"optimizer": numbers},
+        )
+
+    def put_into(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Set a module and its optimizer to this state; tensors stay where they are, and views stay views.
+
+        Raises:
+            StateMismatch: names or shapes differ; nothing has changed.
+        """
+        put_weights(self.model, module)
+        buffers = dict(module.named_buffers())
+        values: dict[int, dict[str, Any]] = {}
+        with torch.no_grad():
+            for name, tensor in self.training.items():
+                if name.startswith(BUFFER):
+                    buffers[name.removeprefix(BUFFER)].copy_(tensor)
+                else:
+                    parameter, entry = name.removeprefix(OPTIMIZER).split(".", 1)
+                    values.setdefault(int(parameter), {})[entry] = tensor
+        for name, number in self.notes["optimizer"].items():
+            parameter, entry = name.split(".", 1)
+            values.setdefault(int(parameter), {})[entry] = number
+        optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
+
+    def to_bytes(self) -> bytes:
+        """All of it as one safetensors file."""
+        tensors = {MODEL + name: tensor for name, tensor in self.model.items()} | self.training
+        return save(tensors, {NOTES: json.dumps({"step": self.step} | self.notes)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "TrainState":
+        """The reverse of `to_bytes`."""
+        header_size = int.from_bytes(data[:8], "little")
+        notes = json.loads(json.loads(data[8 : 8 + header_size])["__metadata__"][NOTES])
+        tensors = load(data)
+        return cls(
+            notes.pop("step"),
+            {name.removeprefix(MODEL): tensor for name, tensor in tensors.items() if name.startswith(MODEL)},
+            {name: tensor for name, tensor in tensors.items() if not name.startswith(MODEL)},
+            notes,
+        )
+
+
+def put_weights(weights: dict[str, Tensor], module: nn.Module) -> None:
+    """Set the entries of a module's state_dict.
+
+    Raises:
+        StateMismatch: names or shapes differ; nothing has changed.
+    """
+    own = module.state_dict()
+    for name, tensor in own.items():
+        if name not in weights:
+            raise StateMismatch(f"there is no {name}, of shape {list(tensor.shape)}")
+        if weights[name].shape != tensor.shape:
+            raise StateMismatch(f"{name} has shape {list(weights[name].shape)}, the model wants {list(tensor.shape)}")
+    unknown = [name for name in weights if name not in own]
+    if unknown:
+        raise StateMismatch(f"the model has no {unknown[0]}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(weights[name])
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+__all__ = ["SafetensorError", "StateMismatch", "TrainState", "put_weights"]
