@@ -62,9 +62,7 @@ PLACES = [
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-@pytest.mark.parametrize(
-    "place", PLACES, ids=lambda place: f"{getattr(place[0], 'name', place[0])}-{place[1]}-{place[2]}"
-)
+@pytest.mark.parametrize("place", PLACES, ids=str)
 def test_a_death_anywhere_leaves_the_curve_as_it_was(
     fleet: Fleet, undisturbed: tuple[str, list[Point]], world_size: int, place: tuple[Any, int, int]
 ) -> None:

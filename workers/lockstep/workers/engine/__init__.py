@@ -4,9 +4,10 @@ from lockstep.workers.engine.data_module import DataModule, Examples
 from lockstep.workers.engine.errors import DataError, EngineError, NonFiniteLoss, PeerLost, RanksDisagree, Stopped
 from lockstep.workers.engine.group import Group
 from lockstep.workers.engine.listener import Listener, Phase, Result, Wish
+from lockstep.workers.engine.loop import Origin, Regroup
 from lockstep.workers.engine.metrics import Point, Progress
 from lockstep.workers.engine.module import Classifier, Module, Regressor
-from lockstep.workers.engine.trainer import ENGINE_VERSION, Origin, Regroup, Trainer, initialisation_seed
+from lockstep.workers.engine.trainer import ENGINE_VERSION, Trainer, initialisation_seed
 
 __all__ = [
     "ENGINE_VERSION",

@@ -18,6 +18,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -95,10 +96,11 @@ class Checkpoints:
         target = posixpath.join(self._root, UNFINISHED + posixpath.basename(folder)) if self._is_local else folder
         data = {MODEL_FILE: save(state.model), TRAINING_FILE: save(state.training)}
         files = tuple(File(name, len(content), hashlib.sha256(content).hexdigest()) for name, content in data.items())
+        weights_digest = digest_of(state.model)
         manifest = {
             "format": FORMAT,
             "step": state.step,
-            "weights_digest": digest_of(state.model),
+            "weights_digest": weights_digest,
             "files": [vars(file) for file in files],
             "facts": self._facts,
             "notes": state.notes,
@@ -114,7 +116,7 @@ class Checkpoints:
         except BaseException:
             self._remove(target)
             raise
-        return Checkpoint(state.step, self._files.unstrip_protocol(folder), manifest["weights_digest"], files)
+        return Checkpoint(state.step, self._files.unstrip_protocol(folder), weights_digest, files)
 
     def read(self, step: int) -> TrainState:
         """Read a checkpoint back, checking every byte.
@@ -124,15 +126,6 @@ class Checkpoints:
             OSError: it cannot be read.
         """
         return read_checkpoint(self._files, self._folder(step))
-
-    def newest(self, tell: Callable[[str], None]) -> TrainState | None:
-        """The newest state that is whole; None when there is none. `tell` hears of each damaged one."""
-        for step in self.steps():
-            try:
-                return self.read(step)
-            except (Damaged, OSError) as error:
-                tell(f"the checkpoint of step {step} cannot be used: {error}")
-        return None
 
     def prune(self) -> list[int]:
         """Remove all but the newest; returns the steps of those that went, and cleans up after writers that died."""
@@ -159,7 +152,7 @@ class Checkpoints:
     def _put_in_place(self, source: str, folder: str) -> None:
         _flush_folder(source)
         self._remove(folder)
-        os.rename(source, folder)
+        Path(source).rename(folder)
         _flush_folder(self._root)
 
     def _remove(self, folder: str) -> None:

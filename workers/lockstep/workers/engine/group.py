@@ -132,6 +132,8 @@ class Group:
         """Send bytes from `donor` to the `receivers`; returns them on those, None on the others.
 
         Args:
+            donor: rank that sends.
+            receivers: ranks that receive.
             data: what to send; only looked at on the donor.
 
         Raises:

@@ -19,7 +19,7 @@ JOIN_TIMEOUT_S = 60.0
 
 
 class Dismissed(EngineError):
-    """This process belongs to no group any more."""
+    """The process belongs to no group any more."""
 
 
 class Generation(NamedTuple):

@@ -1,7 +1,7 @@
 """Metric points, and the exact sums that they are made from."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 
@@ -61,7 +61,7 @@ class Window:
         seconds: how long they took.
     """
 
-    sums: Sums = Sums(0.0, 0.0, 0.0)
+    sums: Sums = field(default_factory=lambda: Sums(0.0, 0.0, 0.0))
     examples: int = 0
     steps: int = 0
     seconds: float = 0.0

@@ -1,0 +1,289 @@
+"""From step to step, through the deaths of ranks, from checkpoint to checkpoint."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from lockstep.workers.engine.checkpoint import Checkpoints, Damaged, Writer, read_uri
+from lockstep.workers.engine.determinism import hardware_class
+from lockstep.workers.engine.digest import fingerprint, weights_digest
+from lockstep.workers.engine.errors import DataError, PeerLost, Stopped
+from lockstep.workers.engine.group import Group
+from lockstep.workers.engine.listener import Listener, Phase, Result
+from lockstep.workers.engine.metrics import Point, Progress, Window
+from lockstep.workers.engine.state import StateMismatch, TrainState, put_weights
+from lockstep.workers.engine.stepper import Stepper
+
+Regroup = Callable[[], Group]
+"""Gives a rank that has lost a peer the group of the next generation; raises what shall end its training."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where training starts from and leaves its state.
+
+    Attributes:
+        checkpoints: the job's own; training goes on from the newest whole one. None: none are read or written.
+        every_steps: steps between two of them.
+        init_from_uri: folder of the checkpoint whose weights a run starts from that has none of its own; "" for none.
+    """
+
+    checkpoints: Checkpoints | None = None
+    every_steps: int = 1_000
+    init_from_uri: str = ""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When something is due, in steps.
+
+    Attributes:
+        total_steps: steps in all.
+        log_every: between two points of a training metric; one more comes at the end.
+        evaluate_every: between two validations; one more comes at the end.
+    """
+
+    total_steps: int
+    log_every: int
+    evaluate_every: int
+
+    def is_logged(self, step: int) -> bool:
+        """Whether the training metrics get a point after this step."""
+        return step == self.total_steps or step % self.log_every == 0
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether a validation follows this step."""
+        return step == self.total_steps or step % self.evaluate_every == 0
+
+
+class Position(NamedTuple):
+    """How far a rank is; of two ranks the greater one is ahead.
+
+    Attributes:
+        step: steps applied.
+        is_settled: what follows the step, validation and metric points, is done.
+        is_loaded: this state comes from a checkpoint, or from a rank that had it from there.
+    """
+
+    step: int = 0
+    is_settled: bool = True
+    is_loaded: bool = False
+
+
+class Loop:
+    """Training on one rank, from its first step here to its last.
+
+    Args:
+        stepper: takes the steps.
+        schedule: when something is due.
+        has_accuracy: whether the model is judged by its right answers.
+        listener: told of the progress.
+        origin: checkpoints, to go on from and to write.
+    """
+
+    def __init__(
+        self, stepper: Stepper, schedule: Schedule, has_accuracy: bool, listener: Listener, origin: Origin
+    ) -> None:
+        self.stepper, self.schedule, self.has_accuracy = stepper, schedule, has_accuracy
+        self.listener, self.origin = listener, origin
+        self.module, self.optimizer = stepper.module, stepper.optimizer
+        self.position = Position()
+        self.window = Window()
+        self.gradient_norm = math.nan
+        self.final_metrics: dict[str, float] = {}
+        self.writer: Writer | None = None
+        if origin.checkpoints is not None:
+            self.writer = Writer(origin.checkpoints, listener.checkpointed, self.not_written)
+        self.has_looked_back = False
+        self.last_step_at = math.nan
+        self.is_healing = False
+
+    def run(self, group: Group, regroup: Regroup | None) -> Result:
+        """Take all steps, with one group after another until none is lost."""
+        try:
+            while True:
+                try:
+                    self.group = group
+                    self.stepper.enter(group)
+                    self.look_back()
+                    self.catch_up()
+                    return self.go_on()
+                except PeerLost:
+                    if regroup is None:
+                        raise
+                    self.is_healing = self.position.step > 0
+                    group.leave()
+                    self.listener.entered(Phase.JOIN, self.position.step)
+                    group = regroup()
+        finally:
+            if self.writer is not None:
+                self.writer.wait()
+
+    def look_back(self) -> None:
+        """On rank 0 of a run that begins: go on from the newest checkpoint, or start from the given weights."""
+        if self.group.rank != 0 or self.has_looked_back or self.position > Position():
+            return
+        if self.origin.checkpoints is not None:
+            self.resume(self.origin.checkpoints)
+        if self.origin.init_from_uri and self.position == Position():
+            try:
+                put_weights(read_uri(self.origin.init_from_uri).model, self.module)
+            except (Damaged, OSError, StateMismatch) as error:
+                words = f"the weights in {self.origin.init_from_uri} cannot be used: {error}"
+                raise DataError("init_from", words) from error
+            self.position = Position(is_loaded=True)
+        self.has_looked_back = True
+
+    def resume(self, checkpoints: Checkpoints) -> None:
+        """Go on from the newest checkpoint that can be used, if there is one."""
+        for step in checkpoints.steps():
+            try:
+                self.adopt(checkpoints.read(step), is_loaded=True)
+            except (Damaged, OSError, StateMismatch) as error:
+                self.listener.noted(f"the checkpoint of step {step} cannot be used: {error}")
+            else:
+                self.listener.noted(f"going on from the checkpoint of step {step}")
+                return
+
+    def catch_up(self) -> None:
+        """Bring every rank to where the one that is furthest ahead is."""
+        self.listener.entered(Phase.HAND_OVER, self.position.step)
+        table = self.group.gather(torch.tensor(self.position, dtype=torch.int64)).tolist()
+        furthest = max(table)
+        behind = [rank for rank, position in enumerate(table) if position != furthest]
+        donor = table.index(furthest)
+        if behind:
+            data = self.state().to_bytes() if self.group.rank == donor else None
+            received = self.group.hand_over(donor, behind, data)
+            if received is not None:
+                self.adopt(TrainState.from_bytes(received), is_loaded=False)
+
+    def go_on(self) -> Result:
+        """Take the steps that are left."""
+        hardware = hardware_class(self.stepper.device)
+        self.group.agree("the hardware class", hardware)
+        where = f"after step {self.position.step}" if self.position.step else "at the start"
+        self.group.agree(f"the model {where}", weights_digest(self.module))
+        self.listener.started(self.progress(self.position.step), hardware)
+        try:
+            self.settle()
+            while self.position.step < self.schedule.total_steps:
+                self.take_step(self.position.step + 1)
+                self.settle()
+        except Stopped as stopped:
+            self.leave_state_behind(stopped)
+            raise
+        return self.finish()
+
+    def finish(self) -> Result:
+        """Agree on the result, and stay until it has arrived: whoever is left may have to tell it again."""
+        self.listener.entered(Phase.FINISH, self.position.step)
+        digest = weights_digest(self.module)
+        self.group.agree("the final state of the model", digest)
+        self.write_checkpoint(and_wait=True)
+        result = Result(digest, self.final_metrics)
+        self.listener.finished(result)
+        self.group.agree("the end", digest)
+        return result
+
+    def leave_state_behind(self, stopped: Stopped) -> None:
+        """Before a stop: write a checkpoint if one is wanted; everybody stays until it is written."""
+        if stopped.is_kept:
+            if self.position.step > 0:
+                self.write_checkpoint(and_wait=True)
+            self.group.agree("the stop", str(stopped.step))
+
+    def state(self) -> TrainState:
+        """A copy of this rank's state."""
+        notes: dict[str, Any] = {
+            "position": list(self.position),
+            "window": self.window.to_json(),
+            "gradient_norm": self.gradient_norm,
+            "final_metrics": self.final_metrics,
+            "points": [list(point) for point in self.listener.unacknowledged()],
+        }
+        return TrainState.of(self.module, self.optimizer, self.position.step, notes)
+
+    def adopt(self, state: TrainState, is_loaded: bool) -> None:
+        """Take over a state from a checkpoint or from another rank, which may have loaded it itself."""
+        state.put_into(self.module, self.optimizer)
+        notes = state.notes
+        step, is_settled, was_loaded = notes["position"]
+        self.window = Window.from_json(notes["window"])
+        self.gradient_norm = notes["gradient_norm"]
+        self.final_metrics = dict(notes["final_metrics"])
+        self.listener.take_over([Point(*point) for point in notes["points"]])
+        self.position = Position(step, bool(is_settled), is_loaded or bool(was_loaded))
+
+    def write_checkpoint(self, and_wait: bool = False) -> None:
+        """On rank 0: write this state in another thread."""
+        if self.writer is None or self.group.rank != 0:
+            return
+        self.listener.entered(Phase.CHECKPOINT, self.position.step)
+        self.writer.write(self.state())
+        if and_wait:
+            self.writer.wait()
+
+    def not_written(self, step: int, error: Exception) -> None:
+        """Tell that a checkpoint could not be written; training needs none to go on."""
+        self.listener.noted(f"the checkpoint of step {step} could not be written: {error}; those before it are kept")
+
+    def take_step(self, step: int) -> None:
+        """Take one step and note what it brought; see `Stepper.take_step`."""
+        began = time.perf_counter()
+        taken = self.stepper.take_step(step, norm_is_wanted=self.schedule.is_logged(step))
+        now = time.perf_counter()
+        self.window.add(taken.sums, taken.examples, now - began)
+        self.gradient_norm = taken.gradient_norm
+        self.position = Position(step, is_settled=False, is_loaded=self.position.is_loaded)
+        if self.is_healing:
+            self.listener.healed(now - self.last_step_at)
+            self.is_healing = False
+        self.last_step_at = now
+
+    def settle(self) -> None:
+        """After a step: validate and report where it is due, and write a checkpoint."""
+        step = self.position.step
+        if self.position.is_settled:
+            return
+        metrics: dict[str, float] = {}
+        timings: dict[str, float] = {}
+        if self.schedule.is_logged(step):
+            metrics, timings = self.training_metrics()
+        if self.schedule.is_evaluated(step):
+            metrics |= self.stepper.evaluate(step).means("val", self.has_accuracy)
+        if metrics:
+            self.report(step, metrics, timings)
+        if self.schedule.is_logged(step):
+            self.window = Window()
+        self.position = self.position._replace(is_settled=True)
+        if step % self.origin.every_steps == 0 and step != self.schedule.total_steps:
+            self.write_checkpoint()
+
+    def training_metrics(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Result metrics and timings of the steps since the last time."""
+        metrics = self.window.sums.means("train", self.has_accuracy)
+        metrics["grad_norm"] = self.gradient_norm
+        metrics["learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
+        return metrics, self.window.timings()
+
+    def report(self, step: int, metrics: dict[str, float], timings: dict[str, float]) -> None:
+        """Tell the listener, once it is sure that all ranks hold the same parameters."""
+        self.listener.entered(Phase.REPORT, step)
+        self.group.agree(f"the model after step {step}", fingerprint(self.stepper.model.parameters))
+        arrived = self.group.gather(torch.tensor([self.listener.acknowledged_step()]))
+        if self.group.rank != 0:
+            self.listener.acknowledge(int(arrived[0]))
+        self.final_metrics |= metrics
+        progress = self.progress(step)
+        points = [Point(name, step, progress.epoch, value) for name, value in metrics.items()]
+        points += [Point(name, step, progress.epoch, value, is_timing=True) for name, value in timings.items()]
+        self.listener.progressed(progress, points)
+
+    def progress(self, step: int) -> Progress:
+        """How far training is after a step."""
+        return Progress(step, self.schedule.total_steps, step / self.stepper.steps_per_epoch)
