@@ -26,7 +26,8 @@ class Fault(NamedTuple):
 
     Attributes:
         member: which process, by its number in the fleet.
-        phase: at the beginning of which phase; or "swap": in the middle of a collective, when a part was sent.
+        phase: at the beginning of which phase; or "swap": in the middle of a collective, when one peer has a half of
+            what it gets; or "uneven": when one peer has all of it and the others nothing.
         step: in which step.
         nth: at the how manieth time that it gets there, from 1.
     """
@@ -43,10 +44,15 @@ class Recorder(Listener):
     Args:
         faults: those of this process.
         send: tells the test something.
+        membership: of this process.
+        pause_after: the step after which it waits for a newer generation.
     """
 
-    def __init__(self, faults: list[Fault], send: Callable[[Any], None]) -> None:
+    def __init__(
+        self, faults: list[Fault], send: Callable[[Any], None], membership: Membership, pause_after: int | None
+    ) -> None:
         self.faults, self.send = faults, send
+        self.membership, self.pause_after = membership, pause_after
         self.points: list[Point] = []
         self.visits: dict[tuple[Any, int], int] = {}
         self.phase: Phase | None = None
@@ -55,6 +61,12 @@ class Recorder(Listener):
     def entered(self, phase: Phase, step: int) -> None:
         self.phase, self.step = phase, step
         self.visit(phase, step)
+        if self.pause_after is not None and phase is Phase.EXCHANGE and step > self.pause_after:
+            self.pause_after = None
+            generation = self.membership.current.number
+            self.send(("paused", step))
+            while self.membership.current.number == generation:
+                time.sleep(0.001)
 
     def visit(self, place: Phase | str, step: int) -> None:
         count = self.visits[place, step] = self.visits.get((place, step), 0) + 1
@@ -117,23 +129,21 @@ class Fleet:
         function: Callable[..., Any],
         *args: Any,
         faults: list[Fault] | None = None,
-        joins_at: float | None = None,
+        joins_after_step: int | None = None,
     ) -> list[Any]:
         """Call function(context, *args) on every process, heal what dies; returns what the living ones returned.
 
         Args:
-            joins_at: seconds after the start at which one more process joins.
+            joins_after_step: when the first process has done this step, it waits until one more joins.
         """
         members = [self._member(number) for number in range(world_size)]
         for member in members:
             mine = [fault for fault in faults or [] if fault.member == member.number]
-            member.pipe.send(("run", function, args, mine))
+            member.pipe.send(("run", function, args, mine, None if member.number else joins_after_step))
         self._form(members)
         deadline = time.monotonic() + RUN_TIMEOUT_S
-        join_time = None if joins_at is None else time.monotonic() + joins_at
         living = list(members)
         while not all(member.has_ended for member in living):
-            assert living, "every process died"
             assert time.monotonic() < deadline, f"hangs: {[(m.number, m.outcome, m.messages) for m in members]}"
             sources = [member.pipe for member in living if not member.has_ended]
             ready = multiprocessing.connection.wait(sources, timeout=0.05)
@@ -141,10 +151,11 @@ class Fleet:
             if died:
                 living = [member for member in living if member not in died]
                 self._form([member for member in living if not member.has_ended])
-            if join_time is not None and time.monotonic() > join_time:
-                join_time = None
-                joiner = self._member(len(members))
-                joiner.pipe.send(("run", function, args, []))
+            if any(kind == "paused" for kind, _ in members[0].messages) and len(members) == world_size:
+                joiner = self._member(world_size)
+                joiner.pipe.send(
+                    ("run", function, args, [fault for fault in faults or [] if fault.member == world_size], None)
+                )
                 members.append(joiner)
                 living.append(joiner)
                 self._form([member for member in living if not member.has_ended])
@@ -215,26 +226,28 @@ def _serve(pipe: Connection) -> None:
         if message[0] == "run":
             if training is not None:
                 training.join()
-            _, function, args, faults = message
-            training = threading.Thread(target=_train, args=(membership, function, args, faults, send), daemon=True)
+            _, function, args, faults, pause_after = message
+            listener = Recorder(faults, send, membership, pause_after)
+            training = threading.Thread(target=_train, args=(membership, listener, function, args), daemon=True)
             training.start()
         else:
             _, generation, rank, addresses = message
             membership.form(generation, rank, addresses)
 
 
-def _train(membership: Membership, function: Any, args: Any, faults: list[Fault], send: Any) -> None:
-    listener = Recorder(faults, send)
+def _train(membership: Membership, listener: Recorder, function: Any, args: Any) -> None:
+    faults, send = listener.faults, listener.send
     plain_swap = Transport.swap
 
     def swap(self: Transport, buffers: Any) -> None:
-        if any(fault.phase == "swap" for fault in faults) and buffers:
-            peer, (outgoing, _) = next(iter(buffers.items()))
-            for fault in faults:
-                place = listener.visits.get(("swap", listener.step), 0) + 1
-                if (fault.phase, fault.step, fault.nth) == ("swap", listener.step, place):
-                    self.links[peer].socket.send(outgoing[: max(1, len(outgoing) // 2)])
-            listener.visit("swap", listener.step)
+        count = listener.visits.get(("swap", listener.step), 0) + 1
+        for fault in faults:
+            if fault.phase in ("swap", "uneven") and (fault.step, fault.nth) == (listener.step, count):
+                peer, (outgoing, _) = next(iter(buffers.items()))
+                part = outgoing if fault.phase == "uneven" else outgoing[: max(1, len(outgoing) // 2)]
+                assert self.links[peer].socket.send(part) == len(part)
+                os.kill(os.getpid(), signal.SIGKILL)
+        listener.visit("swap", listener.step)
         plain_swap(self, buffers)
 
     Transport.swap = swap  # type: ignore[method-assign]

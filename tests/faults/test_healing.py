@@ -51,12 +51,14 @@ PLACES = [
     (Phase.COMPUTE, 5, 1),
     (Phase.EXCHANGE, 5, 1),
     ("swap", 5, 1),
+    ("uneven", 5, 1),
     (Phase.UPDATE, 5, 1),
     (Phase.EVALUATE, 4, 1),
     ("swap", 4, 2),
     (Phase.REPORT, 6, 1),
     ("swap", 6, 2),
     ("swap", 6, 3),
+    ("uneven", 6, 3),
     (Phase.FINISH, STEPS, 1),
 ]
 
@@ -68,7 +70,61 @@ def test_a_death_anywhere_leaves_the_curve_as_it_was(
 ) -> None:
     for rank in range(world_size):
         outcomes = fleet.run(world_size, train_and_tell, SPEC, faults=[Fault(rank, *place)])
-        assert len(outcomes) == world_size - 1, "the fault struck"
-        for digest, points in outcomes:
-            assert points == undisturbed[1]
-            assert digest == undisturbed[0]
+        assert_undisturbed(outcomes, undisturbed, world_size - 1)
+
+
+def assert_undisturbed(outcomes: list[Any], undisturbed: tuple[str, list[Point]], survivors: int) -> None:
+    assert len(outcomes) == survivors, "the faults struck"
+    for digest, points in outcomes:
+        assert points == undisturbed[1]
+        assert digest == undisturbed[0]
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [Fault(0, Phase.COMPUTE, 5), Fault(1, Phase.COMPUTE, 5)],
+        [Fault(1, Phase.EXCHANGE, 5), Fault(2, Phase.EXCHANGE, 5)],
+        [Fault(0, Phase.COMPUTE, 5), Fault(1, Phase.COMPUTE, 6), Fault(2, Phase.COMPUTE, 7)],
+        [Fault(3, Phase.COMPUTE, 5), Fault(0, Phase.HAND_OVER, 4)],
+        [Fault(0, Phase.COMPUTE, 5), Fault(1, "swap", 4, 3)],
+        # Rank 1 has what it needs of step 5 and the others have not: it hands over, or it dies before it can.
+        [Fault(0, "uneven", 5), Fault(1, Phase.HAND_OVER, 5)],
+        [Fault(0, "uneven", 5), Fault(2, Phase.HAND_OVER, 4)],
+        [Fault(0, "uneven", 5), Fault(3, Phase.HAND_OVER, 4)],
+        [Fault(0, Phase.FINISH, STEPS), Fault(1, Phase.FINISH, STEPS)],
+    ],
+    ids=str,
+)
+def test_several_deaths_leave_the_curve_as_it_was(
+    fleet: Fleet, undisturbed: tuple[str, list[Point]], faults: list[Fault]
+) -> None:
+    outcomes = fleet.run(4, train_and_tell, SPEC, faults=faults)
+    assert_undisturbed(outcomes, undisturbed, 4 - len(faults))
+
+
+LONG = SPEC | {"training": SPEC["training"] | {"max_steps": 400}}
+
+
+def test_a_worker_that_joins_on_the_way_leaves_the_curve_as_it_was(fleet: Fleet) -> None:
+    (alone,) = fleet.run(1, train_and_tell, LONG)
+    outcomes = fleet.run(2, train_and_tell, LONG, joins_after_step=100)
+    assert_undisturbed(outcomes, alone, 3)
+    outcomes = fleet.run(1, train_and_tell, LONG, joins_after_step=100, faults=[Fault(0, Phase.COMPUTE, 300)])
+    assert_undisturbed(outcomes, alone, 1)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(0, Phase.JOIN, 100),
+        Fault(1, Phase.JOIN, 100),
+        Fault(0, Phase.HAND_OVER, 100),  # which is the one that hands over
+        Fault(2, Phase.HAND_OVER, 0),  # which is the one that joins
+    ],
+    ids=str,
+)
+def test_a_death_while_a_worker_joins_leaves_the_curve_as_it_was(fleet: Fleet, fault: Fault) -> None:
+    (alone,) = fleet.run(1, train_and_tell, LONG)
+    outcomes = fleet.run(2, train_and_tell, LONG, joins_after_step=100, faults=[fault])
+    assert_undisturbed(outcomes, alone, 2)

@@ -1,47 +1,51 @@
-"""One attempt of a job: place its gang, let it meet, watch it, and leave nothing behind."""
+"""One attempt of a job: place its workers, let them meet, watch them, heal, resize, and leave nothing behind."""
 
-import queue
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import ray
-import ray.exceptions
 import structlog
 
-from lockstep.v1.internal_service_pb2 import ConnectLauncherRequest, GangStarted, GangStopped, StartGang
+from lockstep.v1.internal_service_pb2 import (
+    ConnectLauncherRequest,
+    GangChanged,
+    GangStarted,
+    GangStopped,
+    ResizeGang,
+    StartGang,
+    StopGang,
+)
 from lockstep.v1.job_pb2 import JobError
-from lockstep.workers.failures import first_cause, job_error
-from lockstep.workers.fleet import Actor, Fleet
+from lockstep.workers.failures import first_cause
+from lockstep.workers.fleet import Fleet
+from lockstep.workers.gang import (
+    Event,
+    Gang,
+    Hung,
+    Member,
+    MemberDied,
+    MemberNews,
+    MemberUp,
+    PlacementFailed,
+    ResizeAsked,
+    StopAsked,
+)
 
 PLACEMENT_TIMEOUT_S = 60.0
-"""How long all workers of a gang may take to come up before none of them stays."""
+"""How long workers may take to come up before they are given up."""
 AFTERMATH_S = 10.0
-"""How long the other ranks have to tell what they saw, once one has failed."""
+"""How long the other workers have to tell what they saw, once one has failed."""
+LEAVE_GRACE_S = 10.0
+"""How long a worker that is let go may take."""
+QUARREL_S = 2.0
+"""How long workers may be without each other while all of them live, before they are brought together again."""
+MAX_QUARRELS = 5
+"""How often in a row they are."""
+KEEP_GRACE_S = 60.0
+"""How long the rest of a gang that has become too small may take to write a checkpoint."""
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A call to the actor of a rank has ended, with `value` or `error`."""
-
-    rank: int
-    value: Any = None
-    error: BaseException | None = None
-
-
-@dataclass(frozen=True)
-class StopAsked:
-    """The coordinator wants the gang to stop."""
-
-    grace_s: float
-
-
-class StoppedEarly(Exception):
-    """The gang was told to stop before it trained."""
 
 
 class Attempt:
@@ -51,119 +55,289 @@ class Attempt:
         fleet: where actors come from.
         order: what to run.
         tell: sends a fact to the coordinator.
+        epoch: the coordinator's.
+        adopted: workers of an earlier launcher to go on with; a new gang is started when there are none.
+        generation: the newest generation that those were told of.
+        is_whole: all members of that generation are among them.
     """
 
-    def __init__(self, fleet: Fleet, order: StartGang, tell: Callable[[ConnectLauncherRequest], None]) -> None:
-        self._fleet, self._order, self._tell = fleet, order, tell
-        self._events: queue.SimpleQueue[Ended | StopAsked] = queue.SimpleQueue()
-        self._actors: list[Actor] = []
+    def __init__(
+        self,
+        fleet: Fleet,
+        order: StartGang,
+        tell: Callable[[ConnectLauncherRequest], None],
+        epoch: int,
+        adopted: Sequence[Member] = (),
+        generation: int = 0,
+        is_whole: bool = True,
+    ) -> None:
+        self.order = order
+        self._tell, self._epoch = tell, epoch
+        self._gang = Gang(fleet, order, epoch, generation)
+        self._adopted, self._is_whole = adopted, is_whole
+        self._revision = 0
+        self._min_workers = max(1, order.spec.resources.min_workers)
+        self._stop: StopAsked | None = None
+        self._deadline: float | None = None
+        self._placed_by: float | None = None
+        self._errors: list[JobError] = []
+        self._is_too_small = False
+        self._quarrels = 0
+        self._quarrel_since: float | None = None
         self._thread = threading.Thread(target=self._run, name=f"{order.job_id}/{order.attempt}", daemon=True)
         self._log = log.bind(job_id=order.job_id, attempt=order.attempt)
 
+    # Called by the launcher.
+
     def start(self) -> None:
         """Begin; returns at once."""
+        for member in self._adopted:
+            self._gang.adopt(member)
         self._thread.start()
 
-    def stop(self, grace_s: float) -> None:
-        """Ask the gang to stop at a step boundary, and kill it after `grace_s` seconds."""
-        self._events.put(StopAsked(grace_s))
+    def stop(self, order: StopGang) -> None:
+        """Ask the gang to stop at a step boundary, and kill it after a grace."""
+        self._gang.events.put(StopAsked(order.grace_s, order.keep))
+
+    def resize(self, order: ResizeGang) -> None:
+        """Give the gang other workers."""
+        self._gang.events.put(ResizeAsked(order.revision, tuple(order.node_ids)))
 
     def is_alive(self) -> bool:
         """Whether something of the attempt is left."""
         return self._thread.is_alive()
 
-    def join(self, timeout_s: float) -> None:
-        """Wait until nothing of the attempt is left."""
-        self._thread.join(timeout_s)
+    def inventory(self) -> GangChanged:
+        """Who is in the gang now; only before `start`, for a gang that was taken over."""
+        return self._changed(self._adopted, len(self._adopted) if self._is_whole else 0)
+
+    # The thread.
 
     def _run(self) -> None:
-        stopped = GangStopped(job_id=self._order.job_id, attempt=self._order.attempt)
+        stopped = GangStopped(job_id=self.order.job_id, attempt=self.order.attempt)
+        error: JobError | None = None
         try:
-            self._place()
-            self._tell(
-                ConnectLauncherRequest(gang_started=GangStarted(job_id=self._order.job_id, attempt=self._order.attempt))
-            )
-            error = self._watch(self._begin())
-        except StoppedEarly:
-            error = None
+            self._begin()
+            while self._gang.members:
+                self._handle(self._gang.next_event(self._next_deadline()))
+            error = self._outcome()
         except PlacementFailed as failure:
             error = JobError(reason="PLACEMENT_FAILED", message=str(failure))
         except Exception as failure:
             self._log.exception("the attempt failed in the launcher")
-            error = job_error(failure, 0)
+            error = JobError(reason="INTERNAL", message=f"the launcher failed: {type(failure).__name__}: {failure}")
         finally:
-            self._fleet.remove(self._order, self._actors)
+            self._gang.remove_all()
         if error is not None:
             self._log.info("gang failed", reason=error.reason, message=error.message)
             stopped.error.CopyFrom(error)
+        stopped.is_too_small = self._is_too_small and error is None
         self._tell(ConnectLauncherRequest(gang_stopped=stopped))
 
-    def _place(self) -> None:
-        """Bring up all workers, or raise."""
-        self._actors = self._fleet.create(self._order)
-        waiting = set(range(len(self._actors)))
-        for rank, actor in enumerate(self._actors):
-            self._follow(rank, actor.__ray_ready__.remote())
-        deadline = time.monotonic() + PLACEMENT_TIMEOUT_S
-        while waiting:
-            match self._next_event(deadline):
-                case None:
-                    raise PlacementFailed(
-                        f"{len(waiting)} of {len(self._actors)} workers were not up after {PLACEMENT_TIMEOUT_S:.0f} s; "
-                        "others on the cluster may hold what they need"
-                    )
-                case StopAsked():
-                    raise StoppedEarly
-                case Ended(error=None, rank=rank):
-                    waiting.discard(rank)
-                case Ended(error=error, rank=rank):
-                    raise PlacementFailed(f"worker {rank} did not come up: {error}") from error
+    def _begin(self) -> None:
+        """Bring up the first workers, or look after those that were taken over."""
+        if not self._adopted:
+            for node_id in self.order.node_ids:
+                self._gang.add(node_id)
+            self._placed_by = time.monotonic() + PLACEMENT_TIMEOUT_S
+        elif not self._is_whole:
+            self._form("healed")
 
-    def _begin(self) -> int:
-        """Start training on every rank; returns how many there are."""
-        addresses = ray.get([actor.listen.remote() for actor in self._actors], timeout=PLACEMENT_TIMEOUT_S)
-        order_bytes = self._order.SerializeToString()
-        for rank, actor in enumerate(self._actors):
-            self._follow(rank, actor.train.remote(order_bytes, rank, addresses))
-        return len(self._actors)
+    def _handle(self, event: Event | None) -> None:
+        match event:
+            case None:
+                self._time_is_up()
+            case MemberUp(member, address):
+                member.address = address
+                if all(other.is_up for other in self._gang.members):
+                    self._placed_by = None
+                    if self._gang.generation == 0:
+                        self._tell_started()
+                self._meet()
+            case MemberNews(member, news):
+                self._take_news(member, news)
+            case MemberDied(member, error):
+                self._lose(member, error)
+            case Hung(member, why):
+                self._log.warning("a worker hangs", worker=member.number, why=why)
+                member.hung_because = why
+                self._gang.kill(member)  # its death is the next event
+            case StopAsked():
+                self._stop_all(event)
+            case ResizeAsked():
+                self._resize(event)
 
-    def _watch(self, world_size: int) -> JobError | None:
-        """Wait until every rank has ended; the error that the others follow from, if any failed."""
-        running, errors = set(range(world_size)), list[JobError]()
-        deadline: float | None = None
-        was_stopped = False
-        while running:
-            match self._next_event(deadline):
-                case None:
-                    break
-                case StopAsked(grace_s=grace_s):
-                    was_stopped = True
-                    deadline = time.monotonic() + grace_s
-                    for actor in self._actors:
-                        actor.stop.remote()
-                case Ended(rank=rank, value=value, error=error):
-                    running.discard(rank)
-                    if value is not None or error is not None:
-                        errors.append(JobError.FromString(value) if error is None else job_error(error, rank))
-                        deadline = deadline or time.monotonic() + AFTERMATH_S
-        return first_cause(errors) if errors and not was_stopped else None
+    def _take_news(self, member: Member, news: Any) -> None:
+        if news.has_ended:
+            self._gang.remove(member)
+            if news.error_bytes:
+                self._fail(JobError.FromString(news.error_bytes))
+            elif member.is_leaving:
+                self._tell_changed("")
+            return
+        if news.is_prepared and not member.is_prepared:
+            member.is_prepared = True
+            self._meet()
+        if news.lost_generation == self._gang.generation and self._quarrel_since is None:
+            self._quarrel_since = time.monotonic()
 
-    def _next_event(self, deadline: float | None) -> Ended | StopAsked | None:
-        """The next event; None when the deadline has passed."""
-        try:
-            return self._events.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
-        except queue.Empty:
-            return None
+    def _meet(self) -> None:
+        """Let those who are prepared meet: at first all together, later whoever has come."""
+        ready = [member for member in self._gang.staying if member.is_up and member.is_prepared]
+        if self._gang.generation == 0:
+            if ready and ready == self._gang.staying:
+                self._form("")
+                self._tell_changed("")
+        elif any(not member.is_training for member in ready):
+            self._form("grown")
+            self._tell_changed(f"grown to {_count(len(self._gang.training))}")
 
-    def _follow(self, rank: int, call: Any) -> None:
-        """Put the end of a call to an actor among the events."""
+    def _lose(self, member: Member, error: JobError) -> None:
+        """A worker is gone: go on without it, or end if nobody is left."""
+        self._gang.remove(member)
+        if member.is_leaving or self._stop is not None or self._deadline is not None:
+            if not member.is_leaving:
+                self._form("healed")
+            self._tell_changed("")
+            return
+        what = member.hung_because or error.message
+        self._log.info("a worker is lost", worker=member.number, node_id=member.node_id, why=what)
+        if not member.is_up:
+            self._not_placed(what)
+            return
+        staying = self._gang.staying
+        if not staying:
+            message = f"{what}; no other worker was left"
+            self._errors.append(JobError(reason="WORKER_LOST", message=message, rank=member.number))
+            return
+        if len(staying) < self._min_workers:
+            self._is_too_small = True
+            self._form("healed")
+            self._tell_changed(
+                f"{what}; {_count(len(staying))} left, fewer than resources.min_workers ({self._min_workers}): "
+                "the job writes a checkpoint and waits"
+            )
+            self._stop_all(StopAsked(KEEP_GRACE_S, keep=True))
+            return
+        if self._gang.generation and member.is_training:
+            self._form("healed")
+            self._tell_changed(f"{what}; {_count(len(self._gang.training))} go on")
+        else:
+            self._tell_changed(what)
+            self._meet()
 
-        def ended(future: Any) -> None:
-            error = future.exception()
-            self._events.put(Ended(rank, error=error) if error else Ended(rank, value=future.result()))
+    def _not_placed(self, why: str) -> None:
+        """A worker did not come up: fatal for a gang that begins, unfortunate for one that grows."""
+        if self._gang.generation == 0:
+            raise PlacementFailed(f"a worker did not come up: {why}")
+        self._tell_changed("")
 
-        call.future().add_done_callback(ended)
+    def _form(self, why: str) -> None:
+        """Start the next generation with everyone who is prepared and stays."""
+        self._quarrel_since = None
+        if why != "healed again":
+            self._quarrels = 0
+        self._gang.form(why)
+
+    def _time_is_up(self) -> None:
+        now = time.monotonic()
+        if self._deadline is not None and now >= self._deadline:
+            for member in list(self._gang.members):
+                self._gang.kill(member)
+                self._gang.remove(member)
+        elif self._placed_by is not None and now >= self._placed_by:
+            late = [member for member in self._gang.members if not member.is_up]
+            self._placed_by = None
+            if self._gang.generation == 0 and late:
+                raise PlacementFailed(
+                    f"{len(late)} of {len(self._gang.members)} workers were not up after {PLACEMENT_TIMEOUT_S:.0f} s; "
+                    "others on the cluster may hold what they need"
+                )
+            for member in late:
+                self._gang.remove(member)
+            self._tell_changed("")
+        elif self._quarrel_since is not None and now >= self._quarrel_since + QUARREL_S:
+            self._quarrels += 1
+            if self._quarrels > MAX_QUARRELS:
+                self._fail(JobError(reason="WORKER_LOST", message="the workers live but cannot reach each other"))
+            else:
+                self._form("healed again")
+        for member in list(self._gang.members):
+            if member.leave_by is not None and now >= member.leave_by:
+                self._gang.kill(member)
+
+    def _next_deadline(self) -> float | None:
+        times = [self._deadline, self._placed_by, *(member.leave_by for member in self._gang.members)]
+        if self._quarrel_since is not None:
+            times.append(self._quarrel_since + QUARREL_S)
+        return min((moment for moment in times if moment is not None), default=None)
+
+    def _stop_all(self, asked: StopAsked) -> None:
+        self._stop = asked
+        self._deadline = time.monotonic() + asked.grace_s
+        if asked.grace_s == 0 or self._gang.generation == 0:  # nothing is trained yet that would have to be kept
+            self._deadline = time.monotonic()
+        for member in self._gang.members:
+            member.actor.stop.remote(self._epoch, asked.keep)
+
+    def _fail(self, error: JobError) -> None:
+        """A worker could not go on for a reason that the others share: end all, once they have told what they saw."""
+        self._errors.append(error)
+        limit = time.monotonic() + AFTERMATH_S
+        self._deadline = min(limit, self._deadline or limit)
+        if error.reason != "RANKS_DISAGREE":  # there each rank tells its own
+            self._deadline = time.monotonic()
+
+    def _resize(self, asked: ResizeAsked) -> None:
+        """Take in workers on nodes that lack one, and let go those that are too many there."""
+        self._revision = max(asked.revision, self._revision)
+        if self._stop is not None or self._errors:
+            return
+        wanted = list(asked.node_ids)
+        leaving = []
+        for member in self._gang.staying:
+            if member.node_id in wanted:
+                wanted.remove(member.node_id)
+            else:
+                leaving.append(member)
+        for member in leaving:
+            member.is_leaving, member.leave_by = True, time.monotonic() + LEAVE_GRACE_S
+        words = ""
+        if any(member.is_training for member in leaving):
+            self._form("shrunk")
+            words = f"shrunk to {_count(len(self._gang.training))}"
+        for member in leaving:
+            member.actor.dismiss.remote(self._epoch)
+        for node_id in wanted:
+            self._gang.add(node_id)
+        if wanted:
+            self._placed_by = time.monotonic() + PLACEMENT_TIMEOUT_S
+        self._tell_changed(words)
+
+    def _outcome(self) -> JobError | None:
+        """Why the attempt has ended; None when that was in order."""
+        if self._errors and (self._stop is None or self._is_too_small):
+            return first_cause(self._errors)
+        return None
+
+    def _tell_changed(self, message: str) -> None:
+        fact = self._changed(self._gang.members, len(self._gang.training), message)
+        self._tell(ConnectLauncherRequest(gang_changed=fact))
+
+    def _changed(self, members: Sequence[Member], running: int, message: str = "") -> GangChanged:
+        return GangChanged(
+            job_id=self.order.job_id,
+            attempt=self.order.attempt,
+            revision=self._revision,
+            node_ids=[member.node_id for member in members],
+            running_workers=running,
+            message=message,
+        )
+
+    def _tell_started(self) -> None:
+        started = GangStarted(job_id=self.order.job_id, attempt=self.order.attempt)
+        self._tell(ConnectLauncherRequest(gang_started=started))
 
 
-class PlacementFailed(Exception):
-    """Not all workers of a gang came up."""
+def _count(workers: int) -> str:
+    return f"{workers} worker{'' if workers == 1 else 's'}"

@@ -1,18 +1,19 @@
 """The cluster as the launcher sees it: nodes, and the actors of gangs."""
 
-import time
-from collections.abc import Sequence
+import threading
 from typing import Any
 
 import ray
+import ray.exceptions
 import ray.util
 from ray._private.state import available_resources_per_node
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lockstep.v1.internal_service_pb2 import ClusterCapacity, NodeCapacity, StartGang
-from lockstep.workers.worker import CONTROL_CALLS, Worker
+from lockstep.workers.worker import CONTROL_CALLS, Description, Worker
 
-REAP_TIMEOUT_S = 30.0
+ANSWER_TIMEOUT_S = 5.0
+"""How long a worker of an earlier launcher may take to say who it is; a hung one says nothing."""
 
 Actor = Any
 """A handle of a Worker; Ray gives handles no type."""
@@ -38,50 +39,48 @@ class Fleet:
         )
         self._actor_class = ray.remote(Worker)
         # Resources by node that actors of this fleet hold, as (CPUs, GPUs).
+        self._lock = threading.Lock()
         self._held: dict[str, tuple[float, float]] = {}
         self._taken_by_others: dict[str, tuple[float, float]] = {}
 
-    def reap(self) -> None:
-        """Remove every actor that an earlier launcher left behind; returns when they are gone.
+    def inventory(self, epoch: int, coordinator_address: str) -> list[tuple[str, Actor, Description | None]]:
+        """Every actor that an earlier launcher left: its name, its handle and what it says; None if it says nothing."""
+        found: list[tuple[str, Actor, Any]] = []
+        for name in ray.util.list_named_actors():
+            try:
+                actor = ray.get_actor(name)
+            except ValueError:  # it is gone by now
+                continue
+            found.append((name, actor, actor.describe.remote(epoch, coordinator_address)))
+        if found:
+            ray.wait([call for _, _, call in found], num_returns=len(found), timeout=ANSWER_TIMEOUT_S)
+        return [(name, actor, _answer(call)) for name, actor, call in found]
 
-        Raises:
-            TimeoutError: some would not go.
-        """
-        deadline = time.monotonic() + REAP_TIMEOUT_S
-        while names := ray.util.list_named_actors():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{len(names)} workers of an earlier launcher do not end: {', '.join(names)}")
-            for name in names:
-                try:
-                    ray.kill(ray.get_actor(name))
-                except ValueError:  # it is gone by now
-                    continue
-            time.sleep(0.05)
-
-    def create(self, order: StartGang) -> list[Actor]:
-        """Ask Ray for the actors of a gang, each on its node; they may not be up yet."""
+    def create(self, order: StartGang, node_id: str, number: int) -> Actor:
+        """Ask Ray for an actor on a node; it may not be up yet."""
         resources = order.spec.resources
-        actors = []
-        for rank, node_id in enumerate(order.node_ids):
-            self._hold(node_id, resources.cpus_per_worker, resources.gpus_per_worker)
-            options = self._actor_class.options(
-                name=f"{order.job_id}/{order.attempt}/{rank}",
-                lifetime="detached",
-                num_cpus=resources.cpus_per_worker,
-                num_gpus=resources.gpus_per_worker,
-                max_concurrency=1 + CONTROL_CALLS,
-                max_restarts=0,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-            )
-            actors.append(options.remote())
-        return actors
+        self.adopt(order, node_id)
+        return self._actor_class.options(
+            name=f"{order.job_id}/{order.attempt}/{number}",
+            lifetime="detached",
+            num_cpus=resources.cpus_per_worker,
+            num_gpus=resources.gpus_per_worker,
+            max_concurrency=CONTROL_CALLS,
+            max_restarts=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+        ).remote()
 
-    def remove(self, order: StartGang, actors: Sequence[Actor]) -> None:
-        """End the actors of a gang, whatever they do."""
-        resources = order.spec.resources
-        for actor, node_id in zip(actors, order.node_ids, strict=True):
-            ray.kill(actor)
-            self._hold(node_id, -resources.cpus_per_worker, -resources.gpus_per_worker)
+    def adopt(self, order: StartGang, node_id: str) -> None:
+        """Count what a worker holds on its node."""
+        self._hold(node_id, order.spec.resources.cpus_per_worker, order.spec.resources.gpus_per_worker)
+
+    def release(self, order: StartGang, node_id: str) -> None:
+        """Count it no more."""
+        self._hold(node_id, -order.spec.resources.cpus_per_worker, -order.spec.resources.gpus_per_worker)
+
+    def kill(self, actor: Actor) -> None:
+        """End an actor, whatever it does; harmless when it has ended."""
+        ray.kill(actor)
 
     def capacity(self) -> ClusterCapacity:
         """What every living node has, less what others on the same cluster hold."""
@@ -115,5 +114,13 @@ class Fleet:
         return total[0] - min(taken[0], before[0]), total[1] - min(taken[1], before[1])
 
     def _hold(self, node_id: str, cpus: float, gpus: float) -> None:
-        held = self._held.get(node_id, (0.0, 0.0))
-        self._held[node_id] = held[0] + cpus, held[1] + gpus
+        with self._lock:  # each attempt has a thread
+            held = self._held.get(node_id, (0.0, 0.0))
+            self._held[node_id] = held[0] + cpus, held[1] + gpus
+
+
+def _answer(call: Any) -> Description | None:
+    try:
+        return Description(*ray.get(call, timeout=0))
+    except (ray.exceptions.RayError, TimeoutError):
+        return None

@@ -2,8 +2,8 @@
 
 A process of its own, started and restarted by the coordinator, because a Ray driver ends its own process when the
 cluster's control store is away for long, takes over signal handlers and can block. It holds no state: orders come over
-a stream from the coordinator and facts go back. It ends, with its workers, when its standard input closes or the
-stream breaks.
+a stream from the coordinator and facts go back. It ends when its standard input closes or the stream breaks; its
+workers go on, and the next launcher takes them over.
 
     python -m lockstep.workers.launcher < CONFIG
 
@@ -18,19 +18,28 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import grpc
 import structlog
 
-from lockstep.v1.internal_service_pb2 import ConnectLauncherRequest, ConnectLauncherResponse, LauncherReady
+from lockstep.v1.internal_service_pb2 import (
+    ConnectLauncherRequest,
+    ConnectLauncherResponse,
+    GangStopped,
+    LauncherReady,
+    StartGang,
+)
 from lockstep.v1.internal_service_pb2_grpc import InternalServiceStub
 from lockstep.workers.attempt import Attempt
-from lockstep.workers.fleet import Fleet
+from lockstep.workers.fleet import Actor, Fleet
+from lockstep.workers.gang import Member
+from lockstep.workers.worker import Description
 
 CAPACITY_EVERY_S = 1.0
-FAREWELL_S = 10.0
+FAREWELL_S = 1.0
+"""How long this process may take to end when the coordinator is gone."""
 
 log = structlog.get_logger()
 
@@ -50,12 +59,10 @@ class Lifeline:
 
     Attributes:
         ended: set when the pipe has closed.
-        farewell_s: how long this process may still take then, before it is ended.
     """
 
     def __init__(self) -> None:
         self.ended = threading.Event()
-        self.farewell_s = 0.0
 
     def watch(self) -> None:
         """Begin to watch; returns at once."""
@@ -65,7 +72,7 @@ class Lifeline:
         while os.read(sys.stdin.fileno(), 4096):
             pass
         self.ended.set()
-        time.sleep(self.farewell_s)
+        time.sleep(FAREWELL_S)
         os._exit(1)  # a call to a Ray that is gone would hold a normal exit up
 
 
@@ -84,8 +91,11 @@ class Launcher:
         self._attempts: dict[tuple[str, int], Attempt] = {}
 
     def run(self) -> None:
-        """Serve orders until the coordinator is gone or says farewell, then remove all workers."""
-        self._facts.put(ConnectLauncherRequest(ready=LauncherReady(epoch=self._config.epoch)))
+        """Serve orders until the coordinator is gone; workers that are there go on."""
+        gangs = [attempt.inventory() for attempt in self._take_over()]
+        self._facts.put(ConnectLauncherRequest(ready=LauncherReady(epoch=self._config.epoch, gangs=gangs)))
+        for attempt in self._attempts.values():
+            attempt.start()
         threading.Thread(target=self._report_capacity, daemon=True).start()
         metadata = (("lockstep-launcher-token", self._config.launcher_token),)
         try:
@@ -95,11 +105,40 @@ class Launcher:
                 self._serve(orders)
         finally:
             self._ended.set()
-            for attempt in self._attempts.values():
-                attempt.stop(grace_s=0)
-            for attempt in self._attempts.values():
-                attempt.join(FAREWELL_S)
             self._facts.put(None)
+
+    def _take_over(self) -> Iterable[Attempt]:
+        """Take over the workers of earlier launchers; those that belong nowhere are ended."""
+        gangs: dict[tuple[str, int], list[tuple[int, Actor, Description]]] = {}
+        for name, actor, description in self._fleet.inventory(self._config.epoch, self._config.coordinator_address):
+            if description is None or not description.order_bytes:
+                log.info("ended a worker that belongs nowhere", worker=name)
+                self._fleet.kill(actor)
+                continue
+            job_id, attempt, number = name.rsplit("/", 2)
+            gangs.setdefault((job_id, int(attempt)), []).append((int(number), actor, description))
+        for key, workers in gangs.items():
+            self._attempts[key] = self._adopt(workers)
+            log.info("took over a gang", job_id=key[0], attempt=key[1], workers=len(workers))
+        return self._attempts.values()
+
+    def _adopt(self, workers: list[tuple[int, Actor, Description]]) -> Attempt:
+        generation = max(description.generation for _, _, description in workers)
+        current = [description for _, _, description in workers if description.generation == generation]
+        members = [
+            Member(
+                number,
+                description.node_id,
+                actor,
+                description.address,
+                is_prepared=description.generation > 0,
+                rank=description.rank if description.generation == generation > 0 else None,
+            )
+            for number, actor, description in sorted(workers, key=lambda worker: worker[0])
+        ]
+        order = StartGang.FromString(workers[0][2].order_bytes)
+        is_whole = len(current) == len(workers) == current[0].members
+        return Attempt(self._fleet, order, self._facts.put, self._config.epoch, members, generation, is_whole)
 
     def _serve(self, orders: Iterator[ConnectLauncherResponse]) -> None:
         try:
@@ -116,14 +155,22 @@ class Launcher:
                 if start.epoch < self._config.epoch:
                     log.warning("refused an order of an earlier coordinator", job_id=start.job_id)
                     return
-                attempt = Attempt(self._fleet, start, self._facts.put)
+                attempt = Attempt(self._fleet, start, self._facts.put, self._config.epoch)
                 self._attempts = {key: other for key, other in self._attempts.items() if other.is_alive()}
                 self._attempts[start.job_id, start.attempt] = attempt
                 attempt.start()
             case "stop_gang":
                 stop = order.stop_gang
-                if (stop.job_id, stop.attempt) in self._attempts:
-                    self._attempts[stop.job_id, stop.attempt].stop(stop.grace_s)
+                stopping = self._attempts.get((stop.job_id, stop.attempt))
+                if stopping is not None and stopping.is_alive():
+                    stopping.stop(stop)
+                else:
+                    gone = GangStopped(job_id=stop.job_id, attempt=stop.attempt)
+                    self._facts.put(ConnectLauncherRequest(gang_stopped=gone))
+            case "resize_gang":
+                resize = order.resize_gang
+                if (resize.job_id, resize.attempt) in self._attempts:
+                    self._attempts[resize.job_id, resize.attempt].resize(resize)
 
     def _report_capacity(self) -> None:
         """Tell the coordinator of the cluster's nodes whenever they change."""
@@ -159,11 +206,9 @@ def main() -> None:
     lifeline.watch()
     try:
         fleet = Fleet(config.ray_address, config.namespace)
-        fleet.reap()
     except Exception as error:  # whatever Ray raises; the coordinator tries again
         log.error("no use of Ray", address=config.ray_address, error=f"{type(error).__name__}: {error}".splitlines()[0])
         sys.exit(1)
-    lifeline.farewell_s = 2 * FAREWELL_S
     Launcher(config, fleet, lifeline).run()
 
 

@@ -1,27 +1,33 @@
-"""How rank 0 tells the coordinator of points, progress and the result.
+"""How rank 0 tells the coordinator of points, progress, checkpoints and the result.
 
-Training only leaves a note in a bounded spool; a thread delivers. While a call is under way notes gather, and go
-together in the next one.
+Every rank keeps the points until it knows that they are stored, since any rank may be the next rank 0. Training only
+leaves a note in a bounded spool; a thread delivers. While a call is under way notes gather, and go together in the next
+one. Whatever is said twice is stored once.
 """
 
 import threading
-import time
+from collections.abc import Sequence
 
 import grpc
 
+from lockstep.v1.checkpoint_service_pb2 import Checkpoint as CheckpointMessage
+from lockstep.v1.checkpoint_service_pb2 import CheckpointFile
 from lockstep.v1.internal_service_pb2 import ReportProgressRequest, StartGang
 from lockstep.v1.internal_service_pb2_grpc import InternalServiceStub
 from lockstep.v1.job_pb2 import JobProgress, JobResult
 from lockstep.v1.metrics_service_pb2 import METRIC_KIND_RESULT, METRIC_KIND_TIMING, MetricPoint
-from lockstep.workers.engine import Listener, Point, Progress, Result
+from lockstep.workers.engine import Listener, Phase, Point, Progress, Result, Wish
+from lockstep.workers.engine.checkpoint import Checkpoint
+from lockstep.workers.pulse import Pulse
 
 SPOOL_POINTS = 50_000
 """Points that wait for delivery before training is held up."""
+REPORT_POINTS = 10_000
+"""Points of one report."""
 REPORT_EVERY_S = 0.1
 CALL_TIMEOUT_S = 10.0
 RETRY_AFTER_S = 0.5
 FINAL_CODES = (
-    grpc.StatusCode.PERMISSION_DENIED,
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.UNIMPLEMENTED,
@@ -29,124 +35,246 @@ FINAL_CODES = (
 """Answers that the same report would get again."""
 
 
-class StopFlag(Listener):
-    """The listener of a rank that reports nothing: it only passes on that someone asked to stop."""
-
-    def __init__(self) -> None:
-        self._asked = threading.Event()
-
-    def stop(self) -> None:
-        """Ask training to stop at the next step boundary."""
-        self._asked.set()
-
-    def wants_stop(self) -> bool:
-        """Whether someone asked."""
-        return self._asked.is_set()
-
-
-class Reporter(StopFlag):
-    """The listener of rank 0.
+class Reporter(Listener):
+    """The listener of a rank of an attempt; it reports while its rank is 0.
 
     Args:
         order: the job, its attempt, where to report and the token that proves the right to.
+        pulse: gets the signs of life.
     """
 
-    def __init__(self, order: StartGang) -> None:
-        super().__init__()
-        self._order = order
+    def __init__(self, order: StartGang, pulse: Pulse) -> None:
+        self._order, self._pulse = order, pulse
         self._changed = threading.Condition()
-        self._next = ReportProgressRequest()
-        self._is_pending = False
-        self._is_over = False
-        self._refusal: grpc.RpcError | None = None
-        self._channel = grpc.insecure_channel(order.coordinator_address)
-        self._stub = InternalServiceStub(self._channel)
+        self._points: list[Point] = []
+        self._acknowledged_step = 0
+        self._news = ReportProgressRequest()
+        self._wish = Wish.GO_ON
+        self._generation = 0
         self._sequence = 0
+        self._leads = False
+        self._is_busy = False
+        self._is_flushing = False
+        self._is_over = False
+        self._is_closed = False
+        self._refusal: grpc.RpcError | None = None
+        self.pause_words = ""
+        self._channel = grpc.insecure_channel(order.coordinator_address)
         self._thread = threading.Thread(target=self._deliver, name="reporter", daemon=True)
         self._thread.start()
 
-    def started(self, progress: Progress, hardware: str) -> None:
-        """Tell that the first step comes next."""
+    # Told by the launcher.
+
+    def lead(self, generation: int, leads: bool) -> None:
+        """Say who reports in a new generation."""
         with self._changed:
-            self._next.hardware_class = hardware
+            self._generation, self._sequence, self._leads = generation, 0, leads
+            self._changed.notify_all()
+
+    def redirect(self, address: str) -> None:
+        """Report to another address from now on: the coordinator has come back elsewhere."""
+        with self._changed:
+            if address != self._order.coordinator_address:
+                self._order.coordinator_address = address
+                self._channel.close()
+                self._channel = grpc.insecure_channel(address)
+
+    def stop(self, keep: bool) -> None:
+        """Ask training to stop at the next step boundary, with a checkpoint or without."""
+        with self._changed:
+            self._wish = Wish.KEEP_AND_STOP if keep else Wish.STOP
+            self._changed.notify_all()
+
+    # Told by the engine.
+
+    def entered(self, phase: Phase, step: int) -> None:
+        """A sign of life."""
+        self._pulse.beat(phase, step)
+
+    def wish(self) -> Wish:
+        """What this rank was asked for."""
+        return self._wish
+
+    def started(self, progress: Progress, hardware: str) -> None:
+        """Tell that the next step comes now."""
+        with self._changed:
+            self._news.hardware_class = hardware
             self._note(progress)
 
     def progressed(self, progress: Progress, points: list[Point]) -> None:
-        """Leave points in the spool; waits while it is full."""
+        """Leave points in the spool; on rank 0, waits while it is full."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._next.points) < SPOOL_POINTS or self.wants_stop())
-            self._next.points.extend(
-                MetricPoint(
-                    name=point.name,
-                    step=point.step,
-                    epoch=point.epoch,
-                    value=point.value,
-                    kind=METRIC_KIND_TIMING if point.is_timing else METRIC_KIND_RESULT,
+            self._changed.wait_for(
+                lambda: (
+                    not self._leads or len(self._points) < SPOOL_POINTS or self._wish is not Wish.GO_ON or self._is_over
                 )
-                for point in points
             )
+            self._points += points
             self._note(progress)
 
-    def finish(self, result: Result) -> None:
-        """Report the result, and return when all has been acknowledged or the attempt is over."""
+    def unacknowledged(self) -> list[Point]:
+        """Points that may not be stored yet."""
         with self._changed:
-            self._next.result.CopyFrom(
-                JobResult(weights_digest=result.weights_digest, final_metrics=result.final_metrics)
-            )
-            self._is_pending = True
-            self._changed.notify_all()
-        self.close()
+            return list(self._points)
 
-    def close(self) -> None:
-        """Deliver what is left, then end.
+    def take_over(self, points: list[Point]) -> None:
+        """Hold these points as the unacknowledged ones."""
+        with self._changed:
+            self._points = list(points)
+            self._changed.notify_all()
+
+    def acknowledged_step(self) -> int:
+        """The step up to which all points are stored."""
+        return self._acknowledged_step
+
+    def acknowledge(self, step: int) -> None:
+        """Forget points that are stored."""
+        with self._changed:
+            self._acknowledged_step = max(step, self._acknowledged_step)
+            self._points = [point for point in self._points if point.step > step]
+
+    def healed(self, pause_s: float) -> None:
+        """Tell how long training paused for a change of its workers."""
+        with self._changed:
+            if self.pause_words:
+                self._news.notes.append(f"{self.pause_words} after a pause of {1e3 * pause_s:.0f} ms")
+                self._news.heals += self.pause_words.startswith("healed")
+                self.pause_words = ""
+                self._changed.notify_all()
+
+    def noted(self, words: str) -> None:
+        """Tell people something."""
+        with self._changed:
+            self._news.notes.append(words)
+            self._changed.notify_all()
+
+    def checkpointed(self, checkpoint: Checkpoint, removed_steps: Sequence[int]) -> None:
+        """Tell of a checkpoint."""
+        with self._changed:
+            told = CheckpointMessage(
+                step=checkpoint.step,
+                uri=checkpoint.uri,
+                weights_digest=checkpoint.weights_digest,
+                files=[CheckpointFile(**vars(file)) for file in checkpoint.files],
+            )
+            told.create_time.GetCurrentTime()
+            self._news.checkpoints.append(told)
+            self._news.removed_checkpoint_steps.extend(removed_steps)
+            self._changed.notify_all()
+
+    def finished(self, result: Result) -> None:
+        """Report the result; returns when all is stored or the attempt is over.
+
+        Raises:
+            grpc.RpcError: the coordinator has refused a report.
+        """
+        if self._leads:
+            with self._changed:
+                self._news.result.CopyFrom(
+                    JobResult(weights_digest=result.weights_digest, final_metrics=result.final_metrics)
+                )
+            self.flush()
+
+    def flush(self) -> None:
+        """On rank 0: return when all is stored, or the attempt is over.
 
         Raises:
             grpc.RpcError: the coordinator has refused a report.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._is_over or not self._is_pending)
-        self._channel.close()
+            self._is_flushing = True
+            self._changed.notify_all()
+            self._changed.wait_for(
+                lambda: self._is_over or not self._leads or not (self._has_content() or self._is_busy)
+            )
+            self._is_flushing = False
         if self._refusal is not None:
             raise self._refusal
 
+    def close(self) -> None:
+        """End the thread; what is not delivered is lost."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        self._thread.join()
+        self._channel.close()
+
     def _note(self, progress: Progress) -> None:
-        self._next.progress.CopyFrom(
+        self._news.progress.CopyFrom(
             JobProgress(step=progress.step, total_steps=progress.total_steps, epoch=progress.epoch)
         )
-        self._is_pending = True
         self._changed.notify_all()
 
-    def _deliver(self) -> None:
-        while not self._is_over:
-            with self._changed:
-                self._changed.wait_for(lambda: self._is_pending and self._has_content())
-                report, self._next = self._next, ReportProgressRequest()
-                self._changed.notify_all()
-            self._sequence += 1
-            report.job_id, report.attempt, report.generation = self._order.job_id, self._order.attempt, 1
-            report.sequence = self._sequence
-            self._send(report)
-            with self._changed:
-                self._is_pending = self._has_content() and not self._is_over
-                self._changed.notify_all()
-            if not report.HasField("result"):
-                time.sleep(REPORT_EVERY_S)
-
     def _has_content(self) -> bool:
-        return self._next.ByteSize() > 0
+        return bool(self._points) or self._news.ByteSize() > 0
 
-    def _send(self, report: ReportProgressRequest) -> None:
-        """Deliver one report, however long the coordinator is away."""
+    def _deliver(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._is_closed or (self._leads and not self._is_over and self._has_content())
+                )
+                if self._is_closed:
+                    return
+                self._is_busy = True
+                report, last_step = self._next_report()
+            is_stored = self._send(report)
+            with self._changed:
+                if is_stored:
+                    self._points = [point for point in self._points if point.step > last_step]
+                    self._acknowledged_step = max(last_step, self._acknowledged_step)
+                self._is_busy = False
+                self._changed.notify_all()
+                # News gather for a moment, unless someone waits for the end.
+                self._changed.wait_for(lambda: self._is_closed or self._is_flushing, REPORT_EVERY_S)
+
+    def _next_report(self) -> tuple[ReportProgressRequest, int]:
+        """What there is to say, and the step up to which it says all points."""
+        points = self._points[:REPORT_POINTS]
+        if len(points) < len(self._points):  # a step goes whole, or its rest would count as stored
+            points = [point for point in points if point.step < self._points[REPORT_POINTS].step] or points
+        report, self._news = self._news, ReportProgressRequest()
+        if len(points) < len(self._points) and report.HasField("result"):
+            self._news.result.CopyFrom(report.result)  # the result goes last
+            report.ClearField("result")
+        report.points.extend(
+            MetricPoint(
+                name=point.name,
+                step=point.step,
+                epoch=point.epoch,
+                value=point.value,
+                kind=METRIC_KIND_TIMING if point.is_timing else METRIC_KIND_RESULT,
+            )
+            for point in points
+        )
+        return report, points[-1].step if points else 0
+
+    def _send(self, report: ReportProgressRequest) -> bool:
+        """Deliver one report, however long the coordinator is away; False when it is of no use any more."""
         metadata = (("lockstep-attempt-token", self._order.attempt_token),)
         while True:
+            with self._changed:
+                if self._is_closed or not self._leads:
+                    return False
+                self._sequence += 1
+                generation = self._generation
+                stub = InternalServiceStub(self._channel)
+            report.job_id, report.attempt = self._order.job_id, self._order.attempt
+            report.generation, report.sequence = generation, self._sequence
             try:
-                self._stub.ReportProgress(report, metadata=metadata, timeout=CALL_TIMEOUT_S)
-                return
+                stub.ReportProgress(report, metadata=metadata, timeout=CALL_TIMEOUT_S)
+                return True
+            except ValueError:  # the channel was closed by `redirect`
+                continue
             except grpc.RpcError as error:
-                if error.code() in FINAL_CODES:
-                    if error.code() is not grpc.StatusCode.PERMISSION_DENIED:  # that one: another attempt took over
-                        self._refusal = error
-                    self._is_over = True
-                    self.stop()
-                    return
-                time.sleep(RETRY_AFTER_S)
+                with self._changed:
+                    is_refused = error.code() is grpc.StatusCode.PERMISSION_DENIED
+                    if is_refused and generation < self._generation:
+                        continue
+                    if is_refused or error.code() in FINAL_CODES:
+                        if not is_refused:  # else another attempt took over
+                            self._refusal = error
+                        self._is_over = True
+                        self._wish = Wish.STOP
+                        return False
+                    self._changed.wait_for(lambda: self._is_closed or not self._leads, RETRY_AFTER_S)

@@ -102,8 +102,9 @@ class Loop:
         self.last_step_at = math.nan
         self.is_healing = False
 
-    def run(self, group: Group, regroup: Regroup | None) -> Result:
+    def run(self, group: Group | None, regroup: Regroup | None) -> Result:
         """Take all steps, with one group after another until none is lost."""
+        group = group or (regroup() if regroup is not None else Group())
         try:
             while True:
                 try:

@@ -5,7 +5,7 @@ it up with `next_group` when it has lost a peer, which `form` makes sure of.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,14 +37,21 @@ class Membership:
         endpoint: where this process takes connections.
         key: secret that all ranks of the job know.
         device: where this rank computes.
+        lost: called, by the thread that trains, with the number of each generation that it has lost, before it waits
+            for the next; with 0 before the first.
     """
 
-    def __init__(self, endpoint: Endpoint, key: bytes, device: torch.device | str = "cpu") -> None:
-        self._endpoint, self._key, self._device = endpoint, key, device
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        key: bytes,
+        device: torch.device | str = "cpu",
+        lost: Callable[[int], None] = lambda number: None,
+    ) -> None:
+        self._endpoint, self._key, self._device, self._tell_lost = endpoint, key, device, lost
         self._changed = threading.Condition()
         self._told = Generation()
         self._joined = 0
-        self._lost = 0
         self._is_dismissed = False
 
     @property
@@ -74,9 +81,8 @@ class Membership:
             Dismissed: there will be none.
         """
         while True:
+            self._tell_lost(self._joined)
             with self._changed:
-                self._lost = self._joined
-                self._changed.notify_all()
                 self._changed.wait_for(lambda: self._told.number > self._joined or self._is_dismissed)
                 if self._is_dismissed:
                     raise Dismissed("this worker was dismissed")
@@ -88,8 +94,3 @@ class Membership:
                 )
             except PeerLost:
                 continue
-
-    def wait_until_lost(self, number: int) -> None:
-        """Return when this process has lost a peer of generation `number`, or of a later one."""
-        with self._changed:
-            self._changed.wait_for(lambda: 0 < number <= self._lost or self._is_dismissed)

@@ -71,7 +71,7 @@ class Trainer:
             module: made alike on every rank, with the generators seeded by `initialisation_seed`.
             data: loaded already, alike on every rank.
             optimizer: makes the optimizer over the one flat parameter.
-            group: the ranks that train together; alone if not given.
+            group: the ranks that train together; if not given, what `regroup` gives, or else alone.
             regroup: called when a rank was lost; without it that ends training.
             device: where this rank computes.
             listener: told of the progress.
@@ -94,7 +94,7 @@ class Trainer:
             evaluate_every=self.evaluate_every_steps or stepper.steps_per_epoch,
         )
         loop = Loop(stepper, schedule, data.num_classes is not None, listener, origin or Origin())
-        return loop.run(group or Group(), regroup)
+        return loop.run(group, regroup)
 
 
 def initialisation_seed(seed: int) -> int:

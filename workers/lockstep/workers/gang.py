@@ -1,0 +1,254 @@
+"""The workers of an attempt as the launcher holds them, and what happens to them as a stream of events."""
+
+import queue
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from lockstep.v1.internal_service_pb2 import StartGang
+from lockstep.v1.job_pb2 import JobError
+from lockstep.workers.failures import job_error
+from lockstep.workers.fleet import Actor, Fleet
+from lockstep.workers.worker import News
+
+PULSES_PER_TIMEOUT = 4
+LONGEST_PULSE_S = 5.0
+
+log = structlog.get_logger()
+
+
+class PlacementFailed(Exception):
+    """Not all workers of a gang that begins came up."""
+
+
+@dataclass(eq=False)
+class Member:
+    """One worker.
+
+    Attributes:
+        number: its number within the attempt, in the order of creation.
+        node_id: Ray's id of its node.
+        actor: its handle.
+        address: where it listens for the others; empty until it is up.
+        is_prepared: it has read the data.
+        rank: its rank in the newest generation; None while it is in none.
+        is_leaving: it was told to go.
+        leave_by: when it is killed then.
+        hung_because: why it was killed, if it hung.
+        pulse_asked_at: since when it owes a sign of life.
+    """
+
+    number: int
+    node_id: str
+    actor: Actor
+    address: str = ""
+    is_prepared: bool = False
+    rank: int | None = None
+    is_leaving: bool = False
+    leave_by: float | None = None
+    hung_because: str = ""
+    pulse_asked_at: float | None = None
+
+    @property
+    def is_up(self) -> bool:
+        return bool(self.address)
+
+    @property
+    def is_training(self) -> bool:
+        return self.rank is not None
+
+
+@dataclass(frozen=True)
+class MemberUp:
+    """A worker's process is there."""
+
+    member: Member
+    address: str
+
+
+@dataclass(frozen=True)
+class MemberNews:
+    """A worker has something to tell."""
+
+    member: Member
+    news: News
+
+
+@dataclass(frozen=True)
+class MemberDied:
+    """A worker's process is gone."""
+
+    member: Member
+    error: JobError
+
+
+@dataclass(frozen=True)
+class Hung:
+    """A worker gets nowhere."""
+
+    member: Member
+    why: str
+
+
+@dataclass(frozen=True)
+class StopAsked:
+    """The coordinator wants the gang to stop."""
+
+    grace_s: float
+    keep: bool
+
+
+@dataclass(frozen=True)
+class ResizeAsked:
+    """The coordinator wants the gang to have other workers: one on each of these nodes."""
+
+    revision: int
+    node_ids: tuple[str, ...]
+
+
+Event = MemberUp | MemberNews | MemberDied | Hung | StopAsked | ResizeAsked
+
+
+@dataclass
+class Gang:
+    """The workers of one attempt.
+
+    Args:
+        fleet: where actors come from.
+        order: what they run.
+        epoch: the coordinator's.
+        generation: the newest one that exists.
+
+    Attributes:
+        members: all that are there, leaving ones among them; those of the newest generation in the order of ranks.
+        events: what happens to them.
+    """
+
+    fleet: Fleet
+    order: StartGang
+    epoch: int
+    generation: int = 0
+    members: list[Member] = field(default_factory=list)
+    events: "queue.SimpleQueue[Event]" = field(default_factory=queue.SimpleQueue)
+    _created: int = 0
+    _next_pulse: float = 0.0
+
+    @property
+    def staying(self) -> list[Member]:
+        """Members that were not told to go."""
+        return [member for member in self.members if not member.is_leaving]
+
+    @property
+    def training(self) -> list[Member]:
+        """Members of the newest generation."""
+        return [member for member in self.staying if member.is_training]
+
+    def add(self, node_id: str) -> Member:
+        """Create a worker; events tell how it fares."""
+        member = Member(self._created, node_id, self.fleet.create(self.order, node_id, self._created))
+        self._created += 1
+        self.members.append(member)
+        call = member.actor.begin.remote(self.order.SerializeToString())
+        self._then(call, member, lambda address: self.events.put(MemberUp(member, address)))
+        self._ask_for_news(member, None)
+        return member
+
+    def adopt(self, member: Member) -> None:
+        """Look after a worker that an earlier launcher has created."""
+        self.members.append(member)
+        self._created = max(self._created, member.number + 1)
+        self.fleet.adopt(self.order, member.node_id)
+        self._ask_for_news(member, None)
+
+    def form(self, why: str) -> None:
+        """Begin the next generation with all that are prepared and stay: survivors first, in their old order."""
+        ready = [member for member in self.staying if member.is_prepared]
+        ready.sort(key=lambda member: (not member.is_training, member.rank or 0, member.number))
+        self.generation += 1
+        addresses = [member.address for member in ready]
+        for member in self.members:
+            member.rank = None
+        for rank, member in enumerate(ready):
+            member.rank = rank
+            member.actor.form.remote(self.epoch, self.generation, rank, addresses, why)
+        log.info(
+            "generation formed",
+            job_id=self.order.job_id,
+            attempt=self.order.attempt,
+            generation=self.generation,
+            workers=[member.number for member in ready],
+        )
+
+    def kill(self, member: Member) -> None:
+        """End a worker's process; an event tells when it is gone."""
+        self.fleet.kill(member.actor)
+
+    def remove(self, member: Member) -> None:
+        """Forget a worker that has ended or died, and free what it held."""
+        if member in self.members:
+            self.members.remove(member)
+            self.fleet.kill(member.actor)
+            self.fleet.release(self.order, member.node_id)
+
+    def remove_all(self) -> None:
+        """Leave nothing behind."""
+        for member in list(self.members):
+            self.remove(member)
+
+    def next_event(self, deadline: float | None) -> Event | None:
+        """The next event; None when the deadline has passed."""
+        while True:
+            now = time.monotonic()
+            if now >= self._next_pulse:
+                self._feel_pulses(now)
+            until = self._next_pulse if deadline is None else min(deadline, self._next_pulse)
+            try:
+                event = self.events.get(timeout=max(0.0, until - now))
+            except queue.Empty:
+                if deadline is not None and time.monotonic() >= deadline:
+                    return None
+                continue
+            if isinstance(event, StopAsked | ResizeAsked) or event.member in self.members:
+                return event
+
+    def _feel_pulses(self, now: float) -> None:
+        """Ask everyone that trains for a sign of life, and see who owes one for too long."""
+        timeout_s = self.order.spec.recovery.hang_timeout_s
+        self._next_pulse = now + min(LONGEST_PULSE_S, timeout_s / PULSES_PER_TIMEOUT)
+        for member in self.training:
+            if member.pulse_asked_at is None:
+                member.pulse_asked_at = now
+                self._then(member.actor.why_hung.remote(), member, self._heard(member), tell_death=False)
+            elif now - member.pulse_asked_at > timeout_s and not member.hung_because:
+                self.events.put(Hung(member, f"worker {member.number} did not answer for {timeout_s:.0f} s"))
+
+    def _heard(self, member: Member) -> Any:
+        def heard(why: str | None) -> None:
+            member.pulse_asked_at = None
+            if why is not None and not member.hung_because:
+                self.events.put(Hung(member, f"worker {member.number} {why}"))
+
+        return heard
+
+    def _ask_for_news(self, member: Member, known: News | None) -> None:
+        def told(news: News) -> None:
+            if news != known:
+                self.events.put(MemberNews(member, news))
+            if not news.has_ended:
+                self._ask_for_news(member, news)
+
+        self._then(member.actor.news.remote(known), member, told)
+
+    def _then(self, call: Any, member: Member, took: Any, tell_death: bool = True) -> None:
+        """When a call to a worker has ended, hand its value on, or tell that the worker died."""
+
+        def ended(future: Any) -> None:
+            error = future.exception()
+            if error is None:
+                took(future.result())
+            elif tell_death:
+                self.events.put(MemberDied(member, job_error(error, member.number)))
+
+        call.future().add_done_callback(ended)

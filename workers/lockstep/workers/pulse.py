@@ -1,0 +1,53 @@
+"""Whether a rank still gets anywhere: a hung one told from a slow one, and from one that waits for others."""
+
+import statistics
+import threading
+import time
+from collections import deque
+
+from lockstep.workers.engine import Phase
+
+OWN_WORK = frozenset({Phase.COMPUTE, Phase.UPDATE, Phase.EVALUATE})
+"""Phases in which a rank waits for nobody else."""
+SHARDS_REMEMBERED = 64
+MEDIAN_FACTOR = 10
+
+
+class Pulse:
+    """The signs of life of a rank that trains.
+
+    Args:
+        hang_timeout_s: how long a shard may always take.
+    """
+
+    def __init__(self, hang_timeout_s: float) -> None:
+        self._hang_timeout_s = hang_timeout_s
+        self._lock = threading.Lock()
+        self._phase: Phase | None = None
+        self._step = 0
+        self._first_step: int | None = None
+        self._since = time.monotonic()
+        self._shard_seconds: deque[float] = deque(maxlen=SHARDS_REMEMBERED)
+
+    def beat(self, phase: Phase, step: int) -> None:
+        """A phase begins; called for every shard."""
+        now = time.monotonic()
+        with self._lock:
+            if self._phase is Phase.COMPUTE:
+                self._shard_seconds.append(now - self._since)
+            if phase is Phase.COMPUTE and self._first_step is None:
+                self._first_step = step
+            self._phase, self._step, self._since = phase, step, now
+
+    def why_hung(self) -> str | None:
+        """Why this rank counts as hung, in words; None when it does not. The first step takes as long as it takes."""
+        with self._lock:
+            if self._phase not in OWN_WORK or self._first_step is None or self._step <= self._first_step:
+                return None
+            limit_s = max(self._hang_timeout_s, MEDIAN_FACTOR * statistics.median(self._shard_seconds or [0.0]))
+            idle_s = time.monotonic() - self._since
+            if idle_s <= limit_s:
+                return None
+            return (
+                f"was in phase {self._phase.value} of step {self._step} for {idle_s:.0f} s (allowed: {limit_s:.0f} s)"
+            )
