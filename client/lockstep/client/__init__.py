@@ -1,4 +1,4 @@
-"""Lockstep's client: submit jobs, follow them, read their metrics.
+"""Lockstep's client: submit jobs, follow them, read their metrics, fetch their weights.
 
 from lockstep.client import submit_job
 
@@ -11,6 +11,7 @@ from lockstep.client.errors import (
     Aborted,
     AlreadyExists,
     CallCancelled,
+    DataLoss,
     DeadlineExceeded,
     FailedPrecondition,
     InvalidRequest,
@@ -19,6 +20,7 @@ from lockstep.client.errors import (
     JobEnded,
     JobFailed,
     LockstepError,
+    MissingPackage,
     NotFound,
     OutOfRange,
     PermissionDenied,
@@ -35,6 +37,8 @@ from lockstep.client.spec import load_spec
 from lockstep.client.types import (
     CatalogEntry,
     CatalogParameter,
+    Checkpoint,
+    CheckpointFile,
     Failure,
     JobEvent,
     JobState,
@@ -52,7 +56,10 @@ __all__ = [
     "CallCancelled",
     "CatalogEntry",
     "CatalogParameter",
+    "Checkpoint",
+    "CheckpointFile",
     "Client",
+    "DataLoss",
     "DeadlineExceeded",
     "FailedPrecondition",
     "Failure",
@@ -69,6 +76,7 @@ __all__ = [
     "LockstepError",
     "MetricKind",
     "MetricPoint",
+    "MissingPackage",
     "NotFound",
     "OutOfRange",
     "PermissionDenied",

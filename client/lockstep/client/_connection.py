@@ -6,18 +6,21 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TypeVar, cast
 
 import grpc
 from grpc import StatusCode
 
-from lockstep.client.errors import InvalidRequest, LockstepError, from_rpc_error
+from lockstep.client._idle_limit import IdleLimit
+from lockstep.client.errors import DeadlineExceeded, InvalidRequest, LockstepError, from_rpc_error
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 UNARY_TIMEOUT_S = 10.0
+# How long a download may be silent: a server may have to fetch the file from elsewhere first.
+IDLE_TIMEOUT_S = 60.0
 # A client that has never had an answer most likely has a wrong address: it says so soon. One that has sits out a
 # restart of its server.
 FIRST_CONTACT_S = 2.0
@@ -149,6 +152,35 @@ class Connection:
                 return
             if not patience.pause(self._try_for_s(), until=deadline):
                 raise failure or LockstepError(f"the server at {self.target} ended a stream before its end")
+
+    def read(
+        self, method: grpc.UnaryStreamMultiCallable[Request, Response], request: Request
+    ) -> Generator[Response, None, None]:
+        """Yield the messages of a stream that cannot go on once it broke; it is repeated until its first message.
+
+        Raises:
+            DeadlineExceeded: nothing came for 60 s. The whole may take as long as it takes.
+            LockstepError: the call failed, or broke.
+        """
+        self._check_open()
+        patience = Patience(UNARY_TIMEOUT_S)
+        while True:
+            has_begun = False
+            with IdleLimit(method(request, metadata=self._metadata), IDLE_TIMEOUT_S) as stream:
+                try:
+                    while (message := stream.next()) is not None:
+                        self._was_reached.set()
+                        has_begun = True
+                        yield message
+                    return
+                except grpc.RpcError as error:
+                    self._note(error)
+                    if stream.has_passed:
+                        silence = f"the server at {self.target} sent nothing for {IDLE_TIMEOUT_S:g} s"
+                        raise DeadlineExceeded(silence) from error
+                    may_repeat = not has_begun and _code(error) is StatusCode.UNAVAILABLE
+                    if not may_repeat or not patience.pause(self._try_for_s()):
+                        raise self._translate(error) from error
 
     def _check_open(self) -> None:
         if self._is_closed:

@@ -10,22 +10,26 @@ from types import TracebackType
 from typing import Self
 
 from lockstep.client._connection import Connection
-from lockstep.client.errors import InvalidSpec
+from lockstep.client.errors import InvalidSpec, ResourceExhausted
 from lockstep.client.job import Job
 from lockstep.client.spec import SpecLike, load_spec
 from lockstep.client.types import CatalogEntry, JobState
 from lockstep.v1 import catalog_service_pb2, job_service_pb2
 from lockstep.v1.catalog_service_pb2_grpc import CatalogServiceStub
+from lockstep.v1.checkpoint_service_pb2_grpc import CheckpointServiceStub
 from lockstep.v1.job_service_pb2_grpc import JobServiceStub
 from lockstep.v1.metrics_service_pb2_grpc import MetricsServiceStub
 
 DEFAULT_TARGET = "127.0.0.1:50051"
+# How the server says it, and how gRPC itself does, which gives no reason: a message far too large never gets through.
+_SPEC_TOO_LARGE = ("MESSAGE_TOO_LARGE", "")
 
 
 class Client:
     """A client of one Lockstep server.
 
     Calls have a deadline of 10 seconds and are repeated while the server does not answer; all of them may safely be.
+    A download has no deadline as a whole; it is given up when nothing comes for 60 seconds.
     A client may be shared between threads.
 
     Args:
@@ -41,6 +45,7 @@ class Client:
         self._jobs = JobServiceStub(self._connection.channel)
         self._metrics = MetricsServiceStub(self._connection.channel)
         self._catalog = CatalogServiceStub(self._connection.channel)
+        self._checkpoints = CheckpointServiceStub(self._connection.channel)
 
     def __repr__(self) -> str:
         return f"<Client of {self.target}>"
@@ -67,14 +72,19 @@ class Client:
             validate_only: check and resolve the spec, store nothing; the job returned has no job_id.
 
         Raises:
-            InvalidSpec: the spec cannot be read or is refused; `violations` names every field at fault.
+            InvalidSpec: the spec cannot be read, is refused or is too large; `violations` names every field at fault.
             AlreadyExists: the request_id was used with another spec.
             FailedPrecondition: the cluster is too small for the job.
         """
         request = job_service_pb2.SubmitJobRequest(
             spec=load_spec(spec), request_id=request_id or str(uuid.uuid4()), validate_only=validate_only
         )
-        return Job(self, self._connection.call(self._jobs.SubmitJob, request, invalid_argument=InvalidSpec))
+        try:
+            return Job(self, self._connection.call(self._jobs.SubmitJob, request, invalid_argument=InvalidSpec))
+        except ResourceExhausted as error:
+            if error.reason not in _SPEC_TOO_LARGE:
+                raise
+            raise InvalidSpec(str(error), code=error.code, reason=error.reason) from error
 
     def get_job(self, job_id: str) -> Job:
         """Read one job.

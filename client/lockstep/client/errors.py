@@ -17,6 +17,8 @@
     ├── Aborted                  the call lost against another one; try again
     ├── Unimplemented            the server does not know this call: it is older than the client, or no Lockstep
     ├── ServerFault              an error inside the server
+    ├── DataLoss                 the bytes of a checkpoint are not those that were written
+    ├── MissingPackage           a Python package that this needs is not installed; also an ImportError
     └── JobEnded                 the job came to a bad end; `job` is the job
         ├── JobFailed
         └── JobCancelled
@@ -127,7 +129,7 @@ class DeadlineExceeded(LockstepError):
 
 
 class WaitTimeout(DeadlineExceeded, TimeoutError):
-    """A job has not ended in the time that wait() was given. The job goes on."""
+    """A job has not ended in the time that wait() was given. The job goes on, or is still paused."""
 
 
 class CallCancelled(LockstepError):
@@ -144,6 +146,14 @@ class Unimplemented(LockstepError):
 
 class ServerFault(LockstepError):
     """An error inside the server."""
+
+
+class DataLoss(LockstepError):
+    """The bytes of a checkpoint are not those that were written: on the server's side, or on the way here."""
+
+
+class MissingPackage(LockstepError, ImportError):
+    """A Python package that this needs is not installed; the message says how to install it."""
 
 
 class JobEnded(LockstepError):
@@ -177,7 +187,7 @@ EXCEPTION_BY_STATUS: dict[StatusCode, type[LockstepError]] = {
     StatusCode.UNIMPLEMENTED: Unimplemented,
     StatusCode.INTERNAL: ServerFault,
     StatusCode.UNAVAILABLE: Unavailable,
-    StatusCode.DATA_LOSS: ServerFault,
+    StatusCode.DATA_LOSS: DataLoss,
     StatusCode.UNAUTHENTICATED: Unauthenticated,
 }
 

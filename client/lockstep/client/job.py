@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, overload
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from lockstep.client.errors import DeadlineExceeded, JobCancelled, JobFailed, LockstepError, WaitTimeout
+from lockstep.client import checkpoints
+from lockstep.client._connection import UNARY_TIMEOUT_S
+from lockstep.client.errors import DeadlineExceeded, InvalidSpec, JobCancelled, JobFailed, LockstepError, WaitTimeout
 from lockstep.client.types import (
+    Checkpoint,
     Failure,
     JobEvent,
     JobState,
@@ -24,13 +29,15 @@ from lockstep.v1 import job_pb2, job_service_pb2, metrics_service_pb2
 from lockstep.v1.job_spec_pb2 import JobSpec
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lockstep.client.client import Client
 
 _METRICS_PAGE_SIZE = 5_000
 
 
 class Job:
-    """A job as the server last told it; `refresh`, `watch`, `wait` and `cancel` ask again.
+    """A job as the server last told it; `refresh`, `watch`, `wait`, `cancel`, `pause`, `resume`, `scale` ask again.
 
     Raises, from every method that calls the server: LockstepError.
     """
@@ -75,8 +82,18 @@ class Job:
 
     @property
     def restarts(self) -> int:
-        """How many attempts were lost to failing workers."""
+        """How many attempts were lost with all of their workers."""
         return self.proto.restarts
+
+    @property
+    def heals(self) -> int:
+        """How often training went on without a worker that was lost, within its attempt."""
+        return self.proto.heals
+
+    @property
+    def running_workers(self) -> int:
+        """Workers that train now, of the spec.resources.workers that are wanted; 0 while the job holds none."""
+        return self.proto.running_workers
 
     @property
     def create_time(self) -> datetime | None:
@@ -136,19 +153,68 @@ class Job:
         self.proto = self._client._connection.call(self._client._jobs.CancelJob, request)
         return self
 
+    def pause(self) -> Self:
+        """Ask the job to write a checkpoint and free its resources; it is PAUSED at once or within a step.
+
+        Harmless when it is pausing or paused.
+
+        Raises:
+            FailedPrecondition: it has ended or is being cancelled.
+        """
+        request = job_service_pb2.PauseJobRequest(job_id=self._stored_id())
+        self.proto = self._client._connection.call(self._client._jobs.PauseJob, request)
+        return self
+
+    def resume(self) -> Self:
+        """Put a paused job back into the queue, at its old place; it goes on exactly where it was.
+
+        Harmless when it is queued or runs.
+
+        Raises:
+            FailedPrecondition: it has ended, or is still pausing.
+        """
+        request = job_service_pb2.ResumeJobRequest(job_id=self._stored_id())
+        self.proto = self._client._connection.call(self._client._jobs.ResumeJob, request)
+        return self
+
+    def scale(self, workers: int) -> Self:
+        """Change how many workers the job runs with, from the next step on; the curve stays as it is.
+
+        Args:
+            workers: from spec.resources.min_workers to spec.resources.shards.
+
+        Raises:
+            InvalidSpec: they are not.
+            FailedPrecondition: it has ended.
+        """
+        request = job_service_pb2.UpdateJobRequest(job_id=self._stored_id(), workers=workers)
+        call, method = self._client._connection.call, self._client._jobs.UpdateJob
+        self.proto = call(method, request, invalid_argument=InvalidSpec)
+        return self
+
+    def events(self) -> list[JobEvent]:
+        """Read all that has happened to the job up to now, and the job itself with it."""
+        events: list[JobEvent] = []
+        while True:
+            # A watch begins with the job and past events, a page of them; one without any is past the last page.
+            update = next(self._watch(UNARY_TIMEOUT_S, after=events[-1].sequence if events else 0), None)
+            if update is None or not update.events:
+                return events
+            events += update.events
+
     def watch(self) -> Iterator[JobUpdate]:
-        """Yield the job with its past events, then each change, until it has ended.
+        """Yield the job with its past events, then each change, until it has ended; while it is paused nothing comes.
 
         A broken connection is opened again; no event is lost or comes twice.
         """
         return self._watch(timeout_s=None)
 
     def wait(self, timeout_s: float | None = None, progress: bool = False) -> Self:
-        """Wait until the job has succeeded.
+        """Wait until the job has succeeded. A paused job has not ended: this goes on waiting until it is resumed.
 
         Args:
             timeout_s: seconds to wait; None waits for ever.
-            progress: show epoch, loss, accuracy and samples per second on standard error.
+            progress: show epoch, workers, loss, accuracy and samples per second on standard error.
 
         Raises:
             JobFailed: it failed.
@@ -213,6 +279,53 @@ class Job:
             return self._follow_metrics(wanted, after_step, chosen)
         return list(self._list_metrics(wanted, after_step, chosen))
 
+    def checkpoints(self) -> Iterator[Checkpoint]:
+        """Yield the job's checkpoints that are kept, newest first."""
+        return checkpoints.list_checkpoints(self._client, self._stored_id())
+
+    def download(self, directory: str | PathLike[str], step: int | None = None, progress: bool = False) -> Path:
+        """Fetch all files of a checkpoint: model.safetensors, training.safetensors and manifest.json.
+
+        They are written under another name, checked against their sizes and digests, and put in place when all are
+        whole. An `init_from: {uri: ...}` in a spec may name the folder if the server can reach it.
+
+        Args:
+            directory: where to make the folder of the checkpoint; it is made too if need be.
+            step: which checkpoint. Default: the newest.
+            progress: show on standard error how far it is.
+
+        Returns:
+            The folder, such as directory/step-000000000200.
+
+        Raises:
+            NotFound: there is no such checkpoint.
+            DataLoss: the bytes are not those that were written.
+            OSError: the folder cannot be written; FileExistsError: it is there already.
+        """
+        job_id = self._stored_id()
+        if not progress:
+            return checkpoints.download(self._client, job_id, Path(directory), step)
+        from lockstep.client.progress import download_bar
+
+        with download_bar() as tell:
+            return checkpoints.download(self._client, job_id, Path(directory), step, tell)
+
+    def load_state_dict(self, step: int | None = None) -> dict[str, Tensor]:
+        """Fetch the weights of a checkpoint, for the load_state_dict of a module. Needs torch and safetensors.
+
+        Args:
+            step: which checkpoint. Default: the newest.
+
+        Returns:
+            Tensors on the CPU by their names in the model's state_dict.
+
+        Raises:
+            MissingPackage: torch or safetensors is not installed.
+            NotFound: there is no such checkpoint.
+            DataLoss: the bytes are not those that were written.
+        """
+        return checkpoints.load_state_dict(self._client, self._stored_id(), step)
+
     def _list_metrics(self, names: list[str], after_step: int, kind: MetricKind) -> Iterator[MetricPoint]:
         request = metrics_service_pb2.ListMetricsRequest(
             job_id=self._stored_id(),
@@ -235,8 +348,8 @@ class Job:
             request.cursor = message.cursor
             yield from (MetricPoint.from_proto(point) for point in message.points if point.step > after_step)
 
-    def _watch(self, timeout_s: float | None) -> Iterator[JobUpdate]:
-        request = job_service_pb2.WatchJobRequest(job_id=self._stored_id())
+    def _watch(self, timeout_s: float | None, after: int = 0) -> Iterator[JobUpdate]:
+        request = job_service_pb2.WatchJobRequest(job_id=self._stored_id(), after_sequence=after)
         stream = self._client._connection.follow(
             self._client._jobs.WatchJob,
             lambda: request,

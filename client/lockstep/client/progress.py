@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
 
 from lockstep.client.errors import LockstepError
 from lockstep.client.types import JobState, JobUpdate
@@ -38,7 +47,8 @@ class _LatestMetrics:
         self._next_read = 0.0
 
     def read(self, job: Job) -> None:
-        if not job.state.has_ended and (time.monotonic() < self._next_read or job.state is JobState.QUEUED):
+        is_idle = job.state in (JobState.QUEUED, JobState.PAUSED)
+        if not job.state.has_ended and (time.monotonic() < self._next_read or is_idle):
             return
         self._next_read = time.monotonic() + _METRICS_EVERY_S
         try:
@@ -69,6 +79,44 @@ def describe_epoch(job: Job) -> str:
     return f"epoch {done:g}/{wanted}" if wanted else f"epoch {done:g}"
 
 
+def describe_workers(job: Job) -> str:
+    """How many workers train, of how many are wanted, such as "2 of 3 workers"; empty while none do."""
+    wanted = job.spec.resources.workers
+    if not job.running_workers:
+        return ""
+    return f"{job.running_workers} of {wanted} worker{'s' if wanted > 1 else ''}"
+
+
+def describe_heals(job: Job) -> str:
+    """How often the job was healed, such as "2 heals"; empty when it never was."""
+    return f"{job.heals} heal{'s' if job.heals > 1 else ''}" if job.heals else ""
+
+
+@contextmanager
+def download_bar() -> Iterator[Callable[[int, int], None]]:
+    """Show how far a download is; yields what is to be told the bytes that have come and the bytes in all.
+
+    Off a terminal nothing is shown.
+    """
+    console = Console(stderr=True, highlight=False)
+    columns = (BarColumn(bar_width=10), DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done_bytes, total_bytes: bar.update(task, completed=done_bytes, total=total_bytes)
+
+
+def _describe(job: Job) -> str:
+    """Where the job stands, in a few words: its epoch when it trains, else its state."""
+    state = str(job.state).lower()
+    if not job.progress.step and job.state not in (JobState.RUNNING, JobState.SUCCEEDED):
+        return state
+    if job.state in (JobState.PAUSING, JobState.PAUSED):
+        return f"{state} at {describe_epoch(job)}"
+    is_short = 0 < job.running_workers < job.spec.resources.workers
+    facts = (describe_epoch(job), describe_workers(job) if is_short else "", describe_heals(job))
+    return "  ".join(fact for fact in facts if fact)
+
+
 def _show_bar(job: Job, updates: Iterator[JobUpdate], console: Console) -> None:
     metrics = _LatestMetrics()
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=10), TextColumn("{task.fields[metrics]}"))
@@ -76,13 +124,9 @@ def _show_bar(job: Job, updates: Iterator[JobUpdate], console: Console) -> None:
         task: TaskID = bar.add_task(str(job.state).lower(), total=None, metrics="")
         for _ in updates:
             metrics.read(job)
-            if job.progress.step or job.state in (JobState.RUNNING, JobState.SUCCEEDED):
-                description = describe_epoch(job)
-            else:
-                description = str(job.state).lower()
             bar.update(
                 task,
-                description=escape(description),
+                description=escape(_describe(job)),
                 completed=job.progress.step,
                 total=job.progress.total_steps or None,
                 metrics=escape(metrics.text(_ON_THE_BAR)),
@@ -101,5 +145,5 @@ def _show_lines(job: Job, updates: Iterator[JobUpdate], console: Console) -> Non
         metrics.read(job)
         progress = job.progress
         of_total = f"/{progress.total_steps}" if progress.total_steps else ""
-        line = f"{describe_epoch(job)}  step {progress.step}{of_total}  {metrics.text()}"
+        line = f"{_describe(job)}  step {progress.step}{of_total}  {metrics.text()}"
         console.print(line.rstrip(), markup=False, soft_wrap=True)

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Self
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from lockstep.v1 import catalog_service_pb2, job_pb2, metrics_service_pb2
+from lockstep.v1 import catalog_service_pb2, checkpoint_service_pb2, job_pb2, metrics_service_pb2
 
 if TYPE_CHECKING:
     from lockstep.client.job import Job
 
 
 class JobState(StrEnum):
-    """Where a job stands: QUEUED, STARTING, RUNNING, then SUCCEEDED, FAILED or CANCELLED."""
+    """Where a job stands: QUEUED, STARTING, RUNNING, then SUCCEEDED, FAILED or CANCELLED; PAUSED is not an end."""
 
     UNSPECIFIED = "UNSPECIFIED"  # a state that a newer server has and this client does not know
     QUEUED = "QUEUED"
@@ -28,6 +28,8 @@ class JobState(StrEnum):
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
     CANCELLING = "CANCELLING"
+    PAUSING = "PAUSING"
+    PAUSED = "PAUSED"
 
     @property
     def has_ended(self) -> bool:
@@ -135,6 +137,45 @@ class JobEvent:
     def from_proto(cls, event: job_pb2.JobEvent) -> Self:
         time = to_datetime(event.time) if event.HasField("time") else None
         return cls(event.sequence, time, JobState.from_proto(event.state), event.attempt, event.message)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFile:
+    """One file of a checkpoint. `sha256` is that of its bytes, hex."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+    @classmethod
+    def from_proto(cls, file: checkpoint_service_pb2.CheckpointFile) -> Self:
+        return cls(file.name, file.size_bytes, file.sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The state of a job after a step, as files in a folder.
+
+    `uri` is a path of the server's machine or a URI; `weights_digest` means what it means in Result.
+    """
+
+    job_id: str
+    step: int
+    uri: str
+    create_time: datetime | None
+    files: tuple[CheckpointFile, ...]
+    weights_digest: str
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of all its files."""
+        return sum(file.size_bytes for file in self.files)
+
+    @classmethod
+    def from_proto(cls, checkpoint: checkpoint_service_pb2.Checkpoint) -> Self:
+        time = to_datetime(checkpoint.create_time) if checkpoint.HasField("create_time") else None
+        files = tuple(map(CheckpointFile.from_proto, checkpoint.files))
+        return cls(checkpoint.job_id, checkpoint.step, checkpoint.uri, time, files, checkpoint.weights_digest)
 
 
 @dataclass(frozen=True, slots=True)

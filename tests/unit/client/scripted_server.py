@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -16,6 +17,8 @@ from grpc_status import rpc_status
 
 from lockstep.v1 import (
     catalog_service_pb2_grpc,
+    checkpoint_service_pb2,
+    checkpoint_service_pb2_grpc,
     job_pb2,
     job_service_pb2,
     job_service_pb2_grpc,
@@ -82,7 +85,7 @@ class ScriptedServer:
 
     def _add_services(self) -> None:
         jobs = job_service_pb2_grpc.JobServiceServicer()
-        for name in ("SubmitJob", "GetJob", "ListJobs", "CancelJob"):
+        for name in ("SubmitJob", "GetJob", "ListJobs", "CancelJob", "PauseJob", "ResumeJob", "UpdateJob"):
             setattr(jobs, name, self._unary(name))
         jobs.WatchJob = self._stream("WatchJob")  # type: ignore[method-assign]
         metrics = metrics_service_pb2_grpc.MetricsServiceServicer()
@@ -91,9 +94,13 @@ class ScriptedServer:
         catalog = catalog_service_pb2_grpc.CatalogServiceServicer()
         for name in ("ListModels", "ListDatasets"):
             setattr(catalog, name, self._unary(name))
+        checkpoints = checkpoint_service_pb2_grpc.CheckpointServiceServicer()
+        checkpoints.ListCheckpoints = self._unary("ListCheckpoints")  # type: ignore[method-assign]
+        checkpoints.DownloadCheckpoint = self._stream("DownloadCheckpoint")  # type: ignore[method-assign]
         job_service_pb2_grpc.add_JobServiceServicer_to_server(jobs, self._server)
         metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(metrics, self._server)
         catalog_service_pb2_grpc.add_CatalogServiceServicer_to_server(catalog, self._server)
+        checkpoint_service_pb2_grpc.add_CheckpointServiceServicer_to_server(checkpoints, self._server)
 
     def _next_reply(self, method: str, request: Any, context: grpc.ServicerContext) -> Reply:
         self.requests[method].append(request)
@@ -154,6 +161,41 @@ def a_point(name: str, step: int, value: float, kind: str = "RESULT") -> metrics
 
 def points(cursor: str, *entries: metrics_service_pb2.MetricPoint) -> metrics_service_pb2.StreamMetricsResponse:
     return metrics_service_pb2.StreamMetricsResponse(points=entries, cursor=cursor)
+
+
+FILES = {"model.safetensors": b"weights" * 500, "training.safetensors": b"momentum" * 300}
+MANIFEST = b'{"step": 200}'
+
+
+def a_file(name: str, content: bytes) -> checkpoint_service_pb2.CheckpointFile:
+    digest = hashlib.sha256(content).hexdigest()
+    return checkpoint_service_pb2.CheckpointFile(name=name, size_bytes=len(content), sha256=digest)
+
+
+def a_checkpoint(step: int = 200, **fields: Any) -> checkpoint_service_pb2.Checkpoint:
+    """A checkpoint with FILES; as the workers report it, its manifest is not among them."""
+    files = fields.pop("files", None) or [a_file(name, content) for name, content in FILES.items()]
+    checkpoint = checkpoint_service_pb2.Checkpoint(
+        job_id="j-1", step=step, uri=f"/data/j-1/step-{step:012d}", weights_digest="ab" * 32, files=files, **fields
+    )
+    if not checkpoint.HasField("create_time"):
+        checkpoint.create_time.GetCurrentTime()
+    return checkpoint
+
+
+def checkpoints(*entries: checkpoint_service_pb2.Checkpoint, token: str = "") -> Any:
+    return checkpoint_service_pb2.ListCheckpointsResponse(checkpoints=entries, next_page_token=token)
+
+
+def a_download(
+    name: str = "model.safetensors", content: bytes | None = None, checkpoint: Any = None, chunk_bytes: int = 1000
+) -> list[checkpoint_service_pb2.DownloadCheckpointResponse]:
+    """The messages that bring a file."""
+    content = {**FILES, "manifest.json": MANIFEST}[name] if content is None else content
+    header = checkpoint_service_pb2.DownloadHeader(checkpoint=checkpoint or a_checkpoint(), file=a_file(name, content))
+    chunks = [content[start : start + chunk_bytes] for start in range(0, len(content), chunk_bytes)]
+    message = checkpoint_service_pb2.DownloadCheckpointResponse
+    return [message(header=header), *(message(chunk=chunk) for chunk in chunks)]
 
 
 def violations(reason: str, **description_by_field: str) -> tuple[Message, ...]:

@@ -6,10 +6,19 @@ import grpc
 import pytest
 
 import lockstep.client
-from lockstep.client import Client, DeadlineExceeded, JobState, LockstepError, MetricKind, MetricPoint, errors
+from lockstep.client import Client, DeadlineExceeded, Job, JobState, LockstepError, MetricKind, MetricPoint, errors
 from lockstep.v1 import catalog_service_pb2, job_pb2, job_service_pb2, metrics_service_pb2
 from lockstep.v1.job_spec_pb2 import JobSpec
-from tests.unit.client.scripted_server import UNAVAILABLE, Refusal, ScriptedServer, a_job, a_point
+from tests.unit.client.scripted_server import (
+    UNAVAILABLE,
+    Refusal,
+    ScriptedServer,
+    a_job,
+    a_point,
+    an_update,
+    checkpoints,
+    violations,
+)
 
 SPEC = {"name": "digits", "model": {"mlp": {"hidden_units": [64]}}, "training": {"seed": 7}}
 
@@ -50,17 +59,22 @@ def test_other_errors_than_an_absent_server_are_not_repeated(server: ScriptedSer
 def test_every_call_has_a_deadline_of_ten_seconds(server: ScriptedServer, client: Client):
     server.on("SubmitJob", a_job())
     server.on("GetJob", a_job())
-    server.on("CancelJob", a_job("CANCELLING"))
+    for method in ("CancelJob", "PauseJob", "ResumeJob", "UpdateJob"):
+        server.on(method, a_job("RUNNING"))
+    server.on("ListCheckpoints", checkpoints())
+    server.on("WatchJob", [an_update("RUNNING")])
     server.on("ListJobs", job_service_pb2.ListJobsResponse())
     server.on("ListMetrics", metrics_service_pb2.ListMetricsResponse())
     server.on("ListModels", catalog_service_pb2.ListModelsResponse())
     server.on("ListDatasets", catalog_service_pb2.ListDatasetsResponse())
     job = client.submit_job(SPEC)
-    job.refresh().cancel().metrics()
+    job.refresh().cancel().pause().resume().scale(2).metrics()
+    assert list(job.checkpoints()) == []
+    assert job.events() == []
     list(client.list_jobs())
     client.list_models()
     client.list_datasets()
-    assert len(server.seconds_left) == 7
+    assert len(server.seconds_left) == 12
     assert all(left is not None and 9 < left < 10.5 for left in server.seconds_left)
 
 
@@ -155,6 +169,7 @@ def test_all_pages_of_metrics_are_read_as_typed_points(server: ScriptedServer, c
 
 def test_a_job_tells_what_the_server_knows(server: ScriptedServer, client: Client):
     message = a_job("FAILED", state_reason="lost", attempt=2, restarts=1, curve_digest="c", hardware_class="cpu")
+    message.heals, message.running_workers = 4, 3
     message.create_time.FromDatetime(datetime(2024, 5, 17, 12, 0, tzinfo=UTC))
     message.progress.step, message.progress.total_steps, message.progress.epoch = 30, 60, 1.5
     message.error.reason, message.error.message, message.error.rank = "USER_ERROR", "division by zero", 0
@@ -162,6 +177,7 @@ def test_a_job_tells_what_the_server_knows(server: ScriptedServer, client: Clien
     job = client.get_job("j-1")
     assert (job.job_id, job.name, job.state, job.state_reason) == ("j-1", "digits", JobState.FAILED, "lost")
     assert (job.attempt, job.restarts, job.curve_digest, job.hardware_class) == (2, 1, "c", "cpu")
+    assert (job.heals, job.running_workers) == (4, 3)
     assert job.create_time == datetime(2024, 5, 17, 12, 0, tzinfo=UTC)
     assert (job.start_time, job.end_time, job.result) == (None, None, None)
     assert (job.progress.step, job.progress.total_steps, job.progress.epoch) == (30, 60, 1.5)
@@ -208,3 +224,51 @@ def test_cancelling_a_job_that_has_ended_is_refused(server: ScriptedServer, clie
     server.on("CancelJob", Refusal(grpc.StatusCode.FAILED_PRECONDITION, "job j-1 has ended: it is SUCCEEDED"))
     with pytest.raises(errors.FailedPrecondition, match=r"^job j-1 has ended: it is SUCCEEDED$"):
         client.get_job("j-1").cancel()
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "state"),
+    [("PauseJob", Job.pause, "PAUSING"), ("ResumeJob", Job.resume, "QUEUED"), ("CancelJob", Job.cancel, "CANCELLING")],
+)
+def test_a_change_of_state_returns_the_job_as_it_is_then(server: ScriptedServer, client: Client, method, change, state):
+    server.on("GetJob", a_job("RUNNING"))
+    server.on(method, UNAVAILABLE, a_job(state), Refusal(grpc.StatusCode.FAILED_PRECONDITION, "job j-1 has ended"))
+    job = client.get_job("j-1")
+    assert change(job) is job
+    assert job.state == state
+    assert [request.job_id for request in server.requests[method]] == ["j-1", "j-1"]
+    with pytest.raises(errors.FailedPrecondition, match=r"^job j-1 has ended$"):
+        change(job)
+
+
+def test_scaling_asks_for_a_number_of_workers_and_for_nothing_else(server: ScriptedServer, client: Client):
+    server.on("GetJob", a_job("RUNNING"))
+    server.on("UpdateJob", a_job("RUNNING", spec=JobSpec(resources={"workers": 3})))
+    assert client.get_job("j-1").scale(3).spec.resources.workers == 3
+    assert server.requests["UpdateJob"] == [job_service_pb2.UpdateJobRequest(job_id="j-1", workers=3)]
+
+
+def test_scaling_out_of_bounds_is_an_invalid_spec(server: ScriptedServer, client: Client):
+    details = violations("SPEC_INVALID", resources__workers="must be at most 4 (resources.shards), is 9")
+    server.on("GetJob", a_job("RUNNING"))
+    server.on("UpdateJob", Refusal(grpc.StatusCode.INVALID_ARGUMENT, "invalid", details))
+    with pytest.raises(errors.InvalidSpec, match=r"^resources\.workers: must be at most 4"):
+        client.get_job("j-1").scale(9)
+
+
+@pytest.mark.parametrize("details", [violations("MESSAGE_TOO_LARGE")[:1], ()], ids=["by us", "by gRPC"])
+def test_a_spec_that_is_too_large_is_an_invalid_spec(server: ScriptedServer, client: Client, details):
+    refusal = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "the request has 5,000,000 bytes", details)
+    server.on("SubmitJob", refusal)
+    server.on("GetJob", refusal)
+    with pytest.raises(errors.InvalidSpec, match=r"^the request has 5,000,000 bytes$") as caught:
+        client.submit_job(SPEC)
+    assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    with pytest.raises(errors.ResourceExhausted):
+        client.get_job("j-1")
+
+
+def test_a_quota_that_is_used_up_is_no_invalid_spec(server: ScriptedServer, client: Client):
+    server.on("SubmitJob", Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "no more", violations("QUOTA_EXCEEDED")[:1]))
+    with pytest.raises(errors.ResourceExhausted, match=r"^no more$"):
+        client.submit_job(SPEC)

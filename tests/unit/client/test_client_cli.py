@@ -9,10 +9,17 @@ import yaml
 
 from lockstep.client.cli import output
 from lockstep.v1.catalog_service_pb2 import ListDatasetsResponse, ListModelsResponse
-from lockstep.v1.job_service_pb2 import ListJobsResponse
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.metrics_service_pb2 import ListMetricsResponse
-from tests.unit.client.scripted_server import Refusal, ScriptedServer, a_job, a_point, an_update, points, violations
+from tests.unit.client.scripted_server import (
+    Refusal,
+    ScriptedServer,
+    a_job,
+    a_point,
+    an_update,
+    points,
+    violations,
+)
 
 SPEC = "name: digits\nmodel: {mlp: {}}\ntraining: {seed: 7}\n"
 SUCCEEDED = {"result": {"weights_digest": "ab12", "final_metrics": {"val_accuracy": 0.97}}}
@@ -82,6 +89,7 @@ def test_interrupting_a_followed_submit_leaves_the_job_running(server: ScriptedS
 
 REFUSALS = [
     (Refusal(grpc.StatusCode.INVALID_ARGUMENT, "no", violations("SPEC_INVALID", name="is bad")), 3, "name: is bad"),
+    (Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "too large"), 3, "too large"),
     (Refusal(grpc.StatusCode.ALREADY_EXISTS, "request_id taken"), 7, "request_id taken"),
     (Refusal(grpc.StatusCode.FAILED_PRECONDITION, "too small"), 7, "too small"),
     (Refusal(grpc.StatusCode.INTERNAL, "an error in the server"), 1, "an error in the server"),
@@ -102,7 +110,7 @@ def test_a_spec_that_cannot_be_read_exits_with_3(server: ScriptedServer, lockste
     assert not server.requests
 
 
-@pytest.mark.parametrize("command", ["get", "describe", "metrics", "watch", "wait", "cancel"])
+@pytest.mark.parametrize("command", ["get", "describe", "metrics", "watch", "wait", "cancel", "pause", "resume"])
 def test_a_job_that_is_not_there_exits_with_4(server: ScriptedServer, lockstep, command: str):
     server.on("GetJob", Refusal(grpc.StatusCode.NOT_FOUND, "there is no job j-9"))
     assert lockstep(command, "j-9") == (4, "", "lockstep: there is no job j-9\n")
@@ -114,92 +122,14 @@ def test_an_absent_server_exits_with_5(lockstep, unreachable: str):
     assert err.startswith(f"lockstep: no Lockstep server answers at {unreachable}; start one with `lockstep serve`")
 
 
-@pytest.mark.parametrize("arguments", [["submit"], ["nonsense"], ["ls", "--nonsense"], ["ls", "-l", "team"]])
+CHANGES = [["scale", "j-1"], ["scale", "j-1", "--workers", "0"], ["download", "j-1"], ["pause"]]
+
+
+@pytest.mark.parametrize("arguments", [["submit"], ["nonsense"], ["ls", "--nonsense"], ["ls", "-l", "team"], *CHANGES])
 def test_a_wrong_command_line_exits_with_2(lockstep, arguments: list[str]):
     code, out, err = lockstep(*arguments)
     assert (code, out) == (2, "")
     assert "Usage: lockstep" in err
-
-
-def test_ls_fits_80_columns_and_shows_whole_ids(server: ScriptedServer, lockstep):
-    progress = {"step": 45, "total_steps": 100, "epoch": 1.0}
-    long_name = JobSpec(name="a-very-" + "long-" * 11 + "name")
-    ids = ["01hzzzzzzzzzzzzzzzzzzzzzzz", "0190a0c5-7e4e-7d2c-9f6a-0d6f2b1c3d4e"]
-    jobs = [a_job("RUNNING", ids[0], spec=long_name, progress=progress), a_job("QUEUED", ids[1])]
-    server.on("ListJobs", ListJobsResponse(jobs=jobs))
-    code, out, err = lockstep("ls", "-l", "team=vision", "--state", "RUNNING", "--state", "queued")
-    assert (code, err) == (0, "")
-    header, first, second = out.splitlines()
-    assert header.split() == ["JOB", "NAME", "STATE", "DONE", "CREATED"]
-    assert first.split() == [ids[0], first.split()[1], "RUNNING", "45", "%", "now"]
-    assert second.split() == [ids[1], "digits", "QUEUED", "now"]
-    assert all(len(line) <= 80 for line in out.splitlines())
-    (request,) = server.requests["ListJobs"]
-    assert (dict(request.labels), list(request.states)) == ({"team": "vision"}, [3, 1])
-
-
-def test_ls_as_json_has_all_jobs(server: ScriptedServer, lockstep):
-    server.on(
-        "ListJobs",
-        ListJobsResponse(jobs=[a_job(job_id="j-2")], next_page_token="more"),
-        ListJobsResponse(jobs=[a_job(job_id="j-1")]),
-    )
-    code, out, _ = lockstep("ls", "-o", "json")
-    assert code == 0
-    assert [(job["job_id"], job["state"]) for job in json.loads(out)] == [
-        ("j-2", "JOB_STATE_QUEUED"),
-        ("j-1", "JOB_STATE_QUEUED"),
-    ]
-
-
-def test_ls_without_jobs_says_so_on_standard_error(server: ScriptedServer, lockstep):
-    server.on("ListJobs", ListJobsResponse())
-    assert lockstep("ls") == (0, "", "no jobs\n")
-    assert lockstep("ls", "-o", "json") == (0, "[]\n", "")
-
-
-def test_get_prints_the_json_form_with_the_field_names_of_the_contract(server: ScriptedServer, lockstep):
-    server.on("GetJob", a_job("SUCCEEDED", progress={"step": 60, "total_steps": 60, "epoch": 3}, **SUCCEEDED))
-    _, as_json, _ = lockstep("get", "j-1")
-    _, as_yaml, _ = lockstep("get", "j-1", "-o", "yaml")
-    job = json.loads(as_json)
-    assert job["job_id"] == "j-1"
-    assert job["progress"] == {"step": "60", "total_steps": "60", "epoch": 3.0}
-    assert job["result"] == {"weights_digest": "ab12", "final_metrics": {"val_accuracy": 0.97}}
-    assert yaml.safe_load(as_yaml) == job
-
-
-def test_describe_tells_everything_of_a_failed_job(server: ScriptedServer, lockstep):
-    error = {
-        "reason": "USER_ERROR",
-        "message": "division by zero",
-        "traceback": "Trace [red]\n  x/0\x1b[2J\n",
-        "rank": 1,
-    }
-    progress = {"step": 30, "total_steps": 60, "epoch": 1.5}
-    failed = an_update("FAILED", (1, "queued"), (2, "failed"), error=error, progress=progress, attempt=1)
-    server.on("GetJob", failed.job)
-    server.on("WatchJob", [failed])
-    code, out, err = lockstep("describe", "j-1")
-    assert (code, err) == (0, "")
-    for told in (
-        "state     FAILED",
-        "progress  epoch 1.5/3, step 30 of 60",
-        "USER_ERROR (rank 1): division by zero",
-        "Trace [red]\n  x/0\N{REPLACEMENT CHARACTER}[2J\n",
-        "FAILED      attempt 1   queued",
-        "  max_epochs: 3",
-    ):
-        assert told in out
-
-
-def test_describe_tells_the_result_of_a_job(server: ScriptedServer, lockstep):
-    done = an_update("SUCCEEDED", (1, "done"), **SUCCEEDED)
-    server.on("GetJob", done.job)
-    server.on("WatchJob", [done])
-    _, out, _ = lockstep("describe", "j-1")
-    assert "val_accuracy  0.97" in out
-    assert "weights       ab12" in out
 
 
 def test_metrics_as_csv_keep_their_bits_and_put_results_first(server: ScriptedServer, lockstep):

@@ -115,8 +115,9 @@ def test_ctrl_c_while_following_leaves_the_job_and_says_so(server: ScriptedServe
 def test_help_lists_every_command_and_the_exit_codes(server: ScriptedServer):
     done = run(server, "--help")
     assert done.returncode == 0
-    jobs, others = ("submit", "ls", "get", "describe", "metrics", "watch", "wait", "cancel"), ("models", "datasets")
-    for command in (*jobs, *others, "version", "serve"):
+    jobs = ("submit", "ls", "get", "describe", "metrics", "watch", "wait", "cancel", "pause", "resume", "scale")
+    others = ("checkpoints", "download", "models", "datasets", "version", "serve")
+    for command in (*jobs, *others):
         assert f"\n  {command} " in done.stdout
     assert "Exit codes:" in done.stdout
     assert "\n  5  the server cannot be reached\n" in done.stdout

@@ -16,8 +16,10 @@ model:     {lenet: {pooling: max}}
 data:      {idx: {root: ../shared/data/mnist}}
 optimizer: {sgd: {learning_rate: 1e-1, momentum: 0.9}}
 training:  {max_steps: 1000, batch_size: 256, seed: 7}
-resources: {workers: 2, shards: 4, cpus_per_worker: 0.5, gpus_per_worker: 0}
-recovery:  {max_restarts: 3}
+resources: {workers: 2, min_workers: 1, shards: 4, cpus_per_worker: 0.5, gpus_per_worker: 0}
+recovery:  {max_restarts: 3, checkpoint_every_steps: 200, keep_checkpoints: 4, hang_timeout_s: 5,
+            checkpoint_uri: s3://bucket/runs}
+init_from: {job_id: job-1, step: 200}
 labels:    {team: vision, a.b/c: "7"}
 """
 
@@ -77,7 +79,7 @@ def test_an_empty_section_is_not_set(tmp_path: Path):
     assert load_text(tmp_path, "name: x\ntraining:\nresources: {}") == load_spec({"name": "x", "resources": {}})
 
 
-ALLOWED = "name, model, data, optimizer, training, resources, recovery, labels"
+ALLOWED = "name, model, data, optimizer, training, resources, recovery, labels, init_from"
 MODELS = "linear_regression, softmax_regression, mlp, lenet"
 BAD_FIELDS = [
     ("training: {batchsize: 3}", "training.batchsize: unknown key; did you mean batch_size?"),

@@ -7,6 +7,7 @@ import pytest
 
 from lockstep.client import Client, JobCancelled, JobFailed, JobState, LockstepError, NotFound, Unavailable, WaitTimeout
 from lockstep.client.job import Job
+from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.metrics_service_pb2 import ListMetricsResponse
 from tests.unit.client.scripted_server import (
     UNAVAILABLE,
@@ -209,6 +210,75 @@ def test_progress_on_a_terminal_is_a_bar(server: ScriptedServer, job: Job, capsy
     shown = capsys.readouterr().err
     assert "epoch 3/3" in shown
     assert "loss 0.25" in shown
+
+
+def test_all_events_are_read_however_many_messages_they_take(server: ScriptedServer, job: Job):
+    def page(request):
+        first = request.after_sequence + 1
+        return an_update("RUNNING", *((number, f"event {number}") for number in range(first, min(first + 500, 1_201))))
+
+    server.on("WatchJob", page)
+    assert [event.sequence for event in job.events()] == list(range(1, 1_201))
+    assert [request.after_sequence for request in server.requests["WatchJob"]] == [0, 500, 1000, 1200]
+
+
+def test_reading_events_does_not_wait_for_the_next(server: ScriptedServer, job: Job, release):
+    def hold(context: grpc.ServicerContext) -> None:
+        release.wait(timeout=30)
+
+    server.on("WatchJob", [an_update("QUEUED", (1, "queued")), hold], [an_update("PAUSED"), hold])
+    assert [event.message for event in job.events()] == ["queued"]
+    assert job.state is JobState.PAUSED
+
+
+def test_a_watch_goes_on_while_the_job_is_paused(server: ScriptedServer, job: Job):
+    paused = [an_update("PAUSING", (1, "pausing")), an_update("PAUSED", (2, "paused"))]
+    server.on("WatchJob", [*paused, UNAVAILABLE], [an_update("QUEUED", (3, "resumed")), *WHOLE_LIFE[2:]])
+    assert job.wait().state is JobState.SUCCEEDED
+    assert [request.after_sequence for request in server.requests["WatchJob"]] == [0, 2]
+
+
+def test_waiting_for_a_paused_job_ends_at_its_timeout(server: ScriptedServer, job: Job, release):
+    server.on("WatchJob", [an_update("PAUSED"), lambda context: release.wait(timeout=30)])
+    with pytest.raises(WaitTimeout, match=r"^j-1 has not ended after 0.2 s: it is PAUSED$"):
+        job.wait(timeout_s=0.2)
+
+
+def test_progress_tells_of_lost_workers_heals_and_pauses(server: ScriptedServer, job: Job, capsys):
+    half = {"step": 30, "total_steps": 60, "epoch": 1.5}
+    spec = JobSpec(training={"max_epochs": 3}, resources={"workers": 3})
+    healed = an_update("RUNNING", (2, "healed"), progress=half, heals=1, running_workers=2, spec=spec)
+    server.on("WatchJob", [healed, an_update("PAUSED", (3, "by its owner"), progress=half), WHOLE_LIFE[2]])
+    server.on("ListMetrics", ListMetricsResponse())
+    job.wait(progress=True)
+    assert capsys.readouterr().err.splitlines() == [
+        "running: healed",
+        "epoch 1.5/3  2 of 3 workers  1 heal  step 30/60",
+        "paused: by its owner",
+        "succeeded: done",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("state", "shown"),
+    [
+        ("PAUSING", "pausing at epoch 1.5/3"),
+        ("PAUSED", "paused at epoch 1.5/3"),
+        ("RUNNING", "2 of 3 workers  2 heals"),
+    ],
+)
+def test_the_bar_tells_where_the_job_stands(server: ScriptedServer, job: Job, capsys, monkeypatch, state, shown):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "160")
+    half = {"step": 30, "total_steps": 60, "epoch": 1.5}
+    spec = JobSpec(training={"max_epochs": 3}, resources={"workers": 3})
+    update = an_update(state, progress=half, heals=2, running_workers=2, spec=spec)
+    server.on("WatchJob", [update, Refusal(grpc.StatusCode.NOT_FOUND, "the job was deleted")])
+    server.on("ListMetrics", ListMetricsResponse())
+    with pytest.raises(NotFound):
+        job.wait(progress=True)
+    assert shown in capsys.readouterr().err
 
 
 def test_a_watch_of_a_closed_client_says_so(server: ScriptedServer, client: Client, job: Job):

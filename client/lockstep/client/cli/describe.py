@@ -10,18 +10,18 @@ from rich.text import Text
 from lockstep.client import _yaml
 from lockstep.client.cli import output
 from lockstep.client.job import Job
-from lockstep.client.progress import describe_epoch
+from lockstep.client.progress import describe_epoch, describe_workers
 from lockstep.client.spec import message_to_dict
-from lockstep.client.types import Failure, JobEvent, Result
+from lockstep.client.types import Checkpoint, Failure, JobEvent, Result
 
 
-def print_job(job: Job, events: Sequence[JobEvent]) -> None:
-    """Print everything about a job that a person may ask."""
+def print_job(job: Job, events: Sequence[JobEvent], newest: Checkpoint | None) -> None:
+    """Print everything about a job that a person may ask; `newest` is its newest checkpoint."""
     console = output.console()
     facts = output.make_table(show_header=False)
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column(overflow="fold")
-    for name, value in _facts(job):
+    for name, value in _facts(job, newest):
         if value:
             facts.add_row(name, value)
     console.print(facts)
@@ -36,7 +36,7 @@ def print_job(job: Job, events: Sequence[JobEvent]) -> None:
     console.print(output.plain(_yaml.dump(message_to_dict(job.spec))).rstrip("\n"), soft_wrap=True)
 
 
-def _facts(job: Job) -> list[tuple[str, str | Text]]:
+def _facts(job: Job, newest: Checkpoint | None) -> list[tuple[str, str | Text]]:
     progress = job.progress
     steps = f"step {progress.step} of {progress.total_steps}" if progress.total_steps else f"step {progress.step}"
     took = output.duration((job.end_time - job.start_time).total_seconds()) if job.end_time and job.start_time else ""
@@ -50,12 +50,20 @@ def _facts(job: Job) -> list[tuple[str, str | Text]]:
         ("ended", output.ago(job.end_time)),
         ("took", took),
         ("progress", f"{describe_epoch(job)}, {steps}" if progress.step else ""),
+        ("workers", describe_workers(job)),
         ("attempt", str(job.attempt or "")),
         ("restarts", str(job.restarts or "")),
+        ("heals", str(job.heals or "")),
+        ("checkpoint", _describe_checkpoint(newest) if newest else ""),
         ("hardware", output.plain(job.hardware_class)),
         ("engine", output.plain(job.engine_version)),
         ("curve", job.curve_digest),
     ]
+
+
+def _describe_checkpoint(checkpoint: Checkpoint) -> str:
+    facts = (f"step {checkpoint.step}", output.size(checkpoint.size_bytes), output.ago(checkpoint.create_time))
+    return output.plain(f"{', '.join(fact for fact in facts if fact)}: {checkpoint.uri}")
 
 
 def _print_result(console: Console, result: Result) -> None:

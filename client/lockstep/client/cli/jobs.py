@@ -1,4 +1,4 @@
-"""Commands on jobs: submit, ls, get, describe, watch, wait, cancel."""
+"""Commands on jobs: submit, ls, get, describe, watch, wait."""
 
 from __future__ import annotations
 
@@ -16,14 +16,28 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.")]
-StateName = Annotated[
+_STATES = [state.lower() for state in JobState if state is not JobState.UNSPECIFIED]
+
+
+def _state(text: str) -> JobState:
+    if text.lower() not in _STATES:
+        raise typer.BadParameter(f"{text!r} is not one of {', '.join(_STATES)}")
+    return JobState(text.upper())
+
+
+States = Annotated[
     list[JobState] | None,
-    typer.Option("--state", metavar="STATE", case_sensitive=False, help="Only jobs in this state; may be repeated."),
+    typer.Option(
+        "--state",
+        metavar="STATE",
+        parser=_state,
+        help=f"Only jobs in this state: {', '.join(_STATES)}; may be repeated.",
+    ),
 ]
 
 
 def add_to(app: typer.Typer) -> None:
-    for command in (submit, ls, get, describe_job, watch, wait, cancel):
+    for command in (submit, ls, get, describe_job, watch, wait):
         app.command(command.__name__.removesuffix("_job"))(command)
 
 
@@ -67,7 +81,7 @@ def ls(
         list[str] | None,
         typer.Option("--label", "-l", metavar="LABEL=VALUE", help="Only jobs with this label; may be repeated."),
     ] = None,
-    state: StateName = None,
+    state: States = None,
 ) -> None:
     """List jobs, newest first."""
     labels = dict(_label(text) for text in label or ())
@@ -96,14 +110,12 @@ def get(
 
 
 def describe_job(context: typer.Context, job_id: JobId) -> None:
-    """Tell about a job: spec, state, what happened, progress, result or error."""
+    """Tell about a job: spec, state, what happened, progress, newest checkpoint, result or error."""
     from lockstep.client.cli import describe
 
     with client_of(context) as client:
         job = client.get_job(job_id)
-        # The first message of a watch holds all past events.
-        first = next(job.watch(), None)
-        describe.print_job(first.job if first else job, first.events if first else ())
+        describe.print_job(job, job.events(), next(job.checkpoints(), None))
 
 
 def watch(context: typer.Context, job_id: JobId) -> None:
@@ -124,7 +136,7 @@ def wait(
     job_id: JobId,
     timeout: Annotated[float | None, typer.Option(metavar="SECONDS", min=0, help="Give up after this long.")] = None,
 ) -> None:
-    """Wait until a job has ended; the exit code tells how."""
+    """Wait until a job has ended, also while it is paused; the exit code tells how."""
     with client_of(context) as client:
         try:
             client.get_job(job_id).wait(timeout)
@@ -132,13 +144,6 @@ def wait(
             say(f"\n{job_id} goes on")
             raise typer.Exit(exit_codes.INTERRUPTED) from None
         say(f"{job_id} succeeded")
-
-
-def cancel(context: typer.Context, job_id: JobId) -> None:
-    """Ask a job to stop."""
-    with client_of(context) as client:
-        job = client.get_job(job_id).cancel()
-    say(f"{job_id} is {job.state.lower()}")
 
 
 def _follow(job: Job) -> None:
@@ -168,8 +173,13 @@ def _table_of(jobs: list[Job]) -> Table:
     table.add_column("NAME", overflow="ellipsis")  # the only one that may give way
     table.add_column("STATE", no_wrap=True)
     table.add_column("DONE", no_wrap=True, justify="right")
+    table.add_column("WORKERS", no_wrap=True, justify="right")
+    if some_healed := any(job.heals for job in jobs):
+        table.add_column("HEALS", no_wrap=True, justify="right")
     table.add_column("CREATED", no_wrap=True)
     for job in jobs:
-        name, done, created = output.plain(job.name), output.progress_text(job), output.ago(job.create_time)
-        table.add_row(job.job_id, name, output.state_text(job.state), done, created)
+        workers = f"{job.running_workers}/{job.spec.resources.workers}" if job.running_workers else ""
+        heals = [str(job.heals or "")] if some_healed else []
+        name, state, done = output.plain(job.name), output.state_text(job.state), output.progress_text(job)
+        table.add_row(job.job_id, name, state, done, workers, *heals, output.ago(job.create_time))
     return table

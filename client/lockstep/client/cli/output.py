@@ -21,6 +21,8 @@ _STYLE_BY_STATE = {
     JobState.FAILED: "red",
     JobState.CANCELLED: "yellow",
     JobState.CANCELLING: "yellow",
+    JobState.PAUSING: "blue",
+    JobState.PAUSED: "blue",
     JobState.RUNNING: "cyan",
 }
 
@@ -90,6 +92,13 @@ def duration(seconds: float) -> str:
         if seconds < below_s:
             return f"{seconds / length_s:.0f} {unit}"
     return f"{seconds / 86_400:.0f} d"
+
+
+def size(size_bytes: int) -> str:
+    """A number of bytes as people say it, such as "4.2 MB"."""
+    from rich.filesize import decimal
+
+    return decimal(size_bytes)
 
 
 def progress_text(job: Job) -> str:
