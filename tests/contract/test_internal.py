@@ -4,38 +4,33 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
+from lockstep.v1.checkpoint_service_pb2 import Checkpoint, CheckpointFile
 from lockstep.v1.internal_service_pb2 import LauncherReady, StartGang
 from lockstep.v1.internal_service_pb2_grpc import InternalServiceStub
 from lockstep.v1.job_pb2 import (
-    JOB_STATE_CANCELLED,
-    JOB_STATE_CANCELLING,
     JOB_STATE_FAILED,
     JOB_STATE_QUEUED,
-    JOB_STATE_RUNNING,
     JOB_STATE_SUCCEEDED,
-    Job,
 )
-from lockstep.v1.job_service_pb2 import CancelJobRequest, GetJobRequest, SubmitJobRequest, WatchJobRequest
 from lockstep.v1.metrics_service_pb2 import ListMetricsRequest
-from tests.unit.server.harness import Running, ScriptedLauncher, digits_spec, loss_at, run, serving, status_of
+from tests.unit.server.harness import Running, ScriptedLauncher, fetch, loss_at, run, serving, status_of
+
+LATE = Timestamp(seconds=10**15)
 
 
 async def start_job(server: Running, **changes: object) -> tuple[ScriptedLauncher, StartGang]:
     launcher = server.launcher()
     await launcher.be_ready()
-    await server.jobs.SubmitJob(SubmitJobRequest(spec=digits_spec(**changes)))
+    await server.submit(**changes)
     return launcher, await launcher.next_start()
 
 
-async def get(server: Running, job_id: str) -> Job:
-    return await server.jobs.GetJob(GetJobRequest(job_id=job_id))
-
-
-async def messages(server: Running, job_id: str) -> list[str]:
-    """Return the messages of all events of a job that has ended."""
-    responses = [r async for r in server.jobs.WatchJob(WatchJobRequest(job_id=job_id))]
-    return [event.message for response in responses for event in response.events]
+def with_file(**changes: object) -> Checkpoint:
+    """Make a checkpoint whose only file is right but for the changes."""
+    given: dict[str, object] = {"name": "model.safetensors", "size_bytes": 1, "sha256": "a" * 64}
+    return Checkpoint(step=1, uri="/c", files=[CheckpointFile(**(given | changes))])  # type: ignore[arg-type]
 
 
 def test_a_launcher_without_the_token_is_refused(tmp_path: Path) -> None:
@@ -69,7 +64,7 @@ def test_a_report_is_taken_once(tmp_path: Path) -> None:
                 assert response.acknowledged_sequence == 1
             await launcher.report(gang, 2, step=2)
             assert (await launcher.report(gang, 1, step=1)).acknowledged_sequence == 2
-            assert (await get(server, gang.job_id)).progress.step == 2
+            assert (await server.get(gang.job_id)).progress.step == 2
             listed = await server.metrics.ListMetrics(ListMetricsRequest(job_id=gang.job_id))
             assert len(listed.points) == 1
 
@@ -95,7 +90,7 @@ def test_reports_of_others_are_refused(tmp_path: Path) -> None:
             for changes in ({"token": "wrong"}, {"token": ""}, {"attempt": 2}, {"job_id": "job-other"}):
                 error = await status_of(launcher.report(gang, 1, **changes))  # type: ignore[arg-type]
                 assert error.code() is grpc.StatusCode.PERMISSION_DENIED
-            assert (await get(server, gang.job_id)).progress.step == 0
+            assert (await server.get(gang.job_id)).progress.step == 0
 
     run(scenario())
 
@@ -112,6 +107,22 @@ def test_reports_of_others_are_refused(tmp_path: Path) -> None:
         ("points[0].kind", {"points": [loss_at(1, 0.5, kind=0)]}),
         ("points[0].kind", {"points": [loss_at(1, 0.5, kind=9)]}),
         ("progress", {"step": -1}),
+        ("generation", {"generation": -1}),
+        ("heals", {"heals": -1}),
+        ("checkpoints[0].step", {"checkpoints": [Checkpoint(step=-1, uri="/c")]}),
+        ("checkpoints[0].uri", {"checkpoints": [Checkpoint(step=1)]}),
+        ("checkpoints[0].uri", {"checkpoints": [Checkpoint(step=1, uri="/c\n")]}),
+        ("checkpoints[0].weights_digest", {"checkpoints": [Checkpoint(step=1, uri="/c", weights_digest="xyz")]}),
+        (
+            "checkpoints[0].create_time",
+            {"checkpoints": [Checkpoint(step=1, uri="/c", create_time=LATE)]},
+        ),
+        ("checkpoints[0].files[0].name", {"checkpoints": [with_file(name="../x")]}),
+        ("checkpoints[0].files[0].name", {"checkpoints": [with_file(name="..")]}),
+        ("checkpoints[0].files[0].name", {"checkpoints": [with_file(name="")]}),
+        ("checkpoints[0].files[0].size_bytes", {"checkpoints": [with_file(size_bytes=-1)]}),
+        ("checkpoints[0].files[0].sha256", {"checkpoints": [with_file(sha256="A" * 64)]}),
+        ("removed_checkpoint_steps", {"removed_checkpoint_steps": [1] * 10_001}),
     ],
 )
 def test_a_malformed_report_is_refused_and_changes_nothing(
@@ -129,7 +140,68 @@ def test_a_malformed_report_is_refused_and_changes_nothing(
     run(scenario())
 
 
-def test_a_lost_worker_starts_the_next_attempt_and_fences_the_last(tmp_path: Path) -> None:
+def test_each_generation_counts_its_reports_anew_and_fences_those_before(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            launcher, gang = await start_job(server)
+            for sequence in (1, 2):
+                await launcher.report(gang, sequence, step=sequence)
+            assert (await launcher.report(gang, 1, generation=3, step=2)).acknowledged_sequence == 1
+            for sequence in (2, 3):
+                error = await status_of(launcher.report(gang, sequence, generation=2, step=9))
+                assert error.code() is grpc.StatusCode.PERMISSION_DENIED
+                assert "generation 2" in error.details()
+            error = await status_of(launcher.report(gang, 3, generation=3))
+            assert error.details() == "sequence is 3; the next report is 2"
+            error = await status_of(launcher.report(gang, 2, generation=4))
+            assert error.details() == "sequence is 2; the next report is 1"
+            assert (await server.get(gang.job_id)).progress.step == 2
+
+    run(scenario())
+
+
+def test_heals_and_notes_of_a_report_are_taken_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            launcher, gang = await start_job(server)
+            await launcher.report(gang, 1)
+            for _ in range(2):
+                await launcher.report(gang, 2, heals=2, notes=["rank 1 was lost", "", "x" * 3000])
+            assert (await server.get(gang.job_id)).heals == 2
+            await launcher.report(gang, 3, digest="abc")
+            told = await server.messages(gang.job_id)
+            assert told == [*told[:3], "rank 1 was lost", "x" * 1997 + "...", "all steps are done"]
+            assert "lockstep_job_heals_total 2.0" in fetch(server.application.http_address, "/metrics")[1]
+
+    run(scenario())
+
+
+def test_an_order_to_start_says_where_checkpoints_go(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            launcher, gang = await start_job(server)
+            assert gang.checkpoint_uri == f"{tmp_path}/checkpoints/{gang.job_id}"
+            assert gang.init_from_uri == ""
+            await server.submit(recovery={"checkpoint_uri": "s3://bucket/runs/"})
+            elsewhere = await launcher.next_start()
+            assert elsewhere.checkpoint_uri == f"s3://bucket/runs/{elsewhere.job_id}"
+
+    run(scenario())
+
+
+def test_a_relative_data_folder_gives_an_absolute_folder_of_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with serving(Path("data")) as server:
+            _, gang = await start_job(server)
+            assert gang.checkpoint_uri == f"{tmp_path}/data/checkpoints/{gang.job_id}"
+
+    monkeypatch.chdir(tmp_path)
+    run(scenario())
+
+
+def test_lost_workers_are_followed_by_the_next_attempt_which_fences_the_last(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(tmp_path) as server:
             launcher, first = await start_job(server)
@@ -138,12 +210,12 @@ def test_a_lost_worker_starts_the_next_attempt_and_fences_the_last(tmp_path: Pat
             second = await launcher.next_start()
             assert (second.attempt, second.attempt_token != first.attempt_token) == (2, True)
             assert (await status_of(launcher.report(first, 2))).code() is grpc.StatusCode.PERMISSION_DENIED
-            job = await get(server, first.job_id)
-            assert (job.restarts, job.progress.step) == (1, 0)
+            job = await server.get(first.job_id)
+            assert (job.restarts, job.progress.step) == (1, 5)
             # The curve comes again and is the same; a value that differs is told.
             await launcher.report(second, 1, points=[loss_at(1, 0.5), loss_at(2, 0.4)])
             await launcher.report(second, 2, points=[loss_at(2, 0.4)], digest="abc")
-            assert not [text for text in await messages(server, first.job_id) if "DIFFERS" in text]
+            assert not [text for text in await server.messages(first.job_id) if "DIFFERS" in text]
 
     run(scenario())
 
@@ -156,7 +228,7 @@ def test_a_curve_that_differs_in_the_next_attempt_is_an_event(tmp_path: Path) ->
             await launcher.gang_stopped(first, "WORKER_LOST")
             second = await launcher.next_start()
             await launcher.report(second, 1, points=[loss_at(1, 0.6)], digest="abc")
-            assert len([text for text in await messages(server, first.job_id) if "THE CURVE DIFFERS" in text]) == 1
+            assert len([text for text in await server.messages(first.job_id) if "THE CURVE DIFFERS" in text]) == 1
 
     run(scenario())
 
@@ -190,93 +262,11 @@ def test_resources_are_free_only_when_the_gang_is_gone(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(tmp_path) as server:
             launcher, gang = await start_job(server, resources={"workers": 2})
-            waiting = await server.jobs.SubmitJob(SubmitJobRequest(spec=digits_spec()))
+            waiting = await server.submit()
             await launcher.report(gang, 1, digest="abc")
-            assert (await get(server, gang.job_id)).state == JOB_STATE_SUCCEEDED
-            assert (await get(server, waiting.job_id)).state == JOB_STATE_QUEUED
+            assert (await server.get(gang.job_id)).state == JOB_STATE_SUCCEEDED
+            assert (await server.get(waiting.job_id)).state == JOB_STATE_QUEUED
             await launcher.gang_stopped(gang)
             assert (await launcher.next_start()).job_id == waiting.job_id
-
-    run(scenario())
-
-
-def test_a_launcher_that_is_lost_sends_its_jobs_back_to_the_queue(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with serving(tmp_path) as server:
-            launcher, gang = await start_job(server, resources={"workers": 2})
-            await launcher.report(gang, 1)
-            await launcher.leave()
-            job = await server.reaches(gang.job_id, JOB_STATE_QUEUED)
-            assert (job.restarts, job.state_reason.startswith("the launcher was lost")) == (0, True)
-            assert (await status_of(launcher.report(gang, 2))).code() is grpc.StatusCode.PERMISSION_DENIED
-            second = server.launcher()
-            await second.be_ready()
-            again = await second.next_start()
-            assert (again.job_id, again.attempt) == (gang.job_id, 2)
-
-    run(scenario())
-
-
-def test_a_new_launcher_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with serving(tmp_path) as server:
-            first, gang = await start_job(server)
-            await first.report(gang, 1)
-            second = server.launcher()
-            await second.be_ready()
-            assert (await second.next_start()).attempt == 2
-            assert (await status_of(first.call.read())).code() is grpc.StatusCode.UNAVAILABLE
-            # What the first one still says is about gangs that are given up.
-            assert (await get(server, gang.job_id)).attempt == 2
-
-    run(scenario())
-
-
-def test_a_job_that_is_stopping_when_the_launcher_is_lost_is_cancelled(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with serving(tmp_path) as server:
-            launcher, gang = await start_job(server)
-            await server.jobs.CancelJob(CancelJobRequest(job_id=gang.job_id))
-            await launcher.leave()
-            await server.reaches(gang.job_id, JOB_STATE_CANCELLED)
-
-    run(scenario())
-
-
-def test_a_restarted_server_knows_its_jobs_and_takes_no_report_of_the_old_workers(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with serving(tmp_path) as server:
-            launcher, running = await start_job(server, resources={"workers": 2})
-            await launcher.report(running, 1, step=7, points=[loss_at(1, 0.5)])
-            queued = await server.jobs.SubmitJob(SubmitJobRequest(spec=digits_spec()))
-            assert (await get(server, running.job_id)).state == JOB_STATE_RUNNING
-        async with serving(tmp_path) as server:
-            assert (await get(server, queued.job_id)).state == JOB_STATE_QUEUED
-            job = await get(server, running.job_id)
-            assert (job.state, job.restarts, job.progress.step) == (JOB_STATE_QUEUED, 0, 0)
-            assert job.state_reason.startswith("the server was restarted")
-            launcher = server.launcher()
-            assert (await status_of(launcher.report(running, 2))).code() is grpc.StatusCode.PERMISSION_DENIED
-            await launcher.be_ready()
-            again = await launcher.next_start()
-            assert (again.job_id, again.attempt, again.epoch) == (running.job_id, 2, running.epoch + 1)
-            await launcher.report(again, 1, points=[loss_at(1, 0.5)], digest="abc")
-            await launcher.gang_stopped(again)
-            last = await launcher.next_start()
-            assert last.job_id == queued.job_id
-            await launcher.report(last, 1, digest="abc")
-            assert (await get(server, queued.job_id)).state == JOB_STATE_SUCCEEDED
-
-    run(scenario())
-
-
-def test_a_job_that_was_stopping_when_the_server_died_is_cancelled(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with serving(tmp_path) as server:
-            _, gang = await start_job(server)
-            job = await server.jobs.CancelJob(CancelJobRequest(job_id=gang.job_id))
-            assert job.state == JOB_STATE_CANCELLING
-        async with serving(tmp_path) as server:
-            assert (await get(server, gang.job_id)).state == JOB_STATE_CANCELLED
 
     run(scenario())

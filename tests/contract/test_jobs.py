@@ -6,10 +6,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
 from lockstep.v1 import job_pb2
+from lockstep.v1.checkpoint_service_pb2 import DownloadCheckpointRequest, ListCheckpointsRequest
 from lockstep.v1.job_pb2 import (
     JOB_STATE_CANCELLED,
     JOB_STATE_CANCELLING,
@@ -23,22 +22,17 @@ from lockstep.v1.job_service_pb2 import (
     CancelJobRequest,
     GetJobRequest,
     ListJobsRequest,
+    PauseJobRequest,
+    ResumeJobRequest,
     SubmitJobRequest,
+    UpdateJobRequest,
     WatchJobRequest,
 )
-from tests.unit.server.harness import Running, digits_spec, loss_at, run, serving, status_of
+from tests.unit.server.harness import Running, digits_spec, loss_at, run, serving, status_of, violations_of
 
 
 async def submit(server: Running, request_id: str = "", **changes: object) -> job_pb2.Job:
     return await server.jobs.SubmitJob(SubmitJobRequest(spec=digits_spec(**changes), request_id=request_id))
-
-
-def violations_of(error: grpc.aio.AioRpcError) -> dict[str, str]:
-    status = rpc_status.from_call(error)
-    bad_request = error_details_pb2.BadRequest()
-    for detail in status.details:
-        detail.Unpack(bad_request)
-    return {violation.field: violation.description for violation in bad_request.field_violations}
 
 
 def test_a_job_goes_all_the_way(tmp_path: Path) -> None:
@@ -146,7 +140,7 @@ def test_a_job_for_a_larger_cluster_is_refused_with_the_numbers(tmp_path: Path) 
 def test_a_queued_job_that_turns_out_never_to_fit_fails_with_the_numbers(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(tmp_path, num_cpus=4) as server:
-            job = await submit(server, resources={"workers": 4})
+            job = await submit(server, resources={"workers": 4, "min_workers": 3})
             launcher = server.launcher()
             await launcher.be_ready(cpus=2)
             failed = await server.reaches(job.job_id, JOB_STATE_FAILED)
@@ -165,9 +159,15 @@ def test_unknown_jobs_are_not_found(tmp_path: Path, job_id: str) -> None:
             calls = [
                 server.jobs.GetJob(GetJobRequest(job_id=job_id)),
                 server.jobs.CancelJob(CancelJobRequest(job_id=job_id)),
+                server.jobs.PauseJob(PauseJobRequest(job_id=job_id)),
+                server.jobs.ResumeJob(ResumeJobRequest(job_id=job_id)),
+                server.jobs.UpdateJob(UpdateJobRequest(job_id=job_id)),
+                server.jobs.UpdateJob(UpdateJobRequest(job_id=job_id, workers=1)),
                 server.jobs.WatchJob(WatchJobRequest(job_id=job_id)).read(),
+                server.checkpoints.ListCheckpoints(ListCheckpointsRequest(job_id=job_id)),
+                server.checkpoints.DownloadCheckpoint(DownloadCheckpointRequest(job_id=job_id)).read(),
             ]
-            assert [(await status_of(call)).code() for call in calls] == [expected] * 3
+            assert [(await status_of(call)).code() for call in calls] == [expected] * len(calls)
 
     run(scenario())
 
@@ -362,7 +362,7 @@ def test_first_come_is_first_served_and_the_head_is_not_overtaken(tmp_path: Path
             await launcher.be_ready(cpus=2)
             running = await submit(server)
             gang = await launcher.next_start()
-            wide = await submit(server, resources={"workers": 2})
+            wide = await submit(server, resources={"workers": 2, "min_workers": 2})
             narrow = await submit(server)
             await launcher.report(gang, 1, digest="abc")
             await server.reaches(running.job_id, JOB_STATE_SUCCEEDED)

@@ -149,7 +149,8 @@ def test_more_points_than_a_message_holds_come_whole_and_in_order(tmp_path: Path
 def test_a_shutdown_ends_a_stream_as_unavailable(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(tmp_path) as server:
-            _, gang = await start_job(server)
+            launcher, gang = await start_job(server)
+            await launcher.leave()
             call = server.metrics.StreamMetrics(StreamMetricsRequest(job_id=gang.job_id))
             ended = asyncio.ensure_future(status_of(call.read()))
             while not server.coordinator.bells.count():

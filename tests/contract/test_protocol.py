@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import os
 import random
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import grpc
@@ -17,7 +15,7 @@ from lockstep.server.application import Application
 from lockstep.server.settings import Settings, StartupError
 from lockstep.v1.catalog_service_pb2 import ListDatasetsRequest, ListModelsRequest
 from lockstep.v1.job_service_pb2 import ListJobsRequest, SubmitJobRequest
-from tests.unit.server.harness import digits_spec, run, serving, status_of
+from tests.unit.server.harness import digits_spec, fetch, run, serving, status_of
 
 METHODS = (
     "/lockstep.v1.JobService/SubmitJob",
@@ -39,7 +37,11 @@ def test_bytes_that_are_no_message_are_refused_in_words_of_ours(tmp_path: Path) 
                     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
                     assert "is not a valid lockstep.v1." in error.details()
                     assert not [word for word in PYTHON_WORDS if word in error.details()]
-            for method in ("/lockstep.v1.JobService/WatchJob", "/lockstep.v1.MetricsService/StreamMetrics"):
+            for method in (
+                "/lockstep.v1.JobService/WatchJob",
+                "/lockstep.v1.MetricsService/StreamMetrics",
+                "/lockstep.v1.CheckpointService/DownloadCheckpoint",
+            ):
                 error = await status_of(server.channel.unary_stream(method)(b"\xff\xff").read())
                 assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
 
@@ -100,7 +102,8 @@ def test_reflection_shows_the_public_services_under_both_names(tmp_path: Path, v
             ]
             listed, described = [response async for response in reflect(iter(requests))]
             names = {service.name for service in listed.list_services_response.service}
-            assert {"lockstep.v1.JobService", "lockstep.v1.MetricsService", "lockstep.v1.CatalogService"} < names
+            services = ("Job", "Metrics", "Checkpoint", "Catalog")
+            assert {f"lockstep.v1.{service}Service" for service in services} < names
             assert not any("Internal" in name for name in names)
             files = {
                 descriptor_pb2.FileDescriptorProto.FromString(data).name
@@ -115,7 +118,8 @@ def test_health_is_told_for_all_and_for_each_service(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(tmp_path) as server:
             health = HealthStub(server.channel)
-            for service in ("", "lockstep.v1.JobService", "lockstep.v1.MetricsService", "lockstep.v1.CatalogService"):
+            services = [f"lockstep.v1.{name}Service" for name in ("Job", "Metrics", "Checkpoint", "Catalog")]
+            for service in ("", *services):
                 response = await health.Check(HealthCheckRequest(service=service))
                 assert response.status == HealthCheckResponse.SERVING
             error = await status_of(health.Check(HealthCheckRequest(service="nobody")))
@@ -134,15 +138,6 @@ def test_the_catalogue_is_served(tmp_path: Path) -> None:
     run(scenario())
 
 
-def fetch(address: str, path: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as response:
-            return response.status, response.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
-
-
 def test_prometheus_sees_jobs_queue_submits_and_calls(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(tmp_path) as server:
@@ -153,6 +148,10 @@ def test_prometheus_sees_jobs_queue_submits_and_calls(tmp_path: Path) -> None:
             for line in (
                 'lockstep_jobs{state="QUEUED"} 1.0',
                 'lockstep_jobs{state="RUNNING"} 0.0',
+                'lockstep_jobs{state="PAUSING"} 0.0',
+                'lockstep_jobs{state="PAUSED"} 0.0',
+                "lockstep_job_heals_total 0.0",
+                "lockstep_job_restarts_total 0.0",
                 "lockstep_queue_depth 1.0",
                 "lockstep_jobs_submitted_total 1.0",
                 'grpc_server_started_total{grpc_method="SubmitJob",grpc_service="lockstep.v1.JobService"} 1.0',

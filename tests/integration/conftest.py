@@ -152,15 +152,15 @@ def _make_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
         assert not left, f"left behind: {left}"
 
 
-def digits(workers: int = 2, **training: Any) -> dict[str, Any]:
-    """A job on the built-in digits; half a CPU per worker, so that four fit on a small machine."""
+def digits(workers: int = 2, min_workers: int = 1, **training: Any) -> dict[str, Any]:
+    """A job on the built-in digits."""
     return {
         "name": "digits",
         "model": {"mlp": {"hidden_units": [32], "dropout": [0.2]}},
         "data": {"builtin": {"name": "digits"}},
         "optimizer": {"sgd": {"learning_rate": 0.1, "momentum": 0.9}},
         "training": {"max_epochs": 2, "batch_size": 100, "seed": 7, "log_every_steps": 5} | training,
-        "resources": {"workers": workers},
+        "resources": {"workers": workers, "min_workers": min_workers},
     }
 
 
@@ -169,6 +169,16 @@ def endless(workers: int = 2) -> dict[str, Any]:
     spec = digits(workers, max_steps=100_000_000, log_every_steps=1000)
     del spec["training"]["max_epochs"]
     return spec
+
+
+def wait_for_event(job: Job, words: str) -> None:
+    """Wait until an event of a job says something."""
+    seen: list[str] = []
+    for update in job.watch():
+        seen += [event.message for event in update.events]
+        if any(words in message for message in seen):
+            return
+    raise AssertionError(f"{job.job_id} never told {words!r} but {seen}")
 
 
 def wait_for_state(job: Job, state: str) -> Job:

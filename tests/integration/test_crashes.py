@@ -20,14 +20,15 @@ def test_a_killed_server_comes_back_with_all_its_jobs(make_server: MakeServer) -
     server = make_server("--num-cpus", "2").start()
     with server.client() as client:
         running = wait_for_step(client.submit_job(digits(max_epochs=300)), 20)
-        queued = client.submit_job(digits(seed=8))
+        queued = client.submit_job(digits(seed=8, min_workers=2))
         cancelled = client.submit_job(endless()).cancel()
+    workers = {worker.pid for worker in server.workers()}
     server.kill()
     server.start()
     with server.client() as client:
+        assert {worker.pid for worker in server.workers()} == workers, "they have gone on meanwhile"
         running, queued = (client.get_job(job.job_id).wait() for job in (running, queued))
-        assert running.attempt == 2
-        assert running.restarts == 0, "a restart of the server is not the job's fault"
+        assert (running.attempt, running.restarts, running.heals) == (1, 0, 0)
         assert queued.attempt == 1
         assert client.get_job(cancelled.job_id).state is JobState.CANCELLED
         again = client.submit_job(digits(workers=1, max_epochs=300)).wait()
@@ -37,16 +38,51 @@ def test_a_killed_server_comes_back_with_all_its_jobs(make_server: MakeServer) -
     assert server.stop() == 0
 
 
-def test_a_killed_launcher_is_replaced_and_its_jobs_start_again(make_server: MakeServer) -> None:
+def test_workers_that_finish_while_the_server_is_away_wait_for_it(make_server: MakeServer) -> None:
+    server = make_server("--num-cpus", "2").start()
+    with server.client() as client:
+        job = wait_for_step(client.submit_job(digits(max_epochs=60)), 20)
+        server.kill()
+        worker = server.workers()[0]
+        while worker.cpu_percent(1.0) > 5:  # until it has nothing left to compute
+            continue
+    server.start()
+    with server.client() as client:
+        job = client.get_job(job.job_id).wait()
+        assert job.attempt == 1
+        again = client.submit_job(digits(max_epochs=60, workers=1)).wait()
+        assert again.metrics(kind="RESULT") == job.metrics(kind="RESULT")
+    server.wait_until(lambda: not server.workers())
+
+
+def test_a_killed_launcher_is_replaced_and_its_jobs_go_on(make_server: MakeServer) -> None:
+    server = make_server("--num-cpus", "3").start()
+    with server.client() as client:
+        job = wait_for_step(client.submit_job(digits(workers=3, max_epochs=300)), 20)
+        server.processes("lockstep.workers.launcher")[0].kill()
+        server.workers()[1].kill()  # while nobody looks after it
+        job.wait()
+        assert (job.attempt, job.restarts, job.heals) == (1, 0, 1)
+        again = client.submit_job(digits(workers=1, max_epochs=300)).wait()
+        assert again.result == job.result
+        assert again.metrics(kind="RESULT") == job.metrics(kind="RESULT")
+    assert server.stop(signal.SIGINT) == 0
+
+
+def test_a_server_that_is_stopped_goes_on_from_a_checkpoint(make_server: MakeServer) -> None:
     server = make_server("--num-cpus", "2").start()
     with server.client() as client:
         job = wait_for_step(client.submit_job(digits(max_epochs=300)), 20)
-        server.processes("lockstep.workers.launcher")[0].kill()
-        job.wait()
+    assert server.stop() == 0
+    assert not server.processes()
+    server.start()
+    with server.client() as client:
+        job = client.get_job(job.job_id).wait()
         assert (job.attempt, job.restarts) == (2, 0)
-        points = job.metrics(kind="RESULT")
-        assert len({(point.name, point.step) for point in points}) == len(points)
-    assert server.stop(signal.SIGINT) == 0
+        assert any("going on from the checkpoint of step" in event.message for event in job.events())
+        again = client.submit_job(digits(workers=1, max_epochs=300)).wait()
+        assert again.result == job.result
+        assert again.metrics(kind="RESULT") == job.metrics(kind="RESULT")
 
 
 def test_a_killed_ray_head_comes_back_and_so_do_the_jobs(make_server: MakeServer) -> None:

@@ -13,11 +13,13 @@ from typing import IO
 import structlog
 
 from lockstep.server.cluster import ClusterKeeper, LauncherFacts
-from lockstep.server.coordinator import Cluster, Coordinator
+from lockstep.server.coordinator import Coordinator
+from lockstep.server.dispatcher import Cluster
 from lockstep.server.gangs import single_node
 from lockstep.server.grpc_server import GrpcServer
 from lockstep.server.http import HttpServer
 from lockstep.server.launcher_process import launcher_is_installed
+from lockstep.server.orders import Orders, read_secret
 from lockstep.server.ray_head import RayHead, write_atomically
 from lockstep.server.rules import Site
 from lockstep.server.settings import Settings, StartupError, available_cpus, available_gpus, loopback_address
@@ -77,17 +79,22 @@ class Application:
         telemetry = Telemetry()
         self._http = HttpServer(http, telemetry.registry)
         self._store = _open_store(self._data_dir)
+        orders = Orders(
+            epoch=self._store.epoch,
+            secret=_secret(self._data_dir),
+            checkpoint_root=str(self._data_dir.absolute() / "checkpoints"),
+        )
         self.coordinator = Coordinator(
             self._store,
             site=Site(Path.cwd(), shares_files_with_workers=is_embedded),
             cluster=Cluster(is_embedded, single_node(num_cpus, num_gpus) if is_embedded else None),
             telemetry=telemetry,
+            orders=orders,
         )
         self._grpc = GrpcServer(self.coordinator, telemetry, self.launcher_token)
         bound = self._grpc.bind(listen)
         self.grpc_address, self.http_address = str(bound), str(self._http.address)
-        reports_address = settings.advertise_address or self.grpc_address
-        self.coordinator.set_reports_address(reports_address)
+        orders.reports_address = settings.advertise_address or self.grpc_address
         await self.coordinator.start()
         await self._grpc.start()
         self._http.start()
@@ -104,7 +111,7 @@ class Application:
             head = RayHead(self._data_dir, num_cpus=num_cpus, num_gpus=num_gpus) if is_embedded else None
             self._keeper = ClusterKeeper(
                 self._launcher_facts(),
-                launcher_is_up=self.coordinator.cluster_is_ready.is_set,
+                launcher_is_up=self.coordinator.dispatcher.cluster_is_ready.is_set,
                 ray_address=settings.ray_address,
                 head=head,
             )
@@ -120,10 +127,11 @@ class Application:
         write_atomically(self._data_dir / "server.json", json.dumps(addresses))
 
     async def stop(self) -> None:
-        """Take no more calls, end the streams, end the cluster's processes, close the store."""
+        """Let workers keep what they have, take no more calls, end the cluster's processes, close the store."""
         if self._http is not None:
             self._http.fail_health()
         if self.coordinator is not None:
+            await self.coordinator.drain()
             await self.coordinator.stop()
         if self._grpc is not None:
             await self._grpc.stop(_CALLS_GRACE_S)
@@ -155,6 +163,16 @@ def _open_store(data_dir: Path) -> Store:
         return Store(data_dir / "lockstep.db")
     except StoreError as error:
         raise StartupError(str(error)) from error
+
+
+def _secret(data_dir: Path) -> bytes:
+    try:
+        return read_secret(data_dir)
+    except (OSError, ValueError) as error:
+        raise StartupError(
+            f"{data_dir / 'secret'} cannot be used: {error}; remove it, and jobs that are under way start again "
+            "from their checkpoints"
+        ) from error
 
 
 def lock_folder(folder: Path) -> IO[str]:

@@ -1,112 +1,70 @@
-"""The coordinator: turns what users, launcher and workers say into events, and decides who starts next."""
+"""The coordinator: what users ask of jobs, and what workers report, turned into events."""
 
 from __future__ import annotations
 
 import asyncio
+import hmac
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import structlog
 
-from lockstep.server import scheduler
+from lockstep.server.dispatcher import Cluster, Dispatcher
 from lockstep.server.errors import ClusterTooSmall, InvalidRequest, InvalidSpec, NotFound, PermissionDenied
-from lockstep.server.gangs import Entry, Gang, LauncherLine, held_by, nodes_of
-from lockstep.server.job import (
-    ENDED,
-    Admitted,
-    CancelAsked,
-    CanNeverFit,
-    GangGone,
-    GangJoined,
-    Job,
-    Reported,
-    State,
-    WorkersForgotten,
-)
+from lockstep.server.gangs import Entry
+from lockstep.server.init_from import find_first_weights
+from lockstep.server.job import CancelAsked, Event, Job, PauseAsked, ResumeAsked, Scaled, State
 from lockstep.server.live_jobs import LiveJobs
+from lockstep.server.orders import Orders
+from lockstep.server.reports import Report
 from lockstep.server.rules import Site, show
-from lockstep.server.scheduler import Node, Placement
 from lockstep.server.spec import ENGINE_VERSION, curve_digest, submit_digest
-from lockstep.server.store import NewJob, Store, StoredPoint
+from lockstep.server.store import NewJob, Store
 from lockstep.server.telemetry import Telemetry
-from lockstep.server.validation import resolve
+from lockstep.server.validation import fill_in_defaults, resolve
 from lockstep.server.watch import Bells
-from lockstep.v1.internal_service_pb2 import ClusterCapacity
-from lockstep.v1.job_pb2 import JobError
 from lockstep.v1.job_spec_pb2 import JobSpec
 
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """What is known of the cluster before it speaks.
+class Coordinator:
+    """The live jobs, and everything that happens to them.
 
     Attributes:
-        is_fixed: it will never grow, so that what does not fit now never will.
-        nodes: its nodes when they are known, to refuse what can never fit from the first submit on.
+        store: what is known of all jobs.
+        bells: wake who watches a job.
+        dispatcher: the launcher's side.
     """
 
-    is_fixed: bool
-    nodes: tuple[Node, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Report:
-    """What rank 0 said, checked and translated."""
-
-    job_id: str
-    attempt: int
-    sequence: int
-    token: str
-    event: Reported
-    points: Sequence[StoredPoint]
-
-
-class Coordinator:
-    """The live jobs, and everything that happens to them."""
-
-    def __init__(self, store: Store, *, site: Site, cluster: Cluster, telemetry: Telemetry) -> None:
+    def __init__(self, store: Store, *, site: Site, cluster: Cluster, telemetry: Telemetry, orders: Orders) -> None:
         self.store = store
         self.bells = Bells()
-        self.cluster_is_ready = asyncio.Event()
-        self._live = LiveJobs(store, self.bells, telemetry)
+        self._orders = orders
+        self._live = LiveJobs(store, self.bells, telemetry, orders)
+        self.dispatcher = Dispatcher(self._live, orders, store, cluster)
         self._site = site
         self._telemetry = telemetry
-        self._is_fixed = cluster.is_fixed
-        self._known_nodes = cluster.nodes
-        self._nodes: tuple[Node, ...] | None = None
-        self._capacity_is_new = False
-        self._line: LauncherLine | None = None
-        self._scheduling: asyncio.Task[None] | None = None
-        self._closing = False
 
     # Life of the process.
 
-    def set_reports_address(self, address: str) -> None:
-        """Say where workers report to, host:port; known once the port is bound."""
-        self._live.reports_address = address
-
     async def start(self) -> None:
-        """Take up what the store knows; jobs whose workers an earlier process looked after start again."""
+        """Take up what the store knows. The launcher will tell which jobs still have their workers."""
         self._telemetry.set_counts(await self.store.count_by_state())
         for job in await self.store.live_jobs():
-            entry = self._live.add(job)
-            if job.state is not State.QUEUED:
-                await self._live.apply(entry, WorkersForgotten("the server was restarted"))
-        self._scheduling = asyncio.create_task(self._keep_scheduling(), name="scheduler")
+            self._live.add(replace(job, spec=fill_in_defaults(job.spec)))
+        self.dispatcher.start()
+
+    async def drain(self) -> None:
+        """Have all workers write checkpoints and leave; calls and streams go on meanwhile."""
+        await self.dispatcher.drain()
 
     async def stop(self) -> None:
         """End the streams and stop scheduling; jobs stay as they are stored."""
-        self._closing = True
         self.bells.close()
-        if self._line is not None:
-            self._line.end()
-        if self._scheduling is not None:
-            self._scheduling.cancel()
-            await asyncio.gather(self._scheduling, return_exceptions=True)
+        await self.dispatcher.stop()
         await self._live.close()
 
     # What users ask for.
@@ -141,10 +99,11 @@ class Coordinator:
             spec = await asyncio.to_thread(resolve, submitted, self._site)
         else:
             spec = resolve(submitted, self._site)
-        if (nodes := self._nodes or self._known_nodes) is not None:
-            why = scheduler.why_it_never_fits(spec.resources, nodes)
-            if why is not None:
-                raise ClusterTooSmall(why)
+        is_elastic = submitted.resources.HasField("min_workers")
+        why = self.dispatcher.why_it_never_fits(spec.resources, is_elastic=is_elastic)
+        if why is not None:
+            raise ClusterTooSmall(why)
+        first_weights = await find_first_weights(spec, self.store)
         return Job(
             job_id=f"job-{secrets.token_hex(6)}",
             number=0,
@@ -153,7 +112,8 @@ class Coordinator:
             state_reason="waits for resources",
             create_time=datetime.now(UTC),
             engine_version=ENGINE_VERSION,
-            curve_digest=curve_digest(spec),
+            curve_digest=curve_digest(spec, first_weights.digest),
+            init_from_uri=first_weights.uri,
         )
 
     async def _store_new(self, new: NewJob) -> Job:
@@ -177,6 +137,11 @@ class Coordinator:
             raise NotFound(f"there is no job {show(job_id)}; list the jobs to see those there are")
         return job
 
+    def with_workers(self, job: Job) -> Job:
+        """Complete a job that was read from the store with what only memory knows."""
+        entry = self._live.entries.get(job.job_id)
+        return job if entry is None else replace(job, running_workers=entry.job.running_workers)
+
     async def cancel(self, job_id: str) -> Job:
         """Ask a job to stop.
 
@@ -184,176 +149,90 @@ class Coordinator:
             NotFound: there is no such job.
             JobHasEnded: it ended before.
         """
-        entry = self._live.entries.get(job_id) or Entry(await self.get(job_id))
-        return await self._live.finish(self._live.locked_apply(entry, CancelAsked()))
+        return await self._ask(job_id, CancelAsked())
 
-    # What the launcher and the workers say.
-
-    def launcher_connected(self) -> LauncherLine:
-        """Open a line to the launcher; it replaces the one before."""
-        if self._line is not None:
-            self._line.end()
-        self._line = LauncherLine()
-        return self._line
-
-    async def launcher_ready(self, line: LauncherLine, epoch: int) -> None:
-        """Take the launcher into service; nothing of an earlier one is left.
+    async def pause(self, job_id: str) -> Job:
+        """Ask a job to free its resources and to wait.
 
         Raises:
-            PermissionDenied: it was started by another coordinator.
+            NotFound: there is no such job.
+            JobHasEnded: it ended before.
+            JobIsStopping: it is being cancelled.
         """
-        if epoch != self.store.epoch:
-            raise PermissionDenied(f"the launcher belongs to epoch {epoch}; this is epoch {self.store.epoch}")
-        if line is not self._line:
-            return
-        await self._live.finish(self._forget_workers("the launcher was restarted"))
-        line.is_ready = True
-        self._live.has_changed.set()
+        return await self._ask(job_id, PauseAsked())
 
-    async def launcher_disconnected(self, line: LauncherLine) -> None:
-        """Give up the gangs of a launcher that is gone; the next one ends what is left of them."""
-        if line is not self._line or self._closing:
-            return
-        self._line = None
-        self._nodes = None
-        self.cluster_is_ready.clear()
-        log.warning("the launcher is gone")
-        await self._live.finish(self._forget_workers("the launcher was lost"))
+    async def resume(self, job_id: str) -> Job:
+        """Ask a paused job to go on.
 
-    async def _forget_workers(self, cause: str) -> None:
-        for entry in [
-            entry for entry in self._live.entries.values() if entry.job.state is not State.QUEUED or entry.gang
-        ]:
-            async with entry.lock:
-                self._live.set_gang(entry, None)
-                if entry.job.state not in ENDED | {State.QUEUED}:
-                    await self._live.apply(entry, WorkersForgotten(cause))
-                self._live.drop_if_over(entry)
-        self._live.has_changed.set()
+        Raises:
+            NotFound: there is no such job.
+            JobHasEnded: it ended before.
+            JobIsStopping: it has not stopped yet.
+        """
+        job = await self._ask(job_id, ResumeAsked())
+        self.dispatcher.look_again()
+        return job
 
-    def capacity_changed(self, line: LauncherLine, capacity: ClusterCapacity) -> None:
-        """Learn what the cluster has."""
-        if line is not self._line:
-            return
-        self._nodes = nodes_of(capacity)
-        self._capacity_is_new = True
-        log.info(
-            "cluster capacity",
-            nodes=len(self._nodes),
-            cpus=sum(node.usable.cpu for node in self._nodes) / scheduler.UNITS,
-            gpus=sum(node.usable.gpu for node in self._nodes) / scheduler.UNITS,
-        )
-        self._live.has_changed.set()
+    async def scale(self, job_id: str, workers: int) -> Job:
+        """Have a job run with so many workers from now on.
 
-    async def gang_started(self, job_id: str, attempt: int) -> None:
-        """Note that all workers of an attempt are up."""
+        Raises:
+            NotFound: there is no such job.
+            JobHasEnded: it ended before.
+            InvalidRequest: it may not have as many, or as few.
+        """
+        job = await self._ask(job_id, Scaled(workers))
         entry = self._live.entries.get(job_id)
-        if entry is not None and entry.gang is not None and entry.gang.attempt == attempt:
-            await self._live.finish(self._live.locked_apply(entry, GangJoined(), attempt))
+        if entry is not None and entry.gang is not None:
+            entry.gang.end_delay()
+        self.dispatcher.look_again()
+        return job
 
-    async def gang_stopped(self, job_id: str, attempt: int, error: JobError | None) -> None:
-        """Free what an attempt held, and let the job go on from there."""
-        entry = self._live.entries.get(job_id)
-        if entry is None or entry.gang is None or entry.gang.attempt != attempt:
-            log.warning("an unknown gang has stopped", job_id=job_id, attempt=attempt)
-            return
-        await self._live.finish(self._release(entry, attempt, error))
+    async def _ask(self, job_id: str, event: Event) -> Job:
+        entry = self._live.entries.get(job_id) or Entry(await self.get(job_id))
+        return await self._live.finish(self._live.locked_apply(entry, event))
 
-    async def _release(self, entry: Entry, attempt: int, error: JobError | None) -> None:
-        async with entry.lock:
-            if entry.gang is None or entry.gang.attempt != attempt:
-                return
-            # A gang that is gone holds nothing, and the attempt's token ends with it.
-            self._live.set_gang(entry, None)
-            await self._live.apply(entry, GangGone(error))
-            self._live.drop_if_over(entry)
-        self._live.has_changed.set()
+    # What the workers say.
 
     async def report(self, report: Report) -> int:
         """Store a report of the current attempt.
 
         Returns:
-            The highest sequence number that is stored.
+            The highest sequence number of this generation that is stored.
 
         Raises:
-            PermissionDenied: the attempt is over.
+            PermissionDenied: the token is wrong, or the attempt or the generation is over.
             InvalidRequest: the report's number is not the next one.
         """
+        token = self._orders.token(report.job_id, report.attempt)
+        if not hmac.compare_digest(token.encode(), report.token.encode()):
+            raise PermissionDenied(f"the token is not that of attempt {report.attempt} of job {report.job_id[:80]!r}")
         entry = self._live.entries.get(report.job_id)
         if entry is None:
-            raise PermissionDenied(f"job {report.job_id[:80]!r} has no attempt that is under way")
+            # Its last report comes again, when a restart of the server took the answer along.
+            job = await self.store.get_job(report.job_id)
+            if job is None:
+                raise PermissionDenied(f"there is no job {report.job_id[:80]!r}; stop")
+            entry = Entry(job)
         return await self._live.finish(self._take_report(entry, report))
 
     async def _take_report(self, entry: Entry, report: Report) -> int:
+        event = report.event
         async with entry.lock:
-            gang = entry.gang
-            if (
-                gang is None
-                or gang.attempt != report.attempt
-                or not secrets.compare_digest(gang.token.encode(), report.token.encode())
-            ):
-                raise PermissionDenied(f"attempt {report.attempt} of job {report.job_id[:80]!r} is over; stop")
-            if report.sequence <= gang.sequence:
-                return gang.sequence
-            if entry.job.state.has_ended:
-                raise PermissionDenied(f"job {report.job_id} has ended; stop")
-            if report.sequence > gang.sequence + 1:
-                raise InvalidRequest.of("sequence", f"is {report.sequence}; the next report is {gang.sequence + 1}")
-            await self._live.apply(entry, report.event, report.points)
-            gang.sequence = report.sequence
-            return gang.sequence
-
-    # Who starts next.
-
-    async def _keep_scheduling(self) -> None:
-        while True:
-            await self._live.has_changed.wait()
-            self._live.has_changed.clear()
-            try:
-                await self._live.finish(self._schedule())
-            except Exception:
-                log.exception("scheduling failed")
-
-    async def _schedule(self) -> None:
-        line, nodes = self._line, self._nodes
-        if line is None or not line.is_ready or nodes is None:
-            return
-        self._announce_cluster()
-        if self._is_fixed and self._capacity_is_new:
-            self._capacity_is_new = False
-            await self._fail_what_never_fits(nodes)
-        for placement in scheduler.plan(self._live.waiting(), nodes, held_by(self._live.holding.values())):
-            await self._admit(placement, line)
-
-    def _announce_cluster(self) -> None:
-        if not self.cluster_is_ready.is_set():
-            log.info("cluster ready", epoch=self.store.epoch)
-            self.cluster_is_ready.set()
-
-    async def _admit(self, placement: Placement, line: LauncherLine) -> None:
-        entry = self._live.entries.get(placement.job_id)
-        if entry is None:
-            return
-        async with entry.lock:
-            # Since the plan was made the job may have been cancelled or the launcher lost.
-            if entry.job.state is not State.QUEUED or line is not self._line:
-                return
-            each = scheduler.amount_of_worker(entry.job.spec.resources)
-            self._live.set_gang(entry, Gang(entry.job.attempt + 1, placement.node_ids, each, line))
-            try:
-                await self._live.apply(entry, Admitted(placement.node_ids))
-            except Exception:
-                self._live.set_gang(entry, None)
-                raise
-
-    async def _fail_what_never_fits(self, nodes: tuple[Node, ...]) -> None:
-        for entry in list(self._live.entries.values()):
-            why = scheduler.why_it_never_fits(entry.job.spec.resources, nodes)
-            if why is None or entry.job.state is not State.QUEUED:
-                continue
-            async with entry.lock:
-                if entry.job.state is State.QUEUED:
-                    await self._live.apply(entry, CanNeverFit(why))
+            job = entry.job
+            if report.attempt != job.attempt:
+                raise PermissionDenied(f"attempt {report.attempt} of job {job.job_id} is over; stop")
+            if event.generation < job.generation:
+                raise PermissionDenied(f"generation {event.generation} of job {job.job_id} is over; stop")
+            stored = job.sequence if event.generation == job.generation else 0
+            if event.sequence <= stored:
+                return stored
+            if not job.state.has_workers:
+                raise PermissionDenied(f"job {job.job_id} is {job.state.name}; stop")
+            if event.sequence > stored + 1:
+                raise InvalidRequest.of("sequence", f"is {event.sequence}; the next report is {stored + 1}")
+            await self._live.apply(entry, event, report.news)
+            return event.sequence
 
     def counts(self) -> Mapping[str, int]:
         """Count what is held in memory: for tests and for a look from outside."""

@@ -5,10 +5,14 @@ LockstepError
 │   ├── InvalidSpec         a field of the spec is at fault
 │   └── MalformedMessage    the bytes are no message of the contract
 ├── NotFound                there is no such job
+│   └── CheckpointNotFound  there is no such checkpoint or file of it
 ├── AlreadyExists           the request_id stands for another spec
 ├── FailedPrecondition      right in itself, but not now
 │   ├── JobHasEnded
-│   └── ClusterTooSmall
+│   ├── JobIsStopping       it is being paused or cancelled
+│   ├── ClusterTooSmall
+│   └── CheckpointUnreadable  the server cannot reach it
+├── DataLoss                a file is not what was written
 ├── PermissionDenied        a report or a launcher that has no right to speak
 ├── MessageTooLarge
 └── ShuttingDown            the server is going down; try again
@@ -90,6 +94,10 @@ class NotFound(LockstepError):
     reason = "JOB_NOT_FOUND"
 
 
+class CheckpointNotFound(NotFound):
+    reason = "CHECKPOINT_NOT_FOUND"
+
+
 class AlreadyExists(LockstepError):
     reason = "REQUEST_ID_REUSED"
 
@@ -102,8 +110,20 @@ class JobHasEnded(FailedPrecondition):
     reason = "JOB_HAS_ENDED"
 
 
+class JobIsStopping(FailedPrecondition):
+    reason = "JOB_IS_STOPPING"
+
+
 class ClusterTooSmall(FailedPrecondition):
     reason = "CLUSTER_TOO_SMALL"
+
+
+class CheckpointUnreadable(FailedPrecondition):
+    reason = "CHECKPOINT_UNREADABLE"
+
+
+class DataLoss(LockstepError):
+    reason = "DATA_LOSS"
 
 
 class PermissionDenied(LockstepError):
@@ -126,10 +146,14 @@ STATUS_BY_ERROR: dict[type[LockstepError], grpc.StatusCode] = {
     InvalidSpec: grpc.StatusCode.INVALID_ARGUMENT,
     MalformedMessage: grpc.StatusCode.INVALID_ARGUMENT,
     NotFound: grpc.StatusCode.NOT_FOUND,
+    CheckpointNotFound: grpc.StatusCode.NOT_FOUND,
     AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
     FailedPrecondition: grpc.StatusCode.FAILED_PRECONDITION,
     JobHasEnded: grpc.StatusCode.FAILED_PRECONDITION,
+    JobIsStopping: grpc.StatusCode.FAILED_PRECONDITION,
     ClusterTooSmall: grpc.StatusCode.FAILED_PRECONDITION,
+    CheckpointUnreadable: grpc.StatusCode.FAILED_PRECONDITION,
+    DataLoss: grpc.StatusCode.DATA_LOSS,
     PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     MessageTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
     ShuttingDown: grpc.StatusCode.UNAVAILABLE,

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections.abc import AsyncIterator, Iterable
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from lockstep.server.job import Job
-from lockstep.server.scheduler import UNITS, Amount, Node, Request, request_of, units
-from lockstep.v1.internal_service_pb2 import ClusterCapacity, ConnectLauncherResponse, StartGang
+from lockstep.server.scheduler import UNITS, Amount, Node, Request, Running, request_of, units
+from lockstep.v1.internal_service_pb2 import ClusterCapacity, ConnectLauncherResponse
+
+FIRST_RESIZE_DELAY_S = 1.0
+LONGEST_RESIZE_DELAY_S = 60.0
 
 
 class LauncherLine:
-    """One connection of the launcher: the orders that wait to go down."""
+    """One connection of the launcher: the orders that wait to go down.
+
+    Attributes:
+        is_ready: the launcher has told what gangs there are; before that it is given no orders.
+    """
 
     def __init__(self) -> None:
         self._orders: asyncio.Queue[ConnectLauncherResponse | None] = asyncio.Queue()
@@ -35,20 +42,59 @@ class LauncherLine:
 
 @dataclass
 class Gang:
-    """The workers of one attempt, from admission until the launcher says that they are gone.
+    """The workers of one attempt, from admission until a launcher says that they are gone.
 
     Attributes:
-        line: the connection of the launcher that looks after it.
-        token: proves that a report comes from this attempt; never stored, so that no report outlives this process.
-        sequence: the highest report number that is stored.
+        node_ids: the node of each worker, as the launcher told last or as it was ordered since.
+        revision: number of the newest order to resize it; 0 before the first.
+        claimed: how many workers on each node count as its own. While an order is not answered these are the workers
+            before it and those after it.
+        misses: how often in a row the gang came to have other workers than it should.
+        delay: while set, it is not resized.
     """
 
     attempt: int
     node_ids: tuple[str, ...]
     each: Amount
-    line: LauncherLine
-    token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
-    sequence: int = 0
+    revision: int = 0
+    claimed: Counter[str] = field(init=False)
+    misses: int = 0
+    delay: asyncio.TimerHandle | None = None
+
+    def __post_init__(self) -> None:
+        self.claimed = Counter(self.node_ids)
+
+    def resize(self, node_ids: tuple[str, ...]) -> None:
+        """Note that it was ordered to have these workers."""
+        self.revision += 1
+        self.node_ids = node_ids
+        self.claimed |= Counter(node_ids)
+
+    def has_become(self, node_ids: Sequence[str], running_workers: int) -> float | None:
+        """Note what the launcher says of it.
+
+        Args:
+            node_ids: the node of each worker that it holds.
+            running_workers: how many of them train.
+
+        Returns:
+            Seconds to wait before it is resized again, longer each time; None when it has as many workers as it should.
+        """
+        is_as_ordered = len(node_ids) == len(self.node_ids)
+        self.node_ids = tuple(node_ids)
+        self.claimed = Counter(node_ids)
+        if is_as_ordered:
+            if running_workers >= len(node_ids):
+                self.misses = 0
+            return None
+        self.misses += 1
+        return min(FIRST_RESIZE_DELAY_S * 2.0 ** min(self.misses - 1, 10), LONGEST_RESIZE_DELAY_S)
+
+    def end_delay(self) -> None:
+        """Let it be resized at once."""
+        if self.delay is not None:
+            self.delay.cancel()
+            self.delay = None
 
 
 @dataclass
@@ -62,30 +108,19 @@ class Entry:
     backoff: asyncio.TimerHandle | None = None
 
     def request(self) -> Request:
-        return request_of(self.job.job_id, self.job.spec.resources)
+        return request_of(self.job.job_id, self.job.spec.resources, is_delayed=self.backoff is not None)
+
+    def running(self, gang: Gang) -> Running:
+        return Running(self.job.job_id, gang.node_ids, self.job.spec.resources.workers, gang.each)
 
 
 def held_by(gangs: Iterable[Gang]) -> dict[str, Amount]:
     """Sum what gangs hold on each node."""
     held: dict[str, Amount] = {}
     for gang in gangs:
-        for node_id in gang.node_ids:
-            held[node_id] = held.get(node_id, Amount()) + gang.each
+        for node_id, workers in gang.claimed.items():
+            held[node_id] = held.get(node_id, Amount()) + gang.each * workers
     return held
-
-
-def start_order(job: Job, gang: Gang, reports_address: str, epoch: int) -> ConnectLauncherResponse:
-    """Write the order to start a gang."""
-    start = StartGang(
-        job_id=job.job_id,
-        attempt=gang.attempt,
-        spec=job.spec,
-        node_ids=gang.node_ids,
-        coordinator_address=reports_address,
-        attempt_token=gang.token,
-        epoch=epoch,
-    )
-    return ConnectLauncherResponse(start_gang=start)
 
 
 def nodes_of(capacity: ClusterCapacity) -> tuple[Node, ...]:

@@ -11,6 +11,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from lockstep.server.catalog_service import CatalogService
+from lockstep.server.checkpoint_service import CheckpointService
 from lockstep.server.coordinator import Coordinator
 from lockstep.server.interceptors import TRANSPORT_MESSAGE_BYTES, CallInterceptor
 from lockstep.server.internal_service import InternalService
@@ -18,8 +19,9 @@ from lockstep.server.job_service import JobService
 from lockstep.server.metrics_service import MetricsService
 from lockstep.server.settings import Address, StartupError
 from lockstep.server.telemetry import Telemetry
-from lockstep.v1 import catalog_service_pb2, job_service_pb2, metrics_service_pb2
+from lockstep.v1 import catalog_service_pb2, checkpoint_service_pb2, job_service_pb2, metrics_service_pb2
 from lockstep.v1.catalog_service_pb2_grpc import add_CatalogServiceServicer_to_server
+from lockstep.v1.checkpoint_service_pb2_grpc import add_CheckpointServiceServicer_to_server
 from lockstep.v1.internal_service_pb2_grpc import add_InternalServiceServicer_to_server
 from lockstep.v1.job_service_pb2_grpc import add_JobServiceServicer_to_server
 from lockstep.v1.metrics_service_pb2_grpc import add_MetricsServiceServicer_to_server
@@ -30,6 +32,7 @@ _SERVING = health_pb2.HealthCheckResponse.SERVING
 PUBLIC_SERVICES = (
     job_service_pb2.DESCRIPTOR.services_by_name["JobService"].full_name,
     metrics_service_pb2.DESCRIPTOR.services_by_name["MetricsService"].full_name,
+    checkpoint_service_pb2.DESCRIPTOR.services_by_name["CheckpointService"].full_name,
     catalog_service_pb2.DESCRIPTOR.services_by_name["CatalogService"].full_name,
 )
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -55,6 +58,7 @@ class GrpcServer:
         self._server = grpc.aio.server(interceptors=[CallInterceptor(telemetry)], options=_OPTIONS)
         add_JobServiceServicer_to_server(JobService(coordinator), self._server)
         add_MetricsServiceServicer_to_server(MetricsService(coordinator), self._server)
+        add_CheckpointServiceServicer_to_server(CheckpointService(coordinator), self._server)
         add_CatalogServiceServicer_to_server(CatalogService(), self._server)
         add_InternalServiceServicer_to_server(InternalService(coordinator, launcher_token), self._server)
         self._health = HealthServicer()

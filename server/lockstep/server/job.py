@@ -20,14 +20,22 @@ class State(Enum):
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
     CANCELLING = "CANCELLING"
+    PAUSING = "PAUSING"
+    PAUSED = "PAUSED"
 
     @property
     def has_ended(self) -> bool:
         return self in ENDED
 
+    @property
+    def has_workers(self) -> bool:
+        """Whether an attempt is under way: workers hold resources, and their reports are taken."""
+        return self in WORKING
+
 
 ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 LIVE = frozenset(State) - ENDED
+WORKING = frozenset({State.STARTING, State.RUNNING, State.PAUSING, State.CANCELLING})
 
 
 class Reason:
@@ -39,7 +47,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the current attempt is.
+    """How far training is.
 
     Attributes:
         step: steps done.
@@ -59,7 +67,13 @@ class Job:
     Attributes:
         number: place in the order of submits, from 1; the queue's order.
         placement_failures: how many attempts in a row could not be placed.
+        heals: how often training went on without a worker that was lost.
+        running_workers: workers that train now; known only while the server and its launcher run, never stored.
         event_count: sequence number of the last event in the job's log.
+        generation: the newest membership of the current attempt's process group that has reported.
+        sequence: number of its last report that is stored.
+        newest_checkpoint: step of the newest checkpoint that is kept; None when there is none.
+        init_from_uri: folder of the checkpoint that `spec.init_from` means; empty for fresh weights.
     """
 
     job_id: str
@@ -73,6 +87,8 @@ class Job:
     attempt: int = 0
     restarts: int = 0
     placement_failures: int = 0
+    heals: int = 0
+    running_workers: int = 0
     start_time: datetime | None = None
     end_time: datetime | None = None
     progress: Progress = field(default_factory=Progress)
@@ -80,6 +96,10 @@ class Job:
     error: JobError | None = None
     hardware_class: str = ""
     event_count: int = 0
+    generation: int = 0
+    sequence: int = 0
+    newest_checkpoint: int | None = None
+    init_from_uri: str = ""
 
 
 # What can happen.
@@ -94,23 +114,51 @@ class Admitted:
 
 @dataclass(frozen=True)
 class GangJoined:
-    """All workers are up and have joined."""
+    """All `workers` are up and have joined."""
+
+    workers: int
 
 
 @dataclass(frozen=True)
 class Reported:
-    """Rank 0 of the current attempt said how far it is, and in its last report what came out."""
+    """Rank 0 of the current attempt said how far it is, and in its last report what came out.
+
+    Attributes:
+        generation, sequence: the number of the report.
+        heals: how often training went on without a lost worker since the report before.
+        notes: what people should know.
+        checkpoint_steps: steps of checkpoints that are whole now.
+    """
 
     progress: Progress
     hardware_class: str = ""
     result: JobResult | None = None
+    generation: int = 1
+    sequence: int = 1
+    heals: int = 0
+    notes: tuple[str, ...] = ()
+    checkpoint_steps: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class WorkersChanged:
+    """The current attempt has lost workers, taken some in or let some go; `message` says so unless it is empty."""
+
+    running_workers: int
+    message: str = ""
 
 
 @dataclass(frozen=True)
 class GangGone:
-    """The current attempt's workers are gone; `error` says why unless it was in order."""
+    """The current attempt's workers are gone.
+
+    Attributes:
+        error: why, unless it was in order.
+        is_too_small: fewer than min_workers were left; they wrote a checkpoint and went.
+    """
 
     error: JobError | None = None
+    is_too_small: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,8 +167,25 @@ class CancelAsked:
 
 
 @dataclass(frozen=True)
+class PauseAsked:
+    """The user wants the job to free its resources and to wait."""
+
+
+@dataclass(frozen=True)
+class ResumeAsked:
+    """The user wants a paused job to go on."""
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """The user wants the job to run with so many workers."""
+
+    workers: int
+
+
+@dataclass(frozen=True)
 class WorkersForgotten:
-    """Whoever looked after the workers is gone, and their reports are no longer taken; `cause` says why."""
+    """The workers are gone for a reason that is not the job's; `cause` says which."""
 
     cause: str
 
@@ -132,7 +197,19 @@ class CanNeverFit:
     numbers: str
 
 
-Event = Admitted | GangJoined | Reported | GangGone | CancelAsked | WorkersForgotten | CanNeverFit
+Event = (
+    Admitted
+    | GangJoined
+    | Reported
+    | WorkersChanged
+    | GangGone
+    | CancelAsked
+    | PauseAsked
+    | ResumeAsked
+    | Scaled
+    | WorkersForgotten
+    | CanNeverFit
+)
 
 
 # What then has to be done.
@@ -147,9 +224,10 @@ class Launch:
 
 @dataclass(frozen=True)
 class Stop:
-    """Stop the gang of the current attempt; kill it after `grace_s` seconds."""
+    """Stop the gang of the current attempt; kill it after `grace_s` seconds. With `keep` it writes a checkpoint."""
 
     grace_s: float
+    keep: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,4 +237,11 @@ class RetryAfter:
     delay_s: float
 
 
-Command = Launch | Stop | RetryAfter
+@dataclass(frozen=True)
+class Note:
+    """Write an event that is no change of state."""
+
+    message: str
+
+
+Command = Launch | Stop | RetryAfter | Note

@@ -19,7 +19,10 @@ from lockstep.v1.job_service_pb2 import (
     GetJobRequest,
     ListJobsRequest,
     ListJobsResponse,
+    PauseJobRequest,
+    ResumeJobRequest,
     SubmitJobRequest,
+    UpdateJobRequest,
     WatchJobRequest,
     WatchJobResponse,
 )
@@ -34,7 +37,7 @@ _PROGRESS_INTERVAL_S = 0.2
 
 
 class JobService(JobServiceServicer):
-    """Submit, find, watch and cancel jobs."""
+    """Submit, find, watch, change, pause and cancel jobs."""
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
@@ -54,6 +57,18 @@ class JobService(JobServiceServicer):
     async def CancelJob(self, request: CancelJobRequest, context: Context) -> job_pb2.Job:
         return job_to_proto(await self._coordinator.cancel(required_job_id(request.job_id)))
 
+    async def PauseJob(self, request: PauseJobRequest, context: Context) -> job_pb2.Job:
+        return job_to_proto(await self._coordinator.pause(required_job_id(request.job_id)))
+
+    async def ResumeJob(self, request: ResumeJobRequest, context: Context) -> job_pb2.Job:
+        return job_to_proto(await self._coordinator.resume(required_job_id(request.job_id)))
+
+    async def UpdateJob(self, request: UpdateJobRequest, context: Context) -> job_pb2.Job:
+        job_id = required_job_id(request.job_id)
+        if not request.HasField("workers"):  # What is not set stays as it is, and there is nothing else.
+            return job_to_proto(await self._coordinator.get(job_id))
+        return job_to_proto(await self._coordinator.scale(job_id, request.workers))
+
     async def ListJobs(self, request: ListJobsRequest, context: Context) -> ListJobsResponse:
         limit = page_size(request.page_size, default=100, most=1000)
         states, labels = _states(request), _labels(request)
@@ -62,7 +77,8 @@ class JobService(JobServiceServicer):
         jobs = await self._coordinator.store.list_jobs(
             before=None if position is None else position[0], limit=limit + 1, states=states, labels=labels
         )
-        response = ListJobsResponse(jobs=map(job_to_proto, jobs[:limit]))
+        shown = [self._coordinator.with_workers(job) for job in jobs[:limit]]
+        response = ListJobsResponse(jobs=map(job_to_proto, shown))
         if len(jobs) > limit:
             response.next_page_token = make_token([jobs[limit - 1].number], scope)
         return response

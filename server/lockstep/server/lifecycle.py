@@ -1,10 +1,12 @@
 """The lifecycle of a job as a pure function: events in, the next job and commands out.
 
-QUEUED ──► STARTING ──► RUNNING ──► SUCCEEDED
-  │ ▲         │  │         │ │
-  │ └─────────┴──│─────────┘ └────► FAILED
-  ▼              ▼
-CANCELLED ◄── CANCELLING
+   ┌──────────────────────────────────── PAUSED ◄──┐
+   ▼                                       ▲       │
+QUEUED ──► STARTING ──► RUNNING ──► PAUSING ───────┘
+  │ ▲         │  │        │ │ │        │
+  │ └─────────┴──│────────┘ │ └────────┴──► SUCCEEDED, FAILED
+  ▼              ▼          ▼
+CANCELLED ◄── CANCELLING ◄──┘  (also from PAUSING; from PAUSED a job is CANCELLED at once)
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
-from lockstep.server.errors import JobHasEnded
+from lockstep.server.errors import InvalidRequest, JobHasEnded, JobIsStopping
 from lockstep.server.job import (
     Admitted,
     CancelAsked,
@@ -23,19 +25,30 @@ from lockstep.server.job import (
     GangJoined,
     Job,
     Launch,
-    Progress,
+    Note,
+    PauseAsked,
     Reason,
     Reported,
+    ResumeAsked,
     RetryAfter,
+    Scaled,
     State,
     Stop,
+    WorkersChanged,
     WorkersForgotten,
 )
 from lockstep.v1.job_pb2 import JobError
+from lockstep.v1.job_spec_pb2 import JobSpec
 
 CANCEL_GRACE_S = 10.0
+# Longer, since a checkpoint is written.
+PAUSE_GRACE_S = 60.0
 PLACEMENT_RETRY_S = 3.0
 MAX_PLACEMENT_FAILURES = 5
+# A node that took workers along is still counted for a moment.
+TOO_SMALL_RETRY_S = 1.0
+FIRST_RESTART_DELAY_S = 1.0
+LONGEST_RESTART_DELAY_S = 60.0
 
 Step = tuple[Job, list[Command]]
 
@@ -62,78 +75,138 @@ def advance(job: Job, event: Event, now: datetime) -> Step:
         The job as it stands then (the same object when nothing has changed), and what has to be done.
 
     Raises:
-        JobHasEnded: a job that succeeded or failed cannot be cancelled.
+        JobHasEnded: what the user asks for makes no sense for a job that has ended.
+        JobIsStopping: what the user asks for makes no sense before the job has stopped.
+        InvalidRequest: the user asks for more or fewer workers than the job may have.
         IllegalTransition: the event cannot happen in this state.
     """
-    match job.state, event:
-        case State.QUEUED, Admitted(node_ids=node_ids):
-            return _admitted(job, node_ids)
-        case State.QUEUED, CanNeverFit(numbers=numbers):
-            return _failed(job, JobError(reason=Reason.PLACEMENT_FAILED, message=numbers), now)
-        case State.STARTING, GangJoined():
-            return replace(job, state_reason="the workers are up and read the data"), []
-        case ((State.RUNNING | State.CANCELLING), GangJoined()):
-            return job, []
-        case ((State.STARTING | State.RUNNING), Reported()):
-            return _reported(job, event, now)
-        case State.CANCELLING, Reported(progress=progress):
-            return replace(job, progress=progress), []
-        case ((State.STARTING | State.RUNNING), GangGone(error=error)):
-            return _gang_gone(job, error, now)
-        case State.CANCELLING, (GangGone() | WorkersForgotten()):
-            return _ended(job, State.CANCELLED, "cancelled by the user", now)
-        case ((State.SUCCEEDED | State.FAILED | State.CANCELLED), GangGone()):
-            return job, []
-        case ((State.STARTING | State.RUNNING), WorkersForgotten(cause=cause)):
-            return _requeued(job, f"{cause}; the job starts again from the beginning"), []
-        case _, CancelAsked():
+    match event:
+        case CancelAsked():
             return _cancel_asked(job, now)
+        case PauseAsked():
+            return _pause_asked(job)
+        case ResumeAsked():
+            return _resume_asked(job)
+        case Scaled(workers=workers):
+            return _scaled(job, workers)
+        case Admitted(node_ids=node_ids) if job.state is State.QUEUED:
+            return _admitted(job, node_ids)
+        case CanNeverFit(numbers=numbers) if job.state is State.QUEUED:
+            return _failed(job, JobError(reason=Reason.PLACEMENT_FAILED, message=numbers), now)
+        case GangJoined() | WorkersChanged() | GangGone() if job.state.has_ended:
+            return job, []  # The last that is heard of its workers.
+        case GangJoined(workers=workers) if job.state.has_workers:
+            return _joined(job, workers), []
+        case Reported() if job.state.has_workers:
+            return _reported(job, event, now)
+        case WorkersChanged() if job.state.has_workers:
+            return _workers_changed(job, event)
+        case GangGone() if job.state.has_workers:
+            return _gang_gone(job, event, now)
+        case WorkersForgotten(cause=cause) if job.state.has_workers:
+            return _workers_forgotten(job, cause, now)
         case _:
             raise IllegalTransition(job, event)
 
 
+def stop_under_way(state: State) -> Stop | None:
+    """Return the order that a job in this state has given its workers; None when they shall train."""
+    match state:
+        case State.CANCELLING:
+            return Stop(CANCEL_GRACE_S)
+        case State.PAUSING:
+            return Stop(PAUSE_GRACE_S, keep=True)
+        case _:
+            return None
+
+
+# What the scheduler, the launcher and the workers say.
+
+
 def _admitted(job: Job, node_ids: tuple[str, ...]) -> Step:
     workers, nodes = len(node_ids), len(set(node_ids))
-    words = f"{workers} worker{'s' if workers > 1 else ''} on {nodes} node{'s' if nodes > 1 else ''}"
+    words = f"starting {_count(workers, 'worker')} on {_count(nodes, 'node')}"
+    if workers < job.spec.resources.workers:
+        words += f", of {job.spec.resources.workers} that it wants; the others join when there is room"
     started = replace(
         job,
         state=State.STARTING,
-        state_reason=f"starting {words}",
+        state_reason=words,
         attempt=job.attempt + 1,
+        generation=0,
+        sequence=0,
         start_time=None,
-        progress=Progress(),
     )
     return started, [Launch(node_ids)]
 
 
-def _reported(job: Job, report: Reported, now: datetime) -> Step:
-    running = replace(
-        job, progress=report.progress, hardware_class=report.hardware_class or job.hardware_class, placement_failures=0
-    )
+def _joined(job: Job, workers: int) -> Job:
     if job.state is State.STARTING:
-        running = replace(running, state=State.RUNNING, state_reason="training", start_time=now)
-    if report.result is None:
-        return running, []
-    return _ended(replace(running, result=report.result), State.SUCCEEDED, "all steps are done", now)
+        job = replace(job, state_reason="the workers are up and read the data")
+    return job if job.running_workers == workers else replace(job, running_workers=workers)
 
 
-def _gang_gone(job: Job, error: JobError | None, now: datetime) -> Step:
+def _reported(job: Job, report: Reported, now: datetime) -> Step:
+    steps = [*report.checkpoint_steps, *([] if job.newest_checkpoint is None else [job.newest_checkpoint])]
+    after = replace(
+        job,
+        progress=report.progress,
+        hardware_class=report.hardware_class or job.hardware_class,
+        placement_failures=0,
+        heals=job.heals + report.heals,
+        generation=report.generation,
+        sequence=report.sequence,
+        newest_checkpoint=max(steps, default=None),
+    )
+    notes: list[Command] = [Note(text) for text in report.notes]
+    if job.state is State.STARTING:
+        after = replace(after, state=State.RUNNING, state_reason="training", start_time=now)
+    if report.result is None or job.state is State.CANCELLING:
+        return after, notes
+    done, commands = _ended(replace(after, result=report.result), State.SUCCEEDED, "all steps are done", now)
+    return done, notes + commands
+
+
+def _workers_changed(job: Job, event: WorkersChanged) -> Step:
+    notes: list[Command] = [Note(event.message)] if event.message else []
+    if job.running_workers == event.running_workers:
+        return job, notes
+    return replace(job, running_workers=event.running_workers), notes
+
+
+def _gang_gone(job: Job, event: GangGone, now: datetime) -> Step:
+    error = event.error
+    if job.state is State.CANCELLING:
+        return _ended(job, State.CANCELLED, "cancelled by the user", now)
+    is_the_jobs = error is not None and error.reason not in (Reason.WORKER_LOST, Reason.PLACEMENT_FAILED)
+    if error is not None and is_the_jobs:
+        return _failed(job, error, now)
+    if job.state is State.PAUSING:
+        return _paused(job, f"its workers ended early ({error.message})" if error is not None else "")
+    if event.is_too_small:
+        least = job.spec.resources.min_workers
+        words = f"fewer workers were left than resources.min_workers, which is {least}; the job {_goes_on(job)}"
+        return _requeued(job, words), [RetryAfter(TOO_SMALL_RETRY_S)]
     if error is None:
         error = JobError(reason=Reason.WORKER_LOST, message="The workers ended before all steps were done.")
     if error.reason == Reason.PLACEMENT_FAILED:
         return _placement_failed(job, error, now)
-    if error.reason != Reason.WORKER_LOST:
-        return _failed(job, error, now)
+    return _all_lost(job, error, now)
+
+
+def _all_lost(job: Job, error: JobError, now: datetime) -> Step:
     allowed = job.spec.recovery.max_restarts
     if job.restarts >= allowed:
-        message = f"{error.message} The job may not start again: recovery.max_restarts is {allowed}."
-        final = JobError()
-        final.CopyFrom(error)
-        final.message = message
-        return _failed(job, final, now)
+        return _failed(
+            job, _with_words(error, f"The job may not start again: recovery.max_restarts is {allowed}."), now
+        )
     restarts = job.restarts + 1
-    words = f"attempt {job.attempt} lost a worker; restart {restarts} of at most {allowed}: {error.message}"
-    return replace(_requeued(job, words), restarts=restarts), []
+    delay_s = min(FIRST_RESTART_DELAY_S * 2.0 ** min(restarts - 1, 10), LONGEST_RESTART_DELAY_S)
+    words = (
+        f"attempt {job.attempt} lost all of its workers; restart {restarts} of at most {allowed} in {delay_s:g} s, "
+        f"which {_goes_on(job)}: {error.message}"
+    )
+    return replace(_requeued(job, words), restarts=restarts), [RetryAfter(delay_s)]
 
 
 def _placement_failed(job: Job, error: JobError, now: datetime) -> Step:
@@ -144,28 +217,123 @@ def _placement_failed(job: Job, error: JobError, now: datetime) -> Step:
     return replace(_requeued(job, words), placement_failures=failures), [RetryAfter(PLACEMENT_RETRY_S)]
 
 
+def _workers_forgotten(job: Job, cause: str, now: datetime) -> Step:
+    match job.state:
+        case State.CANCELLING:
+            return _ended(job, State.CANCELLED, "cancelled by the user", now)
+        case State.PAUSING:
+            return _paused(job, cause)
+        case _:
+            return _requeued(job, f"{cause}; the job {_goes_on(job)}"), []
+
+
+# What the user asks for.
+
+
 def _cancel_asked(job: Job, now: datetime) -> Step:
     match job.state:
         case State.QUEUED:
             return _ended(job, State.CANCELLED, "cancelled by the user before it started", now)
-        case State.STARTING | State.RUNNING:
-            cancelling = replace(
-                job, state=State.CANCELLING, state_reason="cancelled by the user; workers are stopping"
-            )
-            return cancelling, [Stop(CANCEL_GRACE_S)]
+        case State.PAUSED:
+            return _ended(job, State.CANCELLED, "cancelled by the user while it was paused", now)
+        case State.STARTING | State.RUNNING | State.PAUSING:
+            words = "cancelled by the user; workers are stopping"
+            return replace(job, state=State.CANCELLING, state_reason=words), [Stop(CANCEL_GRACE_S)]
         case State.CANCELLING | State.CANCELLED:
             return job, []
         case State.SUCCEEDED | State.FAILED:
-            raise JobHasEnded(f"job {job.job_id} has {job.state.name.lower()}; only a job that has not ended can stop")
+            raise _has_ended(job, "cancelled")
+
+
+def _pause_asked(job: Job) -> Step:
+    match job.state:
+        case State.QUEUED:
+            return _paused(job)
+        case State.STARTING | State.RUNNING:
+            words = "paused by the user; the workers write a checkpoint and stop"
+            return replace(job, state=State.PAUSING, state_reason=words), [Stop(PAUSE_GRACE_S, keep=True)]
+        case State.PAUSING | State.PAUSED:
+            return job, []
+        case State.CANCELLING:
+            raise JobIsStopping(f"job {job.job_id} is being cancelled; it cannot be paused any more")
+        case State.SUCCEEDED | State.FAILED | State.CANCELLED:
+            raise _has_ended(job, "paused")
+
+
+def _resume_asked(job: Job) -> Step:
+    match job.state:
+        case State.PAUSED:
+            return _requeued(job, f"resumed by the user; the job waits for resources and {_goes_on(job)}"), []
+        case State.QUEUED | State.STARTING | State.RUNNING:
+            return job, []
+        case State.PAUSING:
+            raise JobIsStopping(f"job {job.job_id} is still pausing; wait until it is PAUSED")
+        case State.CANCELLING:
+            raise JobIsStopping(f"job {job.job_id} is being cancelled; it cannot be resumed")
+        case State.SUCCEEDED | State.FAILED | State.CANCELLED:
+            raise _has_ended(job, "resumed")
+
+
+def _scaled(job: Job, workers: int) -> Step:
+    if job.state.has_ended:
+        raise _has_ended(job, "changed")
+    resources = job.spec.resources
+    if not resources.min_workers <= workers <= resources.shards:
+        raise InvalidRequest.of(
+            "workers",
+            f"is {workers}; allowed: {resources.min_workers} to {resources.shards}, "
+            "which are resources.min_workers and resources.shards of the job",
+        )
+    if workers == resources.workers:
+        return job, []
+    spec = JobSpec()
+    spec.CopyFrom(job.spec)
+    spec.resources.workers = workers
+    words = f"resources.workers changed from {resources.workers} to {workers} by the user"
+    return replace(job, spec=spec), [Note(words)]
+
+
+# Steps that several of them share.
 
 
 def _requeued(job: Job, words: str) -> Job:
-    return replace(job, state=State.QUEUED, state_reason=words, start_time=None, progress=Progress())
+    return replace(job, state=State.QUEUED, state_reason=words, start_time=None, running_workers=0)
+
+
+def _paused(job: Job, but: str = "") -> Step:
+    words = f"paused by the user{'; ' if but else ''}{but}; when it is resumed it {_goes_on(job)}"
+    return replace(job, state=State.PAUSED, state_reason=words, start_time=None, running_workers=0), []
 
 
 def _failed(job: Job, error: JobError, now: datetime) -> Step:
+    if job.newest_checkpoint is not None:
+        error = _with_words(error, f"The last good checkpoint is of step {job.newest_checkpoint}.")
     return _ended(replace(job, error=error), State.FAILED, f"{error.reason}: {error.message}", now)
 
 
 def _ended(job: Job, state: State, words: str, now: datetime) -> Step:
-    return replace(job, state=state, state_reason=words, end_time=now), []
+    return replace(job, state=state, state_reason=words, end_time=now, running_workers=0), []
+
+
+def _goes_on(job: Job) -> str:
+    if job.newest_checkpoint is None:
+        return "starts from the beginning, since it has no checkpoint"
+    return f"goes on from its newest checkpoint, of step {job.newest_checkpoint}"
+
+
+def _with_words(error: JobError, words: str) -> JobError:
+    longer = JobError()
+    longer.CopyFrom(error)
+    longer.message = f"{error.message} {words}"
+    return longer
+
+
+def _has_ended(job: Job, what: str) -> JobHasEnded:
+    return JobHasEnded(f"job {job.job_id} has {_ENDS[job.state]}; only a job that has not ended can be {what}")
+
+
+_ENDS = {State.SUCCEEDED: "succeeded", State.FAILED: "failed", State.CANCELLED: "been cancelled"}
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Iterator
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import structlog
 
-from lockstep.server.gangs import Entry, Gang, start_order
-from lockstep.server.job import Command, Event, Job, Launch, RetryAfter, State, Stop
+from lockstep.server.gangs import Entry, Gang
+from lockstep.server.job import Command, Event, Job, Launch, Note, RetryAfter, State, Stop
 from lockstep.server.lifecycle import advance
+from lockstep.server.orders import Orders
 from lockstep.server.scheduler import Request
-from lockstep.server.store import Store, StoredPoint
+from lockstep.server.store import NOTHING_NEW, News, Store
 from lockstep.server.telemetry import Telemetry
 from lockstep.server.watch import Bells
-from lockstep.v1.internal_service_pb2 import ConnectLauncherResponse, StopGang
 
 T = TypeVar("T")
 
@@ -34,29 +34,32 @@ class LiveJobs:
 
     Attributes:
         entries: the jobs, by job_id.
-        holding: the gangs that hold resources, by job_id.
+        holding: the gangs that hold resources, by job_id and attempt; also those that belong to no job of `entries`.
         has_changed: set when the scheduler should look again.
-        reports_address: where workers report to, host:port.
+        gang_has_left: set when a gang is gone.
     """
 
-    def __init__(self, store: Store, bells: Bells, telemetry: Telemetry) -> None:
+    def __init__(self, store: Store, bells: Bells, telemetry: Telemetry, orders: Orders) -> None:
         self.entries: dict[str, Entry] = {}
-        self.holding: dict[str, Gang] = {}
+        self.holding: dict[tuple[str, int], Gang] = {}
         self.has_changed = asyncio.Event()
-        self.reports_address = ""
+        self.gang_has_left = asyncio.Event()
         self._store = store
         self._bells = bells
         self._telemetry = telemetry
+        self._orders = orders
         self._queue: list[tuple[int, str]] = []
         self._tasks: set[asyncio.Future[Any]] = set()
 
     async def close(self) -> None:
         """Wait for what is being stored, and start no more timers."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
         for entry in self.entries.values():
             if entry.backoff is not None:
                 entry.backoff.cancel()
-        while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+        for gang in self.holding.values():
+            gang.end_delay()
 
     def add(self, job: Job) -> Entry:
         """Take in a job that the store holds already."""
@@ -79,32 +82,36 @@ class LiveJobs:
                 await self.apply(entry, event)
             return entry.job
 
-    async def apply(self, entry: Entry, event: Event, points: Sequence[StoredPoint] = ()) -> None:
+    async def apply(self, entry: Entry, event: Event, news: News = NOTHING_NEW) -> None:
         """Advance a job and store it. The caller holds the entry's lock."""
         before = entry.job
         now = datetime.now(UTC)
         after, commands = advance(before, event, now)
-        if after is before and not points:
+        messages = [command.message for command in commands if isinstance(command, Note)]
+        if after is before and not messages and news == NOTHING_NEW:
             return
         tells = (after.state, after.state_reason, after.attempt) != (before.state, before.state_reason, before.attempt)
-        saved = await self._store.save(after, message=after.state_reason if tells else "", now=now, points=points)
-        entry.job = saved.job
-        for text in saved.disagreements:
-            log.error("the promise of one curve is broken", job_id=before.job_id, disagreement=text)
         if tells:
-            log.info(
-                "job changed",
-                job_id=after.job_id,
-                state=after.state.name,
-                attempt=after.attempt,
-                reason=after.state_reason,
-            )
+            messages.append(after.state_reason)
+        saved = await self._store.save(
+            after, messages=messages, now=now, news=news, writes_spec=after.spec is not before.spec
+        )
+        entry.job = saved.job
+        self._tell_operators(before, after, messages, saved.disagreements)
+        if tells:
             self._telemetry.job_moved(before.state, after.state)
             self._requeue(before, after)
         self._bells.ring(after.job_id)
         for command in commands:
             self._run(entry, command)
         self.drop_if_over(entry)
+
+    def _tell_operators(self, before: Job, after: Job, messages: list[str], disagreements: tuple[str, ...]) -> None:
+        self._telemetry.job_recovered(heals=after.heals - before.heals, restarts=after.restarts - before.restarts)
+        for text in disagreements:
+            log.error("the promise of one curve is broken", job_id=after.job_id, disagreement=text)
+        for text in messages:
+            log.info("job changed", job_id=after.job_id, state=after.state.name, attempt=after.attempt, reason=text)
 
     def _requeue(self, before: Job, after: Job) -> None:
         if before.state is State.QUEUED and after.state is not State.QUEUED:
@@ -123,11 +130,26 @@ class LiveJobs:
 
     def set_gang(self, entry: Entry, gang: Gang | None) -> None:
         """Give a job its gang, or take it away."""
+        job_id = entry.job.job_id
+        if entry.gang is not None:
+            self.release(job_id, entry.gang.attempt)
         entry.gang = gang
+        if gang is not None:
+            self.holding[job_id, gang.attempt] = gang
+
+    def release(self, job_id: str, attempt: int) -> bool:
+        """Count what a gang holds as free.
+
+        Returns:
+            Whether there was such a gang.
+        """
+        gang = self.holding.pop((job_id, attempt), None)
         if gang is None:
-            self.holding.pop(entry.job.job_id, None)
-        else:
-            self.holding[entry.job.job_id] = gang
+            return False
+        gang.end_delay()
+        self.gang_has_left.set()
+        self.has_changed.set()
+        return True
 
     def drop_if_over(self, entry: Entry) -> None:
         """Forget a job that has ended and whose gang is gone."""
@@ -138,10 +160,9 @@ class LiveJobs:
         job, gang = entry.job, entry.gang
         match command:
             case Launch() if gang is not None:
-                gang.line.order(start_order(job, gang, self.reports_address, self._store.epoch))
-            case Stop(grace_s=grace_s) if gang is not None:
-                stop = StopGang(job_id=job.job_id, attempt=job.attempt, grace_s=grace_s)
-                gang.line.order(ConnectLauncherResponse(stop_gang=stop))
+                self._orders.start(job, gang)
+            case Stop():
+                self._orders.stop(job.job_id, job.attempt, command)
             case RetryAfter(delay_s=delay_s):
                 entry.backoff = asyncio.get_running_loop().call_later(delay_s, self._end_backoff, entry)
 
@@ -149,10 +170,27 @@ class LiveJobs:
         entry.backoff = None
         self.has_changed.set()
 
+    def delay_resize(self, gang: Gang, delay_s: float) -> None:
+        """Leave a gang as it is for a while."""
+        gang.end_delay()
+        gang.delay = asyncio.get_running_loop().call_later(delay_s, self._end_delay, gang)
+
+    def _end_delay(self, gang: Gang) -> None:
+        gang.delay = None
+        self.has_changed.set()
+
     def waiting(self) -> Iterator[Request]:
         """Yield what the queued jobs ask for, first come first."""
         for _, job_id in self._queue:
-            entry = self.entries[job_id]
-            if entry.backoff is not None:
-                return  # It keeps its place: nobody behind it goes first.
-            yield entry.request()
+            yield self.entries[job_id].request()
+
+    def resizable(self) -> list[Entry]:
+        """Return the jobs whose gangs may grow or shrink now, oldest first."""
+        found = []
+        for (job_id, _), gang in self.holding.items():
+            entry = self.entries.get(job_id)
+            if entry is None or entry.gang is not gang or gang.delay is not None:
+                continue
+            if entry.job.state in (State.STARTING, State.RUNNING):
+                found.append(entry)
+        return sorted(found, key=lambda entry: entry.job.number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -121,6 +122,16 @@ class Resolution:
 Shown = Callable[[str], str]
 
 
+def is_control(character: str) -> bool:
+    """Whether it is a control character, or breaks a line as some of them do."""
+    return unicodedata.category(character) in ("Cc", "Zl", "Zp")
+
+
+def is_path(value: str) -> bool:
+    """Whether it can be a path: not too long, and without control characters."""
+    return len(value) <= 4096 and not any(is_control(character) for character in value)
+
+
 def show(value: Any) -> str:
     """Write a value for a message: short, and with nothing unprintable."""
     if isinstance(value, bool):
@@ -228,6 +239,16 @@ def apply_cross(rule: CrossRule, resolution: Resolution) -> None:
     problem = rule.problem(resolution.spec, resolution.site, resolution.shown)
     if problem is not None:
         resolution.blame(rule.path, f"{problem}; {rule.mend}")
+
+
+def fill_in(rule: FieldRule, spec: JobSpec) -> None:
+    """Give a field its default when it has none yet, and leave it as it is otherwise."""
+    parent, name = parent_of(spec, rule.path), rule.path.rpartition(".")[2]
+    if parent is None or _is_set(parent, name):
+        return
+    default = rule.default(spec) if callable(rule.default) else rule.default
+    if not isinstance(default, Default):
+        _give_default(parent, name, default)
 
 
 def absolute(path: str, site: Site) -> str:

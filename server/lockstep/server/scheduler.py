@@ -1,4 +1,4 @@
-"""Which queued jobs start now, and on which nodes: a pure function of queue, capacity and what is held.
+"""Who starts now, who grows and who shrinks, and on which nodes: a pure function of queue, gangs and capacity.
 
 Resources are counted in whole ten-thousandths, as Ray counts them: sums of floating-point shares would say that ten
 workers of 0.1 CPUs do not fit on one CPU.
@@ -7,6 +7,7 @@ workers of 0.1 CPUs do not fit on one CPU.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -53,9 +54,25 @@ class Node:
 
 @dataclass(frozen=True)
 class Request:
-    """What a queued job asks for: `workers` times `each`, all at once."""
+    """What a queued job asks for: `workers` times `each` at once, or as many as fit when that is `min_workers`.
+
+    Attributes:
+        is_delayed: it may not start yet; the room that it would get is kept for it.
+    """
 
     job_id: str
+    workers: int
+    min_workers: int
+    each: Amount
+    is_delayed: bool = False
+
+
+@dataclass(frozen=True)
+class Running:
+    """A gang that may grow or shrink: where its workers are, and how many its job wants."""
+
+    job_id: str
+    node_ids: tuple[str, ...]
     workers: int
     each: Amount
 
@@ -68,73 +85,128 @@ class Placement:
     node_ids: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Resize:
+    """A decision: the gang shall have a worker on each of `node_ids` from now on."""
+
+    job_id: str
+    node_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All decisions of one look."""
+
+    placements: tuple[Placement, ...]
+    resizes: tuple[Resize, ...]
+
+
 def amount_of_worker(resources: ResourcesSpec) -> Amount:
     """Return what one worker takes; a share is rounded up, so that no node is ever overfilled."""
     cpu = math.ceil(round(resources.cpus_per_worker * UNITS, 3))
     return Amount(max(1, cpu), resources.gpus_per_worker * UNITS)
 
 
-def request_of(job_id: str, resources: ResourcesSpec) -> Request:
-    return Request(job_id, resources.workers, amount_of_worker(resources))
+def request_of(job_id: str, resources: ResourcesSpec, *, is_delayed: bool = False) -> Request:
+    return Request(job_id, resources.workers, resources.min_workers, amount_of_worker(resources), is_delayed)
 
 
-def plan(queue: Iterable[Request], nodes: Sequence[Node], held: Mapping[str, Amount]) -> list[Placement]:
-    """Decide which jobs start.
+def plan(queue: Iterable[Request], gangs: Iterable[Running], nodes: Sequence[Node], held: Mapping[str, Amount]) -> Plan:
+    """Decide which jobs start, grow and shrink.
 
-    First come, first served: the first job that does not fit ends the plan, so that small jobs behind a large one never
-    keep it waiting.
+    First come, first served: the first job that does not fit ends the admissions, so that small jobs behind a large one
+    never keep it waiting. Gangs grow only when nobody waits. A gang that has more workers than its job wants gives up
+    its last ones.
 
     Args:
         queue: what waits, first come first; read no further than needed.
+        gangs: who may grow or shrink, in the order in which they grow.
         nodes: the cluster.
         held: what our gangs hold on each node, by node id.
 
     Returns:
-        The jobs to start, in the order of the queue.
+        The jobs to start, in the order of the queue, and the gangs to change.
     """
     free = {node.node_id: node.usable - held.get(node.node_id, Amount()) for node in nodes}
     placements: list[Placement] = []
+    gangs = list(gangs)
+    somebody_waits = False
     for request in queue:
         node_ids = _place(request, free)
         if node_ids is None:
+            somebody_waits = True
             break
-        for node_id in node_ids:
-            free[node_id] = free[node_id] - request.each
-        placements.append(Placement(request.job_id, node_ids))
-    return placements
+        _take(free, node_ids, request.each)
+        if not request.is_delayed:
+            placements.append(Placement(request.job_id, node_ids))
+    resizes = [Resize(g.job_id, g.node_ids[: g.workers]) for g in gangs if len(g.node_ids) > g.workers]
+    if not somebody_waits:
+        for gang in gangs:
+            added = _room_to_grow(gang, free)
+            if added:
+                _take(free, added, gang.each)
+                resizes.append(Resize(gang.job_id, gang.node_ids + added))
+    return Plan(tuple(placements), tuple(resizes))
+
+
+def _take(free: dict[str, Amount], node_ids: Iterable[str], each: Amount) -> None:
+    for node_id in node_ids:
+        free[node_id] = free[node_id] - each
 
 
 def _place(request: Request, free: Mapping[str, Amount]) -> tuple[str, ...] | None:
     slots = {node_id: amount.holds(request.each) for node_id, amount in free.items()}
-    if sum(slots.values()) < request.workers:
+    workers = min(request.workers, sum(slots.values()))
+    if workers < request.min_workers:
         return None
-    roomy = [node_id for node_id, count in slots.items() if count >= request.workers]
+    roomy = [node_id for node_id, count in slots.items() if count >= workers]
     if roomy:
         # The tightest node that takes the whole gang: its all-reduce stays on one node, and large gaps stay whole.
         tightest = min(roomy, key=lambda node_id: (slots[node_id], node_id))
-        return (tightest,) * request.workers
+        return (tightest,) * workers
+    return _fill(slots, sorted(slots, key=lambda node_id: (-slots[node_id], node_id)), workers)
+
+
+def _room_to_grow(gang: Running, free: Mapping[str, Amount]) -> tuple[str, ...]:
+    missing = gang.workers - len(gang.node_ids)
+    if missing <= 0:
+        return ()
+    slots = {node_id: amount.holds(gang.each) for node_id, amount in free.items()}
+    here = Counter(gang.node_ids)
+    # Where it is already, if it can be.
+    return _fill(slots, sorted(slots, key=lambda node_id: (-here[node_id], -slots[node_id], node_id)), missing)
+
+
+def _fill(slots: Mapping[str, int], order: Iterable[str], workers: int) -> tuple[str, ...]:
     node_ids: list[str] = []
-    for node_id in sorted(slots, key=lambda node_id: (-slots[node_id], node_id)):
-        node_ids += [node_id] * min(slots[node_id], request.workers - len(node_ids))
+    for node_id in order:
+        node_ids += [node_id] * min(slots[node_id], workers - len(node_ids))
     return tuple(node_ids)
 
 
-def why_it_never_fits(resources: ResourcesSpec, nodes: Sequence[Node]) -> str | None:
-    """Say with numbers why a job cannot run on this cluster even when nothing else does; None when it can."""
+def why_it_never_fits(resources: ResourcesSpec, nodes: Sequence[Node], *, is_elastic: bool) -> str | None:
+    """Say with numbers why a job cannot run on this cluster even when nothing else does; None when it can.
+
+    Args:
+        resources: what the job asks for.
+        nodes: the cluster.
+        is_elastic: whether min_workers are enough.
+    """
     each = amount_of_worker(resources)
-    if sum(node.total.holds(each) for node in nodes) >= resources.workers:
+    workers, field = (resources.workers, "workers") if not is_elastic else (resources.min_workers, "min_workers")
+    if sum(node.total.holds(each) for node in nodes) >= workers:
         return None
     cpus = sum(node.total.cpu for node in nodes) / UNITS
     gpus = sum(node.total.gpu for node in nodes) / UNITS
     each_words = _count(resources.cpus_per_worker, "CPU")
     if resources.gpus_per_worker:
         each_words += f" and {_count(resources.gpus_per_worker, 'GPU')}"
-    asked = f"{_count(resources.workers, 'worker')} x {each_words}"
+    asked = f"{'at least ' if is_elastic else ''}{_count(workers, 'worker')} x {each_words}"
     there = f"{_count(cpus, 'CPU')} and {_count(gpus, 'GPU')} on {_count(len(nodes), 'node')}"
-    return (
-        f"the job asks for {asked}; the cluster has {there}; "
-        "lower resources.workers or what each worker takes, or use a larger cluster"
-    )
+    mend = f"lower resources.{field} or what each worker takes"
+    if not is_elastic:
+        mend += ", set resources.min_workers to start with fewer"
+    return f"the job asks for {asked}; the cluster has {there}; {mend}, or use a larger cluster"
 
 
 def _count(number: float, noun: str) -> str:

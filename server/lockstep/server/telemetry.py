@@ -1,4 +1,4 @@
-"""What Prometheus is told: jobs by state, the queue, submits, and every RPC."""
+"""What Prometheus is told: jobs by state, the queue, submits, heals and restarts, and every RPC."""
 
 from __future__ import annotations
 
@@ -31,6 +31,12 @@ class Telemetry(Collector):
         self.queue_depth = 0
         self._jobs = dict.fromkeys(State, 0)
         self._submits = Counter("lockstep_jobs_submitted", "Jobs stored by this process.", registry=self.registry)
+        self._heals = Counter(
+            "lockstep_job_heals", "How often training went on without a worker that was lost.", registry=self.registry
+        )
+        self._restarts = Counter(
+            "lockstep_job_restarts", "Attempts that were lost with all of their workers.", registry=self.registry
+        )
         labels = ["grpc_service", "grpc_method"]
         self._started = Counter("grpc_server_started", "RPCs that came in.", labels, registry=self.registry)
         self._handled = Counter(
@@ -58,6 +64,10 @@ class Telemetry(Collector):
     def job_moved(self, before: State, after: State) -> None:
         self._jobs[before] -= 1
         self._jobs[after] += 1
+
+    def job_recovered(self, *, heals: int, restarts: int) -> None:
+        self._heals.inc(heals)
+        self._restarts.inc(restarts)
 
     def rpc_started(self, service: str, method: str) -> None:
         self._started.labels(service, method).inc()

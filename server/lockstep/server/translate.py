@@ -8,8 +8,9 @@ from typing import cast
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from lockstep.server.job import Job, State
-from lockstep.server.store import StoredEvent, StoredPoint
+from lockstep.server.store import StoredCheckpoint, StoredEvent, StoredFile, StoredPoint
 from lockstep.v1 import job_pb2
+from lockstep.v1.checkpoint_service_pb2 import Checkpoint, CheckpointFile
 from lockstep.v1.metrics_service_pb2 import MetricKind, MetricPoint
 
 # The stubs take enums for classes; to protobuf their values are plain numbers.
@@ -51,6 +52,8 @@ def job_to_proto(job: Job) -> job_pb2.Job:
         engine_version=job.engine_version,
         curve_digest=job.curve_digest,
         hardware_class=job.hardware_class,
+        heals=job.heals,
+        running_workers=job.running_workers,
     )
 
 
@@ -67,3 +70,18 @@ def event_to_proto(event: StoredEvent) -> job_pb2.JobEvent:
 def point_to_proto(point: StoredPoint) -> MetricPoint:
     kind = cast("MetricKind", point.kind)
     return MetricPoint(name=point.name, step=point.step, epoch=point.epoch, value=point.value, kind=kind)
+
+
+def checkpoint_to_proto(checkpoint: StoredCheckpoint) -> Checkpoint:
+    return Checkpoint(
+        job_id=checkpoint.job_id,
+        step=checkpoint.step,
+        uri=checkpoint.uri,
+        create_time=_timestamp(checkpoint.create_time),
+        files=map(file_to_proto, checkpoint.files),
+        weights_digest=checkpoint.weights_digest,
+    )
+
+
+def file_to_proto(file: StoredFile) -> CheckpointFile:
+    return CheckpointFile(name=file.name, size_bytes=file.size_bytes, sha256=file.sha256)

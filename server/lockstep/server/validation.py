@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+from lockstep.server.checkpoint_rules import FOLDER_LIMITS, FOLDER_MEND, RECOVERY_CROSS_RULES, is_folder
 from lockstep.server.dataset_rules import DATASET_CROSS_RULES
 from lockstep.server.errors import InvalidSpec
 from lockstep.server.rules import (
@@ -23,6 +23,9 @@ from lockstep.server.rules import (
     apply_choice,
     apply_cross,
     apply_field,
+    fill_in,
+    is_control,
+    is_path,
 )
 from lockstep.v1.job_spec_pb2 import JobSpec
 
@@ -56,16 +59,11 @@ def _fraction_from_0(value: float) -> bool:
 
 def _is_label(item: tuple[str, str]) -> bool:
     key, value = item
-    return _LABEL_KEY.fullmatch(key) is not None and len(value) <= 255 and not any(_is_control(c) for c in value)
+    return _LABEL_KEY.fullmatch(key) is not None and len(value) <= 255 and not any(is_control(c) for c in value)
 
 
-def _is_control(character: str) -> bool:
-    """Whether it is a control character, or breaks a line as some of them do."""
-    return unicodedata.category(character) in ("Cc", "Zl", "Zp")
-
-
-def _is_path(value: str) -> bool:
-    return len(value) <= 4096 and not any(_is_control(character) for character in value)
+def _is_job_id(value: str) -> bool:
+    return len(value) <= 64 and not any(is_control(character) for character in value)
 
 
 def _default_name(spec: JobSpec) -> Any:
@@ -139,7 +137,7 @@ FIELD_RULES: tuple[FieldRule, ...] = (
     FieldRule("data.idx.root", "string",
               "a path of at most 4,096 characters without control characters",
               "set it to the folder that holds the four IDX files, as the workers see it",
-              Default.REQUIRED, _is_path, normal=absolute),
+              Default.REQUIRED, is_path, normal=absolute),
     FieldRule("data.idx.standardize", "boolean",
               "true or false", "set it to true for pixels of mean 0 and deviation 1", False),
 
@@ -179,9 +177,26 @@ FIELD_RULES: tuple[FieldRule, ...] = (
               1.0, _within(0.0001, 1024)),
     FieldRule("resources.gpus_per_worker", "integer",
               "0 or 1", "set it to 1 for a GPU per worker, or to 0 for none", 0, _within(0, 1)),
+    FieldRule("resources.min_workers", "integer",
+              "1 to 1,024", "set it to the fewest workers that the job may run with", 1, _within(1, 1024)),
 
     FieldRule("recovery.max_restarts", "integer",
               "0 to 1,000", "set it to how often the job may start again", 3, _within(0, 1000)),
+    FieldRule("recovery.checkpoint_every_steps", "integer",
+              "1 to 1,000,000,000", "set it to the steps between two checkpoints", 1000, _within(1, _BILLION)),
+    FieldRule("recovery.keep_checkpoints", "integer",
+              "2 to 1,000", "set it to how many of the newest checkpoints to keep", 2, _within(2, 1000)),
+    FieldRule("recovery.checkpoint_uri", "string", FOLDER_LIMITS, FOLDER_MEND, allows=is_folder),
+    FieldRule("recovery.hang_timeout_s", "number",
+              "1 to 86,400", "set it to the seconds without a finished shard after which a worker counts as hung",
+              30.0, _within(1, 86_400)),
+
+    FieldRule("init_from.job_id", "string",
+              "the job_id of a job of this server", "list the jobs to see those there are", allows=_is_job_id),
+    FieldRule("init_from.step", "integer",
+              "0 or greater", "set it to the step of a checkpoint, or leave it out for the newest",
+              allows=lambda value: value >= 0),
+    FieldRule("init_from.uri", "string", FOLDER_LIMITS, FOLDER_MEND, allows=is_folder),
 )
 # fmt: on
 
@@ -271,6 +286,7 @@ CROSS_RULES: tuple[CrossRule, ...] = (
         "make the layers narrower or fewer",
         _too_many_weights,
     ),
+    *RECOVERY_CROSS_RULES,
 )
 
 
@@ -301,3 +317,12 @@ def resolve(submitted: JobSpec, site: Site) -> JobSpec:
     if resolution.violations:
         raise InvalidSpec(resolution.violations)
     return spec
+
+
+def fill_in_defaults(spec: JobSpec) -> JobSpec:
+    """Complete a spec that an earlier version has resolved, which knew fewer fields."""
+    complete = JobSpec()
+    complete.CopyFrom(spec)
+    for rule in FIELD_RULES:
+        fill_in(rule, complete)
+    return complete

@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Coroutine
+import hashlib
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
 from lockstep.server.application import Application
 from lockstep.server.settings import Settings
 from lockstep.v1.catalog_service_pb2_grpc import CatalogServiceStub
+from lockstep.v1.checkpoint_service_pb2 import Checkpoint, CheckpointFile
+from lockstep.v1.checkpoint_service_pb2_grpc import CheckpointServiceStub
 from lockstep.v1.internal_service_pb2 import (
     ClusterCapacity,
     ConnectLauncherRequest,
     ConnectLauncherResponse,
+    GangChanged,
     GangStarted,
     GangStopped,
     LauncherReady,
     NodeCapacity,
     ReportProgressRequest,
     ReportProgressResponse,
+    ResizeGang,
     StartGang,
     StopGang,
 )
 from lockstep.v1.internal_service_pb2_grpc import InternalServiceStub
 from lockstep.v1.job_pb2 import Job, JobError, JobProgress, JobResult
-from lockstep.v1.job_service_pb2 import WatchJobRequest
+from lockstep.v1.job_service_pb2 import GetJobRequest, SubmitJobRequest, WatchJobRequest
 from lockstep.v1.job_service_pb2_grpc import JobServiceStub
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.metrics_service_pb2 import METRIC_KIND_RESULT, MetricPoint
@@ -70,8 +79,9 @@ class ScriptedLauncher:
     async def say(self, **fact: Any) -> None:
         await self.call.write(ConnectLauncherRequest(**fact))
 
-    async def be_ready(self, cpus: float = 2.0, gpus: float = 0.0) -> None:
-        await self.say(ready=LauncherReady(epoch=self._epoch))
+    async def be_ready(self, cpus: float = 2.0, gpus: float = 0.0, gangs: Sequence[GangChanged] = ()) -> None:
+        """Come into service, with gangs that an earlier launcher has left."""
+        await self.say(ready=LauncherReady(epoch=self._epoch, gangs=gangs))
         await self.offer({"node-a": (cpus, gpus)})
 
     async def offer(self, nodes: dict[str, tuple[float, float]]) -> None:
@@ -96,12 +106,31 @@ class ScriptedLauncher:
         assert order.HasField("stop_gang"), order
         return order.stop_gang
 
+    async def next_resize(self) -> ResizeGang:
+        order = await self.next_order()
+        assert order.HasField("resize_gang"), order
+        return order.resize_gang
+
+    async def gang_changed(
+        self,
+        gang: StartGang,
+        node_ids: Sequence[str],
+        *,
+        revision: int = 0,
+        running: int | None = None,
+        message: str = "",
+    ) -> None:
+        await self.say(gang_changed=changed(gang, node_ids, revision=revision, running=running, message=message))
+
     async def gang_started(self, gang: StartGang) -> None:
         await self.say(gang_started=GangStarted(job_id=gang.job_id, attempt=gang.attempt))
 
-    async def gang_stopped(self, gang: StartGang, reason: str = "", message: str = "it broke") -> None:
+    async def gang_stopped(
+        self, gang: StartGang, reason: str = "", message: str = "it broke", *, is_too_small: bool = False
+    ) -> None:
         error = JobError(reason=reason, message=message) if reason else None
-        await self.say(gang_stopped=GangStopped(job_id=gang.job_id, attempt=gang.attempt, error=error))
+        stopped = GangStopped(job_id=gang.job_id, attempt=gang.attempt, error=error, is_too_small=is_too_small)
+        await self.say(gang_stopped=stopped)
 
     async def report(
         self,
@@ -133,6 +162,34 @@ class ScriptedLauncher:
         await self.call.done_writing()
 
 
+def changed(
+    gang: StartGang, node_ids: Sequence[str], *, revision: int = 0, running: int | None = None, message: str = ""
+) -> GangChanged:
+    """Say who is in a gang; all of them train unless it is said otherwise."""
+    return GangChanged(
+        job_id=gang.job_id,
+        attempt=gang.attempt,
+        revision=revision,
+        node_ids=node_ids,
+        running_workers=len(node_ids) if running is None else running,
+        message=message,
+    )
+
+
+def write_checkpoint(root: Path, step: int, files: dict[str, bytes] | None = None, digest: str = "") -> Checkpoint:
+    """Write the folder of a checkpoint as workers do, and return what they report of it."""
+    given = files or {"model.safetensors": b"model" * 100, "training.safetensors": b"training" * 100}
+    folder = root / f"step-{step:012}"
+    folder.mkdir(parents=True)
+    for name, data in {**given, "manifest.json": b"{}"}.items():
+        (folder / name).write_bytes(data)
+    listed = [
+        CheckpointFile(name=name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        for name, data in given.items()
+    ]
+    return Checkpoint(step=step, uri=str(folder), files=listed, weights_digest=digest or f"{step:064x}")
+
+
 class Running:
     """A running server with stubs to call it."""
 
@@ -143,19 +200,42 @@ class Running:
         self.channel = channel
         self.jobs = JobServiceStub(channel)
         self.metrics = MetricsServiceStub(channel)
+        self.checkpoints = CheckpointServiceStub(channel)
         self.catalog = CatalogServiceStub(channel)
 
     def launcher(self) -> ScriptedLauncher:
         return ScriptedLauncher(self.application, self.channel)
 
-    async def reaches(self, job_id: str, state: int) -> Job:
-        """Follow a job until it is in a state."""
+    async def submit(self, **changes: Any) -> Job:
+        """Submit a small job."""
+        return await self.jobs.SubmitJob(SubmitJobRequest(spec=digits_spec(**changes)))
+
+    async def get(self, job_id: str) -> Job:
+        return await self.jobs.GetJob(GetJobRequest(job_id=job_id))
+
+    async def messages(self, job_id: str, count: int = 0) -> list[str]:
+        """Return the messages of a job's events: of the first `count`, or of all when the job has ended."""
+        found: list[str] = []
         call = self.jobs.WatchJob(WatchJobRequest(job_id=job_id))
         async for response in call:
-            if response.job.state == state:
+            found += [event.message for event in response.events]
+            if count and len(found) >= count:
+                call.cancel()
+                break
+        return found
+
+    async def until(self, job_id: str, is_so: Callable[[Job], bool]) -> Job:
+        """Follow a job until something holds."""
+        call = self.jobs.WatchJob(WatchJobRequest(job_id=job_id))
+        async for response in call:
+            if is_so(response.job):
                 call.cancel()
                 return response.job
-        raise AssertionError(f"job {job_id} ended before it came to state {state}")
+        raise AssertionError(f"job {job_id} ended before it came to that")
+
+    async def reaches(self, job_id: str, state: int) -> Job:
+        """Follow a job until it is in a state."""
+        return await self.until(job_id, lambda job: job.state == state)
 
 
 @asynccontextmanager
@@ -182,3 +262,20 @@ async def status_of(call: Awaitable[Any]) -> grpc.aio.AioRpcError:
     except grpc.aio.AioRpcError as error:
         return error
     raise AssertionError(f"the call succeeded: {response}")
+
+
+def fetch(address: str, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def violations_of(error: grpc.aio.AioRpcError) -> dict[str, str]:
+    status = rpc_status.from_call(error)
+    bad_request = error_details_pb2.BadRequest()
+    for detail in status.details:
+        detail.Unpack(bad_request)
+    return {violation.field: violation.description for violation in bad_request.field_violations}

@@ -5,9 +5,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from lockstep.server.errors import JobHasEnded
+from lockstep.server.errors import InvalidRequest, JobHasEnded, JobIsStopping
 from lockstep.server.job import (
     ENDED,
+    WORKING,
     Admitted,
     CancelAsked,
     CanNeverFit,
@@ -16,16 +17,21 @@ from lockstep.server.job import (
     GangJoined,
     Job,
     Launch,
+    Note,
+    PauseAsked,
     Progress,
     Reported,
+    ResumeAsked,
     RetryAfter,
+    Scaled,
     State,
     Stop,
+    WorkersChanged,
     WorkersForgotten,
 )
-from lockstep.server.lifecycle import MAX_PLACEMENT_FAILURES, IllegalTransition, advance
+from lockstep.server.lifecycle import MAX_PLACEMENT_FAILURES, IllegalTransition, advance, stop_under_way
 from lockstep.v1.job_pb2 import JobError, JobResult
-from lockstep.v1.job_spec_pb2 import JobSpec, RecoverySpec
+from lockstep.v1.job_spec_pb2 import JobSpec, RecoverySpec, ResourcesSpec
 
 NOW = datetime(2030, 1, 2, tzinfo=UTC)
 DONE = JobResult(weights_digest="d")
@@ -35,57 +41,86 @@ UNPLACED = JobError(reason="PLACEMENT_FAILED", message="no room")
 
 EVENTS: dict[str, Event] = {
     "admitted": Admitted(("a", "b")),
-    "joined": GangJoined(),
+    "joined": GangJoined(2),
     "reported": Reported(Progress(3, 10, 0.3), "cpu"),
     "finished": Reported(Progress(10, 10, 1.0), "cpu", DONE),
+    "changed": WorkersChanged(1, "rank 1 was lost"),
     "gone": GangGone(),
+    "too small": GangGone(is_too_small=True),
     "lost": GangGone(LOST),
     "broken": GangGone(BROKEN),
     "unplaced": GangGone(UNPLACED),
     "cancel": CancelAsked(),
-    "forgotten": WorkersForgotten("the launcher was lost"),
+    "pause": PauseAsked(),
+    "resume": ResumeAsked(),
+    "scaled": Scaled(3),
+    "forgotten": WorkersForgotten("the workers were gone"),
     "never": CanNeverFit("too small"),
 }
+ASKED_BY_USERS = {"cancel", "pause", "resume", "scaled"}
+TRAINING = {
+    "joined": None,
+    "reported": State.RUNNING,
+    "finished": State.SUCCEEDED,
+    "changed": None,
+    "gone": State.QUEUED,
+    "too small": State.QUEUED,
+    "lost": State.QUEUED,
+    "broken": State.FAILED,
+    "unplaced": State.QUEUED,
+    "cancel": State.CANCELLING,
+    "pause": State.PAUSING,
+    "resume": None,
+    "scaled": None,
+    "forgotten": State.QUEUED,
+}
+LAST_WORDS = dict.fromkeys(("joined", "changed", "gone", "too small", "lost", "broken", "unplaced"))
 
-# What each event makes of a job in each state; what is not here is illegal.
-LEGAL: dict[State, dict[str, State]] = {
-    State.QUEUED: {"admitted": State.STARTING, "cancel": State.CANCELLED, "never": State.FAILED},
-    State.STARTING: {
-        "joined": State.STARTING,
-        "reported": State.RUNNING,
-        "finished": State.SUCCEEDED,
-        "gone": State.QUEUED,
-        "lost": State.QUEUED,
-        "broken": State.FAILED,
-        "unplaced": State.QUEUED,
-        "cancel": State.CANCELLING,
-        "forgotten": State.QUEUED,
+# What each event makes of a job in each state, None where it stays; what is not here is refused.
+LEGAL: dict[State, dict[str, State | None]] = {
+    State.QUEUED: {
+        "admitted": State.STARTING,
+        "cancel": State.CANCELLED,
+        "pause": State.PAUSED,
+        "resume": None,
+        "scaled": None,
+        "never": State.FAILED,
     },
-    State.RUNNING: {
-        "joined": State.RUNNING,
-        "reported": State.RUNNING,
+    State.STARTING: TRAINING,
+    State.RUNNING: TRAINING,
+    State.PAUSING: {
+        "joined": None,
+        "reported": None,
         "finished": State.SUCCEEDED,
-        "gone": State.QUEUED,
-        "lost": State.QUEUED,
+        "changed": None,
+        "gone": State.PAUSED,
+        "too small": State.PAUSED,
+        "lost": State.PAUSED,
         "broken": State.FAILED,
-        "unplaced": State.QUEUED,
+        "unplaced": State.PAUSED,
         "cancel": State.CANCELLING,
-        "forgotten": State.QUEUED,
+        "pause": None,
+        "scaled": None,
+        "forgotten": State.PAUSED,
     },
+    State.PAUSED: {"cancel": State.CANCELLED, "pause": None, "resume": State.QUEUED, "scaled": None},
     State.CANCELLING: {
-        "joined": State.CANCELLING,
-        "reported": State.CANCELLING,
-        "finished": State.CANCELLING,
+        "joined": None,
+        "reported": None,
+        "finished": None,
+        "changed": None,
         "gone": State.CANCELLED,
+        "too small": State.CANCELLED,
         "lost": State.CANCELLED,
         "broken": State.CANCELLED,
         "unplaced": State.CANCELLED,
-        "cancel": State.CANCELLING,
+        "cancel": None,
+        "scaled": None,
         "forgotten": State.CANCELLED,
     },
-    State.SUCCEEDED: dict.fromkeys(("gone", "lost", "broken", "unplaced"), State.SUCCEEDED),
-    State.FAILED: dict.fromkeys(("gone", "lost", "broken", "unplaced"), State.FAILED),
-    State.CANCELLED: dict.fromkeys(("gone", "lost", "broken", "unplaced", "cancel"), State.CANCELLED),
+    State.SUCCEEDED: LAST_WORDS,
+    State.FAILED: LAST_WORDS,
+    State.CANCELLED: LAST_WORDS | {"cancel": None},
 }
 
 
@@ -93,7 +128,10 @@ def job_in(state: State, max_restarts: int = 2) -> Job:
     return Job(
         job_id="job-1",
         number=1,
-        spec=JobSpec(recovery=RecoverySpec(max_restarts=max_restarts)),
+        spec=JobSpec(
+            recovery=RecoverySpec(max_restarts=max_restarts),
+            resources=ResourcesSpec(workers=2, min_workers=1, shards=4),
+        ),
         state=state,
         state_reason="",
         create_time=NOW,
@@ -107,17 +145,21 @@ def job_in(state: State, max_restarts: int = 2) -> Job:
 @pytest.mark.parametrize("event", EVENTS)
 def test_every_event_in_every_state_does_what_the_table_says_or_is_refused(state: State, event: str) -> None:
     job = job_in(state)
-    expected = LEGAL[state].get(event)
-    if expected is None:
-        refusal = JobHasEnded if event == "cancel" else IllegalTransition
-        with pytest.raises(refusal):
+    if event not in LEGAL[state]:
+        refusals = (JobHasEnded, JobIsStopping) if event in ASKED_BY_USERS else IllegalTransition
+        with pytest.raises(refusals):
             advance(job, EVENTS[event], NOW)
         return
-    after, _ = advance(job, EVENTS[event], NOW)
+    expected = LEGAL[state][event] or state
+    after, commands = advance(job, EVENTS[event], NOW)
     assert after.state is expected
     assert (after.end_time == NOW) is (expected in ENDED and state not in ENDED)
-    if after is not job:
-        assert after.state_reason or after.state is state
+    if expected is not state:
+        assert after.state_reason
+    if expected not in WORKING:
+        assert after.running_workers == 0
+    starts_or_stops = [command for command in commands if isinstance(command, Launch | Stop)]
+    assert bool(starts_or_stops) is (expected is not state and expected in WORKING - {State.RUNNING})
 
 
 def test_admission_begins_the_next_attempt_and_launches_it_where_it_was_placed() -> None:
@@ -137,16 +179,44 @@ def test_a_result_ends_the_job_with_it() -> None:
     assert (job.result, job.end_time) == (DONE, NOW)
 
 
-def test_lost_workers_are_replaced_until_the_restarts_are_used_up() -> None:
-    job = job_in(State.RUNNING, max_restarts=1)
-    job, _ = advance(job, GangGone(LOST), NOW)
-    assert (job.state, job.restarts, job.progress) == (State.QUEUED, 1, Progress())
+def test_an_attempt_that_lost_all_workers_is_followed_by_another_until_the_restarts_are_used_up() -> None:
+    job = replace(job_in(State.RUNNING, max_restarts=1), progress=Progress(5, 9), newest_checkpoint=4)
+    job, commands = advance(job, GangGone(LOST), NOW)
+    assert (job.state, job.restarts, job.progress) == (State.QUEUED, 1, Progress(5, 9))
+    assert "goes on from its newest checkpoint, of step 4" in job.state_reason
+    assert commands == [RetryAfter(1.0)]
     job, _ = advance(job, Admitted(("a",)), NOW)
     job, _ = advance(job, GangGone(LOST), NOW)
     assert job.state is State.FAILED
     assert job.error is not None
     assert job.error.reason == "WORKER_LOST"
-    assert "may not start again: recovery.max_restarts is 1." in job.error.message
+    assert job.error.message.endswith(
+        "may not start again: recovery.max_restarts is 1. The last good checkpoint is of step 4."
+    )
+
+
+def test_each_restart_waits_longer_than_the_one_before_up_to_a_minute() -> None:
+    delays = []
+    for restarts in range(9):
+        job = replace(job_in(State.RUNNING, max_restarts=1000), restarts=restarts)
+        _, [command] = advance(job, GangGone(LOST), NOW)
+        assert isinstance(command, RetryAfter)
+        delays.append(command.delay_s)
+    assert delays == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    job = replace(job_in(State.RUNNING, max_restarts=1000), restarts=999)
+    assert advance(job, GangGone(LOST), NOW)[1] == [RetryAfter(60)]
+
+
+def test_a_job_without_a_checkpoint_says_that_it_starts_from_the_beginning() -> None:
+    job, _ = advance(job_in(State.RUNNING), GangGone(LOST), NOW)
+    assert "starts from the beginning, since it has no checkpoint" in job.state_reason
+
+
+def test_a_gang_that_became_too_small_costs_no_restart() -> None:
+    job, commands = advance(job_in(State.RUNNING, max_restarts=0), GangGone(is_too_small=True), NOW)
+    assert (job.state, job.restarts) == (State.QUEUED, 0)
+    assert "fewer workers were left than resources.min_workers, which is 1" in job.state_reason
+    assert commands == [RetryAfter(1.0)]
 
 
 def test_workers_that_leave_without_a_word_count_as_lost() -> None:
@@ -158,6 +228,10 @@ def test_workers_that_leave_without_a_word_count_as_lost() -> None:
 def test_an_error_of_the_users_own_is_never_tried_again() -> None:
     job, _ = advance(job_in(State.RUNNING), GangGone(BROKEN), NOW)
     assert (job.state, job.error, job.restarts) == (State.FAILED, BROKEN, 0)
+    job, _ = advance(replace(job_in(State.RUNNING), newest_checkpoint=7), GangGone(BROKEN), NOW)
+    assert job.error is not None
+    assert job.error.message == "ValueError The last good checkpoint is of step 7."
+    assert BROKEN.message == "ValueError", "what the launcher said stays as it is"
 
 
 def test_a_gang_that_could_not_be_placed_is_tried_again_later_and_not_for_ever() -> None:
@@ -188,7 +262,81 @@ def test_a_result_that_comes_after_cancel_is_not_taken() -> None:
     assert (job.state, job.result) == (State.CANCELLING, None)
 
 
-def test_a_lost_launcher_costs_no_restart() -> None:
-    job, _ = advance(replace(job_in(State.RUNNING), restarts=2), WorkersForgotten("the launcher was lost"), NOW)
+def test_workers_that_were_forgotten_cost_no_restart() -> None:
+    job, _ = advance(replace(job_in(State.RUNNING), restarts=2), WorkersForgotten("the workers were gone"), NOW)
     assert (job.state, job.restarts, job.start_time) == (State.QUEUED, 2, None)
-    assert job.state_reason.startswith("the launcher was lost")
+    assert job.state_reason.startswith("the workers were gone; the job starts from the beginning")
+
+
+def test_the_first_report_of_a_new_attempt_may_lie_before_the_last_of_the_one_before() -> None:
+    job = replace(job_in(State.QUEUED), progress=Progress(9, 10), generation=4, sequence=17)
+    job, _ = advance(job, Admitted(("a", "b")), NOW)
+    assert (job.progress.step, job.generation, job.sequence) == (9, 0, 0)
+    job, _ = advance(job, Reported(Progress(6, 10), generation=1, sequence=1), NOW)
+    assert (job.progress.step, job.generation, job.sequence) == (6, 1, 1)
+
+
+def test_a_report_adds_its_heals_and_its_notes_become_events() -> None:
+    report = Reported(Progress(3, 10), heals=2, notes=("one", "two"), checkpoint_steps=(2, 3))
+    job, commands = advance(replace(job_in(State.RUNNING), heals=1), report, NOW)
+    assert (job.heals, job.newest_checkpoint) == (3, 3)
+    assert commands == [Note("one"), Note("two")]
+    job, _ = advance(job, Reported(Progress(3, 10), checkpoint_steps=(1,)), NOW)
+    assert job.newest_checkpoint == 3
+
+
+def test_pausing_asks_the_workers_for_a_checkpoint() -> None:
+    job, commands = advance(job_in(State.RUNNING), PauseAsked(), NOW)
+    assert commands == [Stop(60.0, keep=True)]
+    assert stop_under_way(job.state) == Stop(60.0, keep=True)
+    assert stop_under_way(State.RUNNING) is None
+
+
+def test_a_job_that_finishes_while_it_pauses_has_succeeded() -> None:
+    job, _ = advance(job_in(State.PAUSING), EVENTS["finished"], NOW)
+    assert (job.state, job.result) == (State.SUCCEEDED, DONE)
+
+
+def test_workers_that_are_lost_while_they_pause_cost_no_restart_and_are_told() -> None:
+    job, _ = advance(replace(job_in(State.PAUSING), newest_checkpoint=4), GangGone(LOST), NOW)
+    assert (job.state, job.restarts) == (State.PAUSED, 0)
+    assert job.state_reason == (
+        "paused by the user; its workers ended early (A worker was killed.); "
+        "when it is resumed it goes on from its newest checkpoint, of step 4"
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "event", "words"),
+    [
+        (State.PAUSING, "resume", "is still pausing; wait until it is PAUSED"),
+        (State.CANCELLING, "resume", "is being cancelled"),
+        (State.CANCELLING, "pause", "is being cancelled"),
+    ],
+)
+def test_what_must_wait_for_the_workers_to_stop_is_refused_in_words(state: State, event: str, words: str) -> None:
+    with pytest.raises(JobIsStopping, match=words):
+        advance(job_in(state), EVENTS[event], NOW)
+
+
+def test_scaling_changes_the_spec_and_only_that() -> None:
+    job = job_in(State.RUNNING)
+    after, commands = advance(job, Scaled(4), NOW)
+    assert (after.spec.resources.workers, job.spec.resources.workers) == (4, 2)
+    assert commands == [Note("resources.workers changed from 2 to 4 by the user")]
+    assert replace(after, spec=job.spec) == job
+    assert advance(job, Scaled(2), NOW) == (job, [])
+
+
+@pytest.mark.parametrize("workers", [-1, 0, 5])
+def test_scaling_beyond_what_the_spec_allows_is_refused_with_the_limits(workers: int) -> None:
+    with pytest.raises(InvalidRequest, match=f"workers is {workers}; allowed: 1 to 4") as caught:
+        advance(job_in(State.RUNNING), Scaled(workers), NOW)
+    assert caught.value.violations[0].field == "workers"
+
+
+def test_workers_that_change_are_counted_and_told_once() -> None:
+    job, commands = advance(job_in(State.RUNNING), WorkersChanged(2, "a worker joined"), NOW)
+    assert (job.running_workers, commands) == (2, [Note("a worker joined")])
+    assert advance(job, WorkersChanged(2), NOW) == (job, [])
+    assert advance(job, GangGone(LOST), NOW)[0].running_workers == 0

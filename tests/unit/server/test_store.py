@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, event, text
 
 from lockstep.server.errors import AlreadyExists
 from lockstep.server.job import Job, Progress, State
-from lockstep.server.store import NewJob, Store, StoredPoint, StoreError
+from lockstep.server.store import NewJob, News, Store, StoredPoint, StoreError
+from lockstep.server.store.engines import migrate, writing_engine
 from lockstep.server.store.tables import metadata
 from lockstep.v1.job_pb2 import JobResult
 from tests.unit.server.harness import digits_spec, run
@@ -64,8 +65,11 @@ def test_a_stored_job_is_read_back_as_it_was_also_by_the_next_process(tmp_path: 
                 progress=Progress(5, 9, 0.5),
                 result=JobResult(weights_digest="w", final_metrics={"train_loss": math.nan}),
                 hardware_class="cpu",
+                heals=3,
+                generation=4,
+                sequence=5,
             )
-            job = (await store.save(job, message="done", now=NOW)).job
+            job = (await store.save(job, messages=["done"], now=NOW)).job
         async with open_store(tmp_path) as store:
             assert repr(await store.get_job("job-a")) == repr(job)
             events = await store.list_events("job-a", after=0, up_to=99, limit=99)
@@ -73,6 +77,53 @@ def test_a_stored_job_is_read_back_as_it_was_also_by_the_next_process(tmp_path: 
                 (1, "submitted", State.QUEUED),
                 (2, "done", State.SUCCEEDED),
             ]
+
+    run(scenario())
+
+
+def checkpoint(step: int, uri: str = "/c") -> StoredCheckpoint:
+    return StoredCheckpoint("job-a", step, f"{uri}/{step}", NOW, "w", (StoredFile("model.safetensors", 5, "f" * 64),))
+
+
+def test_checkpoints_come_and_go_with_the_job_that_wrote_them(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with open_store(tmp_path) as store:
+            job, _ = await store.submit(new_job("job-a"))
+            await store.submit(new_job("job-b"))
+            assert await store.get_checkpoint("job-a", None) is None
+            job = (await store.save(job, now=NOW, news=News(checkpoints=[checkpoint(1), checkpoint(2)]))).job
+            assert job.newest_checkpoint == 2
+            news = News(checkpoints=[checkpoint(1, "/again"), checkpoint(3)], removed_steps=[3, 9])
+            job = (await store.save(replace(job, newest_checkpoint=3), now=NOW, news=news)).job
+            assert job.newest_checkpoint == 2
+        async with open_store(tmp_path) as store:
+            listed = await store.list_checkpoints("job-a", before=None, limit=9)
+            assert listed == [checkpoint(2), checkpoint(1, "/again")]
+            assert await store.list_checkpoints("job-a", before=2, limit=9) == listed[1:]
+            assert await store.get_checkpoint("job-a", None) == checkpoint(2)
+            assert await store.get_checkpoint("job-a", 3) is None
+            assert [(job.job_id, job.newest_checkpoint) for job in await store.live_jobs()] == [
+                ("job-a", 2),
+                ("job-b", None),
+            ]
+            await store.save(job, now=NOW, news=News(removed_steps=[1, 2]))
+            stored = await store.get_job("job-a")
+            assert stored is not None
+            assert stored.newest_checkpoint is None
+
+    run(scenario())
+
+
+def test_a_spec_is_written_again_only_when_it_has_changed(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with open_store(tmp_path) as store:
+            job, _ = await store.submit(new_job("job-a"))
+            changed = replace(job, spec=digits_spec(name="job-a", resources={"workers": 3}))
+            for writes_spec, spec in ((False, job.spec), (True, changed.spec)):
+                await store.save(changed, now=NOW, writes_spec=writes_spec)
+                stored = await store.get_job("job-a")
+                assert stored is not None
+                assert stored.spec == spec
 
     run(scenario())
 
@@ -136,7 +187,7 @@ def test_every_double_survives(tmp_path: Path, value: float) -> None:
     async def scenario() -> None:
         async with open_store(tmp_path) as store:
             job, _ = await store.submit(new_job("job-a"))
-            await store.save(job, now=NOW, points=[point(1, value)])
+            await store.save(job, now=NOW, news=News(points=[point(1, value)]))
             [stored] = await store.new_points("job-a", names=[], kind=0, after_seq=0, limit=9)
             assert repr(stored.value) == repr(value)
 
@@ -149,10 +200,10 @@ def test_a_point_is_stored_once_however_often_it_comes(tmp_path: Path) -> None:
             job, _ = await store.submit(new_job("job-a"))
             points = [point(1, 0.5), point(2, math.nan), point(1, 9.0, "step_seconds", 2)]
             for _ in range(2):
-                saved = await store.save(job, now=NOW, points=points)
+                saved = await store.save(job, now=NOW, news=News(points=points))
                 assert saved.disagreements == ()
             again = [*points[:2], point(1, 8.0, "step_seconds", 2), point(3, 0.25)]
-            assert (await store.save(job, now=NOW, points=again)).disagreements == ()
+            assert (await store.save(job, now=NOW, news=News(points=again))).disagreements == ()
             stored = await store.list_points("job-a", names=[], kind=0, after_step=0, after=None, limit=9)
             assert [(p.name, p.step, repr(p.value)) for p in stored] == [
                 ("train_loss", 1, "0.5"),
@@ -168,8 +219,10 @@ def test_a_result_that_comes_again_with_another_value_is_told_and_not_taken(tmp_
     async def scenario() -> None:
         async with open_store(tmp_path) as store:
             job, _ = await store.submit(new_job("job-a"))
-            await store.save(job, now=NOW, points=[point(1, 0.5)])
-            saved = await store.save(job, now=NOW, points=[point(1, 0.5000001), point(2, 0.4)], message="end")
+            await store.save(job, now=NOW, news=News(points=[point(1, 0.5)]))
+            saved = await store.save(
+                job, now=NOW, news=News(points=[point(1, 0.5000001), point(2, 0.4)]), messages=["end"]
+            )
             assert len(saved.disagreements) == 1
             [stored, _] = await store.new_points("job-a", names=[], kind=0, after_seq=0, limit=9)
             assert stored.value == 0.5
@@ -201,6 +254,31 @@ def test_the_migrations_make_the_tables_that_the_code_knows(tmp_path: Path) -> N
     async def scenario() -> None:
         async with open_store(tmp_path) as store:
             assert await store.read(lambda c: compare_metadata(MigrationContext.configure(c), metadata)) == []
+
+    run(scenario())
+
+
+def test_a_store_of_the_version_before_keeps_its_jobs(tmp_path: Path) -> None:
+    engine = writing_engine(tmp_path / "lockstep.db")
+    migrate(engine, "0001")
+    spec = digits_spec(name="old").SerializeToString()
+    row = {"job_id": "job-old", "name": "old", "state": "RUNNING", "state_reason": "training", "attempt": 2}
+    row |= {"restarts": 1, "placement_failures": 0, "create_time": 0, "step": 7, "total_steps": 9, "epoch": 0.5}
+    row |= {"spec": spec, "hardware_class": "cpu", "engine_version": "1", "curve_digest": "c", "event_count": 0}
+    with engine.begin() as connection:
+        columns = ", ".join(row)
+        values = ", ".join(f":{name}" for name in row)
+        connection.execute(text(f"INSERT INTO jobs ({columns}) VALUES ({values})"), row)
+    engine.dispose()
+
+    async def scenario() -> None:
+        async with open_store(tmp_path) as store:
+            assert await store.read(lambda c: compare_metadata(MigrationContext.configure(c), metadata)) == []
+            [job] = await store.live_jobs()
+            assert (job.job_id, job.attempt, job.restarts, job.progress) == ("job-old", 2, 1, Progress(7, 9, 0.5))
+            assert (job.heals, job.generation, job.sequence, job.newest_checkpoint) == (0, 0, 0, None)
+            saved = await store.save(replace(job, heals=2), now=NOW, messages=["healed"])
+            assert await store.get_job("job-old") == saved.job
 
     run(scenario())
 

@@ -9,11 +9,27 @@ from google.protobuf import json_format
 
 from lockstep.server.errors import InvalidSpec, Violation
 from lockstep.server.rules import Site, parent_of
-from lockstep.server.validation import CHOICE_RULES, CROSS_RULES, FIELD_RULES, resolve
+from lockstep.server.validation import CHOICE_RULES, CROSS_RULES, FIELD_RULES, fill_in_defaults, resolve
 from lockstep.v1.job_spec_pb2 import JobSpec
 
 SITE = Site(Path("/srv"), shares_files_with_workers=False)
 HUGE = 2**31 - 1
+NO_FOLDERS = (
+    "checkpoints",
+    "./c",
+    "~/c",
+    "..",
+    "/a\nb",
+    "/" + "x" * 4096,
+    "nosuch://bucket/x",
+    "S3://bucket/x",
+    "s3:/bucket",
+    "://x",
+    "s3://",
+    "file://relative/x",
+    "file:///",
+    "s3://bucket/\u2028",
+)
 
 SYNTHETIC: dict[str, Any] = {
     "model": {"linear_regression": {}},
@@ -39,6 +55,7 @@ def spec_of(base: dict[str, Any], **changes: Any) -> JobSpec:
         elif isinstance(value, dict):
             message = getattr(parent, leaf)
             message.Clear()
+            message.SetInParent()
             json_format.ParseDict(value, message)
         elif isinstance(value, list):
             parent.ClearField(leaf)  # type: ignore[union-attr]
@@ -95,7 +112,15 @@ BAD_VALUES: dict[tuple[str, str], tuple[Any, ...]] = {
     ("digits", "resources.shards"): (*NOT_POSITIVE, 1025, HUGE),
     ("digits", "resources.cpus_per_worker"): (0.0, -1.0, 1024.1, 1e-9, 1e300, *NO_NUMBERS),
     ("digits", "resources.gpus_per_worker"): (-1, 2, HUGE),
+    ("digits", "resources.min_workers"): (*NOT_POSITIVE, 1025, HUGE),
     ("digits", "recovery.max_restarts"): (-1, 1001, HUGE),
+    ("digits", "recovery.checkpoint_every_steps"): (*NOT_POSITIVE, 1_000_000_001, HUGE),
+    ("digits", "recovery.keep_checkpoints"): (*NOT_POSITIVE, 1, 1001, HUGE),
+    ("digits", "recovery.checkpoint_uri"): NO_FOLDERS,
+    ("digits", "recovery.hang_timeout_s"): (0.0, 0.99, -1.0, 86_401.0, 1e300, *NO_NUMBERS),
+    ("digits", "init_from.job_id"): ("x" * 65, "job\n"),
+    ("digits", "init_from.step"): (-1, -(2**63)),
+    ("digits", "init_from.uri"): NO_FOLDERS,
 }
 BASES = {"digits": DIGITS, "lenet": LENET, "synthetic": SYNTHETIC}
 
@@ -211,6 +236,26 @@ BAD_COMBINATIONS: dict[str, tuple[int, JobSpec, str]] = {
         spec_of(DIGITS, model__mlp__hidden_units=[65_536, 65_536]),
         "makes 4,294,967,296 weights between hidden layers; allowed: at most 1,000,000,000;",
     ),
+    "fewer workers than the fewest": (
+        16,
+        spec_of(DIGITS, resources__workers=2, resources__min_workers=3),
+        "resources.min_workers is 3; allowed: at most resources.workers, and resources.workers is 2;",
+    ),
+    "weights from nowhere": (
+        17,
+        spec_of(DIGITS, init_from={}),
+        "init_from has neither job_id nor uri; allowed: one of the two;",
+    ),
+    "weights from two places": (
+        17,
+        spec_of(DIGITS, init_from__job_id="job-1", init_from__uri="/c"),
+        'init_from.job_id is "job-1" and init_from.uri is "/c"; allowed: one of the two;',
+    ),
+    "a step of a folder": (
+        18,
+        spec_of(DIGITS, init_from__uri="/c", init_from__step=7),
+        "init_from.step is 7; allowed: only with init_from.job_id; remove it;",
+    ),
 }
 
 
@@ -284,8 +329,13 @@ def test_defaults_are_filled_in_as_the_contract_says() -> None:
         "data": {"builtin": {"name": "digits", "validation_fraction": 0.2, "seed": 0}},
         "optimizer": {"sgd": {"learning_rate": 0.1, "momentum": 0.0, "weight_decay": 0.0}},
         "training": {"max_epochs": 10, "batch_size": 32, "seed": 0, "log_every_steps": 50},
-        "resources": {"workers": 1, "shards": 4, "cpus_per_worker": 1.0, "gpus_per_worker": 0},
-        "recovery": {"max_restarts": 3},
+        "resources": {"workers": 1, "shards": 4, "cpus_per_worker": 1.0, "gpus_per_worker": 0, "min_workers": 1},
+        "recovery": {
+            "max_restarts": 3,
+            "checkpoint_every_steps": 1000,
+            "keep_checkpoints": 2,
+            "hang_timeout_s": 30.0,
+        },
     }
 
 
@@ -293,6 +343,28 @@ def test_a_resolved_spec_resolves_to_itself() -> None:
     for base in BASES.values():
         spec = resolve(spec_of(base), SITE)
         assert resolve(spec, SITE) == spec
+
+
+def test_a_spec_of_an_earlier_version_gets_the_fields_that_are_new_and_keeps_the_others() -> None:
+    spec = resolve(spec_of(DIGITS, training__max_steps=7), SITE)
+    old = JobSpec()
+    old.CopyFrom(spec)
+    old.resources.ClearField("min_workers")
+    for name in ("checkpoint_every_steps", "keep_checkpoints", "hang_timeout_s"):
+        old.recovery.ClearField(name)
+    before = old.SerializeToString(deterministic=True)
+    assert fill_in_defaults(old) == spec
+    assert old.SerializeToString(deterministic=True) == before
+    assert not fill_in_defaults(spec).training.HasField("max_epochs")
+    assert not fill_in_defaults(spec).HasField("init_from")
+
+
+@pytest.mark.parametrize(
+    "folder", ["/", "/a", "/a b/\u00e4", "s3://bucket/x", "gs://b", "file:///a", "memory://x", "local:///a/b"]
+)
+def test_folders_that_can_be_reached_from_everywhere_are_taken_as_they_are(folder: str) -> None:
+    spec = resolve(spec_of(DIGITS, recovery__checkpoint_uri=folder, init_from__uri=folder), SITE)
+    assert (spec.recovery.checkpoint_uri, spec.init_from.uri) == (folder, folder)
 
 
 def test_what_was_submitted_is_left_as_it_was() -> None:

@@ -178,7 +178,7 @@ class Attempt:
         if news.is_prepared and not member.is_prepared:
             member.is_prepared = True
             self._meet()
-        if news.lost_generation == self._gang.generation and self._quarrel_since is None:
+        if 0 < news.lost_generation == self._gang.generation and self._quarrel_since is None:
             self._quarrel_since = time.monotonic()
 
     def _meet(self) -> None:

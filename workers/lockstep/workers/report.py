@@ -49,6 +49,7 @@ class Reporter(Listener):
         self._points: list[Point] = []
         self._acknowledged_step = 0
         self._news = ReportProgressRequest()
+        self._progress = JobProgress()
         self._wish = Wish.GO_ON
         self._generation = 0
         self._sequence = 0
@@ -200,9 +201,8 @@ class Reporter(Listener):
         self._channel.close()
 
     def _note(self, progress: Progress) -> None:
-        self._news.progress.CopyFrom(
-            JobProgress(step=progress.step, total_steps=progress.total_steps, epoch=progress.epoch)
-        )
+        self._progress = JobProgress(step=progress.step, total_steps=progress.total_steps, epoch=progress.epoch)
+        self._news.progress.CopyFrom(self._progress)
         self._changed.notify_all()
 
     def _has_content(self) -> bool:
@@ -234,6 +234,7 @@ class Reporter(Listener):
         if len(points) < len(self._points):  # a step goes whole, or its rest would count as stored
             points = [point for point in points if point.step < self._points[REPORT_POINTS].step] or points
         report, self._news = self._news, ReportProgressRequest()
+        report.progress.CopyFrom(self._progress)
         if len(points) < len(self._points) and report.HasField("result"):
             self._news.result.CopyFrom(report.result)  # the result goes last
             report.ClearField("result")
@@ -252,12 +253,13 @@ class Reporter(Listener):
     def _send(self, report: ReportProgressRequest) -> bool:
         """Deliver one report, however long the coordinator is away; False when it is of no use any more."""
         metadata = (("lockstep-attempt-token", self._order.attempt_token),)
+        generation = 0
         while True:
             with self._changed:
                 if self._is_closed or not self._leads:
                     return False
-                self._sequence += 1
-                generation = self._generation
+                if generation != self._generation:  # else it keeps its number, by which a repetition is known
+                    generation, self._sequence = self._generation, self._sequence + 1
                 stub = InternalServiceStub(self._channel)
             report.job_id, report.attempt = self._order.job_id, self._order.attempt
             report.generation, report.sequence = generation, self._sequence

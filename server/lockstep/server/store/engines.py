@@ -53,8 +53,8 @@ def _engine(path: Path, *, pool_size: int, query_only: bool = False) -> Engine:
     return engine
 
 
-def migrate(engine: Engine) -> None:
-    """Bring the tables to the newest revision.
+def migrate(engine: Engine, target: str = "head") -> None:
+    """Bring the tables to a revision; to the newest when none is named.
 
     Raises:
         StoreError: a newer Lockstep has written this store.
@@ -72,4 +72,4 @@ def migrate(engine: Engine) -> None:
             )
         if revision != scripts.get_current_head():
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            command.upgrade(config, target)

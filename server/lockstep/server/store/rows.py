@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -38,6 +39,45 @@ class StoredPoint:
     seq: int = 0
 
 
+@dataclass(frozen=True)
+class StoredFile:
+    """One file of a checkpoint; `sha256` is that of its bytes, hex."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint:
+    """One checkpoint that is kept: the folder `uri`, with its files."""
+
+    job_id: str
+    step: int
+    uri: str
+    create_time: datetime
+    weights_digest: str
+    files: tuple[StoredFile, ...]
+
+
+@dataclass(frozen=True)
+class News:
+    """What a report brings besides the job's own state.
+
+    Attributes:
+        points: new metric points.
+        checkpoints: those that are whole now.
+        removed_steps: steps of checkpoints that are no longer there.
+    """
+
+    points: Sequence[StoredPoint] = ()
+    checkpoints: Sequence[StoredCheckpoint] = ()
+    removed_steps: Sequence[int] = ()
+
+
+NOTHING_NEW = News()
+
+
 def to_microseconds(time: datetime) -> int:
     return (time - _EPOCH) // timedelta(microseconds=1)
 
@@ -54,6 +94,7 @@ def changing_columns(job: Job) -> dict[str, Any]:
         "attempt": job.attempt,
         "restarts": job.restarts,
         "placement_failures": job.placement_failures,
+        "heals": job.heals,
         "start_time": None if job.start_time is None else to_microseconds(job.start_time),
         "end_time": None if job.end_time is None else to_microseconds(job.end_time),
         "step": job.progress.step,
@@ -63,11 +104,13 @@ def changing_columns(job: Job) -> dict[str, Any]:
         "error": None if job.error is None else job.error.SerializeToString(deterministic=True),
         "hardware_class": job.hardware_class,
         "event_count": job.event_count,
+        "report_generation": job.generation,
+        "report_sequence": job.sequence,
     }
 
 
 def fixed_columns(job: Job) -> dict[str, Any]:
-    """Return the columns of a job that never change."""
+    """Return the columns of a job that never change, and the spec, which rarely does."""
     return {
         "job_id": job.job_id,
         "name": job.spec.name,
@@ -75,10 +118,12 @@ def fixed_columns(job: Job) -> dict[str, Any]:
         "spec": job.spec.SerializeToString(deterministic=True),
         "engine_version": job.engine_version,
         "curve_digest": job.curve_digest,
+        "init_from_uri": job.init_from_uri,
     }
 
 
 def job_of(row: Row[Any]) -> Job:
+    """Read a row of the table of jobs with the step of the newest checkpoint beside it."""
     return Job(
         job_id=row.job_id,
         number=row.number,
@@ -91,6 +136,7 @@ def job_of(row: Row[Any]) -> Job:
         attempt=row.attempt,
         restarts=row.restarts,
         placement_failures=row.placement_failures,
+        heals=row.heals,
         start_time=None if row.start_time is None else from_microseconds(row.start_time),
         end_time=None if row.end_time is None else from_microseconds(row.end_time),
         progress=Progress(row.step, row.total_steps, row.epoch),
@@ -98,6 +144,10 @@ def job_of(row: Row[Any]) -> Job:
         error=None if row.error is None else JobError.FromString(row.error),
         hardware_class=row.hardware_class,
         event_count=row.event_count,
+        generation=row.report_generation,
+        sequence=row.report_sequence,
+        newest_checkpoint=row.newest_checkpoint,
+        init_from_uri=row.init_from_uri,
     )
 
 
@@ -107,3 +157,21 @@ def event_of(row: Row[Any]) -> StoredEvent:
 
 def point_of(row: Row[Any]) -> StoredPoint:
     return StoredPoint(row.name, row.step, row.epoch, row.value, row.kind, row.seq)
+
+
+def checkpoint_columns(checkpoint: StoredCheckpoint) -> dict[str, Any]:
+    return {
+        "job_id": checkpoint.job_id,
+        "step": checkpoint.step,
+        "uri": checkpoint.uri,
+        "create_time": to_microseconds(checkpoint.create_time),
+        "weights_digest": checkpoint.weights_digest,
+        "files": [asdict(file) for file in checkpoint.files],
+    }
+
+
+def checkpoint_of(row: Row[Any]) -> StoredCheckpoint:
+    files = tuple(StoredFile(**file) for file in row.files)
+    return StoredCheckpoint(
+        row.job_id, row.step, row.uri, from_microseconds(row.create_time), row.weights_digest, files
+    )

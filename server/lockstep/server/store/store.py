@@ -1,4 +1,4 @@
-"""Everything that is written and read: jobs, their events, their metrics."""
+"""Everything that is written and read: jobs, their events, their metrics, their checkpoints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
-from sqlalchemy import Connection, Select, bindparam, func, insert, select, tuple_, update
+from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select, tuple_, update
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import DatabaseError
 
@@ -20,9 +20,14 @@ from lockstep.server.job import LIVE, Job, State
 from lockstep.server.store import tables
 from lockstep.server.store.engines import migrate, reading_engine, writing_engine
 from lockstep.server.store.rows import (
+    NOTHING_NEW,
+    News,
+    StoredCheckpoint,
     StoredEvent,
     StoredPoint,
     changing_columns,
+    checkpoint_columns,
+    checkpoint_of,
     event_of,
     fixed_columns,
     job_of,
@@ -44,7 +49,14 @@ _SELECT_REQUEST = select(tables.requests.c.job_id, tables.requests.c.spec_digest
     tables.requests.c.principal == bindparam("of_principal"),
     tables.requests.c.request_id == bindparam("of_request"),
 )
-_SELECT_JOB = select(tables.jobs).where(tables.jobs.c.job_id == bindparam("of_job"))
+_NEWEST_CHECKPOINT = (
+    select(func.max(tables.checkpoints.c.step))
+    .where(tables.checkpoints.c.job_id == tables.jobs.c.job_id)
+    .scalar_subquery()
+    .label("newest_checkpoint")
+)
+_JOBS = select(tables.jobs, _NEWEST_CHECKPOINT)
+_SELECT_JOB = _JOBS.where(tables.jobs.c.job_id == bindparam("of_job"))
 
 
 @dataclass(frozen=True)
@@ -132,13 +144,21 @@ class Store:
         """
         return await self._writer.write(lambda connection: _submit(connection, new))
 
-    async def save(self, job: Job, *, message: str = "", now: datetime, points: Sequence[StoredPoint] = ()) -> Saved:
-        """Store a job as it is now, with new points and, when there is a message, with an event.
+    async def save(
+        self,
+        job: Job,
+        *,
+        messages: Sequence[str] = (),
+        now: datetime,
+        news: News = NOTHING_NEW,
+        writes_spec: bool = False,
+    ) -> Saved:
+        """Store a job as it is now, with an event for each message and with what a report brought.
 
         A point that is there already stays as it is. A *result* that comes again with another value breaks the promise
-        of one curve: the first one stays, and an event says so.
+        of one curve: the first one stays, and an event says so. A checkpoint that is there already is replaced.
         """
-        return await self._writer.write(lambda connection: _save(connection, job, message, now, points))
+        return await self._writer.write(lambda connection: _save(connection, job, messages, now, news, writes_spec))
 
     # Reading.
 
@@ -167,7 +187,7 @@ class Store:
         self, *, before: int | None, limit: int, states: Sequence[State], labels: Mapping[str, str]
     ) -> list[Job]:
         """Read jobs, newest first, from the one before number `before` on."""
-        query = select(tables.jobs).order_by(tables.jobs.c.number.desc()).limit(limit)
+        query = _JOBS.order_by(tables.jobs.c.number.desc()).limit(limit)
         if before is not None:
             query = query.where(tables.jobs.c.number < before)
         if states:
@@ -180,7 +200,7 @@ class Store:
     async def live_jobs(self) -> list[Job]:
         """Read all jobs that have not ended, oldest first."""
         states = [state.value for state in LIVE]
-        query = select(tables.jobs).where(tables.jobs.c.state.in_(states)).order_by(tables.jobs.c.number)
+        query = _JOBS.where(tables.jobs.c.state.in_(states)).order_by(tables.jobs.c.number)
         return [job_of(row) for row in await self.read(lambda connection: connection.execute(query).all())]
 
     async def count_by_state(self) -> dict[State, int]:
@@ -221,6 +241,24 @@ class Store:
         points = tables.metric_points.c
         query = _points(job_id, names, kind).where(points.seq > after_seq).order_by(points.seq).limit(limit)
         return [point_of(row) for row in await self.read(lambda connection: connection.execute(query).all())]
+
+    async def list_checkpoints(self, job_id: str, *, before: int | None, limit: int) -> list[StoredCheckpoint]:
+        """Read the checkpoints of a job that are kept, newest first, from the one before step `before` on."""
+        checkpoints = tables.checkpoints.c
+        query = select(tables.checkpoints).where(checkpoints.job_id == job_id).order_by(checkpoints.step.desc())
+        if before is not None:
+            query = query.where(checkpoints.step < before)
+        rows = await self.read(lambda connection: connection.execute(query.limit(limit)).all())
+        return [checkpoint_of(row) for row in rows]
+
+    async def get_checkpoint(self, job_id: str, step: int | None) -> StoredCheckpoint | None:
+        """Read a checkpoint of a job; without a step the newest."""
+        if step is None:
+            return next(iter(await self.list_checkpoints(job_id, before=None, limit=1)), None)
+        checkpoints = tables.checkpoints.c
+        query = select(tables.checkpoints).where(checkpoints.job_id == job_id, checkpoints.step == step)
+        row = await self.read(lambda connection: connection.execute(query).one_or_none())
+        return None if row is None else checkpoint_of(row)
 
 
 def _points(job_id: str, names: Sequence[str], kind: int) -> Select[tuple[object, ...]]:
@@ -263,14 +301,34 @@ def _submit(connection: Connection, new: NewJob) -> tuple[Job, bool]:
     return job, True
 
 
-def _save(connection: Connection, job: Job, message: str, now: datetime, points: Sequence[StoredPoint]) -> Saved:
+def _save(
+    connection: Connection, job: Job, messages: Sequence[str], now: datetime, news: News, writes_spec: bool
+) -> Saved:
     # Disagreements come before the state's own event, so that the event of the end stays the last one.
-    disagreements = _insert_points(connection, job.job_id, points)
-    for text in (*disagreements, *([message] if message else [])):
+    disagreements = _insert_points(connection, job.job_id, news.points)
+    if news.checkpoints or news.removed_steps:
+        job = replace(job, newest_checkpoint=_change_checkpoints(connection, job.job_id, news))
+    for text in (*disagreements, *messages):
         job = replace(job, event_count=job.event_count + 1)
         _insert_event(connection, job, text, now)
-    connection.execute(_UPDATE_JOB, changing_columns(job) | {"of_job": job.job_id})
+    columns = changing_columns(job)
+    if writes_spec:
+        columns["spec"] = job.spec.SerializeToString(deterministic=True)
+    connection.execute(_UPDATE_JOB, columns | {"of_job": job.job_id})
     return Saved(job, tuple(disagreements))
+
+
+def _change_checkpoints(connection: Connection, job_id: str, news: News) -> int | None:
+    """Add and remove checkpoints; returns the step of the newest that is left."""
+    table = tables.checkpoints
+    for checkpoint in news.checkpoints:
+        columns = checkpoint_columns(checkpoint)
+        upsert = sqlite_insert(table).values(columns)
+        connection.execute(upsert.on_conflict_do_update(index_elements=["job_id", "step"], set_=columns))
+    if news.removed_steps:
+        connection.execute(delete(table).where(table.c.job_id == job_id, table.c.step.in_(news.removed_steps)))
+    newest: int | None = connection.execute(select(func.max(table.c.step)).where(table.c.job_id == job_id)).scalar_one()
+    return newest
 
 
 def _insert_event(connection: Connection, job: Job, message: str, now: datetime) -> None:

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from sqlalchemy import (
+    JSON,
     BigInteger,
     Column,
     Double,
@@ -67,6 +68,7 @@ jobs = Table(
     Column("attempt", Integer, nullable=False),
     Column("restarts", Integer, nullable=False),
     Column("placement_failures", Integer, nullable=False),
+    Column("heals", Integer, nullable=False, server_default="0"),
     Column("create_time", BigInteger, nullable=False),
     Column("start_time", BigInteger),
     Column("end_time", BigInteger),
@@ -80,6 +82,9 @@ jobs = Table(
     Column("engine_version", String(32), nullable=False),
     Column("curve_digest", String(64), nullable=False),
     Column("event_count", Integer, nullable=False),
+    Column("report_generation", Integer, nullable=False, server_default="0"),
+    Column("report_sequence", BigInteger, nullable=False, server_default="0"),
+    Column("init_from_uri", Text, nullable=False, server_default=""),
     Index(None, "state", "number"),
     sqlite_autoincrement=True,
 )
@@ -118,6 +123,18 @@ metric_points = Table(
     Index(None, "job_id", "seq"),
     Index(None, "job_id", "kind", "step", "name"),
     sqlite_autoincrement=True,
+)
+
+# Those that are kept, as the workers told. `files` is a JSON list of {name, size_bytes, sha256}.
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("job_id", String(64), ForeignKey("jobs.job_id"), primary_key=True),
+    Column("step", BigInteger, primary_key=True),
+    Column("uri", Text, nullable=False),
+    Column("create_time", BigInteger, nullable=False),
+    Column("weights_digest", String(64), nullable=False),
+    Column("files", JSON, nullable=False),
 )
 
 requests = Table(

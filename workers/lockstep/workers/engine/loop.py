@@ -193,6 +193,7 @@ class Loop:
 
     def leave_state_behind(self, stopped: Stopped) -> None:
         """Before a stop: write a checkpoint if one is wanted; everybody stays until it is written."""
+        self.listener.progressed(self.progress(stopped.step), [])
         if stopped.is_kept:
             if self.position.step > 0:
                 self.write_checkpoint(and_wait=True)

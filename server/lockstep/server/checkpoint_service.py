@@ -1,0 +1,69 @@
+"""CheckpointService: find checkpoints in the store, and send their files."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from lockstep.server.checkpoint_files import CheckpointFileReader
+from lockstep.server.coordinator import Coordinator
+from lockstep.server.errors import CheckpointNotFound
+from lockstep.server.interceptors import Context
+from lockstep.server.job_service import required_job_id
+from lockstep.server.paging import make_token, not_negative, page_size, read_token
+from lockstep.server.store import StoredCheckpoint
+from lockstep.server.translate import checkpoint_to_proto, file_to_proto
+from lockstep.v1.checkpoint_service_pb2 import (
+    DownloadCheckpointRequest,
+    DownloadCheckpointResponse,
+    DownloadHeader,
+    ListCheckpointsRequest,
+    ListCheckpointsResponse,
+)
+from lockstep.v1.checkpoint_service_pb2_grpc import CheckpointServiceServicer
+
+DEFAULT_FILE = "model.safetensors"
+
+
+class CheckpointService(CheckpointServiceServicer):
+    """List the checkpoints of jobs and send their files."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+
+    async def ListCheckpoints(self, request: ListCheckpointsRequest, context: Context) -> ListCheckpointsResponse:
+        job_id = required_job_id(request.job_id)
+        limit = page_size(request.page_size, default=100, most=1_000)
+        scope = ["checkpoints", job_id]
+        position = read_token(request.page_token, "page_token", scope, (int,))
+        await self._coordinator.get(job_id)
+        checkpoints = await self._coordinator.store.list_checkpoints(
+            job_id, before=None if position is None else position[0], limit=limit + 1
+        )
+        response = ListCheckpointsResponse(checkpoints=map(checkpoint_to_proto, checkpoints[:limit]))
+        if len(checkpoints) > limit:
+            response.next_page_token = make_token([checkpoints[limit - 1].step], scope)
+        return response
+
+    async def DownloadCheckpoint(
+        self, request: DownloadCheckpointRequest, context: Context
+    ) -> AsyncIterator[DownloadCheckpointResponse]:
+        checkpoint = await self._find(request)
+        reader = await asyncio.to_thread(CheckpointFileReader, checkpoint, request.file_name or DEFAULT_FILE)
+        try:
+            header = DownloadHeader(checkpoint=checkpoint_to_proto(checkpoint), file=file_to_proto(reader.file))
+            yield DownloadCheckpointResponse(header=header)
+            while chunk := await asyncio.to_thread(reader.read):
+                yield DownloadCheckpointResponse(chunk=chunk)
+        finally:
+            await asyncio.to_thread(reader.close)
+
+    async def _find(self, request: DownloadCheckpointRequest) -> StoredCheckpoint:
+        job_id = required_job_id(request.job_id)
+        step = not_negative(request.step, "step") if request.HasField("step") else None
+        await self._coordinator.get(job_id)
+        checkpoint = await self._coordinator.store.get_checkpoint(job_id, step)
+        if checkpoint is None:
+            which = "no checkpoint yet" if step is None else f"no checkpoint of step {step}"
+            raise CheckpointNotFound(f"job {job_id} has {which}; list its checkpoints to see those that are kept")
+        return checkpoint

@@ -1,0 +1,107 @@
+"""What a job starts from when it starts from the weights of another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.message import Message
+
+from lockstep.server.errors import InvalidSpec, Violation
+from lockstep.server.job import Job
+from lockstep.server.rules import show
+from lockstep.server.store import Store, StoredCheckpoint
+from lockstep.v1.job_spec_pb2 import JobSpec
+
+_MOST_SHOWN_STEPS = 10
+
+
+@dataclass(frozen=True)
+class FirstWeights:
+    """Where they lie, and their digest when it is known; both empty for fresh weights."""
+
+    uri: str = ""
+    digest: str = ""
+
+
+async def find_first_weights(spec: JobSpec, store: Store) -> FirstWeights:
+    """Look up what `init_from` means; a step that was left open is filled in.
+
+    Args:
+        spec: a resolved spec; it is changed.
+        store: knows the jobs and their checkpoints.
+
+    Raises:
+        InvalidSpec: there is no such job or checkpoint, or it is of another model.
+    """
+    if not spec.init_from.job_id:
+        return FirstWeights(spec.init_from.uri)
+    checkpoint = await _find(spec, store)
+    spec.init_from.step = checkpoint.step
+    return FirstWeights(checkpoint.uri, checkpoint.weights_digest)
+
+
+async def _find(spec: JobSpec, store: Store) -> StoredCheckpoint:
+    job_id = spec.init_from.job_id
+    source = await store.get_job(job_id)
+    if source is None:
+        raise _invalid(
+            "init_from.job_id",
+            f"init_from.job_id is {show(job_id)}, and there is no such job; list the jobs to see those there are",
+        )
+    step = spec.init_from.step if spec.init_from.HasField("step") else None
+    checkpoint = await store.get_checkpoint(job_id, step)
+    if checkpoint is None:
+        kept = await store.list_checkpoints(job_id, before=None, limit=_MOST_SHOWN_STEPS)
+        raise _no_checkpoint(job_id, step, kept)
+    differences = _differences_of_models(spec, source)
+    if differences:
+        raise InvalidSpec(differences)
+    return checkpoint
+
+
+def _no_checkpoint(job_id: str, step: int | None, kept: list[StoredCheckpoint]) -> InvalidSpec:
+    if not kept:
+        return _invalid(
+            "init_from.job_id",
+            f"init_from.job_id is {show(job_id)}, which has no checkpoint; wait until it has written one",
+        )
+    steps = ", ".join(str(checkpoint.step) for checkpoint in kept)
+    return _invalid(
+        "init_from.step",
+        f"init_from.step is {step}, and job {job_id} keeps no checkpoint of it; allowed: {steps}; "
+        "leave it out for the newest",
+    )
+
+
+def _differences_of_models(spec: JobSpec, source: Job) -> list[Violation]:
+    kind, kind_there = spec.model.WhichOneof("kind"), source.spec.model.WhichOneof("kind")
+    if kind != kind_there:
+        return [
+            Violation(
+                "model",
+                f"model is {kind}, and the checkpoint of job {source.job_id} is of {kind_there}; "
+                "init_from takes the weights of the same model",
+            )
+        ]
+    assert kind is not None
+    here: Message = getattr(spec.model, kind)
+    there: Message = getattr(source.spec.model, kind)
+    return [
+        Violation(
+            f"model.{kind}.{field.name}",
+            f"model.{kind}.{field.name} is {_shown(getattr(here, field.name))}, and "
+            f"{_shown(getattr(there, field.name))} in job {source.job_id}; "
+            "init_from takes the weights of the same model",
+        )
+        for field in here.DESCRIPTOR.fields
+        if getattr(here, field.name) != getattr(there, field.name)
+    ]
+
+
+def _shown(value: Any) -> str:
+    return show(value) if isinstance(value, (str, int, float)) else f"[{', '.join(show(item) for item in value)}]"
+
+
+def _invalid(field: str, message: str) -> InvalidSpec:
+    return InvalidSpec([Violation(field, message)])

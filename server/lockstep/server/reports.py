@@ -1,0 +1,132 @@
+"""A report of rank 0, checked and translated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from lockstep.server.errors import InvalidRequest
+from lockstep.server.job import Progress, Reported
+from lockstep.server.rules import is_path, show
+from lockstep.server.store import News, StoredCheckpoint, StoredFile, StoredPoint
+from lockstep.v1.checkpoint_service_pb2 import Checkpoint, CheckpointFile
+from lockstep.v1.internal_service_pb2 import ReportProgressRequest
+from lockstep.v1.metrics_service_pb2 import METRIC_KIND_UNSPECIFIED, MetricKind, MetricPoint
+
+_MAX_NAME = 128
+_MAX_NOTES = 100
+_MAX_NOTE = 2_000
+_MAX_FILES = 10_000
+_MAX_REMOVED = 10_000
+_HEX = frozenset("0123456789abcdef")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What rank 0 said.
+
+    Attributes:
+        token: what came with it to prove that it is of this attempt.
+        event: what the lifecycle has to know of it.
+        news: what else is stored.
+    """
+
+    job_id: str
+    attempt: int
+    token: str
+    event: Reported
+    news: News
+
+
+def read_report(request: ReportProgressRequest, token: bytes) -> Report:
+    """Check and translate a report.
+
+    Raises:
+        InvalidRequest: it is not what a worker of ours sends; nothing of it is taken.
+    """
+    for field, value in (("job_id", request.job_id), ("attempt", request.attempt), ("sequence", request.sequence)):
+        if not value or (isinstance(value, int) and value < 0):
+            raise InvalidRequest.of(field, f"is {value!r}; a report must say it")
+    for field, value in (("generation", request.generation), ("heals", request.heals)):
+        if value < 0:
+            raise InvalidRequest.of(field, f"is {value}; allowed: 0 or greater")
+    progress = request.progress
+    if progress.step < 0 or progress.total_steps < 0 or not math.isfinite(progress.epoch):
+        raise InvalidRequest.of("progress", "has a negative step or an epoch that is no number")
+    checkpoints = tuple(
+        _checkpoint(number, request.job_id, checkpoint) for number, checkpoint in enumerate(request.checkpoints)
+    )
+    event = Reported(
+        Progress(progress.step, progress.total_steps, progress.epoch),
+        request.hardware_class,
+        request.result if request.HasField("result") else None,
+        generation=request.generation,
+        sequence=request.sequence,
+        heals=request.heals,
+        notes=_notes(request.notes),
+        checkpoint_steps=tuple(checkpoint.step for checkpoint in checkpoints),
+    )
+    if len(request.removed_checkpoint_steps) > _MAX_REMOVED:
+        raise InvalidRequest.of("removed_checkpoint_steps", f"has more than {_MAX_REMOVED:,} items")
+    points = tuple(_point(number, point) for number, point in enumerate(request.points))
+    news = News(points, checkpoints, tuple(request.removed_checkpoint_steps))
+    return Report(request.job_id, request.attempt, token.decode("utf-8", "replace"), event, news)
+
+
+def _notes(notes: Iterable[str]) -> tuple[str, ...]:
+    # Shortened and not refused: a job must not fail of too many words.
+    given = [text for text in notes if text]
+    kept = [text if len(text) <= _MAX_NOTE else f"{text[: _MAX_NOTE - 3]}..." for text in given[:_MAX_NOTES]]
+    return tuple(kept)
+
+
+def _point(number: int, point: MetricPoint) -> StoredPoint:
+    field = f"points[{number}]"
+    if not 0 < len(point.name) <= _MAX_NAME:
+        raise InvalidRequest.of(f"{field}.name", f"has {len(point.name)} characters; allowed: 1 to {_MAX_NAME}")
+    if point.step < 1:
+        raise InvalidRequest.of(f"{field}.step", f"is {point.step}; steps count from 1")
+    if point.kind == METRIC_KIND_UNSPECIFIED or point.kind not in MetricKind.values():
+        raise InvalidRequest.of(f"{field}.kind", f"is {point.kind}; it must say whether this is a result or a timing")
+    return StoredPoint(point.name, point.step, point.epoch, point.value, point.kind)
+
+
+def _checkpoint(number: int, job_id: str, checkpoint: Checkpoint) -> StoredCheckpoint:
+    field = f"checkpoints[{number}]"
+    if checkpoint.step < 0:
+        raise InvalidRequest.of(f"{field}.step", f"is {checkpoint.step}; allowed: 0 or greater")
+    if not checkpoint.uri or not is_path(checkpoint.uri):
+        raise InvalidRequest.of(f"{field}.uri", f"is {show(checkpoint.uri)}; it must say where the checkpoint lies")
+    if checkpoint.weights_digest and not _is_sha256(checkpoint.weights_digest):
+        raise InvalidRequest.of(f"{field}.weights_digest", "is no SHA-256 in hex")
+    if len(checkpoint.files) > _MAX_FILES:
+        raise InvalidRequest.of(f"{field}.files", f"has more than {_MAX_FILES:,} items")
+    files = tuple(_file(f"{field}.files[{i}]", file) for i, file in enumerate(checkpoint.files))
+    return StoredCheckpoint(
+        job_id, checkpoint.step, checkpoint.uri, _time_of(field, checkpoint), checkpoint.weights_digest, files
+    )
+
+
+def _time_of(field: str, checkpoint: Checkpoint) -> datetime:
+    if not checkpoint.HasField("create_time"):
+        return datetime.now(UTC)
+    try:
+        return checkpoint.create_time.ToDatetime(UTC)
+    except ValueError as error:
+        raise InvalidRequest.of(f"{field}.create_time", "is no time") from error
+
+
+def _file(field: str, file: CheckpointFile) -> StoredFile:
+    if not 0 < len(file.name) <= _MAX_NAME or "/" in file.name or file.name in (".", "..") or not is_path(file.name):
+        raise InvalidRequest.of(f"{field}.name", f"is {show(file.name)}; it must be the name of a file in the folder")
+    if file.size_bytes < 0:
+        raise InvalidRequest.of(f"{field}.size_bytes", f"is {file.size_bytes}; allowed: 0 or greater")
+    if not _is_sha256(file.sha256):
+        raise InvalidRequest.of(f"{field}.sha256", "is no SHA-256 in hex")
+    return StoredFile(file.name, file.size_bytes, file.sha256)
+
+
+def _is_sha256(text: str) -> bool:
+    return len(text) == 64 and _HEX.issuperset(text)

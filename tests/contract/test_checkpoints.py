@@ -1,0 +1,350 @@
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import grpc
+import pytest
+
+from lockstep.v1.checkpoint_service_pb2 import (
+    Checkpoint,
+    DownloadCheckpointRequest,
+    DownloadHeader,
+    ListCheckpointsRequest,
+)
+from lockstep.v1.internal_service_pb2 import StartGang
+from lockstep.v1.job_pb2 import JOB_STATE_FAILED, JOB_STATE_RUNNING
+from lockstep.v1.job_service_pb2 import ListJobsRequest, SubmitJobRequest
+from tests.unit.server.harness import (
+    Running,
+    ScriptedLauncher,
+    digits_spec,
+    loss_at,
+    run,
+    serving,
+    status_of,
+    violations_of,
+    write_checkpoint,
+)
+
+MIB = 1024 * 1024
+
+
+async def start_job(server: Running, **changes: object) -> tuple[ScriptedLauncher, StartGang]:
+    launcher = server.launcher()
+    await launcher.be_ready()
+    await server.submit(**changes)
+    return launcher, await launcher.next_start()
+
+
+async def steps_of(server: Running, job_id: str, size: int = 0) -> list[list[int]]:
+    """Read all pages of a job's checkpoints, as steps."""
+    pages, token = [], ""
+    while not pages or token:
+        request = ListCheckpointsRequest(job_id=job_id, page_size=size, page_token=token)
+        page = await server.checkpoints.ListCheckpoints(request)
+        pages.append([checkpoint.step for checkpoint in page.checkpoints])
+        token = page.next_page_token
+    return pages
+
+
+async def download(server: Running, job_id: str, **which: Any) -> tuple[DownloadHeader, list[bytes]]:
+    """Fetch a file: what it is said to be, and its chunks."""
+    call = server.checkpoints.DownloadCheckpoint(DownloadCheckpointRequest(job_id=job_id, **which))
+    first, *rest = [response async for response in call]
+    assert all(response.WhichOneof("part") == "chunk" for response in rest)
+    return first.header, [response.chunk for response in rest]
+
+
+def test_checkpoints_are_listed_newest_first_page_by_page_until_they_are_removed(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            launcher, gang = await start_job(server)
+            assert await steps_of(server, gang.job_id) == [[]]
+            written = [write_checkpoint(tmp_path / "c", step) for step in (100, 200, 300)]
+            written[0].create_time.FromDatetime(datetime(2030, 1, 2, tzinfo=UTC))
+            await launcher.report(gang, 1, checkpoints=written[:2], points=[loss_at(1, 0.5)])
+            for _ in range(2):
+                await launcher.report(gang, 2, checkpoints=written[2:])
+            assert await steps_of(server, gang.job_id, size=2) == [[300, 200], [100]]
+            response = await server.checkpoints.ListCheckpoints(ListCheckpointsRequest(job_id=gang.job_id))
+            oldest = response.checkpoints[-1]
+            assert (oldest.job_id, oldest.HasField("create_time")) == (gang.job_id, True)
+            oldest.job_id = ""
+            assert oldest == written[0]
+            await launcher.report(gang, 3, removed_checkpoint_steps=[100, 999])
+            assert await steps_of(server, gang.job_id) == [[300, 200]]
+        async with serving(tmp_path) as server:
+            assert await steps_of(server, gang.job_id) == [[300, 200]]
+
+    run(scenario())
+
+
+def test_bad_pages_of_checkpoints_are_refused_by_the_fields_name(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            job_id = (await server.submit()).job_id
+            for field, wrong in {"page_size": {"page_size": 1001}, "page_token": {"page_token": "x"}}.items():
+                request = ListCheckpointsRequest(job_id=job_id, **wrong)  # type: ignore[arg-type]
+                assert set(violations_of(await status_of(server.checkpoints.ListCheckpoints(request)))) == {field}
+            request = DownloadCheckpointRequest(job_id=job_id, step=-1)
+            assert set(violations_of(await status_of(server.checkpoints.DownloadCheckpoint(request).read()))) == {
+                "step"
+            }
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("size", [0, 1, MIB - 1, MIB, MIB + 1, 3 * MIB])
+def test_a_file_comes_whole_with_its_digest_first(tmp_path: Path, size: int) -> None:
+    async def scenario() -> None:
+        data = hashlib.shake_128(b"x").digest(size)
+        async with serving(tmp_path) as server:
+            launcher, gang = await start_job(server)
+            written = [
+                write_checkpoint(tmp_path / "c", 100),
+                write_checkpoint(tmp_path / "c", 200, {"model.safetensors": data, "extra": b"e"}),
+            ]
+            await launcher.report(gang, 1, checkpoints=written)
+            header, chunks = await download(server, gang.job_id)
+            assert (header.checkpoint.step, header.file) == (200, written[1].files[0])
+            assert b"".join(chunks) == data
+            assert all(0 < len(chunk) <= MIB for chunk in chunks)
+            header, chunks = await download(server, gang.job_id, file_name="extra")
+            assert (header.file.name, chunks) == ("extra", [b"e"])
+            header, chunks = await download(server, gang.job_id, step=100)
+            assert (header.checkpoint.step, chunks) == (100, [b"model" * 100])
+
+    run(scenario())
+
+
+def test_the_manifest_can_be_fetched_although_no_list_has_it(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            launcher, gang = await start_job(server)
+            await launcher.report(gang, 1, checkpoints=[write_checkpoint(tmp_path / "c", 1)])
+            header, chunks = await download(server, gang.job_id, file_name="manifest.json")
+            assert (header.file.size_bytes, header.file.sha256) == (2, hashlib.sha256(b"{}").hexdigest())
+            assert chunks == [b"{}"]
+
+    run(scenario())
+
+
+def test_a_checkpoint_is_read_from_wherever_fsspec_can_reach(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        files = fsspec.filesystem("memory")
+        files.pipe("/lockstep/step-1/model.safetensors", b"far away")
+        digest = hashlib.sha256(b"far away").hexdigest()
+        far = Checkpoint(step=1, uri="memory://lockstep/step-1")
+        far.files.add(name="model.safetensors", size_bytes=8, sha256=digest)
+        try:
+            async with serving(tmp_path) as server:
+                launcher, gang = await start_job(server)
+                await launcher.report(gang, 1, checkpoints=[far])
+                assert (await download(server, gang.job_id))[1] == [b"far away"]
+        finally:
+            files.rm("/lockstep", recursive=True)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("damage", ["flipped", "shorter", "longer", "empty"])
+@pytest.mark.parametrize("size", [10, 2 * MIB])
+def test_a_file_that_is_not_what_was_written_ends_as_data_loss(tmp_path: Path, damage: str, size: int) -> None:
+    async def scenario() -> None:
+        data = b"a" * size
+        async with serving(tmp_path) as server:
+            launcher, gang = await start_job(server)
+            written = write_checkpoint(tmp_path / "c", 1, {"model.safetensors": data})
+            path = Path(written.uri) / "model.safetensors"
+            bad = {"flipped": b"b" + data[1:], "shorter": data[:-1], "longer": data + b"a", "empty": b""}[damage]
+            path.write_bytes(bad)
+            await launcher.report(gang, 1, checkpoints=[written])
+            call = server.checkpoints.DownloadCheckpoint(DownloadCheckpointRequest(job_id=gang.job_id))
+            received = b""
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                async for response in call:
+                    received += response.chunk
+            assert caught.value.code() is grpc.StatusCode.DATA_LOSS
+            assert f"model.safetensors of checkpoint 1 of job {gang.job_id} " in caught.value.details()
+            assert len(received) <= size
+
+    run(scenario())
+
+
+def test_what_is_not_there_is_not_found_in_words(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            launcher, gang = await start_job(server)
+
+            async def error(**which: Any) -> str:
+                request = DownloadCheckpointRequest(job_id=gang.job_id, **which)
+                status = await status_of(server.checkpoints.DownloadCheckpoint(request).read())
+                assert status.code() is grpc.StatusCode.NOT_FOUND
+                return status.details()
+
+            assert f"job {gang.job_id} has no checkpoint yet" in await error()
+            written = write_checkpoint(tmp_path / "c", 5)
+            await launcher.report(gang, 1, checkpoints=[written])
+            assert "has no checkpoint of step 6" in await error(step=6)
+            allowed = "allowed: manifest.json, model.safetensors, training.safetensors"
+            for name in ("other", "../step-000000000005/model.safetensors", "/etc/passwd", "..", "\0"):
+                assert allowed in await error(file_name=name)
+            (Path(written.uri) / "model.safetensors").unlink()
+            assert f"is not at {written.uri} any more" in await error()
+            for path in Path(written.uri).iterdir():
+                path.unlink()
+            Path(written.uri).rmdir()
+            assert f"is not at {written.uri} any more" in await error(file_name="manifest.json")
+
+    run(scenario())
+
+
+def test_a_place_that_cannot_be_reached_is_told_and_is_no_fault_of_the_server(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            launcher, gang = await start_job(server)
+            written = write_checkpoint(tmp_path / "c", 5)
+            (Path(written.uri) / "model.safetensors").unlink()
+            (Path(written.uri) / "model.safetensors").mkdir()
+            await launcher.report(gang, 1, checkpoints=[written])
+            request = DownloadCheckpointRequest(job_id=gang.job_id)
+            status = await status_of(server.checkpoints.DownloadCheckpoint(request).read())
+            assert status.code() is grpc.StatusCode.FAILED_PRECONDITION
+            assert "the server cannot read model.safetensors of checkpoint 5" in status.details()
+            assert "IsADirectoryError" in status.details()
+
+    run(scenario())
+
+
+def test_a_client_that_leaves_in_the_middle_of_a_file_leaves_nothing_open(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            launcher, gang = await start_job(server)
+            written = write_checkpoint(tmp_path / "c", 1, {"model.safetensors": bytes(32 * MIB)})
+            await launcher.report(gang, 1, checkpoints=[written])
+            call = server.checkpoints.DownloadCheckpoint(DownloadCheckpointRequest(job_id=gang.job_id))
+            await call.read()
+            call.cancel()
+            path = Path(written.uri) / "model.safetensors"
+            while any(link.exists() and link.samefile(path) for link in Path("/proc/self/fd").iterdir()):
+                await server.get(gang.job_id)
+
+    run(scenario())
+
+
+def test_a_failed_job_names_its_last_good_checkpoint_and_a_restarted_one_where_it_goes_on(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            launcher, gang = await start_job(server)
+            written = [write_checkpoint(tmp_path / "c", step) for step in (10, 20)]
+            await launcher.report(gang, 1, step=25, checkpoints=written)
+            await launcher.report(gang, 2, step=26, removed_checkpoint_steps=[20])
+            await launcher.gang_stopped(gang, "WORKER_LOST", "Both were killed.")
+            again = await launcher.next_start()
+            await launcher.report(again, 1, step=11)
+            assert (await server.get(gang.job_id)).state == JOB_STATE_RUNNING
+            await launcher.gang_stopped(again, "NON_FINITE_LOSS", "The loss is NaN at step 12.")
+            job = await server.reaches(gang.job_id, JOB_STATE_FAILED)
+            assert job.error.message == "The loss is NaN at step 12. The last good checkpoint is of step 10."
+            told = await server.messages(gang.job_id)
+            assert [
+                text for text in told if "goes on from its newest checkpoint, of step 10: Both were killed." in text
+            ]
+
+    run(scenario())
+
+
+async def finished(server: Running, root: Path, **changes: object) -> tuple[ScriptedLauncher, StartGang]:
+    launcher, gang = await start_job(server, **changes)
+    written = [write_checkpoint(root, step) for step in (10, 20)]
+    await launcher.report(gang, 1, checkpoints=written, digest="abc")
+    await launcher.gang_stopped(gang)
+    return launcher, gang
+
+
+def test_a_job_starts_from_the_checkpoint_of_another(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            launcher, source = await finished(server, tmp_path / "c")
+            newest = await server.submit(init_from={"job_id": source.job_id})
+            assert (newest.spec.init_from.job_id, newest.spec.init_from.step) == (source.job_id, 20)
+            gang = await launcher.next_start()
+            assert gang.init_from_uri == f"{tmp_path}/c/step-{20:012}"
+            assert gang.spec.init_from.step == 20
+            older = await server.submit(init_from={"job_id": source.job_id, "step": 10})
+            assert (await launcher.next_start()).init_from_uri == f"{tmp_path}/c/step-{10:012}"
+            named = await server.submit(init_from={"job_id": source.job_id, "step": 20})
+            assert newest.curve_digest == named.curve_digest != older.curve_digest
+        async with serving(tmp_path) as server:
+            launcher = server.launcher()
+            await launcher.be_ready()
+            uris = {(start := await launcher.next_start()).job_id: start.init_from_uri for _ in range(2)}
+            assert uris[newest.job_id].endswith(f"{20:012}")
+            assert uris[older.job_id].endswith(f"{10:012}")
+
+    run(scenario())
+
+
+def test_a_job_starts_from_a_folder(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            _, gang = await start_job(server, init_from={"uri": "s3://bucket/run/step-000000000200"})
+            assert gang.init_from_uri == "s3://bucket/run/step-000000000200"
+
+    run(scenario())
+
+
+def test_weights_that_are_not_there_are_named_before_anything_is_queued(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            _, source = await finished(server, tmp_path / "c", model={"softmax_regression": {}})
+            empty = await server.submit()
+
+            async def violation(**changes: Any) -> tuple[str, str]:
+                call = server.jobs.SubmitJob(SubmitJobRequest(spec=digits_spec(**changes), validate_only=True))
+                [(field, message)] = violations_of(await status_of(call)).items()
+                return field, message
+
+            same: dict[str, Any] = {"model": {"softmax_regression": {}}}
+            field, message = await violation(init_from={"job_id": "job-none"})
+            assert (field, '"job-none", and there is no such job' in message) == ("init_from.job_id", True)
+            field, message = await violation(init_from={"job_id": empty.job_id})
+            assert (field, "which has no checkpoint; wait" in message) == ("init_from.job_id", True)
+            field, message = await violation(init_from={"job_id": source.job_id, "step": 15}, **same)
+            assert (field, "allowed: 20, 10;" in message) == ("init_from.step", True)
+            field, message = await violation(init_from={"job_id": source.job_id})
+            assert (field, "model is mlp, and the checkpoint" in message) == ("model", True)
+            assert len((await server.jobs.ListJobs(ListJobsRequest())).jobs) == 2
+
+    run(scenario())
+
+
+def test_weights_of_the_same_model_with_other_parameters_are_refused_by_the_parameter(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            _, source = await finished(server, tmp_path / "c")
+            model = {"mlp": {"hidden_units": [64, 32], "activation": "tanh"}}
+            error = await status_of(server.submit(model=model, init_from={"job_id": source.job_id}))
+            violations = violations_of(error)
+            assert set(violations) == {"model.mlp.hidden_units", "model.mlp.activation"}
+            assert "is [64, 32], and [256] in job" in violations["model.mlp.hidden_units"]
+            assert 'is "tanh", and "relu" in job' in violations["model.mlp.activation"]
+
+    run(scenario())
+
+
+def test_a_repeated_submit_is_answered_even_when_its_weights_have_gone_since(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            launcher, source = await start_job(server)
+            await launcher.report(source, 1, checkpoints=[write_checkpoint(tmp_path / "c", 10)])
+            request = SubmitJobRequest(spec=digits_spec(init_from={"job_id": source.job_id}), request_id="key")
+            first = await server.jobs.SubmitJob(request)
+            await launcher.report(source, 2, removed_checkpoint_steps=[10])
+            assert (await server.jobs.SubmitJob(request)).job_id == first.job_id
+
+    run(scenario())
