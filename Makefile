@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test check protos bench clean
+.PHONY: help setup demo test test-faults check protos bench clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.installed  ## make .venv and install everything into it
 
@@ -22,6 +22,9 @@ demo: setup  ## train on two workers, then on one, and compare the bits
 
 test: setup  ## run the whole test suite
 	@exec $(BIN)/python -m pytest
+
+test-faults: setup  ## run the whole table of faults: every place, rank and number of workers
+	@exec $(BIN)/python -m pytest tests/faults -m "exhaustive or not exhaustive"
 
 check: setup  ## formatting, lint, types, generated code, contract
 	$(BIN)/ruff format --check .
