@@ -45,6 +45,7 @@ MODELS = {
     "softmax_regression": ModelSpec(softmax_regression={}),
     "mlp 256": ModelSpec(mlp={"hidden_units": [256], "activation": "relu"}),
     "lenet": ModelSpec(lenet={"activation": "sigmoid", "pooling": "avg"}),
+    "mlp 25M": ModelSpec(mlp={"hidden_units": [4608, 4608], "activation": "relu"}),
 }
 
 

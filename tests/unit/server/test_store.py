@@ -16,7 +16,7 @@ from sqlalchemy import Connection, event, text
 
 from lockstep.server.errors import AlreadyExists
 from lockstep.server.job import Job, Progress, State
-from lockstep.server.store import NewJob, News, Store, StoredPoint, StoreError
+from lockstep.server.store import NewJob, News, Store, StoredCheckpoint, StoredFile, StoredPoint, StoreError
 from lockstep.server.store.engines import migrate, writing_engine
 from lockstep.server.store.tables import metadata
 from lockstep.v1.job_pb2 import JobResult

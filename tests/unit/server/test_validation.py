@@ -1,18 +1,15 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 from google.protobuf import json_format
 
-from lockstep.server.errors import InvalidSpec, Violation
-from lockstep.server.rules import Site, parent_of
 from lockstep.server.validation import CHOICE_RULES, CROSS_RULES, FIELD_RULES, fill_in_defaults, resolve
 from lockstep.v1.job_spec_pb2 import JobSpec
+from tests.unit.server.specs import DIGITS, LENET, SITE, SYNTHETIC, spec_of, violations_of
 
-SITE = Site(Path("/srv"), shares_files_with_workers=False)
 HUGE = 2**31 - 1
 NO_FOLDERS = (
     "checkpoints",
@@ -30,47 +27,6 @@ NO_FOLDERS = (
     "file:///",
     "s3://bucket/\u2028",
 )
-
-SYNTHETIC: dict[str, Any] = {
-    "model": {"linear_regression": {}},
-    "data": {"synthetic_regression": {"w": [2.0, -3.4]}},
-    "optimizer": {"sgd": {"learning_rate": 0.03}},
-}
-DIGITS: dict[str, Any] = {
-    "model": {"mlp": {}},
-    "data": {"builtin": {"name": "digits"}},
-    "optimizer": {"sgd": {"learning_rate": 0.1}},
-}
-LENET: dict[str, Any] = DIGITS | {"model": {"lenet": {}}, "data": {"idx": {"root": "mnist"}}}
-
-
-def spec_of(base: dict[str, Any], **changes: Any) -> JobSpec:
-    """Make a spec; a change is named by its path with "__" for "."."""
-    spec = json_format.ParseDict(base, JobSpec())
-    for name, value in changes.items():
-        path = name.replace("__", ".")
-        parent, leaf = parent_of(spec, path), path.rpartition(".")[2]
-        if isinstance(value, dict) and leaf == "labels":
-            spec.labels.update(value)
-        elif isinstance(value, dict):
-            message = getattr(parent, leaf)
-            message.Clear()
-            message.SetInParent()
-            json_format.ParseDict(value, message)
-        elif isinstance(value, list):
-            parent.ClearField(leaf)  # type: ignore[union-attr]
-            getattr(parent, leaf).extend(value)
-        else:
-            setattr(parent, leaf, value)
-    return spec
-
-
-def violations_of(spec: JobSpec, site: Site = SITE) -> tuple[Violation, ...]:
-    with pytest.raises(InvalidSpec) as caught:
-        resolve(spec, site)
-    return caught.value.violations
-
-
 NOT_POSITIVE = (0, -1, -HUGE)
 NO_NUMBERS = (math.nan, math.inf, -math.inf)
 
@@ -269,7 +225,7 @@ def test_fields_that_do_not_fit_together_are_named(name: str) -> None:
 
 
 def test_every_rule_over_several_fields_is_broken_by_some_test() -> None:
-    on_files = {12, 13}  # The tests on folders below.
+    on_files = {12, 13}  # The tests on folders, in test_dataset_rules.py.
     assert {number for number, _, _ in BAD_COMBINATIONS.values()} | on_files == set(range(len(CROSS_RULES)))
 
 
@@ -385,65 +341,6 @@ def test_shards_follow_from_workers_and_never_exceed_the_batch(workers: int, bat
 def test_steps_take_the_place_of_the_default_epochs() -> None:
     spec = resolve(spec_of(DIGITS, training__max_steps=7), SITE)
     assert not spec.training.HasField("max_epochs")
-
-
-def test_a_relative_root_starts_at_the_servers_folder() -> None:
-    assert resolve(spec_of(LENET), SITE).data.idx.root == "/srv/mnist"
-    assert resolve(spec_of(LENET, data__idx__root="../m/"), SITE).data.idx.root == "/m"
-    assert resolve(spec_of(LENET, data__idx__root="/a/b"), SITE).data.idx.root == "/a/b"
-
-
-def write_idx_files(folder: Path, suffix: str = "") -> None:
-    for name in (
-        "train-images-idx3-ubyte",
-        "train-labels-idx1-ubyte",
-        "t10k-images-idx3-ubyte",
-        "t10k-labels-idx1-ubyte",
-    ):
-        (folder / f"{name}{suffix}").write_bytes(b"")
-
-
-def test_a_folder_that_is_not_there_is_named_by_its_absolute_path(tmp_path: Path) -> None:
-    site = Site(tmp_path, shares_files_with_workers=True)
-    [violation] = violations_of(spec_of(LENET), site)
-    assert violation.message.startswith(f"data.idx.root: {tmp_path}/mnist does not exist;")
-
-
-def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
-    (tmp_path / "mnist").write_bytes(b"")
-    [violation] = violations_of(spec_of(LENET), Site(tmp_path, shares_files_with_workers=True))
-    assert f"{tmp_path}/mnist is no folder;" in violation.message
-
-
-def test_missing_files_are_named(tmp_path: Path) -> None:
-    write_idx_files(tmp_path)
-    (tmp_path / "t10k-labels-idx1-ubyte").unlink()
-    site = Site(tmp_path, shares_files_with_workers=True)
-    [violation] = violations_of(spec_of(LENET, data__idx__root="."), site)
-    assert f"data.idx.root: {tmp_path} has no t10k-labels-idx1-ubyte[.gz];" in violation.message
-
-
-@pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_a_complete_folder_is_taken(tmp_path: Path, suffix: str) -> None:
-    write_idx_files(tmp_path, suffix)
-    resolve(spec_of(LENET, data__idx__root="."), Site(tmp_path, shares_files_with_workers=True))
-
-
-@pytest.mark.parametrize(("fraction", "train"), [(0.2, 1438), (0.999999, 1), (1e-9, 1796), (0.5, 899)])
-def test_the_size_of_the_training_part_is_known_at_submit(fraction: float, train: int) -> None:
-    fits = {"data__builtin__validation_fraction": fraction, "resources__shards": 1, "training__batch_size": train}
-    resolve(spec_of(DIGITS, **fits), SITE)
-    [violation] = violations_of(spec_of(DIGITS, **(fits | {"training__batch_size": train + 1})))
-    assert f"at most {train:,}, the number of training examples" in violation.message
-
-
-@pytest.mark.parametrize("root", ["x" * 300, "file/below"])
-def test_a_folder_that_the_system_refuses_to_look_at_is_an_error_of_the_spec(tmp_path: Path, root: str) -> None:
-    (tmp_path / "file").write_text("")
-    site = Site(tmp_path, shares_files_with_workers=True)
-    [violation] = violations_of(spec_of(LENET, data__idx__root=root), site)
-    assert " cannot be read (" in violation.message
-    assert violation.message.endswith("a relative path starts at the server's working directory")
 
 
 @pytest.mark.parametrize("breaker", ["\n", "\x85", "\u2028", "\u2029", "\x7f"])

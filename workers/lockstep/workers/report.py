@@ -137,17 +137,18 @@ class Reporter(Listener):
     def healed(self, pause_s: float) -> None:
         """Tell how long training paused for a change of its workers."""
         with self._changed:
-            if self.pause_words:
+            if self._leads and self.pause_words:
                 self._news.notes.append(f"{self.pause_words} after a pause of {1e3 * pause_s:.0f} ms")
                 self._news.heals += self.pause_words.startswith("healed")
-                self.pause_words = ""
                 self._changed.notify_all()
+            self.pause_words = ""
 
     def noted(self, words: str) -> None:
         """Tell people something."""
         with self._changed:
-            self._news.notes.append(words)
-            self._changed.notify_all()
+            if self._leads:  # another rank says it for all
+                self._news.notes.append(words)
+                self._changed.notify_all()
 
     def checkpointed(self, checkpoint: Checkpoint, removed_steps: Sequence[int]) -> None:
         """Tell of a checkpoint."""
