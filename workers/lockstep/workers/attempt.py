@@ -329,7 +329,7 @@ class Attempt:
             job_id=self.order.job_id,
             attempt=self.order.attempt,
             revision=self._revision,
-            node_ids=[member.node_id for member in members],
+            node_ids=[member.node_id for member in sorted(members, key=lambda member: member.is_leaving)],
             running_workers=running,
             message=message,
         )

@@ -1,0 +1,80 @@
+"""Checkpoints where there is no rename: the manifest alone makes one whole."""
+
+from collections.abc import Iterator
+
+import fsspec
+import pytest
+import torch
+
+from lockstep.workers.engine.checkpoint import Checkpoints, Damaged, read_uri
+from lockstep.workers.engine.state import StateMismatch, TrainState, put_weights
+
+ROOT = "memory://checkpoints/job"
+
+
+@pytest.fixture(autouse=True)
+def empty_memory() -> Iterator[None]:
+    yield
+    fsspec.filesystem("memory").rm("/", recursive=True)
+
+
+def state(step: int) -> TrainState:
+    generator = torch.Generator().manual_seed(step)
+    return TrainState(
+        step,
+        {"net.weight": torch.randn(3, 4, generator=generator), "counter": torch.tensor(step)},
+        {"optimizer.0.momentum_buffer": torch.randn(12, generator=generator)},
+        {"position": [step, True, False], "window": [[0.1, 1e-300, 3.0], 4, 5, 0.1], "optimizer": {"0.n": 7}},
+    )
+
+
+def assert_equal(one: TrainState, other: TrainState) -> None:
+    assert (one.step, one.notes) == (other.step, other.notes)
+    for mine, theirs in ((one.model, other.model), (one.training, other.training)):
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_what_is_written_is_read_back_bit_for_bit() -> None:
+    checkpoints = Checkpoints(ROOT)
+    written = checkpoints.write(state(7))
+    assert written.uri == f"{ROOT.replace('//', '///')}/step-000000000007"
+    assert_equal(checkpoints.read(7), state(7))
+    assert_equal(read_uri(written.uri), state(7))
+    assert_equal(TrainState.from_bytes(state(7).to_bytes()), state(7))
+
+
+def test_without_its_manifest_a_folder_is_no_checkpoint() -> None:
+    checkpoints = Checkpoints(ROOT)
+    for step in (1, 2):
+        checkpoints.write(state(step))
+    files = fsspec.filesystem("memory")
+    files.rm_file("/checkpoints/job/step-000000000002/manifest.json")
+    assert checkpoints.steps() == [1]
+    with pytest.raises(Damaged, match=r"manifest\.json is missing"):
+        checkpoints.read(2)
+
+
+def test_all_but_the_newest_go() -> None:
+    checkpoints = Checkpoints(ROOT, keep=2)
+    for step in range(1, 6):
+        checkpoints.write(state(step))
+    assert checkpoints.prune() == [3, 2, 1]
+    assert checkpoints.steps() == [5, 4]
+    assert not fsspec.filesystem("memory").exists("/checkpoints/job/step-000000000001")
+
+
+def test_weights_that_do_not_fit_are_named_and_change_nothing() -> None:
+    module = torch.nn.Linear(4, 3)
+    before = module.weight.clone()
+    fitting = {"weight": torch.zeros(3, 4), "bias": torch.zeros(3)}
+    for weights, words in (
+        ({"weight": torch.zeros(3, 4)}, "there is no bias"),
+        (fitting | {"bias": torch.zeros(4)}, r"bias has shape \[4\], the model wants \[3\]"),
+        (fitting | {"more": torch.zeros(4)}, "the model has no more"),
+    ):
+        with pytest.raises(StateMismatch, match=words):
+            put_weights(weights, module)
+        assert torch.equal(module.weight, before)
+    put_weights(fitting, module)
+    assert not module.weight.any()

@@ -1,0 +1,61 @@
+"""A hung worker is told from a slow one and from one that waits."""
+
+import pytest
+
+from lockstep.workers import pulse
+from lockstep.workers.engine import Phase
+from lockstep.workers.pulse import Pulse
+
+
+class Clock:
+    now = 1000.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(pulse.time, "monotonic", lambda: clock.now)
+    return clock
+
+
+def run_steps(beating: Pulse, clock: Clock, steps: int, shard_s: float) -> None:
+    for step in range(1, steps + 1):
+        beating.beat(Phase.COMPUTE, step)
+        clock.now += shard_s
+        beating.beat(Phase.EXCHANGE, step)
+
+
+def test_a_worker_that_computes_too_long_is_hung(clock: Clock) -> None:
+    beating = Pulse(hang_timeout_s=30)
+    run_steps(beating, clock, 5, shard_s=0.1)
+    beating.beat(Phase.COMPUTE, 6)
+    clock.now += 30
+    assert beating.why_hung() is None
+    clock.now += 1
+    assert beating.why_hung() == "was in phase compute of step 6 for 31 s, where 30 s are allowed"
+
+
+def test_slow_shards_may_take_ten_times_their_median(clock: Clock) -> None:
+    beating = Pulse(hang_timeout_s=30)
+    run_steps(beating, clock, 5, shard_s=20)
+    beating.beat(Phase.COMPUTE, 6)
+    clock.now += 199
+    assert beating.why_hung() is None
+    clock.now += 2
+    assert beating.why_hung() is not None
+
+
+def test_the_first_step_takes_as_long_as_it_takes(clock: Clock) -> None:
+    beating = Pulse(hang_timeout_s=30)
+    beating.beat(Phase.COMPUTE, 101)
+    clock.now += 10_000
+    assert beating.why_hung() is None
+
+
+@pytest.mark.parametrize("phase", [Phase.EXCHANGE, Phase.JOIN, Phase.REPORT, Phase.FINISH, Phase.CHECKPOINT])
+def test_whoever_waits_is_not_hung(clock: Clock, phase: Phase) -> None:
+    beating = Pulse(hang_timeout_s=30)
+    run_steps(beating, clock, 5, shard_s=0.1)
+    beating.beat(phase, 6)
+    clock.now += 10_000
+    assert beating.why_hung() is None

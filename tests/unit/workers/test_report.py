@@ -1,0 +1,158 @@
+"""Reports of rank 0 over a real connection to a scripted coordinator."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+
+from lockstep.v1.internal_service_pb2 import ReportProgressRequest, ReportProgressResponse, StartGang
+from lockstep.v1.internal_service_pb2_grpc import InternalServiceServicer, add_InternalServiceServicer_to_server
+from lockstep.workers.engine import Point, Progress, Result, Wish
+from lockstep.workers.pulse import Pulse
+from lockstep.workers.report import Reporter
+
+ORDER = StartGang(job_id="job-1", attempt=2, attempt_token="token")
+
+
+class Coordinator(InternalServiceServicer):
+    """Takes reports, unless `refuse` gives a status for one."""
+
+    def __init__(self) -> None:
+        self.taken: list[ReportProgressRequest] = []
+        self.refuse: Callable[[ReportProgressRequest], grpc.StatusCode | None] = lambda report: None
+        self.changed = threading.Condition()
+
+    def ReportProgress(self, request: ReportProgressRequest, context: grpc.ServicerContext) -> ReportProgressResponse:
+        assert ("lockstep-attempt-token", "token") in [(key, value) for key, value in context.invocation_metadata()]
+        code = self.refuse(request)
+        if code is not None:
+            context.abort(code, "no")
+        with self.changed:
+            self.taken.append(request)
+            self.changed.notify_all()
+        return ReportProgressResponse(acknowledged_sequence=request.sequence)
+
+    def steps(self) -> list[int]:
+        return [point.step for report in self.taken for point in report.points]
+
+    def wait_for(self, is_so: Callable[[], bool]) -> None:
+        with self.changed:
+            assert self.changed.wait_for(is_so, 10), self.taken
+
+
+@pytest.fixture
+def coordinator() -> Iterator[tuple[Coordinator, str]]:
+    server = grpc.server(ThreadPoolExecutor(4))
+    servicer = Coordinator()
+    add_InternalServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield servicer, f"127.0.0.1:{port}"
+    server.stop(None).wait()
+
+
+@pytest.fixture
+def reporter(coordinator: tuple[Coordinator, str]) -> Iterator[Reporter]:
+    order = StartGang()
+    order.CopyFrom(ORDER)
+    order.coordinator_address = coordinator[1]
+    reporter = Reporter(order, Pulse(30))
+    yield reporter
+    reporter.close()
+
+
+def progress(reporter: Reporter, step: int) -> None:
+    reporter.progressed(Progress(step, 100, step / 10), [Point("train_loss", step, step / 10, 1.0 / step)])
+
+
+def test_rank_0_reports_each_point_once_and_in_order(coordinator: tuple[Coordinator, str], reporter: Reporter) -> None:
+    reporter.lead(1, leads=True)
+    for step in range(1, 200):
+        progress(reporter, step)
+    reporter.finished(Result("digest", {"train_loss": 0.5}))
+    assert coordinator[0].steps() == list(range(1, 200))
+    assert coordinator[0].taken[-1].result.weights_digest == "digest"
+    assert [report.sequence for report in coordinator[0].taken] == list(range(1, len(coordinator[0].taken) + 1))
+    assert reporter.acknowledged_step() == 199
+    assert reporter.unacknowledged() == []
+
+
+def test_another_rank_keeps_points_until_they_are_stored_and_sends_them_when_it_is_rank_0(
+    coordinator: tuple[Coordinator, str], reporter: Reporter
+) -> None:
+    reporter.lead(1, leads=False)
+    for step in range(1, 21):
+        progress(reporter, step)
+    reporter.noted("said by rank 0 for all")
+    reporter.acknowledge(8)
+    assert coordinator[0].taken == []
+    reporter.lead(2, leads=True)
+    reporter.flush()
+    assert coordinator[0].steps() == list(range(9, 21))
+    assert {report.generation for report in coordinator[0].taken} == {2}
+    assert not any(report.notes for report in coordinator[0].taken)
+
+
+def test_a_coordinator_that_is_away_gets_everything_when_it_is_back(
+    coordinator: tuple[Coordinator, str], reporter: Reporter
+) -> None:
+    tries: list[int] = []
+
+    def away(report: ReportProgressRequest) -> grpc.StatusCode | None:
+        tries.append(report.sequence)
+        return grpc.StatusCode.UNAVAILABLE if len(tries) < 3 else None
+
+    coordinator[0].refuse = away
+    reporter.lead(1, leads=True)
+    progress(reporter, 1)
+    reporter.flush()
+    assert coordinator[0].steps() == [1]
+    assert tries == [1, 1, 1], "a repetition keeps its number"
+
+
+def test_a_report_of_an_earlier_generation_that_is_refused_is_sent_again_in_the_new_one(
+    coordinator: tuple[Coordinator, str], reporter: Reporter
+) -> None:
+    def fenced(report: ReportProgressRequest) -> grpc.StatusCode | None:
+        if report.generation == 1:
+            reporter.lead(2, leads=True)
+            return grpc.StatusCode.PERMISSION_DENIED
+        return None
+
+    coordinator[0].refuse = fenced
+    reporter.lead(1, leads=True)
+    progress(reporter, 1)
+    coordinator[0].wait_for(lambda: coordinator[0].steps() == [1])
+    assert (coordinator[0].taken[0].generation, coordinator[0].taken[0].sequence) == (2, 1)
+    assert reporter.wish() is Wish.GO_ON
+
+
+def test_a_worker_whose_attempt_is_over_stops(coordinator: tuple[Coordinator, str], reporter: Reporter) -> None:
+    coordinator[0].refuse = lambda report: grpc.StatusCode.PERMISSION_DENIED
+    reporter.lead(1, leads=True)
+    progress(reporter, 1)
+    reporter.finished(Result("digest", {}))
+    assert reporter.wish() is Wish.STOP
+
+
+def test_a_report_that_can_never_be_taken_fails_the_worker(
+    coordinator: tuple[Coordinator, str], reporter: Reporter
+) -> None:
+    coordinator[0].refuse = lambda report: grpc.StatusCode.INVALID_ARGUMENT
+    reporter.lead(1, leads=True)
+    progress(reporter, 1)
+    with pytest.raises(grpc.RpcError):
+        reporter.finished(Result("digest", {}))
+
+
+def test_only_healing_counts_as_a_heal(coordinator: tuple[Coordinator, str], reporter: Reporter) -> None:
+    reporter.lead(1, leads=True)
+    for words in ("healed", "grown"):
+        reporter.pause_words = words
+        reporter.healed(0.0123)
+    reporter.flush()
+    notes = [note for report in coordinator[0].taken for note in report.notes]
+    assert notes == ["healed after a pause of 12 ms", "grown after a pause of 12 ms"]
+    assert sum(report.heals for report in coordinator[0].taken) == 1
