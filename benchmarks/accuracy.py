@@ -67,7 +67,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data" / "mnist")
     root = parser.parse_args().data
-    with server(num_cpus=2) as (address, _), Client(address) as client:
+    with server(num_cpus=2) as running, Client(running.target) as client:
         for _ in range(2):
             accuracy, seconds, training_s = lockstep_job(client, root)
             peer_accuracy, peer_seconds = plain_pytorch(root)

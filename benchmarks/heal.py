@@ -24,14 +24,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from lockstep.client import Client, Job
-from serving import server
+from serving import MARK, Server, marked, server
 
 WORKERS = 3
 STEPS = 6_000
-MARK = "LOCKSTEP_BENCH_MARK"
 PAUSE = re.compile(r"healed after a pause of (\d+) ms")
 
 
@@ -46,19 +43,6 @@ def spec(data: Path, workers: int) -> dict[str, Any]:
     }
 
 
-def processes(title: str) -> list[psutil.Process]:
-    """Living processes of this benchmark whose command line holds `title`."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            is_ours = process.environ().get(MARK) == os.environ[MARK]
-            if is_ours and title in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
 def wait_until_whole(job: Job) -> bool:
     """Wait until all workers train; False when the job has ended."""
     for update in job.watch():
@@ -69,13 +53,13 @@ def wait_until_whole(job: Job) -> bool:
     return False
 
 
-def disturb(client: Client, data: Path, kills: int) -> tuple[Job, int]:
+def disturb(running: Server, client: Client, data: Path, kills: int) -> tuple[Job, int]:
     """Run one job, killing its workers until it has ended or `kills` were done."""
     job = client.submit_job(spec(data, WORKERS))
     done = 0
     while done < kills and wait_until_whole(job):
         time.sleep(random.random())
-        workers = processes("ray::Worker")
+        workers = running.processes("ray::Worker")
         if len(workers) == WORKERS:
             random.choice(workers).kill()
             done += 1
@@ -88,11 +72,11 @@ def lockstep(data: Path, kills: int) -> list[float]:
     """Pauses in seconds."""
     pauses: list[float] = []
     wrong = doubled = done = jobs = 0
-    with server(num_cpus=WORKERS) as (target, _), Client(target) as client:
+    with server(num_cpus=WORKERS) as running, Client(running.target) as client:
         undisturbed = client.submit_job(spec(data, 1)).wait()
         curve = undisturbed.metrics(kind="RESULT")
         while done < kills:
-            job, more = disturb(client, data, kills - done)
+            job, more = disturb(running, client, data, kills - done)
             done, jobs = done + more, jobs + 1
             wrong += job.result != undisturbed.result or job.restarts > 0
             doubled += job.metrics(kind="RESULT") != curve
@@ -161,12 +145,15 @@ def ray_train(data: Path, log: Path) -> None:
 def peer(data: Path, kills: int) -> list[float]:
     """Pauses in seconds."""
     pauses = []
+    mark = str(os.getpid())
     with tempfile.TemporaryDirectory(prefix="lockstep-bench-") as folder:
         log = Path(folder) / "steps"
         log.touch()
         command = [sys.executable, __file__, "--ray-train", str(log), "--data", str(data)]
         with (Path(folder) / "out").open("wb") as out:
-            process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+            process = subprocess.Popen(
+                command, stdout=out, stderr=out, env=os.environ | {MARK: mark}, start_new_session=True
+            )
         try:
             for _ in range(kills):
                 before = len(log.read_text().splitlines())
@@ -175,7 +162,7 @@ def peer(data: Path, kills: int) -> list[float]:
                         raise RuntimeError((Path(folder) / "out").read_text()[-3000:])
                     time.sleep(0.1)
                 killed = time.time()
-                random.choice(processes("RayTrainWorker")).kill()
+                random.choice(marked(mark, "RayTrainWorker")).kill()
                 time.sleep(0.5)
                 lines = [json.loads(line) for line in log.read_text().splitlines()]
                 furthest = max(step for step, _ in lines)
@@ -189,7 +176,7 @@ def peer(data: Path, kills: int) -> list[float]:
         finally:
             process.terminate()
             process.wait()
-            for left in processes("ray"):
+            for left in marked(mark):
                 left.kill()
     return pauses
 
@@ -213,7 +200,6 @@ def main() -> None:
     if options.ray_train is not None:
         ray_train(options.data, options.ray_train)
         return
-    os.environ[MARK] = str(os.getpid())
     ours = shown("lockstep", lockstep(options.data, options.kills))
     if not options.peer_kills:
         return

@@ -18,12 +18,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from serving import Server, server
-
 from lockstep.client import Client, Job, JobState
 from lockstep.client.errors import LockstepError
 from lockstep.workers.engine import Listener, Point, Progress
 from lockstep.workers.training import train
+from serving import Server, server
 
 CPUS = 4
 JOBS_AT_ONCE = 2
@@ -97,7 +96,7 @@ def spec() -> dict[str, Any]:
         "model": random.choice(MODELS),
         "data": DIGITS,
         "optimizer": {"sgd": {"learning_rate": 0.05, "momentum": 0.9}},
-        "training": {"max_epochs": random.choice([100, 300, 600]), "batch_size": 100, "seed": random.randint(0, 1)},
+        "training": {"max_epochs": random.choice([300, 1000, 2000]), "batch_size": 100, "seed": random.randint(0, 1)},
         "resources": {"workers": workers, "min_workers": random.randint(1, workers), "shards": 4},
         # Deaths are drawn so often that all workers of a job may go many times.
         "recovery": {"checkpoint_every_steps": random.choice([50, 500]), "max_restarts": 1000},
@@ -157,7 +156,7 @@ def soak(server: Server, minutes: float, books: Books) -> None:
                     )
                 )
                 running.append(submitted.job_id)
-            time.sleep(random.random() * 3)
+            time.sleep(random.uniform(0.5, 7))
             for job_id in list(running):
                 job = patiently(lambda client=client, job_id=job_id: client.get_job(job_id))
                 if job.state.has_ended:

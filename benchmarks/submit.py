@@ -78,21 +78,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--submits", type=int, default=500)
     submits = parser.parse_args().submits
-    with server(num_cpus=1) as (address, folder), Client(address) as client:
+    with server(num_cpus=1) as running, Client(running.target) as client:
         holder = client.submit_job(SPEC)
         next(update for update in holder.watch() if update.job.state == "RUNNING")
         print("durable SubmitJob")
         for _ in range(3):
             began = time.perf_counter()
-            peer = sqlite_inserts(folder, submits)
+            peer = sqlite_inserts(running.data_dir, submits)
             peer_p50 = statistics.median(peer)
             show("sqlite3, one commit each", peer, time.perf_counter() - began, peer_p50)
             began = time.perf_counter()
-            show("1 client", latencies(address, submits), time.perf_counter() - began, peer_p50)
+            show("1 client", latencies(running.target, submits), time.perf_counter() - began, peer_p50)
             with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
-                pool.starmap(latencies_of_threads, [(address, 1, 1)] * PROCESSES)  # imports
+                pool.starmap(latencies_of_threads, [(running.target, 1, 1)] * PROCESSES)  # imports
                 began = time.perf_counter()
-                arguments = (address, CLIENTS // PROCESSES, max(1, 2 * submits // CLIENTS))
+                arguments = (running.target, CLIENTS // PROCESSES, max(1, 2 * submits // CLIENTS))
                 results = pool.starmap(latencies_of_threads, [arguments] * PROCESSES)
                 times = [seconds for result in results for seconds in result]
                 show(f"{CLIENTS} clients", times, time.perf_counter() - began, peer_p50)
