@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lockstep.v1.job_spec_pb2 import ModelSpec
 from lockstep.workers.datasets.idx import IdxDataset
-from lockstep.workers.engine import Group, Listener, Point, Progress, Trainer
+from lockstep.workers.engine import Group, Listener, Origin, Point, Progress, Trainer
 from lockstep.workers.models import build_model
 
 WORLD_SIZE = 2
@@ -45,7 +45,6 @@ MODELS = {
     "softmax_regression": ModelSpec(softmax_regression={}),
     "mlp 256": ModelSpec(mlp={"hidden_units": [256], "activation": "relu"}),
     "lenet": ModelSpec(lenet={"activation": "sigmoid", "pooling": "avg"}),
-    "mlp 25M": ModelSpec(mlp={"hidden_units": [4608, 4608], "activation": "relu"}),
 }
 
 
@@ -59,9 +58,17 @@ class Stopwatch(Listener):
         self.times[progress.step] = time.perf_counter()
 
 
-def lockstep(model: ModelSpec, data: IdxDataset, group: Group, steps: int, shards: int) -> float:
+def lockstep(
+    model: ModelSpec,
+    data: IdxDataset,
+    group: Group,
+    steps: int,
+    shards: int,
+    origin: Origin | None = None,
+    watch: Stopwatch | None = None,
+) -> float:
     """Samples per second of the engine between its first and its last regular log point."""
-    watch = Stopwatch()
+    watch = watch or Stopwatch()
     steps = LOG_EVERY + steps // LOG_EVERY * LOG_EVERY
     trainer = Trainer(
         max_steps=steps + 1,  # validation follows the last step, which is not timed
@@ -76,6 +83,7 @@ def lockstep(model: ModelSpec, data: IdxDataset, group: Group, steps: int, shard
         lambda parameters: torch.optim.SGD(parameters, lr=LEARNING_RATE, foreach=False),
         group=group,
         listener=watch,
+        origin=origin,
     )
     return (steps - LOG_EVERY) * BATCH_SIZE / (watch.times[steps] - watch.times[LOG_EVERY])
 

@@ -59,8 +59,15 @@ def swap_with_all(transport: Transport, rank: int, world_size: int, size: int) -
 
 @pytest.mark.parametrize("size", [1, 1000, 20_000_000])
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_every_rank_gets_what_each_other_has_sent(endpoints: list[Endpoint], world_size: int, size: int) -> None:
+@pytest.mark.parametrize("family", [socket.AF_UNIX, socket.AF_INET])
+def test_every_rank_gets_what_each_other_has_sent(
+    endpoints: list[Endpoint], family: socket.AddressFamily, world_size: int, size: int
+) -> None:
+    if family is socket.AF_INET:  # as on several machines, where nobody answers to the Unix socket's name
+        for endpoint in endpoints:
+            endpoint.address = endpoint.address.partition("#")[0] + "#elsewhere"
     with met(endpoints[:world_size]) as transports:
+        assert {link.socket.family for link in transports[0].links.values()} == {family}
         for _ in range(3):  # what a fast rank sends early belongs to its next swap
             seen = together(
                 *(
@@ -140,12 +147,13 @@ def test_a_rank_that_does_not_come_in_time_is_named(endpoints: list[Endpoint]) -
 
 def test_a_rank_whose_process_is_gone_is_named(endpoints: list[Endpoint]) -> None:
     endpoints[0].close()
-    with pytest.raises(PeerLost, match=rf"worker 0 cannot be reached at {endpoints[0].address}: Connection refused"):
+    place = endpoints[0].address.partition("#")[0]
+    with pytest.raises(PeerLost, match=rf"worker 0 cannot be reached at {place}: Connection refused"):
         endpoints[1].connect(1, [endpoints[0].address, endpoints[1].address], KEY, timeout_s=10)
 
 
 def test_strangers_are_hung_up_on_and_disturb_nobody(endpoints: list[Endpoint]) -> None:
-    host, _, port = endpoints[0].address.rpartition(":")
+    host, _, port = endpoints[0].address.partition("#")[0].rpartition(":")
     strangers = [socket.create_connection((host, int(port))) for _ in range(3)]
     strangers[0].sendall(b"GET / HTTP/1.1\r\nHost: lockstep\r\n\r\n" * 3)
     strangers[1].sendall(b"\x00" * 36)  # as long as a rank's words; the third says nothing
@@ -156,6 +164,16 @@ def test_strangers_are_hung_up_on_and_disturb_nobody(endpoints: list[Endpoint]) 
             with contextlib.suppress(ConnectionResetError):
                 assert stranger.recv(10) == b""
             stranger.close()
+
+
+def test_waits_elsewhere_are_broken_when_their_generation_is_superseded(endpoints: list[Endpoint]) -> None:
+    broken: list[int] = []
+    for generation in (1, 2):
+        endpoints[0].when_superseded(generation, lambda generation=generation: broken.append(generation))
+    endpoints[0].supersede(2)
+    assert broken == [1]
+    endpoints[0].supersede(3)
+    assert broken == [1, 2]
 
 
 def test_another_key_does_not_join(endpoints: list[Endpoint]) -> None:

@@ -68,7 +68,8 @@ class Group:
         transport = endpoint.connect(rank, addresses, key, generation, timeout_s)
         group = cls(rank, len(addresses), transport)
         if group.peers and torch.device(device).type == "cuda":
-            group._join_nccl(addresses[0].rpartition(":")[0], torch.device(device), timeout_s)
+            group._join_nccl(addresses[0].partition("#")[0].rpartition(":")[0], torch.device(device), timeout_s)
+            endpoint.when_superseded(generation, group._abort_nccl)
         return group
 
     @classmethod
@@ -208,6 +209,14 @@ class Group:
                 timeout=datetime.timedelta(seconds=timeout_s),
                 device_id=device,
             )
+
+    def _abort_nccl(self) -> None:
+        """Make collectives that wait for a dead rank return, with garbage; `check` tells that it is."""
+        if self._nccl_store is not None:
+            with contextlib.suppress(RuntimeError):  # it is being left
+                world = dist.group.WORLD
+                assert world is not None
+                world._get_backend(torch.device("cuda")).abort()
 
 
 @contextlib.contextmanager

@@ -1,16 +1,19 @@
-"""TCP connections between every two ranks, for what lies in host memory.
+"""Connections between every two ranks, for what lies in host memory: Unix sockets on one machine, else TCP.
 
 A swap runs in the thread that calls it, and waits in one `poll` for all peers. So a small one takes a tenth of the time
 of a gloo collective, which wakes other threads; a peer's death is seen at once, as the end of its connection; and
 another thread can break a wait. Measurements are in docs/design/transport.md.
 """
 
+import contextlib
 import hashlib
+import secrets
 import select
 import socket
 import struct
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from lockstep.workers.engine.errors import PeerLost
 
@@ -19,6 +22,7 @@ HELLO = struct.Struct("!32sI")
 """What a rank says when it connects: the digest of the key, and its number."""
 WELCOME = b"\x01"
 REDIAL_AFTER_S = 0.01
+UNIX_BUFFER_BYTES = 1024 * 1024
 # A peer whose machine is gone says nothing; the kernel gives it up after so long.
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 10, 5, 4
 UNACKNOWLEDGED_LIMIT_MS = 30_000
@@ -31,23 +35,37 @@ class Endpoint:
         host: name or address of this machine that the other ranks can reach.
 
     Attributes:
-        address: where it listens, "host:port".
+        address: where it listens, "host:port", and behind a "#" the name of its Unix socket where there is one.
     """
 
     def __init__(self, host: str) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listener = socket.create_server((host, 0), family=family, backlog=BACKLOG)
-        self._listener.setblocking(False)
-        self.address = f"{host}:{self._listener.getsockname()[1]}"
+        self._listeners = [socket.create_server((host, 0), family=family, backlog=BACKLOG)]
+        self.address = f"{host}:{self._listeners[0].getsockname()[1]}"
+        if sys.platform == "linux":
+            name = secrets.token_hex(16)
+            self._listeners.append(socket.socket(socket.AF_UNIX))
+            self._listeners[1].bind(_abstract(name))
+            self._listeners[1].listen(BACKLOG)
+            self.address += f"#{name}"
+        for listener in self._listeners:
+            listener.setblocking(False)
         self._bell, self._bell_rope = socket.socketpair()
         self._bell.setblocking(False)
         self._newest = 0
+        self._breakers: list[tuple[int, Callable[[], None]]] = []
 
     def supersede(self, generation: int) -> None:
         """Break every wait of an earlier generation, now and later; callable from any thread."""
         if generation > self._newest:
             self._newest = generation
             self._bell_rope.send(b"\x01")
+            while self._breakers and self._breakers[0][0] < generation:
+                self._breakers.pop(0)[1]()
+
+    def when_superseded(self, generation: int, break_wait: Callable[[], None]) -> None:
+        """Have waits of a generation that are not the transport's broken too, by the thread that supersedes it."""
+        self._breakers.append((generation, break_wait))
 
     def connect(
         self, rank: int, addresses: Sequence[str], key: bytes, generation: int = 1, timeout_s: float = 300
@@ -79,7 +97,7 @@ class Endpoint:
 
     def close(self) -> None:
         """Take no more connections."""
-        for sock in (self._listener, self._bell, self._bell_rope):
+        for sock in (*self._listeners, self._bell, self._bell_rope):
             sock.close()
 
     def wait(self, generation: int, sockets: Sequence[tuple[socket.socket, int]], deadline: float | None) -> bool:
@@ -129,7 +147,7 @@ class Endpoint:
         callers: dict[socket.socket, bytes] = {}
         try:
             while missing:
-                waiting = [(sock, select.POLLIN) for sock in (self._listener, *callers)]
+                waiting = [(sock, select.POLLIN) for sock in (*self._listeners, *callers)]
                 if not self.wait(transport.generation, waiting, deadline):
                     absent = ", ".join(map(str, sorted(missing)))
                     raise PeerLost(f"worker {absent} did not join in time")
@@ -150,12 +168,11 @@ class Endpoint:
                 sock.close()
 
     def _accept(self, callers: dict[socket.socket, bytes]) -> None:
-        try:
-            while True:
-                sock, _ = self._listener.accept()
-                callers[_tuned(sock)] = b""
-        except BlockingIOError:
-            return
+        for listener in self._listeners:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    sock, _ = listener.accept()
+                    callers[_tuned(sock)] = b""
 
 
 class Link:
@@ -262,15 +279,32 @@ class Transport:
 
 
 def _call(peer: int, address: str) -> socket.socket:
-    host, _, port = address.rpartition(":")
+    place, _, name = address.partition("#")
+    if name and sys.platform == "linux":
+        # The name is random: whoever answers to it is the one, on this machine and in this network namespace.
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.connect(_abstract(name))
+            return _tuned(sock)
+        except OSError:
+            sock.close()
+    host, _, port = place.rpartition(":")
     try:
         return _tuned(socket.create_connection((host, int(port)), timeout=UNACKNOWLEDGED_LIMIT_MS / 1e3))
     except OSError as error:
-        raise PeerLost(f"worker {peer} cannot be reached at {address}: {error.strerror or error}") from error
+        raise PeerLost(f"worker {peer} cannot be reached at {place}: {error.strerror or error}") from error
+
+
+def _abstract(name: str) -> str:
+    """Address of a Unix socket that is in no file system and ends with its process."""
+    return f"\0lockstep-{name}"
 
 
 def _tuned(sock: socket.socket) -> socket.socket:
     sock.setblocking(False)
+    if sock.family == socket.AF_UNIX:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_BUFFER_BYTES)
+        return sock
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
