@@ -120,7 +120,9 @@ class Application:
     def _launcher_facts(self) -> LauncherFacts:
         assert self._store is not None
         namespace = f"lockstep-{self._store.instance_id}"
-        return LauncherFacts(self.grpc_address, self.launcher_token, self._store.epoch, namespace)
+        return LauncherFacts(
+            self.grpc_address, self.launcher_token, self._store.epoch, namespace, self._settings.log_format
+        )
 
     def _write_addresses(self) -> None:
         addresses = {"pid": os.getpid(), "grpc_address": self.grpc_address, "http_address": self.http_address}

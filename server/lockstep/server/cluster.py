@@ -32,9 +32,10 @@ class LauncherFacts:
     launcher_token: str
     epoch: int
     namespace: str
+    log_format: str
 
     def orders(self, ray_address: str) -> LauncherOrders:
-        return LauncherOrders(self.coordinator_address, self.launcher_token, self.epoch, ray_address, self.namespace)
+        return LauncherOrders(ray_address=ray_address, **vars(self))
 
 
 class ClusterKeeper:

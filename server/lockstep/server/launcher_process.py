@@ -32,6 +32,7 @@ class LauncherOrders:
     epoch: int
     ray_address: str
     namespace: str
+    log_format: str
 
 
 def launcher_is_installed() -> bool:

@@ -41,7 +41,8 @@ LEAVE_GRACE_S = 10.0
 QUARREL_S = 2.0
 """How long workers may be without each other while all of them live, before they are brought together again."""
 MAX_QUARRELS = 5
-"""How often in a row they are."""
+"""How often they are, within QUARREL_MEMORY_S, before the attempt is given up."""
+QUARREL_MEMORY_S = 60.0
 KEEP_GRACE_S = 60.0
 """How long the rest of a gang that has become too small may take to write a checkpoint."""
 
@@ -83,6 +84,7 @@ class Attempt:
         self._errors: list[JobError] = []
         self._is_too_small = False
         self._quarrels = 0
+        self._last_quarrel = 0.0
         self._quarrel_since: float | None = None
         self._thread = threading.Thread(target=self._run, name=f"{order.job_id}/{order.attempt}", daemon=True)
         self._log = log.bind(job_id=order.job_id, attempt=order.attempt)
@@ -235,8 +237,6 @@ class Attempt:
     def _form(self, why: str) -> None:
         """Start the next generation with everyone who is prepared and stays."""
         self._quarrel_since = None
-        if why != "healed again":
-            self._quarrels = 0
         self._gang.form(why)
 
     def _time_is_up(self) -> None:
@@ -257,14 +257,16 @@ class Attempt:
                 self._gang.remove(member)
             self._tell_changed("")
         elif self._quarrel_since is not None and now >= self._quarrel_since + QUARREL_S:
-            self._quarrels += 1
+            self._quarrels = self._quarrels + 1 if now < self._last_quarrel + QUARREL_MEMORY_S else 1
+            self._last_quarrel = now
             if self._quarrels > MAX_QUARRELS:
                 self._fail(JobError(reason="WORKER_LOST", message="the workers live but cannot reach each other"))
             else:
-                self._form("healed again")
+                self._form("brought together again")
         for member in list(self._gang.members):
             if member.leave_by is not None and now >= member.leave_by:
-                self._gang.kill(member)
+                member.leave_by = None
+                self._gang.kill(member)  # its death is an event
 
     def _next_deadline(self) -> float | None:
         times = [self._deadline, self._placed_by, *(member.leave_by for member in self._gang.members)]

@@ -7,7 +7,7 @@ workers go on, and the next launcher takes them over.
 
     python -m lockstep.workers.launcher < CONFIG
 
-The first line of the input is JSON: coordinator_address, launcher_token, epoch, ray_address, namespace.
+The first line of the input is JSON: the fields of `Config`.
 """
 
 import json
@@ -52,6 +52,7 @@ class Config(NamedTuple):
     epoch: int
     ray_address: str
     namespace: str
+    log_format: str
 
 
 class Lifeline:
@@ -190,18 +191,9 @@ class Launcher:
 
 
 def main() -> None:
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's to handle
     config = Config(**json.loads(_first_line()))
+    _configure_logs(config.log_format)
     lifeline = Lifeline()
     lifeline.watch()
     try:
@@ -211,6 +203,22 @@ def main() -> None:
         sys.exit(1)
     Launcher(config, fleet, lifeline).run()
     os._exit(0)  # a normal exit would wait for Ray
+
+
+def _configure_logs(log_format: str) -> None:
+    """Log as the server does, whose standard error this is."""
+    shape: list[structlog.typing.Processor] = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    if log_format == "json":
+        shape = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *shape,
+        ],
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+    )
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
 
 
 def _first_line() -> bytes:
