@@ -59,9 +59,17 @@ def test_all_but_the_newest_go() -> None:
     checkpoints = Checkpoints(ROOT, keep=2)
     for step in range(1, 6):
         checkpoints.write(state(step))
-    assert checkpoints.prune() == [3, 2, 1]
+    assert checkpoints.prune(5) == [3, 2, 1]
     assert checkpoints.steps() == [5, 4]
     assert not fsspec.filesystem("memory").exists("/checkpoints/job/step-000000000001")
+
+
+def test_checkpoints_of_later_steps_that_could_not_be_used_make_room_for_those_that_can() -> None:
+    checkpoints = Checkpoints(ROOT, keep=2)
+    for step in (400, 600, 200, 250):
+        checkpoints.write(state(step))
+    assert checkpoints.prune(250) == [600, 400]
+    assert checkpoints.steps() == [250, 200]
 
 
 def test_weights_that_do_not_fit_are_named_and_change_nothing() -> None:

@@ -1,6 +1,7 @@
 """Ranks that meet and swap over real sockets, each in a thread of its own."""
 
 import contextlib
+import hashlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from lockstep.workers.engine import PeerLost
-from lockstep.workers.engine.transport import Endpoint, Transport
+from lockstep.workers.engine.transport import HELLO, Endpoint, Transport
 
 KEY = b"secret"
 
@@ -174,6 +175,26 @@ def test_waits_elsewhere_are_broken_when_their_generation_is_superseded(endpoint
     assert broken == [1]
     endpoints[0].supersede(3)
     assert broken == [1, 2]
+
+
+def test_a_rank_that_calls_and_leaves_at_once_disturbs_nobody(endpoints: list[Endpoint]) -> None:
+    first, second = endpoints[:2]
+    addresses = [first.address, second.address]
+    digest = hashlib.sha256(b"1 " + KEY).digest()
+    for _ in range(20):  # it called while the first was busy, and died before it was answered
+        caller = socket.socket(socket.AF_UNIX)
+        caller.connect(f"\0lockstep-{first.address.partition('#')[2]}")
+        caller.send(HELLO.pack(digest, 1))
+        caller.close()
+    transports = together(
+        lambda: first.connect(0, addresses, KEY, timeout_s=10), lambda: second.connect(1, addresses, KEY, timeout_s=10)
+    )
+    assert together(lambda: swap_with_all(transports[0], 0, 2, 8), lambda: swap_with_all(transports[1], 1, 2, 8)) == [
+        {1: b"\x02" * 8},
+        {0: b"\x01" * 8},
+    ]
+    for transport in transports:
+        transport.close()
 
 
 def test_another_key_does_not_join(endpoints: list[Endpoint]) -> None:

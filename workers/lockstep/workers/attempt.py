@@ -142,8 +142,10 @@ class Attempt:
             for node_id in self.order.node_ids:
                 self._gang.add(node_id)
             self._placed_by = time.monotonic() + PLACEMENT_TIMEOUT_S
-        elif not self._is_whole:
+        elif self._gang.generation and not self._is_whole:
             self._form("healed")
+            self._tell_changed(f"{_count(len(self._gang.training))} go on after a change of the launcher")
+            self._check_size("workers were lost while no launcher was there")
 
     def _handle(self, event: Event | None) -> None:
         match event:
@@ -174,17 +176,21 @@ class Attempt:
             self._gang.remove(member)
             if news.error_bytes:
                 self._fail(JobError.FromString(news.error_bytes))
-            elif member.is_leaving:
+            else:
                 self._tell_changed("")
             return
         if news.is_prepared and not member.is_prepared:
             member.is_prepared = True
             self._meet()
+        # An order of a launcher that died may have come to a worker after this one had asked it who it is.
+        self._gang.generation = max(news.lost_generation, self._gang.generation)
         if 0 < news.lost_generation == self._gang.generation and self._quarrel_since is None:
             self._quarrel_since = time.monotonic()
 
     def _meet(self) -> None:
         """Let those who are prepared meet: at first all together, later whoever has come."""
+        if self._deadline is not None:  # they would interrupt those who write their last checkpoint
+            return
         ready = [member for member in self._gang.staying if member.is_up and member.is_prepared]
         if self._gang.generation == 0:
             if ready and ready == self._gang.staying:
@@ -212,14 +218,7 @@ class Attempt:
             message = f"{what}; no other worker was left"
             self._errors.append(JobError(reason="WORKER_LOST", message=message, rank=member.number))
             return
-        if len(staying) < self._min_workers:
-            self._is_too_small = True
-            self._form("healed")
-            self._tell_changed(
-                f"{what}; {_count(len(staying))} left, fewer than resources.min_workers ({self._min_workers}): "
-                "the job writes a checkpoint and waits"
-            )
-            self._stop_all(StopAsked(KEEP_GRACE_S, keep=True))
+        if self._check_size(what):
             return
         if self._gang.generation and member.is_training:
             self._form("healed")
@@ -228,11 +227,27 @@ class Attempt:
             self._tell_changed(what)
             self._meet()
 
+    def _check_size(self, what: str) -> bool:
+        """Whether too few workers are left or will come; then they write a checkpoint and leave."""
+        left = len(self._gang.staying)
+        if left >= self._min_workers or self._stop is not None:
+            return False
+        self._is_too_small = True
+        if self._gang.generation:
+            self._form("healed")
+        self._tell_changed(
+            f"{what}; {_count(left)} left, fewer than resources.min_workers ({self._min_workers}): "
+            "the job writes a checkpoint and waits"
+        )
+        self._stop_all(StopAsked(KEEP_GRACE_S, keep=True))
+        return True
+
     def _not_placed(self, why: str) -> None:
         """A worker did not come up: fatal for a gang that begins, unfortunate for one that grows."""
         if self._gang.generation == 0:
             raise PlacementFailed(f"a worker did not come up: {why}")
         self._tell_changed("")
+        self._check_size(why)
 
     def _form(self, why: str) -> None:
         """Start the next generation with everyone who is prepared and stays."""
@@ -256,6 +271,7 @@ class Attempt:
             for member in late:
                 self._gang.remove(member)
             self._tell_changed("")
+            self._check_size("a worker did not come up")
         elif self._quarrel_since is not None and now >= self._quarrel_since + QUARREL_S:
             self._quarrels = self._quarrels + 1 if now < self._last_quarrel + QUARREL_MEMORY_S else 1
             self._last_quarrel = now
@@ -263,6 +279,7 @@ class Attempt:
                 self._fail(JobError(reason="WORKER_LOST", message="the workers live but cannot reach each other"))
             else:
                 self._form("brought together again")
+                self._tell_changed("")
         for member in list(self._gang.members):
             if member.leave_by is not None and now >= member.leave_by:
                 member.leave_by = None

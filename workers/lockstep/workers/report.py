@@ -24,6 +24,8 @@ SPOOL_POINTS = 50_000
 """Points that wait for delivery before training is held up."""
 REPORT_POINTS = 10_000
 """Points of one report."""
+MOST_NOTES = 100
+"""Notes of one report; more are dropped."""
 REPORT_EVERY_S = 0.1
 CALL_TIMEOUT_S = 10.0
 RETRY_AFTER_S = 0.5
@@ -146,7 +148,7 @@ class Reporter(Listener):
     def noted(self, words: str) -> None:
         """Tell people something."""
         with self._changed:
-            if self._leads:  # another rank says it for all
+            if self._leads and len(self._news.notes) < MOST_NOTES:  # another rank says it for all
                 self._news.notes.append(words)
                 self._changed.notify_all()
 
@@ -160,8 +162,12 @@ class Reporter(Listener):
                 files=[CheckpointFile(**vars(file)) for file in checkpoint.files],
             )
             told.create_time.GetCurrentTime()
-            self._news.checkpoints.append(told)
-            self._news.removed_checkpoint_steps.extend(removed_steps)
+            # While the coordinator is away checkpoints come and go that it need never hear of.
+            untold = {other.step for other in self._news.checkpoints if other.step in removed_steps}
+            others = [other for other in self._news.checkpoints if other.step not in untold]
+            self._news.ClearField("checkpoints")
+            self._news.checkpoints.extend([*others, told])
+            self._news.removed_checkpoint_steps.extend(step for step in removed_steps if step not in untold)
             self._changed.notify_all()
 
     def finished(self, result: Result) -> None:
@@ -186,16 +192,17 @@ class Reporter(Listener):
         with self._changed:
             self._is_flushing = True
             self._changed.notify_all()
-            self._changed.wait_for(
-                lambda: self._is_over or not self._leads or not (self._has_content() or self._is_busy)
-            )
+            self._changed.wait_for(self._is_done)
             self._is_flushing = False
         if self._refusal is not None:
             raise self._refusal
 
-    def close(self) -> None:
-        """End the thread; what is not delivered is lost."""
+    def close(self, patience_s: float = 0.0) -> None:
+        """End the thread; what is not delivered after `patience_s` seconds is lost."""
         with self._changed:
+            self._is_flushing = True
+            self._changed.notify_all()
+            self._changed.wait_for(self._is_done, patience_s)
             self._is_closed = True
             self._changed.notify_all()
         self._thread.join()
@@ -205,6 +212,9 @@ class Reporter(Listener):
         self._progress = JobProgress(step=progress.step, total_steps=progress.total_steps, epoch=progress.epoch)
         self._news.progress.CopyFrom(self._progress)
         self._changed.notify_all()
+
+    def _is_done(self) -> bool:
+        return self._is_over or not self._leads or not (self._has_content() or self._is_busy)
 
     def _has_content(self) -> bool:
         return bool(self._points) or self._news.ByteSize() > 0

@@ -24,6 +24,8 @@ CONTROL_CALLS = 16
 """Calls that an actor answers at once."""
 POLL_S = 10.0
 """How long a call waits for news."""
+LAST_WORDS_S = 5.0
+"""How long a worker that failed goes on trying to report what it has seen before."""
 
 log = structlog.get_logger()
 
@@ -76,6 +78,7 @@ class Worker:
         self._reporter: Reporter | None = None
         self._pulse: Pulse | None = None
         self._changed = threading.Condition()
+        self._forming = threading.Lock()
         self._news = News(is_prepared=False, lost_generation=0, has_ended=False, error_bytes=b"")
 
     def begin(self, order_bytes: bytes) -> str:
@@ -105,11 +108,13 @@ class Worker:
             addresses: the endpoints of all ranks.
             why: what to tell people when training goes on, such as "healed".
         """
-        if self._is_obeyed(epoch) and self._membership is not None and self._reporter is not None:
+        with self._forming:  # two calls may come at once, each in a thread
+            if not self._is_obeyed(epoch) or self._membership is None or self._reporter is None:
+                return
             if generation > self._membership.current.number:
                 self._reporter.pause_words = why
                 self._reporter.lead(generation, rank == 0)
-            self._membership.form(generation, rank, addresses)
+                self._membership.form(generation, rank, addresses)
 
     def dismiss(self, epoch: int) -> None:
         """Leave; the others go on."""
@@ -172,12 +177,14 @@ class Worker:
         try:
             checkpoints = Checkpoints(order.checkpoint_uri, recovery.keep_checkpoints, facts)
             origin = Origin(checkpoints, recovery.checkpoint_every_steps, order.init_from_uri)
-            train(order.spec, None, self._reporter, regroup=self._membership.next_group, origin=origin)
-        except Stopped:
-            self._reporter.flush()
+            try:
+                train(order.spec, None, self._reporter, regroup=self._membership.next_group, origin=origin)
+            except Stopped:
+                self._reporter.flush()
         except Dismissed:
             pass
         except BaseException as error:
             error_bytes = job_error(error, self._membership.current.rank).SerializeToString()
-        self._reporter.close()
-        self._tell(has_ended=True, error_bytes=error_bytes)
+        finally:
+            self._reporter.close(LAST_WORDS_S)
+            self._tell(has_ended=True, error_bytes=error_bytes)

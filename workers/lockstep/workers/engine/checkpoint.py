@@ -16,7 +16,7 @@ import posixpath
 import re
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 
 from lockstep.workers.engine.digest import digest_of
-from lockstep.workers.engine.state import TrainState
+from lockstep.workers.engine.state import TrainState, safetensors_of
 
 FORMAT = 1
 MODEL_FILE, TRAINING_FILE, MANIFEST_FILE = "model.safetensors", "training.safetensors", "manifest.json"
@@ -94,23 +94,24 @@ class Checkpoints:
         """
         folder = self._folder(state.step)
         target = posixpath.join(self._root, UNFINISHED + posixpath.basename(folder)) if self._is_local else folder
-        data = {MODEL_FILE: save(state.model), TRAINING_FILE: save(state.training)}
-        files = tuple(File(name, len(content), hashlib.sha256(content).hexdigest()) for name, content in data.items())
         weights_digest = digest_of(state.model)
-        manifest = {
-            "format": FORMAT,
-            "step": state.step,
-            "weights_digest": weights_digest,
-            "files": [vars(file) for file in files],
-            "facts": self._facts,
-            "notes": state.notes,
-        }
         try:
             self._remove(target)
             self._files.makedirs(target, exist_ok=True)
-            for name, content in data.items():
-                self._write(posixpath.join(target, name), content)
-            self._write(posixpath.join(target, MANIFEST_FILE), json.dumps(manifest, indent=1).encode())
+            files = (
+                self._write(posixpath.join(target, MODEL_FILE), safetensors_of(state.model)),
+                self._write(posixpath.join(target, TRAINING_FILE), safetensors_of(state.training)),
+            )
+            manifest = {
+                "format": FORMAT,
+                "step": state.step,
+                "weights_digest": weights_digest,
+                "files": [vars(file) for file in files],
+                "facts": self._facts,
+                "notes": state.notes,
+            }
+            content = memoryview(json.dumps(manifest, indent=1).encode())
+            self._write(posixpath.join(target, MANIFEST_FILE), iter([content]))
             if self._is_local:
                 self._put_in_place(target, folder)
         except BaseException:
@@ -127,9 +128,16 @@ class Checkpoints:
         """
         return read_checkpoint(self._files, self._folder(step))
 
-    def prune(self) -> list[int]:
-        """Remove all but the newest; returns the steps of those that went, and cleans up after writers that died."""
-        gone = self.steps()[self._keep :]
+    def prune(self, written: int) -> list[int]:
+        """Remove all but the newest; returns the steps of those that went, and cleans up after writers that died.
+
+        Args:
+            written: step of the one that was just written. Those of later steps could not be used, or training would
+                not be here again; they go too.
+        """
+        steps = self.steps()
+        past = [step for step in steps if step <= written]
+        gone = past[self._keep :] + [step for step in steps if step > written]
         for step in gone:
             # Without its manifest a folder is no checkpoint, however far its removal gets.
             self._files.rm_file(posixpath.join(self._folder(step), MANIFEST_FILE))
@@ -142,12 +150,17 @@ class Checkpoints:
     def _folder(self, step: int) -> str:
         return posixpath.join(self._root, f"step-{step:012d}")
 
-    def _write(self, path: str, content: bytes) -> None:
+    def _write(self, path: str, parts: Iterator[memoryview]) -> File:
+        digest, size = hashlib.sha256(), 0
         with self._files.open(path, "wb") as file:
-            file.write(content)
+            for part in parts:
+                digest.update(part)
+                file.write(part)
+                size += len(part)
             if self._is_local:
                 file.flush()
                 os.fsync(file.fileno())
+        return File(posixpath.basename(path), size, digest.hexdigest())
 
     def _put_in_place(self, source: str, folder: str) -> None:
         _flush_folder(source)
@@ -227,7 +240,7 @@ class Writer:
             return
         removed: list[int] = []
         with contextlib.suppress(Exception):  # what cannot be removed now is tried again after the next
-            removed = self._checkpoints.prune()
+            removed = self._checkpoints.prune(state.step)
         self._written(checkpoint, removed)
 
 

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from lockstep.workers.engine.reduce import ALIGNMENT_ELEMENTS
 
+NORM_BLOCK = 4096
+"""Elements whose squares are summed in the vector's own precision; the blocks' norms are joined in float64."""
+
 
 class Slot(NamedTuple):
     """Where a tensor lies in a vector."""
@@ -30,6 +33,15 @@ def lay_out(tensors: list[Tensor]) -> tuple[list[Slot], int]:
         slots.append(Slot(tensor, end))
         end += -(-tensor.numel() // ALIGNMENT_ELEMENTS) * ALIGNMENT_ELEMENTS
     return slots, end
+
+
+def l2_norm(vector: Tensor) -> Tensor:
+    """L2 norm of a vector, float64, (). A function of the vector alone, much faster than in float64 throughout."""
+    whole = vector.numel() // NORM_BLOCK * NORM_BLOCK
+    blocks = torch.linalg.vector_norm(vector[:whole].view(-1, NORM_BLOCK), dim=1).double()
+    rest = torch.linalg.vector_norm(vector[whole:], dtype=torch.float64)
+    norm: Tensor = torch.linalg.vector_norm(torch.cat((blocks, rest.view(1))))
+    return norm
 
 
 class FlatModel:

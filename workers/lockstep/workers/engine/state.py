@@ -4,6 +4,7 @@ Healing, joining and checkpoints all go through it, so that there is one list of
 """
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from lockstep.workers.engine.digest import bytes_of
+
 NOTES = "notes"
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""What safetensors calls the types that a state may have."""
 MODEL, OPTIMIZER, BUFFER = "model.", "optimizer.", "buffer."
 
 
@@ -93,6 +109,26 @@ class TrainState:
             {name: tensor for name, tensor in tensors.items() if not name.startswith(MODEL)},
             notes,
         )
+
+
+def safetensors_of(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
+    """The parts of a safetensors file, in order, without a copy of the tensors: contiguous ones in host memory.
+
+    The library's own writer copies everything twice, and holds the interpreter's lock meanwhile: a stop of training.
+    """
+    header: dict[str, Any] = {}
+    end = 0
+    # As the library has them: the widest types first, so that every tensor is aligned.
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    for name, tensor in ordered:
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    yield memoryview(len(text).to_bytes(8, "little") + text)
+    for _, tensor in ordered:
+        if tensor.numel():
+            yield bytes_of(tensor)
 
 
 def put_weights(weights: dict[str, Tensor], module: nn.Module) -> None:

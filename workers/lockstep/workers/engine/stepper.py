@@ -11,7 +11,7 @@ from torch import Tensor
 from lockstep.workers.engine.data_module import DataModule
 from lockstep.workers.engine.determinism import seed_generators
 from lockstep.workers.engine.errors import DataError, EngineError, NonFiniteLoss, Stopped
-from lockstep.workers.engine.flat import FlatModel
+from lockstep.workers.engine.flat import FlatModel, l2_norm
 from lockstep.workers.engine.group import Group
 from lockstep.workers.engine.listener import Listener, Phase, Wish
 from lockstep.workers.engine.metrics import Sums
@@ -174,7 +174,7 @@ class Stepper:
         limit = self.settings.gradient_clip_norm
         norm = torch.tensor(math.nan)
         if limit is not None or norm_is_wanted:
-            norm = torch.linalg.vector_norm(gradient, dtype=torch.float64)
+            norm = l2_norm(gradient)
         if limit is not None:
             gradient.mul_((limit / norm).clamp(max=1.0).to(gradient.dtype))
         self.model.parameters.grad = gradient

@@ -17,7 +17,7 @@ from lockstep.workers.engine.module import Module
 from lockstep.workers.engine.order import derive_seed
 from lockstep.workers.engine.stepper import OptimizerFactory, Settings, Stepper
 
-ENGINE_VERSION = "1"
+ENGINE_VERSION = "2"
 """Version of the arithmetic. It changes whenever the same spec and data would give other bits than before."""
 
 

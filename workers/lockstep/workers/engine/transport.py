@@ -90,6 +90,9 @@ class Endpoint:
             for peer in range(rank):
                 transport.links[peer] = self._dial(peer, addresses[peer], HELLO.pack(digest, rank), transport, deadline)
             self._answer(set(range(rank + 1, len(addresses))), digest, transport, deadline)
+        except OSError as error:
+            transport.close()
+            raise PeerLost(f"a worker left while it joined: {error.strerror or error}") from error
         except BaseException:
             transport.close()
             raise
@@ -132,7 +135,7 @@ class Endpoint:
                         raise PeerLost(f"worker {peer} did not join in time")
                 if answer == WELCOME:
                     return link
-            except ConnectionError:  # it hung up
+            except OSError:  # it hung up, or its machine has vanished
                 pass
             except BaseException:
                 link.socket.close()
@@ -157,8 +160,7 @@ class Endpoint:
                     if hello is None:
                         continue
                     peer = _rank_of(hello, digest)
-                    if peer in missing:
-                        sock.send(WELCOME)
+                    if peer in missing and _welcome(sock):
                         transport.links[peer] = Link(peer, sock)
                         missing.discard(peer)
                     else:
@@ -329,6 +331,15 @@ def _hello(sock: socket.socket, callers: dict[socket.socket, bytes]) -> bytes | 
         return None
     del callers[sock]
     return said
+
+
+def _welcome(sock: socket.socket) -> bool:
+    """Answer a caller that is awaited; False when it has left meanwhile, to call again or in a later generation."""
+    try:
+        sock.send(WELCOME)
+    except OSError:
+        return False
+    return True
 
 
 def _rank_of(hello: bytes, digest: bytes) -> int | None:
