@@ -24,7 +24,7 @@ test: setup  ## run the whole test suite
 	@exec $(BIN)/python -m pytest
 
 test-faults: setup  ## run the whole table of faults: every place, rank and number of workers
-	@exec $(BIN)/python -m pytest tests/faults -m "exhaustive or not exhaustive"
+	@exec $(BIN)/python -m pytest tests/faults tests/integration -m "exhaustive or not exhaustive"
 
 check: setup  ## formatting, lint, types, generated code, contract
 	$(BIN)/ruff format --check .

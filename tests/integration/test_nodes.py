@@ -64,7 +64,7 @@ def test_a_lost_node_is_healed_and_a_new_one_is_used(make_server: Callable[..., 
     cluster.add_node(num_cpus=2)
     server = make_server("--ray-address", cluster.address).start()
     with server.client() as client:
-        job = wait_for_step(client.submit_job(digits(workers=3, min_workers=1, max_epochs=1500)), 20)
+        job = wait_for_step(client.submit_job(digits(workers=3, min_workers=1, max_epochs=800)), 20)
         if job.refresh().running_workers < 3:  # the second node came later
             wait_for_event(job, "grown to 3 workers")
         cluster.kill_newest_node()
@@ -73,7 +73,7 @@ def test_a_lost_node_is_healed_and_a_new_one_is_used(make_server: Callable[..., 
         wait_for_event(job, "grown to")
         job.wait()
         assert (job.attempt, job.restarts) == (1, 0)
-        alone = client.submit_job(digits(workers=1, max_epochs=1500)).wait()
+        alone = client.submit_job(digits(workers=1, max_epochs=800)).wait()
         assert job.result == alone.result
         assert job.metrics(kind="RESULT") == alone.metrics(kind="RESULT")
     assert server.stop() == 0
