@@ -107,6 +107,7 @@ def test_a_job_starts_with_what_is_free_and_grows_later(client: Client, undistur
     assert_same_curve(job, undisturbed)
 
 
+@pytest.mark.exhaustive
 def test_scaling_a_running_job_changes_no_bit(client: Client) -> None:
     job = wait_for_step(client.submit_job(digits(workers=1, max_epochs=1500)), 20)
     job.scale(3)

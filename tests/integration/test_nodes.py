@@ -60,6 +60,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
     cluster.close()
 
 
+@pytest.mark.exhaustive
 def test_a_lost_node_is_healed_and_a_new_one_is_used(make_server: Callable[..., Server], cluster: Cluster) -> None:
     cluster.add_node(num_cpus=2)
     server = make_server("--ray-address", cluster.address).start()
