@@ -1,11 +1,25 @@
-"""What all tests share: where real data lies."""
+"""What all tests share: where real data lies, and an end that leaves nothing behind."""
 
 import os
+import signal
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
 DATA = Path(os.environ.get("LOCKSTEP_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def pytest_configure() -> None:
+    """Have SIGTERM and Ctrl-C end a run once, so that fixtures stop all that they have started."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for later in (signal.SIGINT, signal.SIGTERM):  # must not interrupt the clearing away
+            signal.signal(later, lambda *_: None)
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
 
 
 @pytest.fixture(scope="session")

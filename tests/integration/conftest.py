@@ -1,5 +1,6 @@
 """A real server with a real Ray, as a user starts it."""
 
+import contextlib
 import json
 import os
 import signal
@@ -115,16 +116,15 @@ class Server:
 @pytest.fixture
 def make_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
     """Make servers; all are stopped at the end, and must leave no process."""
-    yield from _make_servers(tmp_path_factory)
+    with _servers(tmp_path_factory) as make:
+        yield make
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all tests that leave it as it was. Its Ray counts four CPUs, however many there are."""
-    makers = _make_servers(tmp_path_factory)
-    yield next(makers)("--num-cpus", "4").start()
-    with pytest.raises(StopIteration):
-        next(makers)
+    with _servers(tmp_path_factory) as make:
+        yield make("--num-cpus", "4").start()
 
 
 @pytest.fixture
@@ -133,7 +133,8 @@ def client(server: Server) -> Iterator[Client]:
         yield client
 
 
-def _make_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+@contextlib.contextmanager
+def _servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
     servers = []
 
     def make(*options: str) -> Server:
@@ -145,7 +146,8 @@ def _make_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
     finally:
         left = []
         for server in servers:
-            server.stop()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # then it is one of those that are left
+                server.stop()
             left += server.processes()
         for process in left:
             process.kill()

@@ -101,13 +101,15 @@ def ray_cluster(tmp_path: Path) -> object:
     import asyncio
 
     head = RayHead(tmp_path, num_cpus=2, num_gpus=0)
+    try:
 
-    class Cluster:
-        address = asyncio.run(head.start())
-        environment = head.environment()
+        class Cluster:
+            address = asyncio.run(head.start())
+            environment = head.environment()
 
-    yield Cluster()
-    asyncio.run(head.stop())
+        yield Cluster()
+    finally:
+        asyncio.run(head.stop())
 
 
 def test_a_server_runs_on_an_existing_cluster_and_leaves_it_as_it_was(

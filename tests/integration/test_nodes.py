@@ -21,9 +21,11 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self._head = RayHead(folder, num_cpus=1, num_gpus=0)
+        self._nodes: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
         self.address = asyncio.run(self._head.start())
         self.environment = self._head.environment()
-        self._nodes: list[subprocess.Popen[bytes]] = []
 
     def add_node(self, num_cpus: int) -> None:
         command = [RAY, "start", f"--address={self.address}", f"--num-cpus={num_cpus}", "--num-gpus=0", "--block"]
@@ -54,10 +56,13 @@ class Cluster:
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     cluster = Cluster(tmp_path)
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.setenv(name, cluster.environment[name])
-    yield cluster
-    cluster.close()
+    try:
+        cluster.start()
+        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+            monkeypatch.setenv(name, cluster.environment[name])
+        yield cluster
+    finally:
+        cluster.close()
 
 
 @pytest.mark.exhaustive
