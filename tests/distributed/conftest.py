@@ -47,7 +47,7 @@ class Ranks:
         self._tasks += 1
         addresses = [address for _, _, address in self._processes[:world_size]]
         for rank in range(world_size):
-            self._processes[rank][1].send((function, args, rank, addresses, b"task %d" % self._tasks))
+            self._processes[rank][1].send((function, args, rank, addresses, self._tasks))
         outcomes: list[tuple[Any, str | None]] = []
         dead = []
         for rank in range(world_size):
@@ -85,12 +85,12 @@ def _serve(connection: Connection) -> None:
     connection.send(endpoint.address)
     while True:
         try:
-            function, args, rank, addresses, key = connection.recv()
+            function, args, rank, addresses, generation = connection.recv()
         except EOFError:
             return
         group = None
         try:
-            group = Group.join(endpoint, rank, addresses, key, timeout_s=60)
+            group = Group.join(endpoint, rank, addresses, b"secret", generation=generation, timeout_s=60)
             outcome = function(group, *args), None
         except BaseException:
             outcome = None, traceback.format_exc()

@@ -1,5 +1,7 @@
 """The promise itself: metrics and weights are the same bits on any number of workers."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.workers.engine import Classifier, DataModule, Examples, Group, Listener, Point, Progress, Trainer
-from lockstep.workers.engine.reduce import ChunkExchange, ShardSums, SwapExchange, padded
+from lockstep.workers.engine.reduce import ChunkExchange, Exchange, ShardSums, SwapExchange, padded
 from lockstep.workers.engine.shards import Placement, root, tree_sum
 from lockstep.workers.training import train
 
@@ -163,7 +165,7 @@ def test_batch_normalisation_and_dropout_give_the_same_bits(ranks: Any, shards: 
     assert all(is_whole for *_, is_whole in seen), "a buffer that nothing changes stays as it is"
 
 
-def exchange_random_pieces(group: Group, shards: int, kind: type) -> bool:
+def exchange_random_pieces(group: Group, shards: int, kind: Callable[..., Exchange]) -> bool:
     """Whether the total is, bit for bit, the tree sum over all shards."""
     placement = Placement.deal(shards, group.world_size)
     width = padded(1000, group.world_size)
@@ -181,7 +183,9 @@ def exchange_random_pieces(group: Group, shards: int, kind: type) -> bool:
     return True
 
 
-@pytest.mark.parametrize("kind", [SwapExchange, ChunkExchange])
+@pytest.mark.parametrize("kind", [SwapExchange, ChunkExchange, partial(ChunkExchange, bucket_bytes=1000)])
 @pytest.mark.parametrize(("world_size", "shards"), [(2, 2), (2, 6), (3, 3), (3, 4), (3, 8), (4, 4), (4, 7), (4, 13)])
-def test_every_exchange_sums_in_tree_order(ranks: Any, kind: type, world_size: int, shards: int) -> None:
+def test_every_exchange_sums_in_tree_order(
+    ranks: Any, kind: Callable[..., Exchange], world_size: int, shards: int
+) -> None:
     assert all(ranks.run(world_size, exchange_random_pieces, shards, kind))

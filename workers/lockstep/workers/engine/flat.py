@@ -4,10 +4,13 @@ An exchange then moves one buffer, and the optimizer updates one tensor. Offsets
 not depend on the number of workers, because a kernel may take another path for data that is aligned otherwise.
 """
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lockstep.workers.engine.reduce import ALIGNMENT_ELEMENTS
 
@@ -53,9 +56,13 @@ class FlatModel:
         module: its parameters become views of `parameters`.
 
     Attributes:
-        parameters: all trainable parameters, (size,); a leaf whose `grad` the trainer sets.
+        trainable: the module's trainable parameters.
+        starts: where each of them starts in the vector.
+        parameters: all of them, (size,); a leaf whose `grad` the trainer sets.
         size: length of the vector of parameters, and of that of gradients.
         buffers_size: length of the vector that carries the buffers of batch normalisation and the like.
+        gradients_come_whole: whether a backward pass adds to each gradient once, as it does unless a layer is used in
+            several re-entrant checkpoints; None before the first one.
 
     Raises:
         ValueError: nothing to train, parameters of several dtypes or devices, or sparse gradients.
@@ -70,7 +77,8 @@ class FlatModel:
         if any(getattr(layer, "sparse", False) for layer in module.modules()):
             raise ValueError("sparse gradients are not supported; build the embedding with sparse=False")
         self._slots, self.size = lay_out([parameter.data for parameter in trainable])
-        self._trainable = trainable
+        self.trainable = trainable
+        self.starts = [slot.start for slot in self._slots]
         vector = torch.zeros(self.size, dtype=trainable[0].dtype, device=trainable[0].device)
         for parameter, slot in zip(trainable, self._slots, strict=True):
             slot.of(vector).copy_(parameter.data)
@@ -78,11 +86,35 @@ class FlatModel:
         self.parameters = nn.Parameter(vector)
         self._buffers, self.buffers_size = lay_out([b for b in module.buffers() if b.dtype != torch.bool])
         self._before = [slot.tensor.clone() for slot in self._buffers]
+        self.gradients_come_whole: bool | None = None
 
     def point_gradients_at(self, vector: Tensor) -> None:
         """Make every parameter's gradient a view of `vector`, (size,), where autograd adds to it."""
-        for parameter, slot in zip(self._trainable, self._slots, strict=True):
+        for parameter, slot in zip(self.trainable, self._slots, strict=True):
             parameter.grad = slot.of(vector)
+
+    @contextlib.contextmanager
+    def counting_additions(self) -> Iterator[None]:
+        """Around the first backward pass, to learn whether gradients come whole."""
+        counts = [0] * len(self.trainable)
+
+        def added(index: int) -> None:
+            counts[index] += 1
+
+        hooks = self.when_added(added)
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self.gradients_come_whole = max(counts) <= 1
+
+    def when_added(self, added: Callable[[int], None]) -> list[RemovableHandle]:
+        """Call `added` with a parameter's number whenever autograd has added to its gradient, until it is removed."""
+        return [
+            parameter.register_post_accumulate_grad_hook(lambda _, index=index: added(index))  # type: ignore[no-untyped-call]
+            for index, parameter in enumerate(self.trainable)
+        ]
 
     def check_gradients_lie_in(self, vector: Tensor) -> None:
         """Check that nothing has replaced the views, as `zero_grad(set_to_none=True)` would.
@@ -90,7 +122,7 @@ class FlatModel:
         Raises:
             RuntimeError: something has; training would go on with gradients of zero.
         """
-        for parameter, slot in zip(self._trainable, self._slots, strict=True):
+        for parameter, slot in zip(self.trainable, self._slots, strict=True):
             if parameter.grad is None or parameter.grad.data_ptr() != slot.of(vector).data_ptr():
                 raise RuntimeError("the model replaced a parameter's gradient; gradients must be left to the engine")
 

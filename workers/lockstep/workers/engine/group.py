@@ -117,6 +117,11 @@ class Group:
         if self._transport is not None:
             self._transport.check()
 
+    def break_off(self) -> None:
+        """Have another thread of this rank wait no longer: this group is about to be left."""
+        if self._transport is not None:
+            self._transport.break_off()
+
     def gather(self, value: Tensor) -> Tensor:
         """What each rank has, by rank, (world_size, *value.shape), from a contiguous tensor in host memory.
 

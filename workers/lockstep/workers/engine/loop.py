@@ -117,10 +117,12 @@ class Loop:
                     if regroup is None:
                         raise
                     self.is_healing = self.position.step > 0
+                    self.stepper.leave()
                     group.leave()
                     self.listener.entered(Phase.JOIN, self.position.step)
                     group = regroup()
         finally:
+            self.stepper.leave()
             if self.writer is not None:
                 self.writer.wait()
 

@@ -14,15 +14,18 @@ from lockstep.workers.engine.shards import Node, Placement
 
 # Up to this many received bytes one wait is faster than moving less (benchmarks/exchange.py).
 SWAP_LIMIT_BYTES = 2 * 1024 * 1024
+# A large row is exchanged in buckets of this size: what has just come is added up while the caches hold it.
+BUCKET_BYTES = 4 * 1024 * 1024
 # Rows start at whole cache lines: kernels may take another path, and give other bits, for unaligned data.
 ALIGNMENT_ELEMENTS = 16
+WHOLE = slice(None)
 
 
 class ShardSums:
     """The sums over this rank's shards that it contributes to the tree.
 
-    Autograd adds each shard's gradient to `accumulator`. Sums of two neighbours form there by themselves; larger ones
-    are put together from saved halves.
+    Autograd adds each shard's gradient to `accumulator`. Sums of two neighbours form there by themselves, unless it
+    adds a gradient in several parts; larger ones are put together from saved halves.
 
     Args:
         placement: who owns which shard.
@@ -32,6 +35,7 @@ class ShardSums:
     Attributes:
         accumulator: where a shard adds its contribution, (width,).
         rows: the finished pieces, left to right, (pieces, width); the accumulator itself when there is only one.
+        neighbours_add_up: whether the second of two neighbours may be added to the first one where that lies.
     """
 
     def __init__(self, placement: Placement, rank: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -39,20 +43,25 @@ class ShardSums:
         self._owned = placement.owned[rank]
         self._pieces = placement.pieces[rank]
         self._halves: list[Tensor] = []
+        self.neighbours_add_up = True
         self.accumulator = torch.zeros(width, dtype=dtype, device=device)
         self.rows = self.accumulator.view(1, width)
         if len(self._pieces) > 1:
             self.rows = torch.zeros(len(self._pieces), width, dtype=dtype, device=device)
 
     def each(self) -> Iterator[int]:
-        """Yield each shard of this rank when the accumulator is ready for it, and put its sum in place afterwards."""
+        """Yield each shard of this rank when the accumulator is ready for it, and put its sum in place afterwards.
+
+        What the last shard adds is left to `finish`.
+        """
+        self._halves.clear()
         for shard in self._owned:
-            completes_pair = shard % 2 == 1 and shard - 1 in self._owned
+            completes_pair = self.neighbours_add_up and shard % 2 == 1 and shard - 1 in self._owned
             if not completes_pair:
                 self.accumulator.zero_()
             yield shard
-            waits_for_pair = shard % 2 == 0 and shard + 1 in self._owned
-            if not waits_for_pair:
+            waits_for_pair = self.neighbours_add_up and shard % 2 == 0 and shard + 1 in self._owned
+            if not waits_for_pair and shard != self._owned[-1]:
                 self._place(Node(1, shard // 2) if completes_pair else Node(0, shard))
 
     def _place(self, node: Node) -> None:
@@ -65,8 +74,14 @@ class ShardSums:
                 self._halves.append(self.accumulator.clone())
                 return
             node = parent
+        self.rows[self._pieces.index(node)].copy_(self.accumulator)
+
+    def finish(self, part: slice) -> None:
+        """Put a part of the last piece in place, to which the last shard has added everything."""
+        for half in reversed(self._halves):
+            self.accumulator[part].add_(half[part])
         if len(self._pieces) > 1:
-            self.rows[self._pieces.index(node)].copy_(self.accumulator)
+            self.rows[-1, part].copy_(self.accumulator[part])
 
 
 class Exchange:
@@ -83,13 +98,20 @@ class Exchange:
         self.group = group
         self.sums = sums
 
+    def before_last(self) -> None:
+        """The gradients of this rank's last shard are computed next."""
+
     def total(self) -> Tensor:
         """The sum over all shards, (width,); valid until the next shard is computed.
 
         Raises:
             PeerLost: a rank left.
         """
+        self.sums.finish(WHOLE)
         return self.sums.rows[0]
+
+    def close(self) -> None:
+        """Give up what is under way; nothing is exchanged after it."""
 
 
 class SwapExchange(Exchange):
@@ -104,49 +126,66 @@ class SwapExchange(Exchange):
         ]
 
     def total(self) -> Tensor:
+        self.sums.finish(WHOLE)
         self.group.swap({peer: (self.sums.rows, self._rows[peer]) for peer in self.group.peers})
         return self.placement.total([list(rows) for rows in self._rows])
 
 
 class ChunkExchange(Exchange):
-    """Each rank adds up one chunk of all pieces in tree order and sends it to the others: two waits, for large rows."""
+    """Bucket by bucket, each rank adds up one chunk in tree order and sends it to the others: for large rows.
 
-    def __init__(self, placement: Placement, group: Group, sums: ShardSums) -> None:
+    Args:
+        bucket_bytes: size of a bucket of one piece.
+
+    Attributes:
+        buckets: the parts of a row, from its end, as a backward pass gets to them.
+    """
+
+    def __init__(self, placement: Placement, group: Group, sums: ShardSums, bucket_bytes: int = BUCKET_BYTES) -> None:
         super().__init__(placement, group, sums)
-        rank, width = group.rank, sums.rows.shape[1]
-        chunk = width // placement.world_size
-        # By rank, this rank's pieces of the chunk which that rank adds up: a single piece is sent from where it lies,
-        # and its row takes the total.
-        self._is_one_piece = len(sums.rows) == 1
-        shape = (placement.world_size, len(sums.rows), chunk)
-        self._sent = sums.rows.view(shape) if self._is_one_piece else sums.rows.new_empty(shape)
-        self._rows = [
-            self._sent[rank] if peer == rank else sums.rows.new_empty(len(pieces), chunk)
-            for peer, pieces in enumerate(placement.pieces)
+        pieces, width = sums.rows.shape
+        bucket = padded(min(width, bucket_bytes // sums.rows.element_size()), placement.world_size)
+        chunk = bucket // placement.world_size
+        self.buckets = [slice(max(0, end - bucket), end) for end in range(width, 0, -bucket)]
+        # A single piece is sent from where it lies, and the totals take its place.
+        self._sent = None if pieces == 1 else sums.rows.new_empty(pieces * bucket)
+        self._total = sums.accumulator if pieces == 1 else sums.rows.new_empty(width)
+        self._received = [
+            sums.rows.new_empty(0 if rank == group.rank else len(nodes) * chunk)
+            for rank, nodes in enumerate(placement.pieces)
         ]
-        self._total = self._sent[:, 0] if self._is_one_piece else sums.rows.new_empty(placement.world_size, chunk)
 
     def total(self) -> Tensor:
-        world_size, pieces, chunk = self._sent.shape
-        if not self._is_one_piece:
-            self._sent.copy_(self.sums.rows.view(pieces, world_size, chunk).transpose(0, 1))
-        self.group.swap({peer: (self._sent[peer], self._rows[peer]) for peer in self.group.peers})
-        mine = self._total[self.group.rank].copy_(self.placement.total([list(rows) for rows in self._rows]))
-        self.group.swap({peer: (mine, self._total[peer]) for peer in self.group.peers})
-        return self._total.view(-1)
+        for bucket in self.buckets:
+            self.complete(bucket)
+        return self._total
+
+    def complete(self, bucket: slice) -> None:
+        """Put the sum over all shards of a bucket into the total."""
+        self.sums.finish(bucket)
+        rank, world_size = self.group.rank, self.placement.world_size
+        rows = self.sums.rows[:, bucket]
+        total = self._total[bucket].view(world_size, -1)
+        pieces, chunk = len(rows), total.shape[1]
+        sent = rows.view(pieces, world_size, chunk).transpose(0, 1)
+        if self._sent is not None:
+            sent = self._sent[: sent.numel()].view(sent.shape).copy_(sent)
+        received = [
+            sent[rank] if peer == rank else self._received[peer][: len(nodes) * chunk].view(len(nodes), chunk)
+            for peer, nodes in enumerate(self.placement.pieces)
+        ]
+        self.group.swap({peer: (sent[peer], received[peer]) for peer in self.group.peers})
+        mine = total[rank].copy_(self.placement.total([list(values) for values in received]))
+        self.group.swap({peer: (mine, total[peer]) for peer in self.group.peers})
 
 
-def padded(width: int, world_size: int) -> int:
+def padded(width: int, world_size: int = 1) -> int:
     """The least width of a row, at least `width`, that divides into aligned chunks for every rank."""
     unit = ALIGNMENT_ELEMENTS * world_size
     return -(-width // unit) * unit
 
 
-def choose_exchange(placement: Placement, group: Group, sums: ShardSums) -> Exchange:
-    """The fastest exchange for this placement and size; each gives the same bits."""
-    if placement.world_size == 1:
-        return Exchange(placement, group, sums)
-    others = sum(map(len, placement.pieces)) - len(sums.rows)
-    if others * sums.rows[0].nbytes <= SWAP_LIMIT_BYTES:
-        return SwapExchange(placement, group, sums)
-    return ChunkExchange(placement, group, sums)
+def is_small(placement: Placement, sums: ShardSums, rank: int) -> bool:
+    """Whether one wait is faster than moving less."""
+    others = sum(map(len, placement.pieces)) - len(placement.pieces[rank])
+    return others * sums.rows[0].nbytes <= SWAP_LIMIT_BYTES

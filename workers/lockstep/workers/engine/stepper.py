@@ -17,10 +17,11 @@ from lockstep.workers.engine.listener import Listener, Phase, Wish
 from lockstep.workers.engine.metrics import Sums
 from lockstep.workers.engine.module import Module, has_batch_statistics, materialise
 from lockstep.workers.engine.order import EpochOrder, derive_seed
-from lockstep.workers.engine.reduce import ShardSums, choose_exchange, padded
+from lockstep.workers.engine.overlap import choose_exchange
+from lockstep.workers.engine.reduce import Exchange, ShardSums, padded
 from lockstep.workers.engine.shards import Placement, part
 
-# Slots behind the gradients in the exchanged row; each wish is counted.
+# Slots at the front of the exchanged row; each wish is counted.
 LOSS, WEIGHT, CORRECT, STOP, KEEP, SLOTS = 0, 1, 2, 3, 4, 5
 # Minibatches whose order is computed at once: enough to make the work per minibatch vanish.
 ORDER_AHEAD = 64
@@ -91,9 +92,11 @@ class Stepper:
         self.model = FlatModel(self.module)
         self.fewest_examples = 2 if has_batch_statistics(module) else 1
         self.optimizer = optimizer([self.model.parameters])
-        scalars_start = self.model.size + self.model.buffers_size
-        self.buffer_part = slice(self.model.size, scalars_start)
-        self.scalar_part = slice(scalars_start, scalars_start + SLOTS)
+        # A row: scalars, changes of buffers, gradients. What a backward pass completes last lies in front.
+        self.scalar_part = slice(0, SLOTS)
+        self.buffer_part = slice(padded(SLOTS), padded(SLOTS) + self.model.buffers_size)
+        self.gradient_part = slice(self.buffer_part.stop, self.buffer_part.stop + self.model.size)
+        self.exchange: Exchange | None = None
         self._order: tuple[int, int, Tensor] | None = None
 
     def enter(self, group: Group) -> None:
@@ -101,12 +104,19 @@ class Stepper:
         self.group = group
         placement = Placement.deal(self.settings.shards, group.world_size)
         self.my_shards = placement.owned[group.rank]
-        width = padded(self.scalar_part.stop, group.world_size)
+        width = padded(self.gradient_part.stop, group.world_size)
         self.sums = ShardSums(placement, group.rank, width, self.model.parameters.dtype, self.device)
-        self.exchange = choose_exchange(placement, group, self.sums)
-        self.model.point_gradients_at(self.sums.accumulator[: self.model.size])
+        self.sums.neighbours_add_up = self.model.gradients_come_whole is not False
+        self.exchange = choose_exchange(placement, group, self.sums, self.model, self.gradient_part.start)
+        self.model.point_gradients_at(self.sums.accumulator[self.gradient_part])
         self.gradients_are_checked = False
         self.scalars = self.sums.accumulator[self.scalar_part].unbind()
+
+    def leave(self) -> None:
+        """Give up this rank's place, before the group is left; harmless without one."""
+        if self.exchange is not None:
+            self.exchange.close()
+            self.exchange = None
 
     def take_step(self, step: int, norm_is_wanted: bool) -> Step:
         """Take one synchronous SGD step on a global minibatch.
@@ -130,6 +140,7 @@ class Stepper:
         try:
             self.compute(step, epoch, position, examples, active_shards)
             self.listener.entered(Phase.EXCHANGE, step)
+            assert self.exchange is not None
             total = self.exchange.total()
             # The one wait for the device: it confirms the exchange before anything is done with what it brought.
             loss_sum, weight, correct, stops, keeps = total[self.scalar_part].tolist()
@@ -144,7 +155,7 @@ class Stepper:
         self.listener.entered(Phase.UPDATE, step)
         norm = self.apply(total, weight, active_shards, norm_is_wanted)
         if not self.gradients_are_checked:
-            self.model.check_gradients_lie_in(self.sums.accumulator)
+            self.model.check_gradients_lie_in(self.sums.accumulator[self.gradient_part])
             self.gradients_are_checked = True
         return Step(Sums(loss_sum, weight, correct), examples, norm)
 
@@ -153,6 +164,8 @@ class Stepper:
         wish = self.listener.wish()
         for shard in self.sums.each():
             self.listener.entered(Phase.COMPUTE, step)
+            if shard == self.my_shards[-1] and self.exchange is not None:
+                self.exchange.before_last()
             if shard < active_shards:
                 shard_range = part(examples, shard, active_shards)
                 inputs, targets = self.data.take(self.train_set, self.indices(epoch, position, shard_range))
@@ -161,15 +174,24 @@ class Stepper:
                 outputs = self.module(inputs)
                 losses = self.module.loss(outputs, targets)
                 loss = losses.sum()
-                loss.backward()  # type: ignore[no-untyped-call]
+                self.add_gradients(loss)
                 self.count(loss.detach(), losses, outputs.detach(), targets)
             if shard == self.my_shards.start and wish is not Wish.GO_ON:
                 self.scalars[STOP].add_(1.0)
                 self.scalars[KEEP].add_(float(wish is Wish.KEEP_AND_STOP))
 
+    def add_gradients(self, loss: Tensor) -> None:
+        """Have autograd add the gradient of a shard's loss to what is in the row."""
+        if self.model.gradients_come_whole is None:
+            with self.model.counting_additions():
+                loss.backward()  # type: ignore[no-untyped-call]
+            self.sums.neighbours_add_up = bool(self.model.gradients_come_whole)
+        else:
+            loss.backward()  # type: ignore[no-untyped-call]
+
     def apply(self, total: Tensor, weight: float, active_shards: int, norm_is_wanted: bool) -> float:
         """Update the parameters from the sums over all shards, (width,), in place of `total`; returns the norm."""
-        gradient = total[: self.model.size]
+        gradient = total[self.gradient_part]
         gradient.div_(weight)
         limit = self.settings.gradient_clip_norm
         norm = torch.tensor(math.nan)

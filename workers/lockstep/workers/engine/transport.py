@@ -237,7 +237,7 @@ class Link:
 
 
 class Transport:
-    """The connections of one rank in one generation; used by one thread.
+    """The connections of one rank in one generation; used by one thread at a time.
 
     Args:
         endpoint: the process's endpoint.
@@ -272,6 +272,10 @@ class Transport:
     def check(self) -> None:
         """Raise PeerLost if the generation was superseded."""
         self._endpoint.check(self.generation)
+
+    def break_off(self) -> None:
+        """Break the waits of this generation; callable from any thread."""
+        self._endpoint.supersede(self.generation + 1)
 
     def close(self) -> None:
         """Hang up on everyone."""

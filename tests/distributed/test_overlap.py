@@ -1,0 +1,149 @@
+"""A model that is exchanged in buckets, while the backward pass still runs."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lockstep.workers.engine import Classifier, DataModule, Examples, Group, Listener, Point, Progress, Trainer
+from lockstep.workers.engine.overlap import OverlappedExchange
+
+WIDTH = 1024
+
+
+class Images(DataModule):
+    """Noise with classes."""
+
+    def load(self) -> None:
+        random = torch.Generator().manual_seed(1)
+        inputs, targets = torch.randn(96, 64, generator=random), torch.randint(0, 10, (96,), generator=random)
+        self.train = self.validation = Examples(inputs, targets)
+
+
+class Deep(Classifier):
+    """Wide layers one after another: several buckets, of which all but the first come while others are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        middle = [layer for _ in range(3) for layer in (nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Dropout(0.1))]
+        self.body = nn.Sequential(nn.Linear(64, WIDTH), *middle, nn.BatchNorm1d(WIDTH), nn.Linear(WIDTH, 10))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.body(inputs)
+        return outputs
+
+
+class Twice(Deep):
+    """Uses the same layers in two re-entrant checkpoints, so that their gradients come in two parts."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.body[0](inputs)
+        for _ in range(2):
+            hidden = checkpoint(self.body[1:8], hidden, use_reentrant=True)
+        outputs: Tensor = self.body[-1](hidden)
+        return outputs
+
+
+class Unused(Deep):
+    """Has layers without a gradient, between others."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.body[-1](self.body[:4](inputs))
+        return outputs
+
+
+class Broken(torch.autograd.Function):
+    """Raises in its backward pass when it is told to."""
+
+    @staticmethod
+    def forward(context: Any, inputs: Tensor, is_broken: bool) -> Tensor:
+        context.is_broken = is_broken
+        return inputs.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        if context.is_broken:
+            raise ArithmeticError("no gradient here")
+        return gradient, None
+
+
+class BreaksInThirdStep(Deep):
+    def __init__(self, breaks: bool) -> None:
+        super().__init__()
+        self.breaks = breaks
+        self.calls = 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls += self.training
+        hidden = Broken.apply(self.body[:3](inputs), self.breaks and self.calls == 3)
+        outputs: Tensor = self.body[3:](hidden)
+        return outputs
+
+
+class Recorder(Listener):
+    def __init__(self) -> None:
+        self.points: list[Point] = []
+
+    def progressed(self, progress: Progress, points: list[Point]) -> None:
+        self.points += [point for point in points if not point.is_timing]
+
+
+def fit(group: Group, module: Deep, shards: int, batch_size: int = 40) -> tuple[str, list[Point]]:
+    recorder = Recorder()
+    data = Images()
+    data.load()
+    result = Trainer(max_steps=6, batch_size=batch_size, shards=shards, seed=3, log_every_steps=1).fit(
+        module,
+        data,
+        lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9),
+        group=group,
+        listener=recorder,
+    )
+    return result.weights_digest, recorder.points
+
+
+def train(group: Group, kind: type[Deep], shards: int) -> tuple[str, list[Point], list[int]]:
+    """The curve, and how many buckets were under way in each step when the backward pass was over."""
+    begun = []
+    plain_total = OverlappedExchange.total
+
+    def total(self: OverlappedExchange) -> Tensor:
+        begun.append(self._begun)
+        return plain_total(self)
+
+    OverlappedExchange.total = total  # type: ignore[method-assign]
+    try:
+        torch.manual_seed(0)
+        return (*fit(group, kind(), shards), begun)
+    finally:
+        OverlappedExchange.total = plain_total  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(("kind", "shards"), [(Deep, 4), (Deep, 7), (Twice, 4), (Unused, 4)])
+def test_the_curve_is_the_same_on_any_number_of_workers(ranks: Any, kind: type[Deep], shards: int) -> None:
+    seen = [result for world_size in (1, 2, 3, 4) for result in ranks.run(world_size, train, kind, shards)]
+    assert len({digest for digest, *_ in seen}) == 1
+    assert all(points == seen[0][1] for _, points, _ in seen)
+
+
+def test_buckets_are_exchanged_while_others_are_computed(ranks: Any) -> None:
+    for _, _, begun in ranks.run(2, train, Deep, 4):
+        assert all(count >= 2 for count in begun)
+
+
+def test_gradients_that_come_in_parts_are_exchanged_when_they_are_whole(ranks: Any) -> None:
+    for _, _, begun in ranks.run(2, train, Twice, 4):
+        assert begun == [0] * 6
+
+
+def break_on_rank_0(group: Group) -> None:
+    torch.manual_seed(0)
+    fit(group, BreaksInThirdStep(group.rank == 0), shards=group.world_size, batch_size=96)
+
+
+def test_a_model_that_raises_while_buckets_are_under_way_ends_training_everywhere(ranks: Any) -> None:
+    failures = [failure for _, failure in ranks.outcomes(3, break_on_rank_0)]
+    assert "ArithmeticError: no gradient here" in failures[0]
+    assert all("PeerLost" in failure for failure in failures[1:])

@@ -1,0 +1,166 @@
+"""The exchange of a large model's gradients, bucket by bucket, while the backward pass still computes others.
+
+A backward pass completes gradients from the end of the row to its front, where they lie that come last. Every rank
+exchanges the buckets in that order, whenever it gets to them; so ranks need not agree on what overlaps with what.
+"""
+
+import concurrent.futures
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lockstep.workers.engine.flat import FlatModel
+from lockstep.workers.engine.group import Group
+from lockstep.workers.engine.reduce import ChunkExchange, Exchange, ShardSums, SwapExchange, is_small
+from lockstep.workers.engine.shards import Placement
+
+
+class OverlappedExchange(ChunkExchange):
+    """A `ChunkExchange` that begins with a bucket as soon as this rank's part of it is complete.
+
+    Args:
+        model: whose gradients lie in the row.
+        front: elements of the row before the gradients.
+    """
+
+    def __init__(self, placement: Placement, group: Group, sums: ShardSums, model: FlatModel, front: int) -> None:
+        super().__init__(placement, group, sums)
+        self._lane = StreamLane(sums.rows.device) if sums.rows.is_cuda else ThreadLane()
+        self._backward = Backward(model, front, self._begin_until)
+        self._begun = 0
+
+    def before_last(self) -> None:
+        self._backward.begin()
+
+    def total(self) -> Tensor:
+        self._backward.end()
+        self._begin_until(0)
+        self._begun = 0
+        self._lane.join()
+        return self._total
+
+    def close(self) -> None:
+        self._backward.close()
+        self._lane.close(self.group)
+
+    def _begin_until(self, position: int) -> None:
+        """Begin with all buckets behind a position in the row."""
+        while self._begun < len(self.buckets) and self.buckets[self._begun].start >= position:
+            bucket = self.buckets[self._begun]
+            self._begun += 1
+            self._lane.run(partial(self.complete, bucket))
+
+
+class Backward:
+    """Follows the backward pass of one shard: up to where it has completed the gradients, from the end.
+
+    Args:
+        model: whose gradients are computed.
+        front: elements of the row before the gradients.
+        reached: told of the position in the row behind which everything is complete.
+    """
+
+    def __init__(self, model: FlatModel, front: int, reached: Callable[[int], None]) -> None:
+        self._model, self._reached = model, reached
+        self._starts = [front + start for start in model.starts]
+        self._is_complete: list[bool] = []
+        self._first_complete = 0
+        self._is_followed = False
+        self._hooks = model.when_added(self._added)
+
+    def begin(self) -> None:
+        """A backward pass comes next."""
+        self._is_complete = [False] * len(self._starts)
+        self._first_complete = len(self._starts)
+        self._is_followed = bool(self._model.gradients_come_whole)
+
+    def end(self) -> None:
+        """It is over, if there was one."""
+        self._is_followed = False
+
+    def close(self) -> None:
+        """Follow no longer."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _added(self, index: int) -> None:
+        if not self._is_followed:
+            return
+        if self._is_complete[index]:
+            raise RuntimeError(
+                "a parameter's gradient came in several parts, which it did not do in the first step; with activation "
+                "checkpointing, use use_reentrant=False"
+            )
+        self._is_complete[index] = True
+        if index != self._first_complete - 1:
+            return
+        while self._first_complete and self._is_complete[self._first_complete - 1]:
+            self._first_complete -= 1
+        self._reached(self._starts[self._first_complete])
+
+
+class ThreadLane:
+    """Runs what it is given in one other thread, in order, until something fails."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(1, "exchange")
+        self._pending: list[Future[None]] = []
+        self._has_failed = False
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Have something done."""
+        self._pending.append(self._executor.submit(self._attempt, work))
+
+    def join(self) -> None:
+        """Wait until all is done; raises what the first failure raised."""
+        pending, self._pending = self._pending, []
+        concurrent.futures.wait(pending)
+        for future in pending:
+            future.result()
+
+    def close(self, group: Group) -> None:
+        """Do no more, and break what is being waited for."""
+        if any(not future.done() for future in self._pending):
+            group.break_off()
+        self._executor.shutdown(cancel_futures=True)
+
+    def _attempt(self, work: Callable[[], None]) -> None:
+        if self._has_failed:  # the others may take what would be sent now for what failed
+            return
+        try:
+            work()
+        except BaseException:
+            self._has_failed = True
+            raise
+
+
+class StreamLane:
+    """Runs what it is given on a CUDA stream of its own, behind what the device was given before."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Have something done."""
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        with torch.cuda.stream(self._stream):
+            work()
+
+    def join(self) -> None:
+        """Have what the device is given next wait until all is done."""
+        torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
+
+    def close(self, group: Group) -> None:
+        """Nothing waits on the host."""
+
+
+def choose_exchange(placement: Placement, group: Group, sums: ShardSums, model: FlatModel, front: int) -> Exchange:
+    """The fastest exchange for this placement and size; each gives the same bits."""
+    if placement.world_size == 1:
+        return Exchange(placement, group, sums)
+    if is_small(placement, sums, group.rank):
+        return SwapExchange(placement, group, sums)
+    return OverlappedExchange(placement, group, sums, model, front)
