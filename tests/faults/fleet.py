@@ -244,7 +244,7 @@ def _train(membership: Membership, listener: Recorder, function: Any, args: Any)
         for fault in faults:
             if fault.phase in ("swap", "uneven") and (fault.step, fault.nth) == (listener.step, count):
                 peer, (outgoing, _) = next(iter(buffers.items()))
-                part = outgoing if fault.phase == "uneven" else outgoing[: max(1, len(outgoing) // 2)]
+                part = outgoing if fault.phase == "uneven" else outgoing[: min(max(1, len(outgoing) // 2), 4096)]
                 assert self.links[peer].socket.send(part) == len(part)
                 os.kill(os.getpid(), signal.SIGKILL)
         listener.visit("swap", listener.step)

@@ -28,6 +28,5 @@ def digest_of(state: Mapping[str, Tensor]) -> str:
 
 
 def fingerprint(vector: Tensor) -> bytes:
-    """Eight bytes that tell the bits of a vector, cheaply: the sum of its 32-bit words, wrapped at 2**64."""
-    total = vector.detach().view(torch.int32).sum(dtype=torch.int64)
-    return int(total.item()).to_bytes(8, "little", signed=True)
+    """Eight bytes that tell the bits of a vector of whole 64-bit words, cheaply: their sum, wrapped at 2**64."""
+    return int(vector.detach().view(torch.int64).sum().item()).to_bytes(8, "little", signed=True)
