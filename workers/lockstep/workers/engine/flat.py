@@ -76,13 +76,15 @@ class FlatModel:
             raise ValueError("the trainable parameters must share one dtype and one device")
         if any(getattr(layer, "sparse", False) for layer in module.modules()):
             raise ValueError("sparse gradients are not supported; build the embedding with sparse=False")
-        self._slots, self.size = lay_out([parameter.data for parameter in trainable])
+        slots, self.size = lay_out([parameter.data for parameter in trainable])
         self.trainable = trainable
-        self.starts = [slot.start for slot in self._slots]
+        self.starts = [slot.start for slot in slots]
         vector = torch.zeros(self.size, dtype=trainable[0].dtype, device=trainable[0].device)
-        for parameter, slot in zip(trainable, self._slots, strict=True):
+        for parameter, slot in zip(trainable, slots, strict=True):
             slot.of(vector).copy_(parameter.data)
             parameter.data = slot.of(vector)
+        # Not those of before, which would keep the memory that the parameters have left.
+        self._slots = [Slot(parameter.data, start) for parameter, start in zip(trainable, self.starts, strict=True)]
         self.parameters = nn.Parameter(vector)
         self._buffers, self.buffers_size = lay_out([b for b in module.buffers() if b.dtype != torch.bool])
         self._before = [slot.tensor.clone() for slot in self._buffers]
