@@ -11,6 +11,7 @@ import pytest
 
 from lockstep.client import JobState
 from lockstep.server.ray_head import RayHead
+from tests.integration.alone import assert_curve_of_the_engine_alone
 from tests.integration.conftest import Server, digits, endless, wait_for_step
 
 MakeServer = Callable[..., Server]
@@ -31,9 +32,7 @@ def test_a_killed_server_comes_back_with_all_its_jobs(make_server: MakeServer) -
         assert (running.attempt, running.restarts, running.heals) == (1, 0, 0)
         assert queued.attempt == 1
         assert client.get_job(cancelled.job_id).state is JobState.CANCELLED
-        again = client.submit_job(digits(workers=1, max_epochs=300)).wait()
-        assert again.result == running.result
-        assert again.metrics(kind="RESULT") == running.metrics(kind="RESULT")
+        assert_curve_of_the_engine_alone(running)
     assert "adopting the embedded Ray" in server.log()
     assert server.stop() == 0
 
@@ -50,8 +49,7 @@ def test_workers_that_finish_while_the_server_is_away_wait_for_it(make_server: M
     with server.client() as client:
         job = client.get_job(job.job_id).wait()
         assert job.attempt == 1
-        again = client.submit_job(digits(max_epochs=60, workers=1)).wait()
-        assert again.metrics(kind="RESULT") == job.metrics(kind="RESULT")
+        assert_curve_of_the_engine_alone(job)
     server.wait_until(lambda: not server.workers())
 
 
@@ -63,9 +61,7 @@ def test_a_killed_launcher_is_replaced_and_its_jobs_go_on(make_server: MakeServe
         server.workers()[1].kill()  # while nobody looks after it
         job.wait()
         assert (job.attempt, job.restarts, job.heals) == (1, 0, 1)
-        again = client.submit_job(digits(workers=1, max_epochs=300)).wait()
-        assert again.result == job.result
-        assert again.metrics(kind="RESULT") == job.metrics(kind="RESULT")
+        assert_curve_of_the_engine_alone(job)
     assert server.stop(signal.SIGINT) == 0
 
 
@@ -80,9 +76,7 @@ def test_a_server_that_is_stopped_goes_on_from_a_checkpoint(make_server: MakeSer
         job = client.get_job(job.job_id).wait()
         assert (job.attempt, job.restarts) == (2, 0)
         assert any("going on from the checkpoint of step" in event.message for event in job.events())
-        again = client.submit_job(digits(workers=1, max_epochs=300)).wait()
-        assert again.result == job.result
-        assert again.metrics(kind="RESULT") == job.metrics(kind="RESULT")
+        assert_curve_of_the_engine_alone(job)
 
 
 def test_a_killed_ray_head_comes_back_and_so_do_the_jobs(make_server: MakeServer) -> None:
@@ -93,6 +87,7 @@ def test_a_killed_ray_head_comes_back_and_so_do_the_jobs(make_server: MakeServer
             process.kill()
         job.wait()
         assert job.attempt >= 2
+        assert_curve_of_the_engine_alone(job)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Workers die, hang, come and go, and the owner of the job sees the same numbers."""
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,24 +9,10 @@ import torch
 
 from lockstep.client import Client, Job, JobFailed
 from lockstep.workers.engine.digest import digest_of
+from tests.integration.alone import assert_curve_of_the_engine_alone
 from tests.integration.conftest import Server, digits, endless, wait_for_event, wait_for_state, wait_for_step
 
 LONG = {"max_epochs": 150}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(client_of_module: Client) -> Job:
-    return client_of_module.submit_job(digits(**LONG)).wait()
-
-
-@pytest.fixture(scope="module")
-def client_of_module(server: Server) -> Client:
-    return server.client()
-
-
-def assert_same_curve(job: Job, undisturbed: Job) -> None:
-    assert job.result == undisturbed.result
-    assert job.metrics(kind="RESULT") == undisturbed.metrics(kind="RESULT")
 
 
 def story(job: Job) -> str:
@@ -35,14 +22,12 @@ def story(job: Job) -> str:
 @pytest.mark.parametrize(
     "victim", [0, pytest.param(1, marks=pytest.mark.exhaustive), pytest.param(2, marks=pytest.mark.exhaustive)]
 )
-def test_a_killed_worker_costs_no_bit_and_no_restart(
-    server: Server, client: Client, undisturbed: Job, victim: int
-) -> None:
+def test_a_killed_worker_costs_no_bit_and_no_restart(server: Server, client: Client, victim: int) -> None:
     job = wait_for_step(client.submit_job(digits(workers=3, **LONG)), 20)
     server.workers()[victim].kill()
     job.wait()
     assert (job.attempt, job.restarts, job.heals) == (1, 0, 1)
-    assert_same_curve(job, undisturbed)
+    assert_curve_of_the_engine_alone(job)
     assert "died: its process was killed or crashed; 2 workers go on" in story(job)
     assert "healed after a pause of" in story(job)
 
@@ -65,16 +50,14 @@ def test_a_hung_worker_is_killed_and_healed(server: Server, client: Client) -> N
     job.cancel()
 
 
-def test_when_all_workers_are_gone_the_newest_checkpoint_is_used(
-    server: Server, client: Client, undisturbed: Job
-) -> None:
+def test_when_all_workers_are_gone_the_newest_checkpoint_is_used(server: Server, client: Client) -> None:
     spec = digits(workers=2, **LONG) | {"recovery": {"checkpoint_every_steps": 50}}
     job = wait_for_step(client.submit_job(spec), 120)
     for worker in server.workers():
         worker.kill()
     job.wait()
     assert (job.attempt, job.restarts) == (2, 1)
-    assert_same_curve(job, undisturbed)
+    assert_curve_of_the_engine_alone(job)
     assert "going on from the checkpoint of step" in story(job)
 
 
@@ -88,23 +71,23 @@ def test_a_job_without_restarts_fails_when_it_loses_all_workers(server: Server, 
     assert job.error.reason == "WORKER_LOST"
 
 
-def test_below_min_workers_a_job_waits_with_a_checkpoint(server: Server, client: Client, undisturbed: Job) -> None:
+def test_below_min_workers_a_job_waits_with_a_checkpoint(server: Server, client: Client) -> None:
     job = wait_for_step(client.submit_job(digits(workers=3, min_workers=3, **LONG)), 20)
     server.workers()[2].kill()
     job.wait()
     assert (job.attempt, job.restarts) == (2, 0)
-    assert_same_curve(job, undisturbed)
+    assert_curve_of_the_engine_alone(job)
     assert "fewer than resources.min_workers (3)" in story(job)
     assert "going on from the checkpoint of step" in story(job)
 
 
-def test_a_job_starts_with_what_is_free_and_grows_later(client: Client, undisturbed: Job) -> None:
+def test_a_job_starts_with_what_is_free_and_grows_later(client: Client) -> None:
     other = wait_for_state(client.submit_job(endless(workers=3)), "RUNNING")
     job = wait_for_step(client.submit_job(digits(workers=3, **LONG)), 1)
     assert job.refresh().running_workers == 1
     other.cancel()
     job.wait()
-    assert_same_curve(job, undisturbed)
+    assert_curve_of_the_engine_alone(job)
 
 
 @pytest.mark.exhaustive
@@ -115,10 +98,10 @@ def test_scaling_a_running_job_changes_no_bit(client: Client) -> None:
     job.scale(2)
     wait_for_event(job, "shrunk to 2 workers")
     job.wait()
-    assert_same_curve(job, client.submit_job(digits(workers=1, max_epochs=1500)).wait())
+    assert_curve_of_the_engine_alone(job)
 
 
-def test_a_paused_job_frees_everything_and_goes_on_exactly(server: Server, client: Client, undisturbed: Job) -> None:
+def test_a_paused_job_frees_everything_and_goes_on_exactly(server: Server, client: Client) -> None:
     job = wait_for_step(client.submit_job(digits(workers=2, **LONG)), 20)
     job.pause()
     wait_for_state(job, "PAUSED")
@@ -128,27 +111,33 @@ def test_a_paused_job_frees_everything_and_goes_on_exactly(server: Server, clien
     assert newest.step >= step >= 20
     job.resume()
     job.wait()
-    assert_same_curve(job, undisturbed)
+    assert_curve_of_the_engine_alone(job)
     assert f"going on from the checkpoint of step {newest.step}" in story(job)
 
 
-def test_checkpoints_can_be_fetched_and_started_from(client: Client, undisturbed: Job, tmp_path: Path) -> None:
-    assert undisturbed.result is not None
-    newest = next(iter(undisturbed.checkpoints()))
-    assert newest.weights_digest == undisturbed.result.weights_digest
-    weights = undisturbed.load_state_dict()
-    assert digest_of(weights) == undisturbed.result.weights_digest
+@pytest.fixture(scope="module")
+def trained(server: Server) -> Iterator[Job]:
+    with server.client() as client:
+        yield client.submit_job(digits(max_epochs=20)).wait()
+
+
+def test_checkpoints_can_be_fetched_and_started_from(client: Client, trained: Job, tmp_path: Path) -> None:
+    assert trained.result is not None
+    newest = next(iter(trained.checkpoints()))
+    assert newest.weights_digest == trained.result.weights_digest
+    weights = trained.load_state_dict()
+    assert digest_of(weights) == trained.result.weights_digest
     assert all(isinstance(tensor, torch.Tensor) for tensor in weights.values())
-    folder = undisturbed.download(tmp_path)
+    folder = trained.download(tmp_path)
     by_folder = client.submit_job(digits(max_epochs=1) | {"init_from": {"uri": str(folder)}}).wait()
-    by_job = client.submit_job(digits(max_epochs=1) | {"init_from": {"job_id": undisturbed.job_id}}).wait()
+    by_job = client.submit_job(digits(max_epochs=1) | {"init_from": {"job_id": trained.job_id}}).wait()
     fresh = client.submit_job(digits(max_epochs=1)).wait()
     assert by_folder.result == by_job.result != fresh.result
     assert by_job.result.final_metrics["val_accuracy"] > fresh.result.final_metrics["val_accuracy"]
 
 
-def test_weights_of_another_shape_are_named_before_training(client: Client, undisturbed: Job, tmp_path: Path) -> None:
-    folder = undisturbed.download(tmp_path)
+def test_weights_of_another_shape_are_named_before_training(client: Client, trained: Job, tmp_path: Path) -> None:
+    folder = trained.download(tmp_path)
     spec = digits(max_epochs=1) | {"model": {"mlp": {"hidden_units": [7]}}, "init_from": {"uri": str(folder)}}
     job = client.submit_job(spec)
     with pytest.raises(JobFailed, match="the model wants"):

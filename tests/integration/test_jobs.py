@@ -10,34 +10,17 @@ import pytest
 import yaml
 
 from lockstep.client import Client, FailedPrecondition, JobCancelled, JobFailed, JobState, MetricKind
-from lockstep.workers.engine import Listener, Point, Progress
-from lockstep.workers.training import train
+from tests.integration.alone import assert_curve_of_the_engine_alone
 from tests.integration.conftest import LOCKSTEP, Server, digits, endless, wait_for_state, wait_for_step
 
 BUF = Path(sys.executable).with_name("buf")
 
 
-class Recorder(Listener):
-    def __init__(self) -> None:
-        self.points: list[Point] = []
-
-    def progressed(self, progress: Progress, points: list[Point]) -> None:
-        self.points += [point for point in points if not point.is_timing]
-
-
 def test_every_number_of_workers_gives_the_curve_of_the_engine_alone(client: Client) -> None:
     jobs = [client.submit_job(digits(workers)) for workers in (1, 2, 3, 4)]
-    recorder = Recorder()
-    expected = train(jobs[0].spec, listener=recorder)
-    points = {(point.name, point.step, point.epoch, point.value) for point in recorder.points}
     for job in jobs:
         job.wait()
-        assert job.result is not None
-        assert job.result.weights_digest == expected.weights_digest
-        assert dict(job.result.final_metrics) == expected.final_metrics
-        stored = job.metrics(kind=MetricKind.RESULT)
-        assert {(point.name, point.step, point.epoch, point.value) for point in stored} == points
-        assert len(stored) == len(points)
+        assert_curve_of_the_engine_alone(job)
         assert {point.name for point in job.metrics(kind=MetricKind.TIMING)} == {"samples_per_second", "step_seconds"}
     assert len({job.curve_digest for job in jobs}) == 1
 

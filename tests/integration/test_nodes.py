@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from lockstep.server.ray_head import RayHead
+from tests.integration.alone import assert_curve_of_the_engine_alone
 from tests.integration.conftest import Server, digits, wait_for_event, wait_for_step
 
 RAY = Path(sys.executable).with_name("ray")
@@ -79,7 +80,5 @@ def test_a_lost_node_is_healed_and_a_new_one_is_used(make_server: Callable[..., 
         wait_for_event(job, "grown to")
         job.wait()
         assert (job.attempt, job.restarts) == (1, 0)
-        alone = client.submit_job(digits(workers=1, max_epochs=800)).wait()
-        assert job.result == alone.result
-        assert job.metrics(kind="RESULT") == alone.metrics(kind="RESULT")
+        assert_curve_of_the_engine_alone(job)
     assert server.stop() == 0
