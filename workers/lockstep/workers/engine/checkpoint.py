@@ -8,15 +8,13 @@ On a local disk the folder is written under another name, flushed and renamed. E
 makes it whole.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import posixpath
 import re
 import shutil
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,48 +198,6 @@ def read_uri(uri: str) -> TrainState:
         OSError: it cannot be read.
     """
     return read_checkpoint(*fsspec.core.url_to_fs(uri))
-
-
-class Writer:
-    """Writes checkpoints in a thread of its own, one at a time.
-
-    Args:
-        checkpoints: where to.
-        written: told of each that is whole, with the steps of those that were removed for it.
-        failed: told the step and the error of each that could not be written.
-    """
-
-    def __init__(
-        self,
-        checkpoints: Checkpoints,
-        written: Callable[[Checkpoint, list[int]], None],
-        failed: Callable[[int, Exception], None],
-    ) -> None:
-        self._checkpoints, self._written, self._failed = checkpoints, written, failed
-        self._thread: threading.Thread | None = None
-
-    def write(self, state: TrainState) -> None:
-        """Begin to write a state; waits for the one before, so that at most one copy is held."""
-        self.wait()
-        self._thread = threading.Thread(target=self._write, args=(state,), name="checkpoint", daemon=True)
-        self._thread.start()
-
-    def wait(self) -> None:
-        """Return when nothing is being written."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-
-    def _write(self, state: TrainState) -> None:
-        try:
-            checkpoint = self._checkpoints.write(state)
-        except Exception as error:  # whatever a file system raises: training goes on without this checkpoint
-            self._failed(state.step, error)
-            return
-        removed: list[int] = []
-        with contextlib.suppress(Exception):  # what cannot be removed now is tried again after the next
-            removed = self._checkpoints.prune(state.step)
-        self._written(checkpoint, removed)
 
 
 def _checked(files: fsspec.AbstractFileSystem, folder: str, listed: dict[str, Any]) -> bytes:

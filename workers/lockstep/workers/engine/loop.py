@@ -8,15 +8,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lockstep.workers.engine.checkpoint import Checkpoints, Damaged, Writer, read_uri
+from lockstep.workers.engine.checkpoint import Checkpoints, Damaged, read_uri
 from lockstep.workers.engine.determinism import hardware_class
 from lockstep.workers.engine.digest import fingerprint, weights_digest
-from lockstep.workers.engine.errors import DataError, PeerLost, Stopped
+from lockstep.workers.engine.errors import DataError, NonFiniteParameters, PeerLost, Stopped
 from lockstep.workers.engine.group import Group
 from lockstep.workers.engine.listener import Listener, Phase, Result
 from lockstep.workers.engine.metrics import Point, Progress, Window
-from lockstep.workers.engine.state import StateMismatch, TrainState, put_weights
+from lockstep.workers.engine.state import StateMismatch, TrainState, first_non_finite, put_weights
 from lockstep.workers.engine.stepper import Stepper
+from lockstep.workers.engine.writer import Writer
 
 Regroup = Callable[[], Group]
 """Gives a rank that has lost a peer the group of the next generation; raises what shall end its training."""
@@ -91,13 +92,14 @@ class Loop:
         self.stepper, self.schedule, self.has_accuracy = stepper, schedule, has_accuracy
         self.listener, self.origin = listener, origin
         self.module, self.optimizer = stepper.module, stepper.optimizer
+        self.trainable = {name: value for name, value in self.module.named_parameters() if value.requires_grad}
         self.position = Position()
         self.window = Window()
         self.gradient_norm = math.nan
         self.final_metrics: dict[str, float] = {}
         self.writer: Writer | None = None
         if origin.checkpoints is not None:
-            self.writer = Writer(origin.checkpoints, listener.checkpointed, self.not_written)
+            self.writer = Writer(origin.checkpoints, self.trainable, listener.checkpointed, self.not_written)
         self.has_looked_back = False
         self.last_step_at = math.nan
         self.is_healing = False
@@ -183,6 +185,9 @@ class Loop:
     def finish(self) -> Result:
         """Agree on the result, and stay until it has arrived: whoever is left may have to tell it again."""
         self.listener.entered(Phase.FINISH, self.position.step)
+        name = first_non_finite(self.trainable.items())
+        if name is not None:
+            raise NonFiniteParameters(self.position.step, name)
         digest = weights_digest(self.module)
         self.group.agree("the final state of the model", digest)
         self.write_checkpoint(and_wait=True)
@@ -229,6 +234,7 @@ class Loop:
         self.writer.write(self.state())
         if and_wait:
             self.writer.wait()
+            self.writer.check()
 
     def not_written(self, step: int, error: Exception) -> None:
         """Tell that a checkpoint could not be written; training needs none to go on."""
@@ -250,6 +256,8 @@ class Loop:
     def settle(self) -> None:
         """After a step: validate and report where it is due, and write a checkpoint."""
         step = self.position.step
+        if self.writer is not None:
+            self.writer.check()
         if self.position.is_settled:
             return
         metrics: dict[str, float] = {}

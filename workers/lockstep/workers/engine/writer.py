@@ -1,0 +1,69 @@
+"""Writes checkpoints while training goes on."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Collection
+
+from lockstep.workers.engine.checkpoint import Checkpoint, Checkpoints
+from lockstep.workers.engine.errors import NonFiniteParameters
+from lockstep.workers.engine.state import TrainState, first_non_finite
+
+
+class Writer:
+    """Writes checkpoints in a thread of its own, one at a time. A state whose parameters are not finite is refused.
+
+    Args:
+        checkpoints: where to.
+        parameters: names of the trainable parameters; buffers may hold infinities, as a mask does.
+        written: told of each that is whole, with the steps of those that were removed for it.
+        failed: told the step and the error of each that could not be written.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        parameters: Collection[str],
+        written: Callable[[Checkpoint, list[int]], None],
+        failed: Callable[[int, Exception], None],
+    ) -> None:
+        self._checkpoints, self._parameters = checkpoints, parameters
+        self._written, self._failed = written, failed
+        self._thread: threading.Thread | None = None
+        self._refusal: NonFiniteParameters | None = None
+
+    def write(self, state: TrainState) -> None:
+        """Begin to write a state; waits for the one before, so that at most one copy is held.
+
+        Raises:
+            NonFiniteParameters: the one before was refused.
+        """
+        self.wait()
+        self.check()
+        self._thread = threading.Thread(target=self._write, args=(state,), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when nothing is being written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def check(self) -> None:
+        """Raise NonFiniteParameters if a state was refused; costs nothing."""
+        if self._refusal is not None:
+            raise self._refusal
+
+    def _write(self, state: TrainState) -> None:
+        name = first_non_finite((name, state.model[name]) for name in self._parameters if name in state.model)
+        if name is not None:
+            self._refusal = NonFiniteParameters(state.step, name)
+            return
+        try:
+            checkpoint = self._checkpoints.write(state)
+        except Exception as error:  # whatever a file system raises: training goes on without this checkpoint
+            self._failed(state.step, error)
+            return
+        removed: list[int] = []
+        with contextlib.suppress(Exception):  # what cannot be removed now is tried again after the next
+            removed = self._checkpoints.prune(state.step)
+        self._written(checkpoint, removed)
