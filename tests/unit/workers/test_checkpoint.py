@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lockstep.workers.engine.checkpoint import Checkpoints, Damaged, read_uri
+from lockstep.workers.engine.digest import digest_of
 from lockstep.workers.engine.state import StateMismatch, TrainState, put_weights
 
 ROOT = "memory://checkpoints/job"
@@ -37,11 +38,27 @@ def assert_equal(one: TrainState, other: TrainState) -> None:
 
 def test_what_is_written_is_read_back_bit_for_bit() -> None:
     checkpoints = Checkpoints(ROOT)
-    written = checkpoints.write(state(7))
-    assert written.uri == f"{ROOT.replace('//', '///')}/step-000000000007"
+    checkpoints.write(state(7))
     assert_equal(checkpoints.read(7), state(7))
-    assert_equal(read_uri(written.uri), state(7))
+    assert_equal(read_uri(f"{ROOT}/step-000000000007"), state(7))
     assert_equal(TrainState.from_bytes(state(7).to_bytes()), state(7))
+
+
+def test_what_others_wrote_and_removed_is_seen() -> None:
+    ours, theirs = Checkpoints(ROOT), Checkpoints(ROOT)
+    ours.write(state(1))
+    for step in (2, 3):
+        theirs.write(state(step))
+    kept = ours.kept()
+    assert [checkpoint.step for checkpoint in kept] == [3, 2, 1]
+    assert kept == theirs.kept() == Checkpoints(ROOT).kept()
+    assert kept[0].uri == f"{ROOT.replace('//', '///')}/step-000000000003"
+    assert kept[0].weights_digest == digest_of(state(3).model)
+    assert [file.name for file in kept[0].files] == ["model.safetensors", "training.safetensors"]
+    theirs.prune(3)
+    fsspec.filesystem("memory").pipe("/checkpoints/job/step-000000000002/manifest.json", b"{}")
+    assert [checkpoint.step for checkpoint in ours.kept()] == [3, 2], "what it knows it need not read again"
+    assert [checkpoint.step for checkpoint in Checkpoints(ROOT).kept()] == [3]
 
 
 def test_without_its_manifest_a_folder_is_no_checkpoint() -> None:
@@ -59,7 +76,7 @@ def test_all_but_the_newest_go() -> None:
     checkpoints = Checkpoints(ROOT, keep=2)
     for step in range(1, 6):
         checkpoints.write(state(step))
-    assert checkpoints.prune(5) == [3, 2, 1]
+    checkpoints.prune(5)
     assert checkpoints.steps() == [5, 4]
     assert not fsspec.filesystem("memory").exists("/checkpoints/job/step-000000000001")
 
@@ -68,7 +85,7 @@ def test_checkpoints_of_later_steps_that_could_not_be_used_make_room_for_those_t
     checkpoints = Checkpoints(ROOT, keep=2)
     for step in (400, 600, 200, 250):
         checkpoints.write(state(step))
-    assert checkpoints.prune(250) == [600, 400]
+    checkpoints.prune(250)
     assert checkpoints.steps() == [250, 200]
 
 

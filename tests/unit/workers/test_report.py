@@ -10,6 +10,7 @@ import pytest
 from lockstep.v1.internal_service_pb2 import ReportProgressRequest, ReportProgressResponse, StartGang
 from lockstep.v1.internal_service_pb2_grpc import InternalServiceServicer, add_InternalServiceServicer_to_server
 from lockstep.workers.engine import Point, Progress, Result, Wish
+from lockstep.workers.engine.checkpoint import Checkpoint, File
 from lockstep.workers.pulse import Pulse
 from lockstep.workers.report import Reporter
 
@@ -156,3 +157,45 @@ def test_only_healing_counts_as_a_heal(coordinator: tuple[Coordinator, str], rep
     notes = [note for report in coordinator[0].taken for note in report.notes]
     assert notes == ["healed after a pause of 12 ms", "grown after a pause of 12 ms"]
     assert sum(report.heals for report in coordinator[0].taken) == 1
+
+
+def kept(*steps: int) -> list[Checkpoint]:
+    files = (File("model.safetensors", 5, "f" * 64),)
+    return [Checkpoint(step, f"file:///c/{step}", 1e9 + step, "w", files) for step in steps]
+
+
+def test_the_checkpoints_are_told_whole_and_only_by_rank_0(
+    coordinator: tuple[Coordinator, str], reporter: Reporter
+) -> None:
+    reporter.lead(1, leads=False)
+    reporter.checkpointed(kept(1))
+    reporter.lead(2, leads=True)
+    for steps in ((200, 100), ()):
+        reporter.checkpointed(kept(*steps))
+        reporter.flush()
+    told = [report.kept_checkpoints.checkpoints for report in coordinator[0].taken]
+    assert [[checkpoint.step for checkpoint in checkpoints] for checkpoints in told] == [[200, 100], []]
+    assert all(report.HasField("kept_checkpoints") for report in coordinator[0].taken)
+    assert told[0][0].create_time.ToMicroseconds() == (10**9 + 200) * 10**6
+    assert [file.name for file in told[0][0].files] == ["model.safetensors"]
+
+
+def test_checkpoints_of_a_rank_that_leads_no_more_are_not_told_when_it_leads_again(
+    coordinator: tuple[Coordinator, str], reporter: Reporter
+) -> None:
+    tried = threading.Event()
+
+    def away(report: ReportProgressRequest) -> grpc.StatusCode | None:
+        tried.set()
+        return grpc.StatusCode.UNAVAILABLE if report.generation == 1 else None
+
+    coordinator[0].refuse = away
+    reporter.lead(1, leads=True)
+    progress(reporter, 1)
+    assert tried.wait(10)
+    reporter.checkpointed(kept(100))
+    reporter.lead(2, leads=False)
+    reporter.lead(3, leads=True)
+    reporter.flush()
+    assert coordinator[0].steps() == [1]
+    assert not any(report.HasField("kept_checkpoints") for report in coordinator[0].taken)

@@ -12,7 +12,7 @@ import grpc
 
 from lockstep.v1.checkpoint_service_pb2 import Checkpoint as CheckpointMessage
 from lockstep.v1.checkpoint_service_pb2 import CheckpointFile
-from lockstep.v1.internal_service_pb2 import ReportProgressRequest, StartGang
+from lockstep.v1.internal_service_pb2 import KeptCheckpoints, ReportProgressRequest, StartGang
 from lockstep.v1.internal_service_pb2_grpc import InternalServiceStub
 from lockstep.v1.job_pb2 import JobProgress, JobResult
 from lockstep.v1.metrics_service_pb2 import METRIC_KIND_RESULT, METRIC_KIND_TIMING, MetricPoint
@@ -72,6 +72,8 @@ class Reporter(Listener):
         """Say who reports in a new generation."""
         with self._changed:
             self._generation, self._sequence, self._leads = generation, 0, leads
+            if not leads:
+                self._news.ClearField("kept_checkpoints")
             self._changed.notify_all()
 
     def redirect(self, address: str) -> None:
@@ -152,23 +154,13 @@ class Reporter(Listener):
                 self._news.notes.append(words)
                 self._changed.notify_all()
 
-    def checkpointed(self, checkpoint: Checkpoint, removed_steps: Sequence[int]) -> None:
-        """Tell of a checkpoint."""
+    def checkpointed(self, kept: Sequence[Checkpoint]) -> None:
+        """Tell of the checkpoints that there are."""
+        told = KeptCheckpoints(checkpoints=[_message_of(checkpoint) for checkpoint in kept])
         with self._changed:
-            told = CheckpointMessage(
-                step=checkpoint.step,
-                uri=checkpoint.uri,
-                weights_digest=checkpoint.weights_digest,
-                files=[CheckpointFile(**vars(file)) for file in checkpoint.files],
-            )
-            told.create_time.GetCurrentTime()
-            # While the coordinator is away checkpoints come and go that it need never hear of.
-            untold = {other.step for other in self._news.checkpoints if other.step in removed_steps}
-            others = [other for other in self._news.checkpoints if other.step not in untold]
-            self._news.ClearField("checkpoints")
-            self._news.checkpoints.extend([*others, told])
-            self._news.removed_checkpoint_steps.extend(step for step in removed_steps if step not in untold)
-            self._changed.notify_all()
+            if self._leads:  # else another rank knows better
+                self._news.kept_checkpoints.CopyFrom(told)
+                self._changed.notify_all()
 
     def finished(self, result: Result) -> None:
         """Report the result; returns when all is stored or the attempt is over.
@@ -291,3 +283,14 @@ class Reporter(Listener):
                         self._wish = Wish.STOP
                         return False
                     self._changed.wait_for(lambda: self._is_closed or not self._leads, RETRY_AFTER_S)
+
+
+def _message_of(checkpoint: Checkpoint) -> CheckpointMessage:
+    message = CheckpointMessage(
+        step=checkpoint.step,
+        uri=checkpoint.uri,
+        weights_digest=checkpoint.weights_digest,
+        files=[CheckpointFile(**vars(file)) for file in checkpoint.files],
+    )
+    message.create_time.FromMicroseconds(int(1e6 * checkpoint.create_time))
+    return message

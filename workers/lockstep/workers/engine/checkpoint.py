@@ -8,12 +8,14 @@ On a local disk the folder is written under another name, flushed and renamed. E
 makes it whole.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import posixpath
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,12 +55,14 @@ class Checkpoint:
     Attributes:
         step: steps done.
         uri: its folder.
+        create_time: when it was written, in seconds since 1970.
         weights_digest: digest of the model's state.
         files: its files but for the manifest.
     """
 
     step: int
     uri: str
+    create_time: float
     weights_digest: str
     files: tuple[File, ...]
 
@@ -76,6 +80,7 @@ class Checkpoints:
         self._files, self._root = fsspec.core.url_to_fs(uri)
         self._is_local = isinstance(self._files, LocalFileSystem)
         self._keep, self._facts = keep, facts or {}
+        self._known: dict[int, Checkpoint] = {}
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that have a manifest, newest first."""
@@ -84,7 +89,21 @@ class Checkpoints:
         names = (FOLDER.fullmatch(posixpath.basename(posixpath.dirname(str(path)))) for path in found)
         return sorted((int(match.group(1)) for match in names if match), reverse=True)
 
-    def write(self, state: TrainState) -> Checkpoint:
+    def kept(self) -> list[Checkpoint]:
+        """All checkpoints that are there, newest first, whoever wrote them; but for those with a damaged manifest.
+
+        Raises:
+            OSError: they cannot be looked at.
+        """
+        steps = self.steps()
+        self._known = {step: self._known[step] for step in steps if step in self._known}
+        for step in steps:
+            if step not in self._known:
+                with contextlib.suppress(Damaged):
+                    self._known[step] = self._describe(step, _manifest(self._files, self._folder(step)))
+        return [self._known[step] for step in steps if step in self._known]
+
+    def write(self, state: TrainState) -> None:
         """Write a state; an earlier checkpoint of the same step is replaced.
 
         Raises:
@@ -93,6 +112,7 @@ class Checkpoints:
         folder = self._folder(state.step)
         target = posixpath.join(self._root, UNFINISHED + posixpath.basename(folder)) if self._is_local else folder
         weights_digest = digest_of(state.model)
+        self._known.pop(state.step, None)
         try:
             self._remove(target)
             self._files.makedirs(target, exist_ok=True)
@@ -103,6 +123,7 @@ class Checkpoints:
             manifest = {
                 "format": FORMAT,
                 "step": state.step,
+                "create_time": time.time(),
                 "weights_digest": weights_digest,
                 "files": [vars(file) for file in files],
                 "facts": self._facts,
@@ -115,7 +136,6 @@ class Checkpoints:
         except BaseException:
             self._remove(target)
             raise
-        return Checkpoint(state.step, self._files.unstrip_protocol(folder), weights_digest, files)
 
     def read(self, step: int) -> TrainState:
         """Read a checkpoint back, checking every byte.
@@ -126,8 +146,8 @@ class Checkpoints:
         """
         return read_checkpoint(self._files, self._folder(step))
 
-    def prune(self, written: int) -> list[int]:
-        """Remove all but the newest; returns the steps of those that went, and cleans up after writers that died.
+    def prune(self, written: int) -> None:
+        """Remove all but the newest, and what writers that died have left.
 
         Args:
             written: step of the one that was just written. Those of later steps could not be used, or training would
@@ -143,10 +163,17 @@ class Checkpoints:
         if self._is_local:
             for path in self._files.glob(posixpath.join(self._root, UNFINISHED + "*")):
                 self._remove(str(path))
-        return gone
 
     def _folder(self, step: int) -> str:
         return posixpath.join(self._root, f"step-{step:012d}")
+
+    def _describe(self, step: int, manifest: dict[str, Any]) -> Checkpoint:
+        uri = self._files.unstrip_protocol(self._folder(step))
+        try:
+            files = tuple(File(**file) for file in manifest["files"])
+            return Checkpoint(step, uri, float(manifest["create_time"]), str(manifest["weights_digest"]), files)
+        except (KeyError, TypeError, ValueError) as error:
+            raise Damaged(f"{MANIFEST_FILE} cannot be understood") from error
 
     def _write(self, path: str, parts: Iterator[memoryview]) -> File:
         digest, size = hashlib.sha256(), 0
@@ -176,7 +203,7 @@ class Checkpoints:
 def read_checkpoint(files: fsspec.AbstractFileSystem, folder: str) -> TrainState:
     """Read a folder, checking every byte; see `Checkpoints.read`."""
     try:
-        manifest = json.loads(files.cat_file(posixpath.join(folder, MANIFEST_FILE)))
+        manifest = _manifest(files, folder)
         listed = {file["name"]: file for file in manifest["files"]}
         contents = {name: _checked(files, folder, listed[name]) for name in (MODEL_FILE, TRAINING_FILE)}
         return TrainState(
@@ -188,6 +215,16 @@ def read_checkpoint(files: fsspec.AbstractFileSystem, folder: str) -> TrainState
         raise Damaged(f"{MANIFEST_FILE} cannot be understood") from error
     except SafetensorError as error:
         raise Damaged(f"a file cannot be understood: {error}") from error
+
+
+def _manifest(files: fsspec.AbstractFileSystem, folder: str) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads(files.cat_file(posixpath.join(folder, MANIFEST_FILE)))
+    except FileNotFoundError as error:
+        raise Damaged(f"{MANIFEST_FILE} is missing") from error
+    except ValueError as error:
+        raise Damaged(f"{MANIFEST_FILE} cannot be understood") from error
+    return manifest
 
 
 def read_uri(uri: str) -> TrainState:

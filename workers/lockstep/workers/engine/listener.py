@@ -65,8 +65,8 @@ class Listener:
     def healed(self, pause_s: float) -> None:
         """The first step of a new generation is done, this long after the last one before."""
 
-    def checkpointed(self, checkpoint: Checkpoint, removed_steps: Sequence[int]) -> None:
-        """Rank 0 has written a checkpoint; called from another thread."""
+    def checkpointed(self, kept: Sequence[Checkpoint]) -> None:
+        """These are all checkpoints that are whole now; called on rank 0, from another thread."""
 
     def noted(self, words: str) -> None:
         """Something that people should know; may be called from another thread."""

@@ -172,6 +172,8 @@ class Loop:
         where = f"after step {self.position.step}" if self.position.step else "at the start"
         self.group.agree(f"the model {where}", weights_digest(self.module))
         self.listener.started(self.progress(self.position.step), hardware)
+        if self.writer is not None and self.group.rank == 0:
+            self.writer.take_over()
         try:
             self.settle()
             while self.position.step < self.schedule.total_steps:

@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from lockstep.workers.engine.checkpoint import Checkpoint, Checkpoints
 from lockstep.workers.engine.errors import NonFiniteParameters
@@ -15,7 +15,7 @@ class Writer:
     Args:
         checkpoints: where to.
         parameters: names of the trainable parameters; buffers may hold infinities, as a mask does.
-        written: told of each that is whole, with the steps of those that were removed for it.
+        kept: told of all checkpoints that are whole whenever that may have changed.
         failed: told the step and the error of each that could not be written.
     """
 
@@ -23,11 +23,11 @@ class Writer:
         self,
         checkpoints: Checkpoints,
         parameters: Collection[str],
-        written: Callable[[Checkpoint, list[int]], None],
+        kept: Callable[[Sequence[Checkpoint]], None],
         failed: Callable[[int, Exception], None],
     ) -> None:
         self._checkpoints, self._parameters = checkpoints, parameters
-        self._written, self._failed = written, failed
+        self._kept, self._failed = kept, failed
         self._thread: threading.Thread | None = None
         self._refusal: NonFiniteParameters | None = None
 
@@ -39,8 +39,12 @@ class Writer:
         """
         self.wait()
         self.check()
-        self._thread = threading.Thread(target=self._write, args=(state,), name="checkpoint", daemon=True)
-        self._thread.start()
+        self._start(self._write, state)
+
+    def take_over(self) -> None:
+        """Begin to tell which checkpoints there are: the rank that wrote them may have died before it could."""
+        if self._thread is None or not self._thread.is_alive():  # else that is told in a moment anyway
+            self._start(self._tell)
 
     def wait(self) -> None:
         """Return when nothing is being written."""
@@ -53,17 +57,24 @@ class Writer:
         if self._refusal is not None:
             raise self._refusal
 
+    def _start(self, work: Callable[..., None], *args: TrainState) -> None:
+        self._thread = threading.Thread(target=work, args=args, name="checkpoint", daemon=True)
+        self._thread.start()
+
     def _write(self, state: TrainState) -> None:
         name = first_non_finite((name, state.model[name]) for name in self._parameters if name in state.model)
         if name is not None:
             self._refusal = NonFiniteParameters(state.step, name)
             return
         try:
-            checkpoint = self._checkpoints.write(state)
+            self._checkpoints.write(state)
         except Exception as error:  # whatever a file system raises: training goes on without this checkpoint
             self._failed(state.step, error)
-            return
-        removed: list[int] = []
-        with contextlib.suppress(Exception):  # what cannot be removed now is tried again after the next
-            removed = self._checkpoints.prune(state.step)
-        self._written(checkpoint, removed)
+        else:
+            with contextlib.suppress(Exception):  # what cannot be removed now is tried again after the next
+                self._checkpoints.prune(state.step)
+        self._tell()
+
+    def _tell(self) -> None:
+        with contextlib.suppress(Exception):  # it is told after the next
+            self._kept(self._checkpoints.kept())
