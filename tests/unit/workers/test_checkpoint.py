@@ -1,6 +1,9 @@
-"""Checkpoints where there is no rename: the manifest alone makes one whole."""
+"""Checkpoints: on a disk, where a rename makes one whole, and where the manifest alone does."""
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -83,10 +86,63 @@ def test_all_but_the_newest_go() -> None:
 
 def test_checkpoints_of_later_steps_that_could_not_be_used_make_room_for_those_that_can() -> None:
     checkpoints = Checkpoints(ROOT, keep=2)
-    for step in (400, 600, 200, 250):
-        checkpoints.write(state(step))
+    for step in (400, 600, 200):
+        Checkpoints(ROOT).write(state(step))
+    checkpoints.take_over()
+    checkpoints.write(state(250))
     checkpoints.prune(250)
     assert checkpoints.steps() == [250, 200]
+
+
+def test_a_writer_that_was_cut_off_removes_nothing_of_its_successor() -> None:
+    old, new = Checkpoints(ROOT), Checkpoints(ROOT)
+    old.take_over()
+    new.take_over()
+    for writer, step in ((new, 300), (new, 400), (old, 200)):
+        writer.write(state(step))
+        writer.prune(step)
+    assert new.steps() == [400, 300, 200]
+
+
+def half_written(state_to_write: TrainState, meanwhile: Callable[[], None]) -> TrainState:
+    """A state that lets something happen when its weights are written and the rest is not."""
+
+    class Training(dict[str, torch.Tensor]):
+        def items(self) -> Any:
+            meanwhile()
+            return super().items()
+
+    return dataclasses.replace(state_to_write, training=Training(state_to_write.training))
+
+
+def test_two_writers_of_one_step_each_put_their_own_in_place(tmp_path: Path) -> None:
+    old, new = Checkpoints(str(tmp_path)), Checkpoints(str(tmp_path))
+    seen = []
+
+    def write_too() -> None:
+        new.write(state(7))
+        seen.append(new.read(7))
+
+    old.write(half_written(state(7), write_too))
+    assert_equal(seen[0], state(7))
+    assert_equal(old.read(7), state(7))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000000007"]
+
+
+def test_whoever_takes_over_cleans_up_and_what_was_begun_before_is_never_put_in_place(tmp_path: Path) -> None:
+    old, new = Checkpoints(str(tmp_path)), Checkpoints(str(tmp_path))
+    new.write(state(5))
+    with pytest.raises(FileNotFoundError):
+        old.write(half_written(state(7), new.take_over))
+    assert new.steps() == [5]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000000005"]
+
+
+def test_pruning_leaves_what_another_writer_has_begun(tmp_path: Path) -> None:
+    old, new = Checkpoints(str(tmp_path)), Checkpoints(str(tmp_path))
+    old.write(state(5))
+    new.write(half_written(state(7), lambda: old.prune(5)))
+    assert_equal(new.read(7), state(7))
 
 
 def test_weights_that_do_not_fit_are_named_and_change_nothing() -> None:

@@ -4,8 +4,9 @@
                              training.safetensors    optimizer and what else training needs
                              manifest.json           step, notes, and size and SHA-256 of the others; written last
 
-On a local disk the folder is written under another name, flushed and renamed. Elsewhere, as on S3, the manifest is what
-makes it whole.
+On a local disk the folder is written under another name, flushed and renamed. The name is random: a writer that is cut
+off may go on while another has taken over, and neither must touch what the other has begun. Elsewhere, as on S3, the
+manifest is what makes it whole.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import json
 import os
 import posixpath
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -32,7 +34,7 @@ from lockstep.workers.engine.state import TrainState, safetensors_of
 FORMAT = 1
 MODEL_FILE, TRAINING_FILE, MANIFEST_FILE = "model.safetensors", "training.safetensors", "manifest.json"
 FOLDER = re.compile(r"step-(\d{12})")
-UNFINISHED = "unfinished-"
+UNFINISHED, REMOVED = "unfinished-", "removed-"
 
 
 class Damaged(Exception):
@@ -81,6 +83,7 @@ class Checkpoints:
         self._is_local = isinstance(self._files, LocalFileSystem)
         self._keep, self._facts = keep, facts or {}
         self._known: dict[int, Checkpoint] = {}
+        self._found: frozenset[int] = frozenset()
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that have a manifest, newest first."""
@@ -88,6 +91,22 @@ class Checkpoints:
         found = self._files.glob(posixpath.join(self._root, "step-*", MANIFEST_FILE))
         names = (FOLDER.fullmatch(posixpath.basename(posixpath.dirname(str(path)))) for path in found)
         return sorted((int(match.group(1)) for match in names if match), reverse=True)
+
+    def take_over(self) -> None:
+        """Be the one that writes here from now on: note what there is, and clean up after writers that died.
+
+        One that lives and was only cut off fails to write what it has begun, and harms nothing.
+
+        Raises:
+            OSError: the folder cannot be looked at.
+        """
+        self._found = frozenset(self.steps())
+        if self._is_local:
+            for path in self._files.glob(posixpath.join(self._root, UNFINISHED + "*")):
+                with contextlib.suppress(FileNotFoundError):  # renamed first, so that a half cannot be put in place
+                    Path(str(path)).rename(posixpath.join(self._root, REMOVED + secrets.token_hex(8)))
+            for path in self._files.glob(posixpath.join(self._root, REMOVED + "*")):
+                self._remove(str(path))
 
     def kept(self) -> list[Checkpoint]:
         """All checkpoints that are there, newest first, whoever wrote them; but for those with a damaged manifest.
@@ -110,7 +129,9 @@ class Checkpoints:
             OSError: it cannot be written; nothing of it stays behind.
         """
         folder = self._folder(state.step)
-        target = posixpath.join(self._root, UNFINISHED + posixpath.basename(folder)) if self._is_local else folder
+        target = folder
+        if self._is_local:
+            target = posixpath.join(self._root, f"{UNFINISHED}{posixpath.basename(folder)}-{secrets.token_hex(8)}")
         weights_digest = digest_of(state.model)
         self._known.pop(state.step, None)
         try:
@@ -147,22 +168,19 @@ class Checkpoints:
         return read_checkpoint(self._files, self._folder(step))
 
     def prune(self, written: int) -> None:
-        """Remove all but the newest, and what writers that died have left.
+        """Remove all but the newest.
 
         Args:
-            written: step of the one that was just written. Those of later steps could not be used, or training would
-                not be here again; they go too.
+            written: step of the one that was just written. Those of later steps that were there at `take_over` could
+                not be used, or training would not be here again; they go too.
         """
         steps = self.steps()
         past = [step for step in steps if step <= written]
-        gone = past[self._keep :] + [step for step in steps if step > written]
+        gone = past[self._keep :] + [step for step in steps if step > written and step in self._found]
         for step in gone:
             # Without its manifest a folder is no checkpoint, however far its removal gets.
             self._files.rm_file(posixpath.join(self._folder(step), MANIFEST_FILE))
             self._remove(self._folder(step))
-        if self._is_local:
-            for path in self._files.glob(posixpath.join(self._root, UNFINISHED + "*")):
-                self._remove(str(path))
 
     def _folder(self, step: int) -> str:
         return posixpath.join(self._root, f"step-{step:012d}")

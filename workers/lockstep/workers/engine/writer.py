@@ -44,7 +44,7 @@ class Writer:
     def take_over(self) -> None:
         """Begin to tell which checkpoints there are: the rank that wrote them may have died before it could."""
         if self._thread is None or not self._thread.is_alive():  # else that is told in a moment anyway
-            self._start(self._tell)
+            self._start(self._take_over)
 
     def wait(self) -> None:
         """Return when nothing is being written."""
@@ -73,6 +73,11 @@ class Writer:
         else:
             with contextlib.suppress(Exception):  # what cannot be removed now is tried again after the next
                 self._checkpoints.prune(state.step)
+        self._tell()
+
+    def _take_over(self) -> None:
+        with contextlib.suppress(Exception):
+            self._checkpoints.take_over()
         self._tell()
 
     def _tell(self) -> None:
