@@ -233,8 +233,9 @@ class Loop:
         if self.writer is None or self.group.rank != 0:
             return
         self.listener.entered(Phase.CHECKPOINT, self.position.step)
-        self.writer.write(self.state())
         if and_wait:
+            self.writer.wait()
+        if self.writer.write(self.state(), is_last=and_wait) and and_wait:
             self.writer.wait()
             self.writer.check()
 
