@@ -20,6 +20,8 @@ class Wish(IntEnum):
 class Phase(Enum):
     """What a rank is doing."""
 
+    LOAD = "load"
+    """It reads the data, makes the model, or reads a checkpoint."""
     JOIN = "join"
     HAND_OVER = "hand over"
     COMPUTE = "compute"

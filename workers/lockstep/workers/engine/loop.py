@@ -106,6 +106,7 @@ class Loop:
 
     def run(self, group: Group | None, regroup: Regroup | None) -> Result:
         """Take all steps, with one group after another until none is lost."""
+        self.listener.entered(Phase.JOIN, self.position.step)
         group = group or (regroup() if regroup is not None else Group())
         try:
             while True:
@@ -130,6 +131,7 @@ class Loop:
         """On rank 0 of a run that begins: go on from the newest checkpoint, or start from the given weights."""
         if self.group.rank != 0 or self.has_looked_back or self.position > Position():
             return
+        self.listener.entered(Phase.LOAD, self.position.step)
         if self.origin.checkpoints is not None:
             self.resume(self.origin.checkpoints)
         if self.origin.init_from_uri and self.position == Position():
