@@ -1,6 +1,7 @@
 """A fleet of plain processes that heals itself, as the launcher has its workers do, and dies where a test wants it."""
 
 import contextlib
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -85,7 +86,8 @@ class Recorder(Listener):
         self.points = points
 
     def healed(self, pause_s: float) -> None:
-        self.send(("healed", pause_s))
+        if not math.isnan(pause_s):
+            self.send(("healed", pause_s))
 
     def checkpointed(self, kept: Sequence[Checkpoint]) -> None:
         self.send(("kept", (os.getpid(), [checkpoint.step for checkpoint in kept])))

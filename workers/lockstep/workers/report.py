@@ -5,6 +5,7 @@ leaves a note in a bounded spool; a thread delivers. While a call is under way n
 one. Whatever is said twice is stored once.
 """
 
+import math
 import threading
 from collections.abc import Sequence
 
@@ -61,7 +62,7 @@ class Reporter(Listener):
         self._is_over = False
         self._is_closed = False
         self._refusal: grpc.RpcError | None = None
-        self.pause_words = ""
+        self._pauses: list[str] = []
         self._channel = grpc.insecure_channel(order.coordinator_address)
         self._thread = threading.Thread(target=self._deliver, name="reporter", daemon=True)
         self._thread.start()
@@ -75,6 +76,12 @@ class Reporter(Listener):
             if not leads:
                 self._news.ClearField("kept_checkpoints")
             self._changed.notify_all()
+
+    def pauses(self, why: str) -> None:
+        """Say why training pauses, such as "healed"; told when it has gone on."""
+        with self._changed:
+            if why and why not in self._pauses:
+                self._pauses.append(why)
 
     def redirect(self, address: str) -> None:
         """Report to another address from now on: the coordinator has come back elsewhere."""
@@ -139,13 +146,13 @@ class Reporter(Listener):
             self._points = [point for point in self._points if point.step > step]
 
     def healed(self, pause_s: float) -> None:
-        """Tell how long training paused for a change of its workers."""
+        """Tell how long training paused for changes of its workers: once, however many there were in that time."""
         with self._changed:
-            if self._leads and self.pause_words:
-                self._news.notes.append(f"{self.pause_words} after a pause of {1e3 * pause_s:.0f} ms")
-                self._news.heals += self.pause_words.startswith("healed")
+            if self._leads and self._pauses and not math.isnan(pause_s):
+                self._news.notes.append(f"{' and '.join(self._pauses)} after a pause of {1e3 * pause_s:.0f} ms")
+                self._news.heals += "healed" in self._pauses
                 self._changed.notify_all()
-            self.pause_words = ""
+            self._pauses = []
 
     def noted(self, words: str) -> None:
         """Tell people something."""
@@ -256,16 +263,17 @@ class Reporter(Listener):
     def _send(self, report: ReportProgressRequest) -> bool:
         """Deliver one report, however long the coordinator is away; False when it is of no use any more."""
         metadata = (("lockstep-attempt-token", self._order.attempt_token),)
-        generation = 0
+        report.job_id, report.attempt, report.generation = self._order.job_id, self._order.attempt, 0
+        is_refused = False
         while True:
             with self._changed:
                 if self._is_closed or not self._leads:
                     return False
-                if generation != self._generation:  # else it keeps its number, by which a repetition is known
-                    generation, self._sequence = self._generation, self._sequence + 1
+                # It keeps its number in a new generation too, for it may be stored already: heals must not count twice.
+                if not report.generation or is_refused:
+                    self._sequence += 1
+                    report.generation, report.sequence = self._generation, self._sequence
                 stub = InternalServiceStub(self._channel)
-            report.job_id, report.attempt = self._order.job_id, self._order.attempt
-            report.generation, report.sequence = generation, self._sequence
             try:
                 stub.ReportProgress(report, metadata=metadata, timeout=CALL_TIMEOUT_S)
                 return True
@@ -274,7 +282,7 @@ class Reporter(Listener):
             except grpc.RpcError as error:
                 with self._changed:
                     is_refused = error.code() is grpc.StatusCode.PERMISSION_DENIED
-                    if is_refused and generation < self._generation:
+                    if is_refused and report.generation < self._generation:
                         continue
                     if is_refused or error.code() in FINAL_CODES:
                         if not is_refused:  # else another attempt took over

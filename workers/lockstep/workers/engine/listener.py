@@ -65,7 +65,7 @@ class Listener:
         """All steps are done. Returns, on rank 0, when whoever must know has confirmed."""
 
     def healed(self, pause_s: float) -> None:
-        """The first step of a new generation is done, this long after the last one before."""
+        """The first step of a generation is done, this long after the last one before; NaN if there was none."""
 
     def checkpointed(self, kept: Sequence[Checkpoint]) -> None:
         """These are all checkpoints that are whole now; called on rank 0, from another thread."""

@@ -102,7 +102,7 @@ class Loop:
             self.writer = Writer(origin.checkpoints, self.trainable, listener.checkpointed, self.not_written)
         self.has_looked_back = False
         self.last_step_at = math.nan
-        self.is_healing = False
+        self.is_first_step = False
 
     def run(self, group: Group | None, regroup: Regroup | None) -> Result:
         """Take all steps, with one group after another until none is lost."""
@@ -119,7 +119,6 @@ class Loop:
                 except PeerLost:
                     if regroup is None:
                         raise
-                    self.is_healing = self.position.step > 0
                     group.leave()
                     self.listener.entered(Phase.JOIN, self.position.step)
                     group = regroup()
@@ -176,6 +175,7 @@ class Loop:
         self.listener.started(self.progress(self.position.step), hardware)
         if self.writer is not None and self.group.rank == 0:
             self.writer.take_over()
+        self.is_first_step = True
         try:
             self.settle()
             while self.position.step < self.schedule.total_steps:
@@ -253,9 +253,9 @@ class Loop:
         self.window.add(taken.sums, taken.examples, now - began)
         self.gradient_norm = taken.gradient_norm
         self.position = Position(step, is_settled=False, is_loaded=self.position.is_loaded)
-        if self.is_healing:
+        if self.is_first_step:
             self.listener.healed(now - self.last_step_at)
-            self.is_healing = False
+            self.is_first_step = False
         self.last_step_at = now
 
     def settle(self) -> None:
