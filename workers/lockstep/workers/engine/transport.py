@@ -300,6 +300,17 @@ class Transport:
             self._endpoint.wait(self.generation, [(link.socket, link.events) for link in pending], None)
             pending = [link for link in pending if not link.advance()]
 
+    def wait(self, sock: socket.socket, deadline: float) -> bool:
+        """Wait until something else can be read; False when the deadline has passed.
+
+        Raises:
+            PeerLost: the generation was superseded.
+        """
+        while not select.select([sock], [], [], 0)[0]:
+            if not self._endpoint.wait(self.generation, [(sock, select.POLLIN)], deadline):
+                return False
+        return True
+
     def check(self) -> None:
         """Raise PeerLost if the generation was superseded."""
         self._endpoint.check(self.generation)
