@@ -237,7 +237,7 @@ class Loop:
         self.listener.entered(Phase.CHECKPOINT, self.position.step)
         if and_wait:
             self.writer.wait()
-        if self.writer.write(self.state(), is_last=and_wait) and and_wait:
+        if self.writer.write(self.position.step, self.state, is_last=and_wait) and and_wait:
             self.writer.wait()
             self.writer.check()
 

@@ -43,11 +43,12 @@ class Writer:
         self._is_late = False
         self._refusal: NonFiniteParameters | None = None
 
-    def write(self, state: TrainState, is_last: bool = False) -> bool:
+    def write(self, step: int, copy: Callable[[], TrainState], is_last: bool = False) -> bool:
         """Begin to write a state, once the one before is written, so that at most one copy is held.
 
         Args:
-            state: what to write.
+            step: of the state.
+            copy: makes a copy of it.
             is_last: none follows; if it is left out, that is told in any case.
 
         Returns:
@@ -60,12 +61,13 @@ class Writer:
             if is_last or not self._is_late:
                 what = "a look at what is there" if self._step is None else f"the one of step {self._step}"
                 words = f"{what} is not done yet, and until it is no other is begun"
-                self._failed(state.step, TimeoutError(words))
+                self._failed(step, TimeoutError(words))
             self._is_late = True
             return False
         self.check()
+        state = copy()
         size_bytes = sum(tensor.nbytes for tensors in (state.model, state.training) for tensor in tensors.values())
-        self._start(state.step, LIMIT_S + size_bytes / SLOWEST_BYTES_PER_S, self._write, state)
+        self._start(step, LIMIT_S + size_bytes / SLOWEST_BYTES_PER_S, self._write, state)
         return True
 
     def take_over(self) -> None:
