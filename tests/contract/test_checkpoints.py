@@ -68,14 +68,14 @@ def test_checkpoints_are_listed_newest_first_page_by_page_until_they_are_removed
             written[0].create_time.FromDatetime(datetime(2030, 1, 2, tzinfo=UTC))
             await launcher.report(gang, 1, checkpoints=written[:2], points=[loss_at(1, 0.5)])
             for _ in range(2):
-                await launcher.report(gang, 2, checkpoints=written[2:])
+                await launcher.report(gang, 2, checkpoints=written)
             assert await steps_of(server, gang.job_id, size=2) == [[300, 200], [100]]
             response = await server.checkpoints.ListCheckpoints(ListCheckpointsRequest(job_id=gang.job_id))
             oldest = response.checkpoints[-1]
             assert (oldest.job_id, oldest.HasField("create_time")) == (gang.job_id, True)
             oldest.job_id = ""
             assert oldest == written[0]
-            await launcher.report(gang, 3, removed_checkpoint_steps=[100, 999])
+            await launcher.report(gang, 3, checkpoints=written[1:])
             assert await steps_of(server, gang.job_id) == [[300, 200]]
         async with serving(tmp_path) as server:
             assert await steps_of(server, gang.job_id) == [[300, 200]]
@@ -242,7 +242,7 @@ def test_a_failed_job_names_its_last_good_checkpoint_and_a_restarted_one_where_i
             launcher, gang = await start_job(server)
             written = [write_checkpoint(tmp_path / "c", step) for step in (10, 20)]
             await launcher.report(gang, 1, step=25, checkpoints=written)
-            await launcher.report(gang, 2, step=26, removed_checkpoint_steps=[20])
+            await launcher.report(gang, 2, step=26, checkpoints=written[:1])
             await launcher.gang_stopped(gang, "WORKER_LOST", "Both were killed.")
             again = await launcher.next_start()
             await launcher.report(again, 1, step=11)
@@ -344,7 +344,7 @@ def test_a_repeated_submit_is_answered_even_when_its_weights_have_gone_since(tmp
             await launcher.report(source, 1, checkpoints=[write_checkpoint(tmp_path / "c", 10)])
             request = SubmitJobRequest(spec=digits_spec(init_from={"job_id": source.job_id}), request_id="key")
             first = await server.jobs.SubmitJob(request)
-            await launcher.report(source, 2, removed_checkpoint_steps=[10])
+            await launcher.report(source, 2, checkpoints=[])
             assert (await server.jobs.SubmitJob(request)).job_id == first.job_id
 
     run(scenario())

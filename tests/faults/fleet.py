@@ -1,6 +1,7 @@
 """A fleet of plain processes that heals itself, as the launcher has its workers do, and dies where a test wants it."""
 
 import contextlib
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -8,12 +9,13 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from lockstep.workers.engine import Group, Listener, Phase, Point, Progress, Stopped
+from lockstep.workers.engine.checkpoint import Checkpoint
 from lockstep.workers.engine.membership import Dismissed, Membership
 from lockstep.workers.engine.transport import Endpoint, Transport
 
@@ -84,7 +86,11 @@ class Recorder(Listener):
         self.points = points
 
     def healed(self, pause_s: float) -> None:
-        self.send(("healed", pause_s))
+        if not math.isnan(pause_s):
+            self.send(("healed", pause_s))
+
+    def checkpointed(self, kept: Sequence[Checkpoint]) -> None:
+        self.send(("kept", (os.getpid(), [checkpoint.step for checkpoint in kept])))
 
     def noted(self, words: str) -> None:
         self.send(("noted", words))

@@ -17,7 +17,12 @@ from tests.faults.test_healing import SPEC, STEPS, assert_undisturbed, train_and
 
 
 def train_with_checkpoints(
-    context: Context, spec: dict[str, Any], folder: str, stop_after: int | None = None, file_size: int | None = None
+    context: Context,
+    spec: dict[str, Any],
+    folder: str,
+    stop_after: int | None = None,
+    file_size: int | None = None,
+    every_steps: int = 2,
 ) -> tuple[str, list[Point]]:
     listener = context.listener
     if stop_after is not None:
@@ -31,7 +36,7 @@ def train_with_checkpoints(
             context.group,
             listener,
             regroup=context.membership.next_group,
-            origin=Origin(Checkpoints(folder, keep=3), every_steps=2),
+            origin=Origin(Checkpoints(folder, keep=3), every_steps=every_steps),
         )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -69,6 +74,18 @@ def test_a_death_while_a_checkpoint_is_written_leaves_the_curve_as_it_was(
     assert_undisturbed(outcomes, undisturbed, 1)
     assert steps_in(tmp_path)[0] == STEPS
     assert not list(tmp_path.glob("unfinished-*"))
+
+
+def test_a_rank_that_takes_over_tells_of_all_checkpoints_that_there_are(
+    fleet: Fleet, undisturbed: tuple[str, list[Point]], tmp_path: Path
+) -> None:
+    fleet.run(1, train_with_checkpoints, SPEC, str(tmp_path), 5, None, 5)
+    faults = [Fault(0, Phase.COMPUTE, 8)]
+    outcomes = fleet.run(2, train_with_checkpoints, SPEC, str(tmp_path), None, None, 5, faults=faults)
+    assert_undisturbed(outcomes, undisturbed, 1)
+    told = [value for kind, value in fleet.messages if kind == "kept"]
+    last = told[-1][0]
+    assert [steps for process, steps in told if process == last] == [[5], [10, 5], [12, 10, 5]]
 
 
 def test_when_all_are_gone_the_newest_checkpoint_is_where_it_goes_on(

@@ -149,7 +149,7 @@ class StopGang(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., grace_s: _Optional[float] = ..., keep: bool = ...) -> None: ...
 
 class ReportProgressRequest(_message.Message):
-    __slots__ = ("job_id", "attempt", "generation", "sequence", "progress", "points", "hardware_class", "result", "checkpoints", "removed_checkpoint_steps", "notes", "heals")
+    __slots__ = ("job_id", "attempt", "generation", "sequence", "progress", "points", "hardware_class", "result", "notes", "heals", "kept_checkpoints")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
@@ -158,10 +158,9 @@ class ReportProgressRequest(_message.Message):
     POINTS_FIELD_NUMBER: _ClassVar[int]
     HARDWARE_CLASS_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
-    CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
-    REMOVED_CHECKPOINT_STEPS_FIELD_NUMBER: _ClassVar[int]
     NOTES_FIELD_NUMBER: _ClassVar[int]
     HEALS_FIELD_NUMBER: _ClassVar[int]
+    KEPT_CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     attempt: int
     generation: int
@@ -170,11 +169,16 @@ class ReportProgressRequest(_message.Message):
     points: _containers.RepeatedCompositeFieldContainer[_metrics_service_pb2.MetricPoint]
     hardware_class: str
     result: _job_pb2.JobResult
-    checkpoints: _containers.RepeatedCompositeFieldContainer[_checkpoint_service_pb2.Checkpoint]
-    removed_checkpoint_steps: _containers.RepeatedScalarFieldContainer[int]
     notes: _containers.RepeatedScalarFieldContainer[str]
     heals: int
-    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., generation: _Optional[int] = ..., sequence: _Optional[int] = ..., progress: _Optional[_Union[_job_pb2.JobProgress, _Mapping]] = ..., points: _Optional[_Iterable[_Union[_metrics_service_pb2.MetricPoint, _Mapping]]] = ..., hardware_class: _Optional[str] = ..., result: _Optional[_Union[_job_pb2.JobResult, _Mapping]] = ..., checkpoints: _Optional[_Iterable[_Union[_checkpoint_service_pb2.Checkpoint, _Mapping]]] = ..., removed_checkpoint_steps: _Optional[_Iterable[int]] = ..., notes: _Optional[_Iterable[str]] = ..., heals: _Optional[int] = ...) -> None: ...
+    kept_checkpoints: KeptCheckpoints
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., generation: _Optional[int] = ..., sequence: _Optional[int] = ..., progress: _Optional[_Union[_job_pb2.JobProgress, _Mapping]] = ..., points: _Optional[_Iterable[_Union[_metrics_service_pb2.MetricPoint, _Mapping]]] = ..., hardware_class: _Optional[str] = ..., result: _Optional[_Union[_job_pb2.JobResult, _Mapping]] = ..., notes: _Optional[_Iterable[str]] = ..., heals: _Optional[int] = ..., kept_checkpoints: _Optional[_Union[KeptCheckpoints, _Mapping]] = ...) -> None: ...
+
+class KeptCheckpoints(_message.Message):
+    __slots__ = ("checkpoints",)
+    CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
+    checkpoints: _containers.RepeatedCompositeFieldContainer[_checkpoint_service_pb2.Checkpoint]
+    def __init__(self, checkpoints: _Optional[_Iterable[_Union[_checkpoint_service_pb2.Checkpoint, _Mapping]]] = ...) -> None: ...
 
 class ReportProgressResponse(_message.Message):
     __slots__ = ("acknowledged_sequence",)

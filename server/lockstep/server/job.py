@@ -127,7 +127,7 @@ class Reported:
         generation, sequence: the number of the report.
         heals: how often training went on without a lost worker since the report before.
         notes: what people should know.
-        checkpoint_steps: steps of checkpoints that are whole now.
+        checkpoint_steps: steps of all checkpoints that are whole now; None when nothing was said about them.
     """
 
     progress: Progress
@@ -137,7 +137,7 @@ class Reported:
     sequence: int = 1
     heals: int = 0
     notes: tuple[str, ...] = ()
-    checkpoint_steps: tuple[int, ...] = ()
+    checkpoint_steps: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

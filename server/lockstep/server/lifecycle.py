@@ -147,7 +147,9 @@ def _joined(job: Job, workers: int) -> Job:
 
 
 def _reported(job: Job, report: Reported, now: datetime) -> Step:
-    steps = [*report.checkpoint_steps, *([] if job.newest_checkpoint is None else [job.newest_checkpoint])]
+    newest = job.newest_checkpoint
+    if report.checkpoint_steps is not None:
+        newest = max(report.checkpoint_steps, default=None)
     after = replace(
         job,
         progress=report.progress,
@@ -156,7 +158,7 @@ def _reported(job: Job, report: Reported, now: datetime) -> Step:
         heals=job.heals + report.heals,
         generation=report.generation,
         sequence=report.sequence,
-        newest_checkpoint=max(steps, default=None),
+        newest_checkpoint=newest,
     )
     notes: list[Command] = [Note(text) for text in report.notes]
     if job.state is State.STARTING:

@@ -19,7 +19,7 @@ _MAX_NAME = 128
 _MAX_NOTES = 100
 _MAX_NOTE = 2_000
 _MAX_FILES = 10_000
-_MAX_REMOVED = 10_000
+_MAX_CHECKPOINTS = 10_000
 _HEX = frozenset("0123456789abcdef")
 
 
@@ -55,9 +55,12 @@ def read_report(request: ReportProgressRequest, token: bytes) -> Report:
     progress = request.progress
     if progress.step < 0 or progress.total_steps < 0 or not math.isfinite(progress.epoch):
         raise InvalidRequest.of("progress", "has a negative step or an epoch that is no number")
-    checkpoints = tuple(
-        _checkpoint(number, request.job_id, checkpoint) for number, checkpoint in enumerate(request.checkpoints)
-    )
+    kept = request.kept_checkpoints.checkpoints
+    if len(kept) > _MAX_CHECKPOINTS:
+        raise InvalidRequest.of("kept_checkpoints.checkpoints", f"has more than {_MAX_CHECKPOINTS:,} items")
+    checkpoints = None
+    if request.HasField("kept_checkpoints"):
+        checkpoints = tuple(_checkpoint(number, request.job_id, checkpoint) for number, checkpoint in enumerate(kept))
     event = Reported(
         Progress(progress.step, progress.total_steps, progress.epoch),
         request.hardware_class,
@@ -66,12 +69,10 @@ def read_report(request: ReportProgressRequest, token: bytes) -> Report:
         sequence=request.sequence,
         heals=request.heals,
         notes=_notes(request.notes),
-        checkpoint_steps=tuple(checkpoint.step for checkpoint in checkpoints),
+        checkpoint_steps=None if checkpoints is None else tuple(checkpoint.step for checkpoint in checkpoints),
     )
-    if len(request.removed_checkpoint_steps) > _MAX_REMOVED:
-        raise InvalidRequest.of("removed_checkpoint_steps", f"has more than {_MAX_REMOVED:,} items")
     points = tuple(_point(number, point) for number, point in enumerate(request.points))
-    news = News(points, checkpoints, tuple(request.removed_checkpoint_steps))
+    news = News(points, checkpoints)
     return Report(request.job_id, request.attempt, token.decode("utf-8", "replace"), event, news)
 
 
@@ -94,7 +95,7 @@ def _point(number: int, point: MetricPoint) -> StoredPoint:
 
 
 def _checkpoint(number: int, job_id: str, checkpoint: Checkpoint) -> StoredCheckpoint:
-    field = f"checkpoints[{number}]"
+    field = f"kept_checkpoints.checkpoints[{number}]"
     if checkpoint.step < 0:
         raise InvalidRequest.of(f"{field}.step", f"is {checkpoint.step}; allowed: 0 or greater")
     if not checkpoint.uri or not is_path(checkpoint.uri):

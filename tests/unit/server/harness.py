@@ -27,6 +27,7 @@ from lockstep.v1.internal_service_pb2 import (
     GangChanged,
     GangStarted,
     GangStopped,
+    KeptCheckpoints,
     LauncherReady,
     NodeCapacity,
     ReportProgressRequest,
@@ -141,8 +142,10 @@ class ScriptedLauncher:
         points: list[MetricPoint] | None = None,
         digest: str = "",
         token: str | None = None,
+        checkpoints: Sequence[Checkpoint] | None = None,
         **fields: Any,
     ) -> ReportProgressResponse:
+        """Report as rank 0 does; `checkpoints` are all that there are."""
         request = ReportProgressRequest(
             job_id=gang.job_id,
             attempt=gang.attempt,
@@ -153,6 +156,8 @@ class ScriptedLauncher:
             hardware_class="cpu test",
             result=JobResult(weights_digest=digest, final_metrics={"train_loss": 0.5}) if digest else None,
         )
+        if checkpoints is not None:
+            request.kept_checkpoints.CopyFrom(KeptCheckpoints(checkpoints=checkpoints))
         request.MergeFrom(ReportProgressRequest(**fields))
         metadata = (("lockstep-attempt-token", gang.attempt_token if token is None else token),)
         response: ReportProgressResponse = await self._stub.ReportProgress(request, metadata=metadata)

@@ -281,8 +281,9 @@ def test_a_report_adds_its_heals_and_its_notes_become_events() -> None:
     job, commands = advance(replace(job_in(State.RUNNING), heals=1), report, NOW)
     assert (job.heals, job.newest_checkpoint) == (3, 3)
     assert commands == [Note("one"), Note("two")]
-    job, _ = advance(job, Reported(Progress(3, 10), checkpoint_steps=(1,)), NOW)
-    assert job.newest_checkpoint == 3
+    for steps, newest in ((None, 3), ((1, 2), 2), ((), None)):
+        job, _ = advance(job, Reported(Progress(3, 10), checkpoint_steps=steps), NOW)
+        assert job.newest_checkpoint == newest
 
 
 def test_pausing_asks_the_workers_for_a_checkpoint() -> None:

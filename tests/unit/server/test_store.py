@@ -92,10 +92,11 @@ def test_checkpoints_come_and_go_with_the_job_that_wrote_them(tmp_path: Path) ->
             await store.submit(new_job("job-b"))
             assert await store.get_checkpoint("job-a", None) is None
             job = (await store.save(job, now=NOW, news=News(checkpoints=[checkpoint(1), checkpoint(2)]))).job
-            assert job.newest_checkpoint == 2
-            news = News(checkpoints=[checkpoint(1, "/again"), checkpoint(3)], removed_steps=[3, 9])
-            job = (await store.save(replace(job, newest_checkpoint=3), now=NOW, news=news)).job
-            assert job.newest_checkpoint == 2
+            await store.save(job, now=NOW, news=News(points=[point(1, 0.5)]))
+            assert await store.get_checkpoint("job-a", None) == checkpoint(2)
+            for steps in ((2, 3, 4), (1, 2)):
+                news = News(checkpoints=[checkpoint(step, "/again" if step == 1 else "/c") for step in steps])
+                job = (await store.save(job, now=NOW, news=news)).job
         async with open_store(tmp_path) as store:
             listed = await store.list_checkpoints("job-a", before=None, limit=9)
             assert listed == [checkpoint(2), checkpoint(1, "/again")]
@@ -106,7 +107,7 @@ def test_checkpoints_come_and_go_with_the_job_that_wrote_them(tmp_path: Path) ->
                 ("job-a", 2),
                 ("job-b", None),
             ]
-            await store.save(job, now=NOW, news=News(removed_steps=[1, 2]))
+            await store.save(job, now=NOW, news=News(checkpoints=[]))
             stored = await store.get_job("job-a")
             assert stored is not None
             assert stored.newest_checkpoint is None

@@ -1,12 +1,16 @@
-"""Checkpoints where there is no rename: the manifest alone makes one whole."""
+"""Checkpoints: on a disk, where a rename makes one whole, and where the manifest alone does."""
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 import torch
 
 from lockstep.workers.engine.checkpoint import Checkpoints, Damaged, read_uri
+from lockstep.workers.engine.digest import digest_of
 from lockstep.workers.engine.state import StateMismatch, TrainState, put_weights
 
 ROOT = "memory://checkpoints/job"
@@ -37,11 +41,27 @@ def assert_equal(one: TrainState, other: TrainState) -> None:
 
 def test_what_is_written_is_read_back_bit_for_bit() -> None:
     checkpoints = Checkpoints(ROOT)
-    written = checkpoints.write(state(7))
-    assert written.uri == f"{ROOT.replace('//', '///')}/step-000000000007"
+    checkpoints.write(state(7))
     assert_equal(checkpoints.read(7), state(7))
-    assert_equal(read_uri(written.uri), state(7))
+    assert_equal(read_uri(f"{ROOT}/step-000000000007"), state(7))
     assert_equal(TrainState.from_bytes(state(7).to_bytes()), state(7))
+
+
+def test_what_others_wrote_and_removed_is_seen() -> None:
+    ours, theirs = Checkpoints(ROOT), Checkpoints(ROOT)
+    ours.write(state(1))
+    for step in (2, 3):
+        theirs.write(state(step))
+    kept = ours.kept()
+    assert [checkpoint.step for checkpoint in kept] == [3, 2, 1]
+    assert kept == theirs.kept() == Checkpoints(ROOT).kept()
+    assert kept[0].uri == f"{ROOT.replace('//', '///')}/step-000000000003"
+    assert kept[0].weights_digest == digest_of(state(3).model)
+    assert [file.name for file in kept[0].files] == ["model.safetensors", "training.safetensors"]
+    theirs.prune(3)
+    fsspec.filesystem("memory").pipe("/checkpoints/job/step-000000000002/manifest.json", b"{}")
+    assert [checkpoint.step for checkpoint in ours.kept()] == [3, 2], "what it knows it need not read again"
+    assert [checkpoint.step for checkpoint in Checkpoints(ROOT).kept()] == [3]
 
 
 def test_without_its_manifest_a_folder_is_no_checkpoint() -> None:
@@ -59,17 +79,70 @@ def test_all_but_the_newest_go() -> None:
     checkpoints = Checkpoints(ROOT, keep=2)
     for step in range(1, 6):
         checkpoints.write(state(step))
-    assert checkpoints.prune(5) == [3, 2, 1]
+    checkpoints.prune(5)
     assert checkpoints.steps() == [5, 4]
     assert not fsspec.filesystem("memory").exists("/checkpoints/job/step-000000000001")
 
 
 def test_checkpoints_of_later_steps_that_could_not_be_used_make_room_for_those_that_can() -> None:
     checkpoints = Checkpoints(ROOT, keep=2)
-    for step in (400, 600, 200, 250):
-        checkpoints.write(state(step))
-    assert checkpoints.prune(250) == [600, 400]
+    for step in (400, 600, 200):
+        Checkpoints(ROOT).write(state(step))
+    checkpoints.take_over()
+    checkpoints.write(state(250))
+    checkpoints.prune(250)
     assert checkpoints.steps() == [250, 200]
+
+
+def test_a_writer_that_was_cut_off_removes_nothing_of_its_successor() -> None:
+    old, new = Checkpoints(ROOT), Checkpoints(ROOT)
+    old.take_over()
+    new.take_over()
+    for writer, step in ((new, 300), (new, 400), (old, 200)):
+        writer.write(state(step))
+        writer.prune(step)
+    assert new.steps() == [400, 300, 200]
+
+
+def half_written(state_to_write: TrainState, meanwhile: Callable[[], None]) -> TrainState:
+    """A state that lets something happen when its weights are written and the rest is not."""
+
+    class Training(dict[str, torch.Tensor]):
+        def items(self) -> Any:
+            meanwhile()
+            return super().items()
+
+    return dataclasses.replace(state_to_write, training=Training(state_to_write.training))
+
+
+def test_two_writers_of_one_step_each_put_their_own_in_place(tmp_path: Path) -> None:
+    old, new = Checkpoints(str(tmp_path)), Checkpoints(str(tmp_path))
+    seen = []
+
+    def write_too() -> None:
+        new.write(state(7))
+        seen.append(new.read(7))
+
+    old.write(half_written(state(7), write_too))
+    assert_equal(seen[0], state(7))
+    assert_equal(old.read(7), state(7))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000000007"]
+
+
+def test_whoever_takes_over_cleans_up_and_what_was_begun_before_is_never_put_in_place(tmp_path: Path) -> None:
+    old, new = Checkpoints(str(tmp_path)), Checkpoints(str(tmp_path))
+    new.write(state(5))
+    with pytest.raises(FileNotFoundError):
+        old.write(half_written(state(7), new.take_over))
+    assert new.steps() == [5]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000000005"]
+
+
+def test_pruning_leaves_what_another_writer_has_begun(tmp_path: Path) -> None:
+    old, new = Checkpoints(str(tmp_path)), Checkpoints(str(tmp_path))
+    old.write(state(5))
+    new.write(half_written(state(7), lambda: old.prune(5)))
+    assert_equal(new.read(7), state(7))
 
 
 def test_weights_that_do_not_fit_are_named_and_change_nothing() -> None:

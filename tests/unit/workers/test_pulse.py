@@ -45,9 +45,29 @@ def test_slow_shards_may_take_ten_times_their_median(clock: Clock) -> None:
     assert beating.why_hung() is not None
 
 
-def test_the_first_step_takes_as_long_as_it_takes(clock: Clock) -> None:
+@pytest.mark.parametrize(
+    ("phase", "step", "what"),
+    [
+        (Phase.LOAD, 0, "was reading its data or a checkpoint"),
+        (Phase.COMPUTE, 101, "was in phase compute of step 101"),
+    ],
+)
+def test_what_nothing_is_known_of_yet_may_take_long_but_not_for_ever(
+    clock: Clock, phase: Phase, step: int, what: str
+) -> None:
     beating = Pulse(hang_timeout_s=30)
-    beating.beat(Phase.COMPUTE, 101)
+    beating.beat(phase, step)
+    clock.now += 599
+    assert beating.why_hung() is None
+    clock.now += 2
+    assert beating.why_hung() == f"{what} for 601 s (allowed: 600 s, 20 times recovery.hang_timeout_s)"
+
+
+def test_a_long_step_after_a_long_time_of_reading_is_measured_anew(clock: Clock) -> None:
+    beating = Pulse(hang_timeout_s=30)
+    beating.beat(Phase.LOAD, 0)
+    clock.now += 10_000
+    beating.beat(Phase.JOIN, 0)
     clock.now += 10_000
     assert beating.why_hung() is None
 

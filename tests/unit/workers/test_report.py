@@ -1,5 +1,6 @@
 """Reports of rank 0 over a real connection to a scripted coordinator."""
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ import pytest
 from lockstep.v1.internal_service_pb2 import ReportProgressRequest, ReportProgressResponse, StartGang
 from lockstep.v1.internal_service_pb2_grpc import InternalServiceServicer, add_InternalServiceServicer_to_server
 from lockstep.workers.engine import Point, Progress, Result, Wish
+from lockstep.workers.engine.checkpoint import Checkpoint, File
 from lockstep.workers.pulse import Pulse
 from lockstep.workers.report import Reporter
 
@@ -150,9 +152,103 @@ def test_a_report_that_can_never_be_taken_fails_the_worker(
 def test_only_healing_counts_as_a_heal(coordinator: tuple[Coordinator, str], reporter: Reporter) -> None:
     reporter.lead(1, leads=True)
     for words in ("healed", "grown"):
-        reporter.pause_words = words
+        reporter.pauses(words)
         reporter.healed(0.0123)
     reporter.flush()
     notes = [note for report in coordinator[0].taken for note in report.notes]
     assert notes == ["healed after a pause of 12 ms", "grown after a pause of 12 ms"]
     assert sum(report.heals for report in coordinator[0].taken) == 1
+
+
+def told(coordinator: Coordinator) -> tuple[list[str], int]:
+    notes = [note for report in coordinator.taken for note in report.notes]
+    return notes, sum(report.heals for report in coordinator.taken)
+
+
+def test_changes_that_follow_each_other_before_a_step_are_one_pause_and_all_are_named(
+    coordinator: tuple[Coordinator, str], reporter: Reporter
+) -> None:
+    reporter.lead(1, leads=True)
+    for words in ("healed", "healed", "grown"):
+        reporter.pauses(words)
+    reporter.healed(0.0123)
+    reporter.healed(1.0)
+    reporter.flush()
+    assert told(coordinator[0]) == (["healed and grown after a pause of 12 ms"], 1)
+
+
+def test_a_change_before_this_rank_took_a_step_is_no_pause(
+    coordinator: tuple[Coordinator, str], reporter: Reporter
+) -> None:
+    reporter.lead(1, leads=True)
+    reporter.pauses("grown")
+    reporter.healed(math.nan)
+    reporter.pauses("healed")
+    reporter.healed(0.0123)
+    reporter.flush()
+    assert told(coordinator[0]) == (["healed after a pause of 12 ms"], 1)
+
+
+def test_a_report_whose_answer_was_lost_keeps_its_number_in_a_new_generation(
+    coordinator: tuple[Coordinator, str], reporter: Reporter
+) -> None:
+    numbers: list[tuple[int, int]] = []
+
+    def lose_the_answer(report: ReportProgressRequest) -> grpc.StatusCode | None:
+        numbers.append((report.generation, report.sequence))
+        if len(numbers) > 1:
+            return None
+        reporter.lead(2, leads=True)
+        return grpc.StatusCode.UNAVAILABLE
+
+    coordinator[0].refuse = lose_the_answer
+    reporter.lead(1, leads=True)
+    reporter.pauses("healed")
+    reporter.healed(0.0123)
+    reporter.flush()
+    progress(reporter, 1)
+    reporter.flush()
+    assert numbers == [(1, 1), (1, 1), (2, 1)]
+
+
+def kept(*steps: int) -> list[Checkpoint]:
+    files = (File("model.safetensors", 5, "f" * 64),)
+    return [Checkpoint(step, f"file:///c/{step}", 1e9 + step, "w", files) for step in steps]
+
+
+def test_the_checkpoints_are_told_whole_and_only_by_rank_0(
+    coordinator: tuple[Coordinator, str], reporter: Reporter
+) -> None:
+    reporter.lead(1, leads=False)
+    reporter.checkpointed(kept(1))
+    reporter.lead(2, leads=True)
+    for steps in ((200, 100), ()):
+        reporter.checkpointed(kept(*steps))
+        reporter.flush()
+    told = [report.kept_checkpoints.checkpoints for report in coordinator[0].taken]
+    assert [[checkpoint.step for checkpoint in checkpoints] for checkpoints in told] == [[200, 100], []]
+    assert all(report.HasField("kept_checkpoints") for report in coordinator[0].taken)
+    assert told[0][0].create_time.ToMicroseconds() == (10**9 + 200) * 10**6
+    assert [file.name for file in told[0][0].files] == ["model.safetensors"]
+
+
+def test_checkpoints_of_a_rank_that_leads_no_more_are_not_told_when_it_leads_again(
+    coordinator: tuple[Coordinator, str], reporter: Reporter
+) -> None:
+    tried, is_back = threading.Event(), threading.Event()
+
+    def away(report: ReportProgressRequest) -> grpc.StatusCode | None:
+        tried.set()
+        return None if is_back.is_set() else grpc.StatusCode.UNAVAILABLE
+
+    coordinator[0].refuse = away
+    reporter.lead(1, leads=True)
+    progress(reporter, 1)
+    assert tried.wait(10)
+    reporter.checkpointed(kept(100))
+    reporter.lead(2, leads=False)
+    reporter.lead(3, leads=True)
+    is_back.set()
+    reporter.flush()
+    assert coordinator[0].steps() == [1]
+    assert not any(report.HasField("kept_checkpoints") for report in coordinator[0].taken)

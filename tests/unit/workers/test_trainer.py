@@ -1,6 +1,7 @@
 """One rank by itself: the gradient, the metrics, and what is refused."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,11 +16,14 @@ from lockstep.workers.engine import (
     Listener,
     Module,
     NonFiniteLoss,
+    NonFiniteParameters,
+    Origin,
     Point,
     Progress,
     Regressor,
     Trainer,
 )
+from lockstep.workers.engine.checkpoint import Checkpoints
 from lockstep.workers.engine.order import EpochOrder
 
 
@@ -159,6 +163,56 @@ def test_a_loss_that_leaves_the_finite_numbers_ends_training_and_names_the_step(
             module, Numbers(dtype=torch.float32), lambda parameters: torch.optim.SGD(parameters, lr=1e6)
         )
     assert caught.value.step > 1
+
+
+class WithSpare(Net):
+    """A network with a parameter that its loss does not depend on, and a buffer of infinities."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+        self.register_buffer("mask", torch.full((2,), -torch.inf))
+
+
+class Spoiling(torch.optim.SGD):
+    """SGD that makes a parameter no number at a step."""
+
+    def __init__(self, parameters: Any, parameter: Tensor, at_step: int) -> None:
+        super().__init__(parameters, lr=0.1)
+        self.parameter, self.steps_left = parameter, at_step
+
+    def step(self, closure: Any = None) -> None:
+        super().step()
+        self.steps_left -= 1
+        if self.steps_left == 0:
+            self.parameter.data.view(-1)[1] = math.nan
+
+
+def test_parameters_that_left_the_finite_numbers_end_training_and_are_in_no_checkpoint(tmp_path: Path) -> None:
+    module, checkpoints = WithSpare(), Checkpoints(str(tmp_path), keep=10)
+    with pytest.raises(NonFiniteParameters, match=r"spare is not finite after step 5\. .*learning_rate"):
+        Trainer(max_steps=2000, batch_size=8).fit(
+            module, Numbers(), lambda p: Spoiling(p, module.spare, at_step=5), origin=Origin(checkpoints, every_steps=1)
+        )
+    assert checkpoints.steps() == [4, 3, 2, 1]
+
+
+def test_the_state_before_a_loss_that_is_not_finite_is_in_no_checkpoint(tmp_path: Path) -> None:
+    module, checkpoints = WithSpare(), Checkpoints(str(tmp_path), keep=10)
+    with pytest.raises((NonFiniteLoss, NonFiniteParameters)):  # whichever is seen first
+        Trainer(max_steps=2000, batch_size=8).fit(
+            module,
+            Numbers(),
+            lambda p: Spoiling(p, module.body[0].weight, at_step=5),
+            origin=Origin(checkpoints, every_steps=1),
+        )
+    assert checkpoints.steps() == [4, 3, 2, 1]
+
+
+def test_a_run_whose_last_step_leaves_the_finite_numbers_does_not_succeed() -> None:
+    module = WithSpare()
+    with pytest.raises(NonFiniteParameters, match="spare is not finite after step 5"):
+        Trainer(max_steps=5, batch_size=8).fit(module, Numbers(), lambda p: Spoiling(p, module.spare, at_step=5))
 
 
 def test_a_minibatch_larger_than_the_data_is_refused_with_the_numbers() -> None:

@@ -115,6 +115,51 @@ def test_joining_a_superseded_generation_breaks(endpoints: list[Endpoint]) -> No
             endpoints[rank].connect(rank, addresses, KEY)
 
 
+@contextlib.contextmanager
+def silent_host() -> Iterator[str]:
+    """An address at which calls are neither answered nor refused, as when a machine is gone."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):  # a full queue: further calls are dropped
+            caller = stack.enter_context(socket.socket())
+            caller.setblocking(False)
+            caller.connect_ex(listener.getsockname())
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_calling_a_host_that_is_gone_breaks_when_its_generation_is_superseded(endpoints: list[Endpoint]) -> None:
+    with silent_host() as address:
+        threading.Timer(0.1, endpoints[1].supersede, [2]).start()
+        with pytest.raises(PeerLost, match="generation 1 of the workers has ended"):
+            endpoints[1].connect(1, [address, endpoints[1].address], KEY)
+
+
+def test_a_host_that_is_gone_is_named_when_the_time_is_up(endpoints: list[Endpoint]) -> None:
+    with silent_host() as address, pytest.raises(PeerLost, match=f"worker 0 cannot be reached at {address}: "):
+        endpoints[1].connect(1, [address, endpoints[1].address], KEY, timeout_s=0.1)
+
+
+def test_a_caller_that_is_hung_up_on_calls_again_less_and_less_often(endpoints: list[Endpoint]) -> None:
+    calls = 0
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def hang_up() -> None:
+            nonlocal calls
+            with contextlib.suppress(OSError):
+                while True:
+                    listener.accept()[0].close()
+                    calls += 1
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        with pytest.raises(PeerLost, match="worker 0 did not join in time"):
+            address = f"127.0.0.1:{listener.getsockname()[1]}"
+            endpoints[1].connect(1, [address, endpoints[1].address], KEY, timeout_s=1)
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert 2 < calls < 30
+
+
 def test_ranks_that_come_at_different_times_meet(endpoints: list[Endpoint]) -> None:
     first, second = endpoints[:2]
     addresses = [first.address, second.address]

@@ -6,7 +6,7 @@ from pathlib import Path
 import ray.exceptions
 
 from lockstep.v1.job_pb2 import JobError
-from lockstep.workers.engine import DataError, NonFiniteLoss, PeerLost, RanksDisagree
+from lockstep.workers.engine import DataError, NonFiniteLoss, NonFiniteParameters, PeerLost, RanksDisagree
 
 FRAMES_SHOWN = 12
 MESSAGE_LIMIT = 2_000
@@ -18,7 +18,7 @@ def job_error(error: BaseException, rank: int) -> JobError:
     match error:
         case DataError():
             return JobError(reason="DATA_INVALID", message=str(error), field=error.field, rank=rank)
-        case NonFiniteLoss():
+        case NonFiniteLoss() | NonFiniteParameters():
             return JobError(reason="NON_FINITE_LOSS", message=str(error), rank=rank)
         case PeerLost():
             return JobError(reason="WORKER_LOST", message=str(error), rank=rank)

@@ -11,6 +11,7 @@ from lockstep.v1.internal_service_pb2 import StartGang
 from lockstep.v1.job_pb2 import JobError
 from lockstep.workers.failures import job_error
 from lockstep.workers.fleet import Actor, Fleet
+from lockstep.workers.pulse import FIRST_FACTOR
 from lockstep.workers.worker import News
 
 PULSES_PER_TIMEOUT = 4
@@ -214,15 +215,19 @@ class Gang:
                 return event
 
     def _feel_pulses(self, now: float) -> None:
-        """Ask everyone that trains for a sign of life, and see who owes one for too long."""
+        """Ask everyone that is up for a sign of life, and see who owes one for too long."""
         timeout_s = self.order.spec.recovery.hang_timeout_s
         self._next_pulse = now + min(LONGEST_PULSE_S, timeout_s / PULSES_PER_TIMEOUT)
-        for member in self.training:
+        for member in self.staying:
+            if not member.is_up:
+                continue
+            # Whoever reads data may be in code that lets no other thread run.
+            allowed_s = timeout_s if member.is_training else FIRST_FACTOR * timeout_s
             if member.pulse_asked_at is None:
                 member.pulse_asked_at = now
                 self._then(member.actor.why_hung.remote(), member, self._heard(member), tell_death=False)
-            elif now - member.pulse_asked_at > timeout_s and not member.hung_because:
-                self.events.put(Hung(member, f"worker {member.number} did not answer for {timeout_s:.0f} s"))
+            elif now - member.pulse_asked_at > allowed_s and not member.hung_because:
+                self.events.put(Hung(member, f"worker {member.number} did not answer for {allowed_s:.0f} s"))
 
     def _heard(self, member: Member) -> Any:
         def heard(why: str | None) -> None:

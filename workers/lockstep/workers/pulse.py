@@ -7,10 +7,12 @@ from collections import deque
 
 from lockstep.workers.engine import Phase
 
-OWN_WORK = frozenset({Phase.COMPUTE, Phase.UPDATE, Phase.EVALUATE})
+OWN_WORK = frozenset({Phase.LOAD, Phase.COMPUTE, Phase.UPDATE, Phase.EVALUATE})
 """Phases in which a rank waits for nobody else."""
 SHARDS_REMEMBERED = 64
 MEDIAN_FACTOR = 10
+FIRST_FACTOR = 20
+"""How many hang timeouts reading the data, a checkpoint, and the first step may take: nothing is known of them yet."""
 
 
 class Pulse:
@@ -40,14 +42,19 @@ class Pulse:
             self._phase, self._step, self._since = phase, step, now
 
     def why_hung(self) -> str | None:
-        """Why this rank counts as hung, in words; None when it does not. The first step takes as long as it takes."""
+        """Why this rank counts as hung, in words; None when it does not."""
         with self._lock:
-            if self._phase not in OWN_WORK or self._first_step is None or self._step <= self._first_step:
+            if self._phase not in OWN_WORK:
                 return None
-            limit_s = max(self._hang_timeout_s, MEDIAN_FACTOR * statistics.median(self._shard_seconds or [0.0]))
+            limit_s, words = FIRST_FACTOR * self._hang_timeout_s, f"{FIRST_FACTOR} times recovery.hang_timeout_s"
+            if self._phase is Phase.LOAD:
+                what = "was reading its data or a checkpoint"
+            else:
+                what = f"was in phase {self._phase.value} of step {self._step}"
+                if self._first_step is not None and self._step > self._first_step:
+                    limit_s = max(self._hang_timeout_s, MEDIAN_FACTOR * statistics.median(self._shard_seconds or [0.0]))
+                    words = ""
             idle_s = time.monotonic() - self._since
             if idle_s <= limit_s:
                 return None
-            return (
-                f"was in phase {self._phase.value} of step {self._step} for {idle_s:.0f} s (allowed: {limit_s:.0f} s)"
-            )
+            return f"{what} for {idle_s:.0f} s (allowed: {limit_s:.0f} s{', ' if words else ''}{words})"

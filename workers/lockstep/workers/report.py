@@ -5,6 +5,7 @@ leaves a note in a bounded spool; a thread delivers. While a call is under way n
 one. Whatever is said twice is stored once.
 """
 
+import math
 import threading
 from collections.abc import Sequence
 
@@ -12,7 +13,7 @@ import grpc
 
 from lockstep.v1.checkpoint_service_pb2 import Checkpoint as CheckpointMessage
 from lockstep.v1.checkpoint_service_pb2 import CheckpointFile
-from lockstep.v1.internal_service_pb2 import ReportProgressRequest, StartGang
+from lockstep.v1.internal_service_pb2 import KeptCheckpoints, ReportProgressRequest, StartGang
 from lockstep.v1.internal_service_pb2_grpc import InternalServiceStub
 from lockstep.v1.job_pb2 import JobProgress, JobResult
 from lockstep.v1.metrics_service_pb2 import METRIC_KIND_RESULT, METRIC_KIND_TIMING, MetricPoint
@@ -61,7 +62,7 @@ class Reporter(Listener):
         self._is_over = False
         self._is_closed = False
         self._refusal: grpc.RpcError | None = None
-        self.pause_words = ""
+        self._pauses: list[str] = []
         self._channel = grpc.insecure_channel(order.coordinator_address)
         self._thread = threading.Thread(target=self._deliver, name="reporter", daemon=True)
         self._thread.start()
@@ -72,7 +73,15 @@ class Reporter(Listener):
         """Say who reports in a new generation."""
         with self._changed:
             self._generation, self._sequence, self._leads = generation, 0, leads
+            if not leads:
+                self._news.ClearField("kept_checkpoints")
             self._changed.notify_all()
+
+    def pauses(self, why: str) -> None:
+        """Say why training pauses, such as "healed"; told when it has gone on."""
+        with self._changed:
+            if why and why not in self._pauses:
+                self._pauses.append(why)
 
     def redirect(self, address: str) -> None:
         """Report to another address from now on: the coordinator has come back elsewhere."""
@@ -137,13 +146,13 @@ class Reporter(Listener):
             self._points = [point for point in self._points if point.step > step]
 
     def healed(self, pause_s: float) -> None:
-        """Tell how long training paused for a change of its workers."""
+        """Tell how long training paused for changes of its workers: once, however many there were in that time."""
         with self._changed:
-            if self._leads and self.pause_words:
-                self._news.notes.append(f"{self.pause_words} after a pause of {1e3 * pause_s:.0f} ms")
-                self._news.heals += self.pause_words.startswith("healed")
+            if self._leads and self._pauses and not math.isnan(pause_s):
+                self._news.notes.append(f"{' and '.join(self._pauses)} after a pause of {1e3 * pause_s:.0f} ms")
+                self._news.heals += "healed" in self._pauses
                 self._changed.notify_all()
-            self.pause_words = ""
+            self._pauses = []
 
     def noted(self, words: str) -> None:
         """Tell people something."""
@@ -152,23 +161,13 @@ class Reporter(Listener):
                 self._news.notes.append(words)
                 self._changed.notify_all()
 
-    def checkpointed(self, checkpoint: Checkpoint, removed_steps: Sequence[int]) -> None:
-        """Tell of a checkpoint."""
+    def checkpointed(self, kept: Sequence[Checkpoint]) -> None:
+        """Tell of the checkpoints that there are."""
+        told = KeptCheckpoints(checkpoints=[_message_of(checkpoint) for checkpoint in kept])
         with self._changed:
-            told = CheckpointMessage(
-                step=checkpoint.step,
-                uri=checkpoint.uri,
-                weights_digest=checkpoint.weights_digest,
-                files=[CheckpointFile(**vars(file)) for file in checkpoint.files],
-            )
-            told.create_time.GetCurrentTime()
-            # While the coordinator is away checkpoints come and go that it need never hear of.
-            untold = {other.step for other in self._news.checkpoints if other.step in removed_steps}
-            others = [other for other in self._news.checkpoints if other.step not in untold]
-            self._news.ClearField("checkpoints")
-            self._news.checkpoints.extend([*others, told])
-            self._news.removed_checkpoint_steps.extend(step for step in removed_steps if step not in untold)
-            self._changed.notify_all()
+            if self._leads:  # else another rank knows better
+                self._news.kept_checkpoints.CopyFrom(told)
+                self._changed.notify_all()
 
     def finished(self, result: Result) -> None:
         """Report the result; returns when all is stored or the attempt is over.
@@ -264,16 +263,17 @@ class Reporter(Listener):
     def _send(self, report: ReportProgressRequest) -> bool:
         """Deliver one report, however long the coordinator is away; False when it is of no use any more."""
         metadata = (("lockstep-attempt-token", self._order.attempt_token),)
-        generation = 0
+        report.job_id, report.attempt, report.generation = self._order.job_id, self._order.attempt, 0
+        is_refused = False
         while True:
             with self._changed:
                 if self._is_closed or not self._leads:
                     return False
-                if generation != self._generation:  # else it keeps its number, by which a repetition is known
-                    generation, self._sequence = self._generation, self._sequence + 1
+                # It keeps its number in a new generation too, for it may be stored already: heals must not count twice.
+                if not report.generation or is_refused:
+                    self._sequence += 1
+                    report.generation, report.sequence = self._generation, self._sequence
                 stub = InternalServiceStub(self._channel)
-            report.job_id, report.attempt = self._order.job_id, self._order.attempt
-            report.generation, report.sequence = generation, self._sequence
             try:
                 stub.ReportProgress(report, metadata=metadata, timeout=CALL_TIMEOUT_S)
                 return True
@@ -282,7 +282,7 @@ class Reporter(Listener):
             except grpc.RpcError as error:
                 with self._changed:
                     is_refused = error.code() is grpc.StatusCode.PERMISSION_DENIED
-                    if is_refused and generation < self._generation:
+                    if is_refused and report.generation < self._generation:
                         continue
                     if is_refused or error.code() in FINAL_CODES:
                         if not is_refused:  # else another attempt took over
@@ -291,3 +291,14 @@ class Reporter(Listener):
                         self._wish = Wish.STOP
                         return False
                     self._changed.wait_for(lambda: self._is_closed or not self._leads, RETRY_AFTER_S)
+
+
+def _message_of(checkpoint: Checkpoint) -> CheckpointMessage:
+    message = CheckpointMessage(
+        step=checkpoint.step,
+        uri=checkpoint.uri,
+        weights_digest=checkpoint.weights_digest,
+        files=[CheckpointFile(**vars(file)) for file in checkpoint.files],
+    )
+    message.create_time.FromMicroseconds(int(1e6 * checkpoint.create_time))
+    return message

@@ -6,7 +6,7 @@ import torch
 
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.workers.datasets import build_data
-from lockstep.workers.engine import Group, Listener, Origin, Regroup, Result, Trainer
+from lockstep.workers.engine import Group, Listener, Origin, Phase, Regroup, Result, Trainer
 from lockstep.workers.models import build_model
 from lockstep.workers.optimizers import build_optimizer
 
@@ -48,6 +48,8 @@ def train(
         EngineError: see `Trainer.fit`.
     """
     trainer = build_trainer(spec)
+    if listener is not None:
+        listener.entered(Phase.LOAD, 0)
     data = build_data(spec.data)
     return trainer.fit(
         build_model(spec.model, data, spec.training.seed),

@@ -112,7 +112,7 @@ class Worker:
             if not self._is_obeyed(epoch) or self._membership is None or self._reporter is None:
                 return
             if generation > self._membership.current.number:
-                self._reporter.pause_words = why
+                self._reporter.pauses(why)
                 self._reporter.lead(generation, rank == 0)
                 self._membership.form(generation, rank, addresses)
 

@@ -66,13 +66,11 @@ class News:
 
     Attributes:
         points: new metric points.
-        checkpoints: those that are whole now.
-        removed_steps: steps of checkpoints that are no longer there.
+        checkpoints: all that are whole now; None when nothing was said about them.
     """
 
     points: Sequence[StoredPoint] = ()
-    checkpoints: Sequence[StoredCheckpoint] = ()
-    removed_steps: Sequence[int] = ()
+    checkpoints: Sequence[StoredCheckpoint] | None = None
 
 
 NOTHING_NEW = News()

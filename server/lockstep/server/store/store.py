@@ -306,8 +306,8 @@ def _save(
 ) -> Saved:
     # Disagreements come before the state's own event, so that the event of the end stays the last one.
     disagreements = _insert_points(connection, job.job_id, news.points)
-    if news.checkpoints or news.removed_steps:
-        job = replace(job, newest_checkpoint=_change_checkpoints(connection, job.job_id, news))
+    if news.checkpoints is not None:
+        _replace_checkpoints(connection, job.job_id, news.checkpoints)
     for text in (*disagreements, *messages):
         job = replace(job, event_count=job.event_count + 1)
         _insert_event(connection, job, text, now)
@@ -318,17 +318,12 @@ def _save(
     return Saved(job, tuple(disagreements))
 
 
-def _change_checkpoints(connection: Connection, job_id: str, news: News) -> int | None:
-    """Add and remove checkpoints; returns the step of the newest that is left."""
+def _replace_checkpoints(connection: Connection, job_id: str, checkpoints: Sequence[StoredCheckpoint]) -> None:
     table = tables.checkpoints
-    for checkpoint in news.checkpoints:
-        columns = checkpoint_columns(checkpoint)
-        upsert = sqlite_insert(table).values(columns)
-        connection.execute(upsert.on_conflict_do_update(index_elements=["job_id", "step"], set_=columns))
-    if news.removed_steps:
-        connection.execute(delete(table).where(table.c.job_id == job_id, table.c.step.in_(news.removed_steps)))
-    newest: int | None = connection.execute(select(func.max(table.c.step)).where(table.c.job_id == job_id)).scalar_one()
-    return newest
+    connection.execute(delete(table).where(table.c.job_id == job_id))
+    rows = {checkpoint.step: checkpoint_columns(checkpoint) for checkpoint in checkpoints}
+    if rows:
+        connection.execute(insert(table), list(rows.values()))
 
 
 def _insert_event(connection: Connection, job: Job, message: str, now: datetime) -> None:

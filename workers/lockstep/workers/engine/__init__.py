@@ -1,7 +1,15 @@
 """The exact engine: pure torch, no Ray. It runs alone, under torchrun, or inside a Ray actor."""
 
 from lockstep.workers.engine.data_module import DataModule, Examples
-from lockstep.workers.engine.errors import DataError, EngineError, NonFiniteLoss, PeerLost, RanksDisagree, Stopped
+from lockstep.workers.engine.errors import (
+    DataError,
+    EngineError,
+    NonFiniteLoss,
+    NonFiniteParameters,
+    PeerLost,
+    RanksDisagree,
+    Stopped,
+)
 from lockstep.workers.engine.group import Group
 from lockstep.workers.engine.listener import Listener, Phase, Result, Wish
 from lockstep.workers.engine.loop import Origin, Regroup
@@ -20,6 +28,7 @@ __all__ = [
     "Listener",
     "Module",
     "NonFiniteLoss",
+    "NonFiniteParameters",
     "Origin",
     "PeerLost",
     "Phase",

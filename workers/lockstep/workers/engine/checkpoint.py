@@ -4,8 +4,9 @@
                              training.safetensors    optimizer and what else training needs
                              manifest.json           step, notes, and size and SHA-256 of the others; written last
 
-On a local disk the folder is written under another name, flushed and renamed. Elsewhere, as on S3, the manifest is what
-makes it whole.
+On a local disk the folder is written under another name, flushed and renamed. The name is random: a writer that is cut
+off may go on while another has taken over, and neither must touch what the other has begun. Elsewhere, as on S3, the
+manifest is what makes it whole.
 """
 
 import contextlib
@@ -14,9 +15,10 @@ import json
 import os
 import posixpath
 import re
+import secrets
 import shutil
-import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ from lockstep.workers.engine.state import TrainState, safetensors_of
 FORMAT = 1
 MODEL_FILE, TRAINING_FILE, MANIFEST_FILE = "model.safetensors", "training.safetensors", "manifest.json"
 FOLDER = re.compile(r"step-(\d{12})")
-UNFINISHED = "unfinished-"
+UNFINISHED, REMOVED = "unfinished-", "removed-"
 
 
 class Damaged(Exception):
@@ -55,12 +57,14 @@ class Checkpoint:
     Attributes:
         step: steps done.
         uri: its folder.
+        create_time: when it was written, in seconds since 1970.
         weights_digest: digest of the model's state.
         files: its files but for the manifest.
     """
 
     step: int
     uri: str
+    create_time: float
     weights_digest: str
     files: tuple[File, ...]
 
@@ -78,6 +82,8 @@ class Checkpoints:
         self._files, self._root = fsspec.core.url_to_fs(uri)
         self._is_local = isinstance(self._files, LocalFileSystem)
         self._keep, self._facts = keep, facts or {}
+        self._known: dict[int, Checkpoint] = {}
+        self._found: frozenset[int] = frozenset()
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that have a manifest, newest first."""
@@ -86,15 +92,48 @@ class Checkpoints:
         names = (FOLDER.fullmatch(posixpath.basename(posixpath.dirname(str(path)))) for path in found)
         return sorted((int(match.group(1)) for match in names if match), reverse=True)
 
-    def write(self, state: TrainState) -> Checkpoint:
+    def take_over(self) -> None:
+        """Be the one that writes here from now on: note what there is, and clean up after writers that died.
+
+        One that lives and was only cut off fails to write what it has begun, and harms nothing.
+
+        Raises:
+            OSError: the folder cannot be looked at.
+        """
+        self._found = frozenset(self.steps())
+        if self._is_local:
+            for path in self._files.glob(posixpath.join(self._root, UNFINISHED + "*")):
+                with contextlib.suppress(FileNotFoundError):  # renamed first, so that a half cannot be put in place
+                    Path(str(path)).rename(posixpath.join(self._root, REMOVED + secrets.token_hex(8)))
+            for path in self._files.glob(posixpath.join(self._root, REMOVED + "*")):
+                self._remove(str(path))
+
+    def kept(self) -> list[Checkpoint]:
+        """All checkpoints that are there, newest first, whoever wrote them; but for those with a damaged manifest.
+
+        Raises:
+            OSError: they cannot be looked at.
+        """
+        steps = self.steps()
+        self._known = {step: self._known[step] for step in steps if step in self._known}
+        for step in steps:
+            if step not in self._known:
+                with contextlib.suppress(Damaged):
+                    self._known[step] = self._describe(step, _manifest(self._files, self._folder(step)))
+        return [self._known[step] for step in steps if step in self._known]
+
+    def write(self, state: TrainState) -> None:
         """Write a state; an earlier checkpoint of the same step is replaced.
 
         Raises:
             OSError: it cannot be written; nothing of it stays behind.
         """
         folder = self._folder(state.step)
-        target = posixpath.join(self._root, UNFINISHED + posixpath.basename(folder)) if self._is_local else folder
+        target = folder
+        if self._is_local:
+            target = posixpath.join(self._root, f"{UNFINISHED}{posixpath.basename(folder)}-{secrets.token_hex(8)}")
         weights_digest = digest_of(state.model)
+        self._known.pop(state.step, None)
         try:
             self._remove(target)
             self._files.makedirs(target, exist_ok=True)
@@ -105,6 +144,7 @@ class Checkpoints:
             manifest = {
                 "format": FORMAT,
                 "step": state.step,
+                "create_time": time.time(),
                 "weights_digest": weights_digest,
                 "files": [vars(file) for file in files],
                 "facts": self._facts,
@@ -117,7 +157,6 @@ class Checkpoints:
         except BaseException:
             self._remove(target)
             raise
-        return Checkpoint(state.step, self._files.unstrip_protocol(folder), weights_digest, files)
 
     def read(self, step: int) -> TrainState:
         """Read a checkpoint back, checking every byte.
@@ -128,27 +167,31 @@ class Checkpoints:
         """
         return read_checkpoint(self._files, self._folder(step))
 
-    def prune(self, written: int) -> list[int]:
-        """Remove all but the newest; returns the steps of those that went, and cleans up after writers that died.
+    def prune(self, written: int) -> None:
+        """Remove all but the newest.
 
         Args:
-            written: step of the one that was just written. Those of later steps could not be used, or training would
-                not be here again; they go too.
+            written: step of the one that was just written. Those of later steps that were there at `take_over` could
+                not be used, or training would not be here again; they go too.
         """
         steps = self.steps()
         past = [step for step in steps if step <= written]
-        gone = past[self._keep :] + [step for step in steps if step > written]
+        gone = past[self._keep :] + [step for step in steps if step > written and step in self._found]
         for step in gone:
             # Without its manifest a folder is no checkpoint, however far its removal gets.
             self._files.rm_file(posixpath.join(self._folder(step), MANIFEST_FILE))
             self._remove(self._folder(step))
-        if self._is_local:
-            for path in self._files.glob(posixpath.join(self._root, UNFINISHED + "*")):
-                self._remove(str(path))
-        return gone
 
     def _folder(self, step: int) -> str:
         return posixpath.join(self._root, f"step-{step:012d}")
+
+    def _describe(self, step: int, manifest: dict[str, Any]) -> Checkpoint:
+        uri = self._files.unstrip_protocol(self._folder(step))
+        try:
+            files = tuple(File(**file) for file in manifest["files"])
+            return Checkpoint(step, uri, float(manifest["create_time"]), str(manifest["weights_digest"]), files)
+        except (KeyError, TypeError, ValueError) as error:
+            raise Damaged(f"{MANIFEST_FILE} cannot be understood") from error
 
     def _write(self, path: str, parts: Iterator[memoryview]) -> File:
         digest, size = hashlib.sha256(), 0
@@ -178,7 +221,7 @@ class Checkpoints:
 def read_checkpoint(files: fsspec.AbstractFileSystem, folder: str) -> TrainState:
     """Read a folder, checking every byte; see `Checkpoints.read`."""
     try:
-        manifest = json.loads(files.cat_file(posixpath.join(folder, MANIFEST_FILE)))
+        manifest = _manifest(files, folder)
         listed = {file["name"]: file for file in manifest["files"]}
         contents = {name: _checked(files, folder, listed[name]) for name in (MODEL_FILE, TRAINING_FILE)}
         return TrainState(
@@ -192,6 +235,16 @@ def read_checkpoint(files: fsspec.AbstractFileSystem, folder: str) -> TrainState
         raise Damaged(f"a file cannot be understood: {error}") from error
 
 
+def _manifest(files: fsspec.AbstractFileSystem, folder: str) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads(files.cat_file(posixpath.join(folder, MANIFEST_FILE)))
+    except FileNotFoundError as error:
+        raise Damaged(f"{MANIFEST_FILE} is missing") from error
+    except ValueError as error:
+        raise Damaged(f"{MANIFEST_FILE} cannot be understood") from error
+    return manifest
+
+
 def read_uri(uri: str) -> TrainState:
     """Read the checkpoint in the folder `uri`.
 
@@ -200,48 +253,6 @@ def read_uri(uri: str) -> TrainState:
         OSError: it cannot be read.
     """
     return read_checkpoint(*fsspec.core.url_to_fs(uri))
-
-
-class Writer:
-    """Writes checkpoints in a thread of its own, one at a time.
-
-    Args:
-        checkpoints: where to.
-        written: told of each that is whole, with the steps of those that were removed for it.
-        failed: told the step and the error of each that could not be written.
-    """
-
-    def __init__(
-        self,
-        checkpoints: Checkpoints,
-        written: Callable[[Checkpoint, list[int]], None],
-        failed: Callable[[int, Exception], None],
-    ) -> None:
-        self._checkpoints, self._written, self._failed = checkpoints, written, failed
-        self._thread: threading.Thread | None = None
-
-    def write(self, state: TrainState) -> None:
-        """Begin to write a state; waits for the one before, so that at most one copy is held."""
-        self.wait()
-        self._thread = threading.Thread(target=self._write, args=(state,), name="checkpoint", daemon=True)
-        self._thread.start()
-
-    def wait(self) -> None:
-        """Return when nothing is being written."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-
-    def _write(self, state: TrainState) -> None:
-        try:
-            checkpoint = self._checkpoints.write(state)
-        except Exception as error:  # whatever a file system raises: training goes on without this checkpoint
-            self._failed(state.step, error)
-            return
-        removed: list[int] = []
-        with contextlib.suppress(Exception):  # what cannot be removed now is tried again after the next
-            removed = self._checkpoints.prune(state.step)
-        self._written(checkpoint, removed)
 
 
 def _checked(files: fsspec.AbstractFileSystem, folder: str, listed: dict[str, Any]) -> bytes:

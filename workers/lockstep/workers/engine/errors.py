@@ -1,12 +1,15 @@
 """What can go wrong in the engine.
 
 EngineError
-├── DataError          the data, or a spec that does not fit it; names the field and the mend
-├── NonFiniteLoss      the loss became infinite or not a number
-├── PeerLost           a rank left during a collective; no parameter of this rank has changed
-├── RanksDisagree      ranks that must hold the same bits do not
-└── Stopped            training was asked to stop, and stopped between two steps
+├── DataError            the data, or a spec that does not fit it; names the field and the mend
+├── NonFiniteLoss        the loss became infinite or not a number
+├── NonFiniteParameters  a step has made parameters infinite or not a number
+├── PeerLost             a rank left during a collective; no parameter of this rank has changed
+├── RanksDisagree        ranks that must hold the same bits do not
+└── Stopped              training was asked to stop, and stopped between two steps
 """
+
+MEND = "Try a lower optimizer.sgd.learning_rate or set training.gradient_clip_norm."
 
 
 class EngineError(Exception):
@@ -29,10 +32,15 @@ class NonFiniteLoss(EngineError):
     """The loss became infinite or not a number."""
 
     def __init__(self, step: int, loss: float) -> None:
-        super().__init__(
-            f"train_loss is {loss} at step {step}; the parameters are those of step {step - 1}. "
-            "Try a lower optimizer.sgd.learning_rate or set training.gradient_clip_norm."
-        )
+        super().__init__(f"train_loss is {loss} at step {step}; the parameters are those of step {step - 1}. {MEND}")
+        self.step = step
+
+
+class NonFiniteParameters(EngineError):
+    """A step has made parameters infinite or not a number; `name` is the first of them."""
+
+    def __init__(self, step: int, name: str) -> None:
+        super().__init__(f"{name} is not finite after step {step}. {MEND}")
         self.step = step
 
 

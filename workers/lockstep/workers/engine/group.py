@@ -1,20 +1,20 @@
 """The ranks that train together."""
 
 import contextlib
-import datetime
 import hashlib
 import os
 import secrets
 import socket
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import time
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import PrefixStore
 
-from lockstep.workers.engine.errors import PeerLost, RanksDisagree
+from lockstep.workers.engine.errors import RanksDisagree
+from lockstep.workers.engine.nccl import NcclGroup, nccl_failure, tcp_store
 from lockstep.workers.engine.transport import Endpoint, Transport
 
 
@@ -38,7 +38,7 @@ class Group:
         # In an order in which no two ranks begin with the same one.
         self.peers = [(rank + distance) % world_size for distance in range(1, world_size)]
         self._transport = transport
-        self._nccl_store: Store | None = None
+        self._nccl: NcclGroup | None = None
 
     @classmethod
     def join(
@@ -68,8 +68,13 @@ class Group:
         transport = endpoint.connect(rank, addresses, key, generation, timeout_s)
         group = cls(rank, len(addresses), transport)
         if group.peers and torch.device(device).type == "cuda":
-            group._join_nccl(addresses[0].partition("#")[0].rpartition(":")[0], torch.device(device), timeout_s)
-            endpoint.when_superseded(generation, group._abort_nccl)
+            try:
+                host = addresses[0].partition("#")[0].rpartition(":")[0]
+                endpoint.when_superseded(generation, group._join_nccl(host, torch.device(device), timeout_s).abort)
+                group.check()
+            except BaseException:
+                group.leave()
+                raise
         return group
 
     @classmethod
@@ -87,7 +92,7 @@ class Group:
             return cls()
         # torchrun has a store of its own at this address, with room for ours beside its keys.
         master = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = PrefixStore("lockstep", _store(*master, is_master=False))
+        store = PrefixStore("lockstep", tcp_store(*master))
         with socket.create_connection(master) as connection:
             endpoint = Endpoint(connection.getsockname()[0])
         if rank == 0:
@@ -188,53 +193,32 @@ class Group:
 
     def leave(self) -> None:
         """Leave the group; harmless when alone or called twice."""
-        if self._nccl_store is not None:
-            dist.destroy_process_group()
-            self._nccl_store = None
+        if self._nccl is not None:
+            self._nccl.leave()
+            self._nccl = None
         if self._transport is not None:
             self._transport.close()
 
-    def _join_nccl(self, host: str, device: torch.device, timeout_s: float) -> None:
-        """Meet over NCCL, at a store that rank 0 opens on its `host`."""
+    def _join_nccl(self, host: str, device: torch.device, timeout_s: float) -> NcclGroup:
+        """Meet over NCCL, where rank 0 listens on its `host`.
+
+        Raises:
+            PeerLost: a rank left or did not come in time, or the generation was superseded.
+        """
+        assert self._transport is not None
+        transport, deadline = self._transport, time.monotonic() + timeout_s
         port = torch.zeros(1, dtype=torch.int64)
-        if self.rank == 0:
-            listener = socket.create_server((host, 0))  # on this one address, where the store would take them all
-            port[0] = listener.getsockname()[1]
-            self._nccl_store = _store(host, int(port), is_master=True, master_listen_fd=listener.detach())
-        self.fill_in(port)
-        if self.rank != 0:
-            self._nccl_store = _store(host, int(port), is_master=False)
-        with nccl_failure():
-            dist.init_process_group(
-                "nccl",
-                # Closing the store while another rank still joins would leave that rank hanging: the group keeps it.
-                store=self._nccl_store,
-                rank=self.rank,
-                world_size=self.world_size,
-                timeout=datetime.timedelta(seconds=timeout_s),
-                device_id=device,
-            )
-
-    def _abort_nccl(self) -> None:
-        """Make collectives that wait for a dead rank return, with garbage; `check` tells that it is."""
-        if self._nccl_store is not None:
-            with contextlib.suppress(RuntimeError):  # it is being left
-                world = dist.group.WORLD
-                assert world is not None
-                world._get_backend(torch.device("cuda")).abort()
-
-
-@contextlib.contextmanager
-def nccl_failure() -> Iterator[None]:
-    """Turn the failure of a collective into PeerLost."""
-    try:
-        yield
-    except RuntimeError as error:  # DistBackendError is one
-        raise PeerLost(f"another worker left: {str(error).splitlines()[0]}") from error
-
-
-def _store(host: str, port: int, **options: Any) -> Store:
-    return dist.TCPStore(host, port, wait_for_workers=False, **options)  # type: ignore[attr-defined]
+        with nccl_failure(), contextlib.ExitStack() as stack:
+            listener = None
+            if self.rank == 0:  # on this one address, where the store would take them all
+                listener = stack.enter_context(socket.create_server((host, 0)))
+                port[0] = listener.getsockname()[1]
+            self.fill_in(port)
+            listener = listener and listener.dup()
+        nccl = NcclGroup(self.rank, self.world_size, device, host, int(port), listener, timeout_s)
+        nccl.join(lambda sock: transport.wait(sock, deadline))
+        self._nccl = nccl
+        return nccl
 
 
 def _bytes(tensor: Tensor) -> memoryview:

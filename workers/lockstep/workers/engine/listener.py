@@ -20,6 +20,8 @@ class Wish(IntEnum):
 class Phase(Enum):
     """What a rank is doing."""
 
+    LOAD = "load"
+    """It reads the data, makes the model, or reads a checkpoint."""
     JOIN = "join"
     HAND_OVER = "hand over"
     COMPUTE = "compute"
@@ -63,10 +65,10 @@ class Listener:
         """All steps are done. Returns, on rank 0, when whoever must know has confirmed."""
 
     def healed(self, pause_s: float) -> None:
-        """The first step of a new generation is done, this long after the last one before."""
+        """The first step of a generation is done, this long after the last one before; NaN if there was none."""
 
-    def checkpointed(self, checkpoint: Checkpoint, removed_steps: Sequence[int]) -> None:
-        """Rank 0 has written a checkpoint; called from another thread."""
+    def checkpointed(self, kept: Sequence[Checkpoint]) -> None:
+        """These are all checkpoints that are whole now; called on rank 0, from another thread."""
 
     def noted(self, words: str) -> None:
         """Something that people should know; may be called from another thread."""

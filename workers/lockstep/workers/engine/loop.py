@@ -8,15 +8,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lockstep.workers.engine.checkpoint import Checkpoints, Damaged, Writer, read_uri
+from lockstep.workers.engine.checkpoint import Checkpoints, Damaged, read_uri
 from lockstep.workers.engine.determinism import hardware_class
 from lockstep.workers.engine.digest import fingerprint, weights_digest
-from lockstep.workers.engine.errors import DataError, PeerLost, Stopped
+from lockstep.workers.engine.errors import DataError, NonFiniteParameters, PeerLost, Stopped
 from lockstep.workers.engine.group import Group
 from lockstep.workers.engine.listener import Listener, Phase, Result
 from lockstep.workers.engine.metrics import Point, Progress, Window
-from lockstep.workers.engine.state import StateMismatch, TrainState, put_weights
+from lockstep.workers.engine.state import StateMismatch, TrainState, first_non_finite, put_weights
 from lockstep.workers.engine.stepper import Stepper
+from lockstep.workers.engine.writer import Writer
 
 Regroup = Callable[[], Group]
 """Gives a rank that has lost a peer the group of the next generation; raises what shall end its training."""
@@ -91,19 +92,21 @@ class Loop:
         self.stepper, self.schedule, self.has_accuracy = stepper, schedule, has_accuracy
         self.listener, self.origin = listener, origin
         self.module, self.optimizer = stepper.module, stepper.optimizer
+        self.trainable = {name: value for name, value in self.module.named_parameters() if value.requires_grad}
         self.position = Position()
         self.window = Window()
         self.gradient_norm = math.nan
         self.final_metrics: dict[str, float] = {}
         self.writer: Writer | None = None
         if origin.checkpoints is not None:
-            self.writer = Writer(origin.checkpoints, listener.checkpointed, self.not_written)
+            self.writer = Writer(origin.checkpoints, self.trainable, listener.checkpointed, self.not_written)
         self.has_looked_back = False
         self.last_step_at = math.nan
-        self.is_healing = False
+        self.is_first_step = False
 
     def run(self, group: Group | None, regroup: Regroup | None) -> Result:
         """Take all steps, with one group after another until none is lost."""
+        self.listener.entered(Phase.JOIN, self.position.step)
         group = group or (regroup() if regroup is not None else Group())
         try:
             while True:
@@ -116,7 +119,6 @@ class Loop:
                 except PeerLost:
                     if regroup is None:
                         raise
-                    self.is_healing = self.position.step > 0
                     self.stepper.leave()
                     group.leave()
                     self.listener.entered(Phase.JOIN, self.position.step)
@@ -130,6 +132,7 @@ class Loop:
         """On rank 0 of a run that begins: go on from the newest checkpoint, or start from the given weights."""
         if self.group.rank != 0 or self.has_looked_back or self.position > Position():
             return
+        self.listener.entered(Phase.LOAD, self.position.step)
         if self.origin.checkpoints is not None:
             self.resume(self.origin.checkpoints)
         if self.origin.init_from_uri and self.position == Position():
@@ -172,6 +175,9 @@ class Loop:
         where = f"after step {self.position.step}" if self.position.step else "at the start"
         self.group.agree(f"the model {where}", weights_digest(self.module))
         self.listener.started(self.progress(self.position.step), hardware)
+        if self.writer is not None and self.group.rank == 0:
+            self.writer.take_over()
+        self.is_first_step = True
         try:
             self.settle()
             while self.position.step < self.schedule.total_steps:
@@ -185,6 +191,9 @@ class Loop:
     def finish(self) -> Result:
         """Agree on the result, and stay until it has arrived: whoever is left may have to tell it again."""
         self.listener.entered(Phase.FINISH, self.position.step)
+        name = first_non_finite(self.trainable.items())
+        if name is not None:
+            raise NonFiniteParameters(self.position.step, name)
         digest = weights_digest(self.module)
         self.group.agree("the final state of the model", digest)
         self.write_checkpoint(and_wait=True)
@@ -228,9 +237,11 @@ class Loop:
         if self.writer is None or self.group.rank != 0:
             return
         self.listener.entered(Phase.CHECKPOINT, self.position.step)
-        self.writer.write(self.state())
         if and_wait:
             self.writer.wait()
+        if self.writer.write(self.position.step, self.state, is_last=and_wait) and and_wait:
+            self.writer.wait()
+            self.writer.check()
 
     def not_written(self, step: int, error: Exception) -> None:
         """Tell that a checkpoint could not be written; training needs none to go on."""
@@ -244,14 +255,16 @@ class Loop:
         self.window.add(taken.sums, taken.examples, now - began)
         self.gradient_norm = taken.gradient_norm
         self.position = Position(step, is_settled=False, is_loaded=self.position.is_loaded)
-        if self.is_healing:
+        if self.is_first_step:
             self.listener.healed(now - self.last_step_at)
-            self.is_healing = False
+            self.is_first_step = False
         self.last_step_at = now
 
     def settle(self) -> None:
         """After a step: validate and report where it is due, and write a checkpoint."""
         step = self.position.step
+        if self.writer is not None:
+            self.writer.check()
         if self.position.is_settled:
             return
         metrics: dict[str, float] = {}

@@ -4,7 +4,8 @@ Healing, joining and checkpoints all go through it, so that there is one list of
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,6 +130,16 @@ def safetensors_of(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
     for _, tensor in ordered:
         if tensor.numel():
             yield bytes_of(tensor)
+
+
+def first_non_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """Name of the first tensor that holds infinities or what is no number; None when all are finite."""
+    for name, tensor in tensors:
+        if tensor.is_floating_point() and tensor.numel():
+            least, greatest = tensor.detach().aminmax()  # in one pass and without a copy; both are NaN if anything is
+            if not (math.isfinite(least) and math.isfinite(greatest)):
+                return name
+    return None
 
 
 def put_weights(weights: dict[str, Tensor], module: nn.Module) -> None:

@@ -80,6 +80,7 @@ class Trainer:
         Raises:
             DataError: the data, or the weights to start from, do not fit these settings.
             NonFiniteLoss: the loss left the finite numbers.
+            NonFiniteParameters: the parameters did.
             PeerLost: a rank left, and there is no `regroup`.
             RanksDisagree: the ranks' parameters or hardware differ.
             Stopped: a listener of some rank wanted to stop.

@@ -6,7 +6,9 @@ another thread can break a wait. Measurements are in docs/design/transport.md.
 """
 
 import contextlib
+import errno
 import hashlib
+import os
 import secrets
 import select
 import socket
@@ -21,7 +23,8 @@ BACKLOG = 1024
 HELLO = struct.Struct("!32sI")
 """What a rank says when it connects: the digest of the key, and its number."""
 WELCOME = b"\x01"
-REDIAL_AFTER_S = 0.01
+REDIAL_AFTER_S, LONGEST_REDIAL_S = 0.01, 0.2
+"""How long a caller that was hung up on waits, at first and at most: twice as long each time."""
 UNIX_BUFFER_BYTES = 1024 * 1024
 # A peer whose machine is gone says nothing; the kernel gives it up after so long.
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 10, 5, 4
@@ -126,8 +129,9 @@ class Endpoint:
 
     def _dial(self, peer: int, address: str, hello: bytes, transport: "Transport", deadline: float) -> "Link":
         """Connect to a peer, which may still be in an earlier generation and hang up on this one."""
+        pause_s = REDIAL_AFTER_S
         while True:
-            link = Link(peer, _call(peer, address))
+            link = Link(peer, self._call(peer, address, transport.generation, deadline))
             try:
                 link.socket.send(hello)
                 while not (answer := link.receive_some(len(WELCOME))):
@@ -143,7 +147,34 @@ class Endpoint:
             link.socket.close()
             if time.monotonic() > deadline:
                 raise PeerLost(f"worker {peer} did not join in time")
-            self.wait(transport.generation, [], time.monotonic() + REDIAL_AFTER_S)
+            self.wait(transport.generation, [], time.monotonic() + pause_s)
+            pause_s = min(2 * pause_s, LONGEST_REDIAL_S)
+
+    def _call(self, peer: int, address: str, generation: int, deadline: float) -> socket.socket:
+        """A connection to the endpoint at an address; a host that is gone is waited for like anything else."""
+        place, _, name = address.partition("#")
+        if name and sys.platform == "linux":
+            # The name is random: whoever answers to it is the one, on this machine and in this network namespace.
+            sock = _tuned(socket.socket(socket.AF_UNIX))
+            if sock.connect_ex(_abstract(name)) == 0:
+                return sock
+            sock.close()
+        host, _, port = place.rpartition(":")
+        sock = _tuned(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET))
+        try:
+            limit = min(deadline, time.monotonic() + UNACKNOWLEDGED_LIMIT_MS / 1e3)
+            while (error := sock.connect_ex((host, int(port)))) in (errno.EINPROGRESS, errno.EALREADY):
+                if not self.wait(generation, [(sock, select.POLLOUT)], limit):
+                    error = errno.ETIMEDOUT
+                    break
+            if error not in (0, errno.EISCONN):
+                raise PeerLost(f"worker {peer} cannot be reached at {place}: {os.strerror(error)}")
+        except BaseException as failure:
+            sock.close()
+            if isinstance(failure, OSError):  # the name of the host is unknown, for instance
+                raise PeerLost(f"worker {peer} cannot be reached at {place}: {failure.strerror}") from failure
+            raise
+        return sock
 
     def _answer(self, missing: set[int], digest: bytes, transport: "Transport", deadline: float) -> None:
         """Take connections until no peer is missing; whoever does not know the key is hung up on."""
@@ -269,6 +300,17 @@ class Transport:
             self._endpoint.wait(self.generation, [(link.socket, link.events) for link in pending], None)
             pending = [link for link in pending if not link.advance()]
 
+    def wait(self, sock: socket.socket, deadline: float) -> bool:
+        """Wait until something else can be read; False when the deadline has passed.
+
+        Raises:
+            PeerLost: the generation was superseded.
+        """
+        while not select.select([sock], [], [], 0)[0]:
+            if not self._endpoint.wait(self.generation, [(sock, select.POLLIN)], deadline):
+                return False
+        return True
+
     def check(self) -> None:
         """Raise PeerLost if the generation was superseded."""
         self._endpoint.check(self.generation)
@@ -282,23 +324,6 @@ class Transport:
         for link in self.links.values():
             link.socket.close()
         self.links.clear()
-
-
-def _call(peer: int, address: str) -> socket.socket:
-    place, _, name = address.partition("#")
-    if name and sys.platform == "linux":
-        # The name is random: whoever answers to it is the one, on this machine and in this network namespace.
-        sock = socket.socket(socket.AF_UNIX)
-        try:
-            sock.connect(_abstract(name))
-            return _tuned(sock)
-        except OSError:
-            sock.close()
-    host, _, port = place.rpartition(":")
-    try:
-        return _tuned(socket.create_connection((host, int(port)), timeout=UNACKNOWLEDGED_LIMIT_MS / 1e3))
-    except OSError as error:
-        raise PeerLost(f"worker {peer} cannot be reached at {place}: {error.strerror or error}") from error
 
 
 def _abstract(name: str) -> str:

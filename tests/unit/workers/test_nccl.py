@@ -1,0 +1,130 @@
+"""How ranks on GPUs meet, with NCCL's own part played: there is no GPU here."""
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from lockstep.workers.engine import Group, PeerLost
+from lockstep.workers.engine.transport import Endpoint, Transport
+
+KEY = b"secret"
+
+
+class Nccl:
+    """Plays the making of NCCL's process group, of which a process has one."""
+
+    def __init__(self) -> None:
+        self.answers = threading.Event()
+        self.answers.set()
+        self.begun, self.ended = threading.Event(), threading.Event()
+        self.error: Exception | None = None
+        self.is_made = False
+
+    def init_process_group(self, backend: str, *, rank: int, **options: Any) -> None:
+        self.begun.set()
+        assert self.answers.wait(30)
+        if self.error is not None:
+            raise self.error
+        self.is_made = True
+
+    def destroy_process_group(self) -> None:
+        self.is_made = False
+        self.ended.set()
+
+
+@pytest.fixture
+def nccl(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nccl]:
+    nccl = Nccl()
+    monkeypatch.setattr(dist, "init_process_group", nccl.init_process_group)
+    monkeypatch.setattr(dist, "destroy_process_group", nccl.destroy_process_group)
+    monkeypatch.setattr(dist, "is_initialized", lambda: nccl.is_made)
+    yield nccl
+    nccl.answers.set()
+    for thread in threading.enumerate():
+        if thread.name == "nccl":
+            thread.join()
+
+
+@pytest.fixture
+def endpoints() -> Iterator[list[Endpoint]]:
+    opened = [Endpoint("127.0.0.1") for _ in range(2)]
+    yield opened
+    for endpoint in opened:
+        endpoint.close()
+
+
+@contextlib.contextmanager
+def peer(endpoints: list[Endpoint], rank: int, generation: int = 1, port: int = 0) -> Iterator[None]:
+    """A rank that meets the other one, says a port as rank 0 does, and then does nothing."""
+    addresses = [endpoint.address for endpoint in endpoints]
+    transports: list[Transport] = []
+
+    def meet() -> None:
+        transports.append(endpoints[rank].connect(rank, addresses, KEY, generation, timeout_s=10))
+        Group(rank, 2, transports[0]).fill_in(torch.tensor([port]))
+
+    thread = threading.Thread(target=meet)
+    thread.start()
+    yield
+    thread.join()
+    transports[0].close()
+
+
+def join(endpoints: list[Endpoint], rank: int, generation: int = 1, timeout_s: float = 10) -> Group:
+    addresses = [endpoint.address for endpoint in endpoints]
+    return Group.join(endpoints[rank], rank, addresses, KEY, "cuda", generation, timeout_s)
+
+
+def test_ranks_that_meet_leave_again(nccl: Nccl, endpoints: list[Endpoint]) -> None:
+    with peer(endpoints, 1):
+        group = join(endpoints, 0)
+    assert nccl.is_made
+    group.leave()
+    assert not nccl.is_made
+
+
+def test_a_failure_of_nccl_while_it_is_joined_is_a_lost_peer(nccl: Nccl, endpoints: list[Endpoint]) -> None:
+    nccl.error = dist.DistBackendError("NCCL error: remote process exited")
+    with peer(endpoints, 1), pytest.raises(PeerLost, match="another worker left: NCCL error: remote process exited"):
+        join(endpoints, 0)
+
+
+def test_a_store_that_is_gone_is_a_lost_peer(nccl: Nccl, endpoints: list[Endpoint]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+    with peer(endpoints, 0, port=port), pytest.raises(PeerLost, match="another worker"):
+        join(endpoints, 1, timeout_s=1)
+
+
+def test_joining_that_takes_too_long_is_given_up(nccl: Nccl, endpoints: list[Endpoint]) -> None:
+    nccl.answers.clear()
+    with peer(endpoints, 1), pytest.raises(PeerLost, match="another worker did not join over NCCL in time"):
+        join(endpoints, 0, timeout_s=0.5)
+
+
+def test_joining_breaks_in_a_new_generation_and_what_is_made_too_late_is_undone(
+    nccl: Nccl, endpoints: list[Endpoint]
+) -> None:
+    nccl.answers.clear()
+
+    def supersede() -> None:
+        nccl.begun.wait(10)
+        endpoints[0].supersede(2)
+
+    threading.Thread(target=supersede).start()
+    with peer(endpoints, 1), pytest.raises(PeerLost, match="generation 1 of the workers has ended"):
+        join(endpoints, 0)
+    with peer(endpoints, 1, 2), pytest.raises(PeerLost, match="NCCL still waits for workers that have left"):
+        join(endpoints, 0, 2, timeout_s=0.5)
+    nccl.answers.set()
+    assert nccl.ended.wait(10)
+    with peer(endpoints, 1, 3):
+        group = join(endpoints, 0, 3)
+    assert nccl.is_made
+    group.leave()
