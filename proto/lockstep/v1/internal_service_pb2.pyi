@@ -75,20 +75,22 @@ class GangStopped(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., error: _Optional[_Union[_job_pb2.JobError, _Mapping]] = ..., is_too_small: bool = ...) -> None: ...
 
 class GangChanged(_message.Message):
-    __slots__ = ("job_id", "attempt", "revision", "node_ids", "running_workers", "message")
+    __slots__ = ("job_id", "attempt", "revision", "node_ids", "running_workers", "message", "refused_node_ids")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     NODE_IDS_FIELD_NUMBER: _ClassVar[int]
     RUNNING_WORKERS_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_NODE_IDS_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     attempt: int
     revision: int
     node_ids: _containers.RepeatedScalarFieldContainer[str]
     running_workers: int
     message: str
-    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., revision: _Optional[int] = ..., node_ids: _Optional[_Iterable[str]] = ..., running_workers: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
+    refused_node_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., revision: _Optional[int] = ..., node_ids: _Optional[_Iterable[str]] = ..., running_workers: _Optional[int] = ..., message: _Optional[str] = ..., refused_node_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ConnectLauncherResponse(_message.Message):
     __slots__ = ("start_gang", "stop_gang", "resize_gang")

@@ -185,6 +185,7 @@ class Coordinator:
         entry = self._live.entries.get(job_id)
         if entry is not None and entry.gang is not None:
             entry.gang.end_delay()
+            entry.gang.refused.clear()  # The user may have mended a node.
         self.dispatcher.look_again()
         return job
 

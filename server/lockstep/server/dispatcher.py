@@ -187,6 +187,7 @@ class Dispatcher:
             log.warning("an unknown gang has changed", job_id=told.job_id, attempt=told.attempt)
             return
         entry, gang = found
+        gang.refused.update(told.refused_node_ids)
         if told.revision >= gang.revision:
             gang.revision = told.revision
             delay_s = gang.has_become(tuple(told.node_ids), told.running_workers)

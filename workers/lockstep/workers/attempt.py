@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import structlog
@@ -172,20 +173,49 @@ class Attempt:
                 self._resize(event)
 
     def _take_news(self, member: Member, news: Any) -> None:
+        error = JobError.FromString(news.error_bytes)
+        joins = self._gang.generation > 0 and not member.is_prepared and not member.is_leaving
         if news.has_ended:
             self._gang.remove(member)
-            if news.error_bytes:
-                self._fail(JobError.FromString(news.error_bytes))
+            if news.error_bytes and joins:
+                self._refuse(member, error.message)
+            elif news.error_bytes:
+                self._fail(error)
             else:
                 self._tell_changed("")
             return
         if news.is_prepared and not member.is_prepared:
-            member.is_prepared = True
-            self._meet()
+            self._take_in(member, news.hardware)
         # An order of a launcher that died may have come to a worker after this one had asked it who it is.
         self._gang.generation = max(news.lost_generation, self._gang.generation)
         if 0 < news.lost_generation == self._gang.generation and self._quarrel_since is None:
             self._quarrel_since = time.monotonic()
+
+    def _take_in(self, member: Member, hardware: str) -> None:
+        """A worker has read the data: let it meet the others, unless its bits would differ from theirs."""
+        member.hardware = hardware
+        theirs = {other.hardware for other in self._gang.staying if other.is_prepared}
+        if self._gang.generation and hardware not in theirs and theirs:
+            self._refuse(member, _differs(hardware, theirs))
+        else:
+            member.is_prepared = True
+            self._meet()
+
+    def _refuse(self, member: Member, why: str) -> None:
+        """Let go a worker that cannot train with the others, which go on without it."""
+        self._gang.remove(member)
+        self._log.warning("a worker is refused", worker=member.number, node_id=member.node_id, why=why)
+        words = f"worker {member.number} cannot join, and none is tried on its node {member.node_id} again: {why}"
+        self._tell_changed(words, refused=[member.node_id])
+        self._check_size(words)
+
+    def _refuse_who_differs(self) -> None:
+        """Before the first generation: if the machines differ, go on with the largest class that is large enough."""
+        classes = Counter(member.hardware for member in self._gang.staying)
+        chosen, workers = classes.most_common(1)[0]
+        if workers >= self._min_workers:  # else the ranks find it out and say so
+            for member in [member for member in self._gang.staying if member.hardware != chosen]:
+                self._refuse(member, _differs(member.hardware, {chosen}))
 
     def _meet(self) -> None:
         """Let those who are prepared meet: at first all together, later whoever has come."""
@@ -194,6 +224,7 @@ class Attempt:
         ready = [member for member in self._gang.staying if member.is_up and member.is_prepared]
         if self._gang.generation == 0:
             if ready and ready == self._gang.staying:
+                self._refuse_who_differs()
                 self._form("")
                 self._tell_changed("")
         elif any(not member.is_training for member in ready):
@@ -339,8 +370,9 @@ class Attempt:
             return first_cause(self._errors)
         return None
 
-    def _tell_changed(self, message: str) -> None:
+    def _tell_changed(self, message: str, refused: Sequence[str] = ()) -> None:
         fact = self._changed(self._gang.members, len(self._gang.training), message)
+        fact.refused_node_ids.extend(refused)
         self._tell(ConnectLauncherRequest(gang_changed=fact))
 
     def _changed(self, members: Sequence[Member], running: int, message: str = "") -> GangChanged:
@@ -356,6 +388,10 @@ class Attempt:
     def _tell_started(self) -> None:
         started = GangStarted(job_id=self.order.job_id, attempt=self.order.attempt)
         self._tell(ConnectLauncherRequest(gang_started=started))
+
+
+def _differs(hardware: str, theirs: Iterable[str]) -> str:
+    return f"it has {hardware}, the others have {' and '.join(sorted(theirs))}, so that its bits could differ"
 
 
 def _count(workers: int) -> str:

@@ -32,7 +32,8 @@ class Member:
         node_id: Ray's id of its node.
         actor: its handle.
         address: where it listens for the others; empty until it is up.
-        is_prepared: it has read the data.
+        is_prepared: it has read the data, and may train with the others.
+        hardware: what its bits depend on, in words; empty until it has read the data.
         rank: its rank in the newest generation; None while it is in none.
         is_leaving: it was told to go.
         leave_by: when it is killed then.
@@ -45,6 +46,7 @@ class Member:
     actor: Actor
     address: str = ""
     is_prepared: bool = False
+    hardware: str = ""
     rank: int | None = None
     is_leaving: bool = False
     leave_by: float | None = None

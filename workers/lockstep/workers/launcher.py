@@ -133,6 +133,7 @@ class Launcher:
                 actor,
                 description.address,
                 is_prepared=description.generation > 0,
+                hardware=description.hardware,
                 rank=description.rank if description.generation == generation > 0 else None,
             )
             for number, actor, description in sorted(workers, key=lambda worker: worker[0])

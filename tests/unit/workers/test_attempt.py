@@ -1,0 +1,73 @@
+"""An attempt decides what becomes of its workers; those are scripted."""
+
+from collections.abc import Iterator
+
+import pytest
+from tests.unit.workers.scripted_fleet import HARDWARE, ScriptedActor, Stage
+
+from lockstep.v1.internal_service_pb2 import ResizeGang
+from lockstep.v1.job_pb2 import JobError
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    stage = Stage()
+    yield stage
+    stage.close()
+
+
+def grow(stage: Stage, node_id: str) -> ScriptedActor:
+    """Have one more worker come up."""
+    attempt = stage.begin()
+    count = len(stage.fleet.actors)
+    attempt.resize(ResizeGang(revision=1, node_ids=[*stage.order.node_ids, node_id]))
+    stage.fleet.wait_for(lambda: len(stage.fleet.actors) == count + 1)
+    return stage.fleet.actors[-1]
+
+
+def test_a_worker_of_the_same_hardware_joins(stage: Stage) -> None:
+    grow(stage, "node-a").prepare()
+    change = stage.next_change("grown to 3 workers")
+    assert (change.running_workers, list(change.refused_node_ids)) == (3, [])
+
+
+def test_a_worker_of_other_hardware_is_refused_and_the_others_are_not_disturbed(stage: Stage) -> None:
+    joiner = grow(stage, "node-odd")
+    joiner.prepare("cpu AVX512")
+    change = stage.next_change("cannot join")
+    assert f"it has cpu AVX512, the others have {HARDWARE}" in change.message
+    assert list(change.refused_node_ids) == ["node-odd"]
+    assert (change.running_workers, list(change.node_ids)) == (2, ["node-0", "node-1"])
+    assert joiner.is_killed
+    assert [len(actor.told("form")) for actor in stage.fleet.actors] == [1, 1, 0]
+
+
+def test_a_worker_that_fails_before_it_has_joined_is_refused(stage: Stage) -> None:
+    grow(stage, "node-bare").end(JobError(reason="DATA_INVALID", message="data.idx.root: there is no such folder"))
+    change = stage.next_change("cannot join")
+    assert "there is no such folder" in change.message
+    assert (change.running_workers, list(change.refused_node_ids)) == (2, ["node-bare"])
+
+
+def test_without_the_one_that_is_refused_a_gang_may_be_too_small() -> None:
+    stage = Stage(workers=2, min_workers=2)
+    joiner = grow(stage, "node-odd")
+    stage.fleet.actors[1].die()
+    stage.next_change("1 worker go on")
+    joiner.prepare("cpu AVX512")
+    stage.next_change("fewer than resources.min_workers (2)")
+    stage.fleet.actors[0].end()
+    assert stage.end().is_too_small
+
+
+@pytest.mark.parametrize(("min_workers", "formed"), [(2, [1, 0, 1]), (3, [1, 1, 1])])
+def test_a_gang_begins_without_who_differs_if_enough_are_left(min_workers: int, formed: list[int]) -> None:
+    stage = Stage(workers=3, min_workers=min_workers)
+    stage.attempt().start()
+    stage.fleet.wait_for(lambda: len(stage.fleet.actors) == 3)
+    for actor, hardware in zip(stage.fleet.actors, [HARDWARE, "cpu AVX512", HARDWARE], strict=True):
+        actor.prepare(hardware)
+    stage.fleet.wait_for(lambda: stage.fleet.actors[2].told("form"))
+    assert [len(actor.told("form")) for actor in stage.fleet.actors] == formed
+    stage.close()
+    stage.end()
