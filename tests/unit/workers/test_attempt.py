@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 
 import pytest
-from tests.unit.workers.scripted_fleet import HARDWARE, ScriptedActor, Stage
+from ray.exceptions import ActorUnavailableError
 
 from lockstep.v1.internal_service_pb2 import ResizeGang
 from lockstep.v1.job_pb2 import JobError
+from tests.unit.workers.scripted_fleet import HARDWARE, ScriptedActor, Stage
 
 
 @pytest.fixture
@@ -69,5 +70,30 @@ def test_a_gang_begins_without_who_differs_if_enough_are_left(min_workers: int, 
         actor.prepare(hardware)
     stage.fleet.wait_for(lambda: stage.fleet.actors[2].told("form"))
     assert [len(actor.told("form")) for actor in stage.fleet.actors] == formed
+    stage.close()
+    stage.end()
+
+
+def test_a_worker_that_cannot_be_reached_for_a_moment_is_not_taken_for_dead(stage: Stage) -> None:
+    attempt = stage.begin()
+    away, other = stage.fleet.actors
+    away.fail(ActorUnavailableError("the network is broken", None))
+    attempt.resize(ResizeGang(revision=1, node_ids=["node-0"]))  # news that comes after all of that
+    stage.next_change("shrunk to 1 worker")
+    away.fail(None)
+    stage.fleet.wait_for(lambda: len(away.told("form")) == 2)
+    assert not away.is_killed
+    other.end()
+    away.end()
+    assert not stage.end().HasField("error")
+
+
+def test_a_worker_that_can_be_reached_no_more_is_hung_in_the_end() -> None:
+    stage = Stage(hang_timeout_s=0.2)
+    stage.begin()
+    stage.fleet.actors[1].fail(ActorUnavailableError("the network is broken", None))
+    change = stage.next_change("did not answer for 0 s; 1 worker go on")
+    assert change.running_workers == 1
+    assert stage.fleet.actors[1].is_killed
     stage.close()
     stage.end()

@@ -328,7 +328,7 @@ class Attempt:
         if asked.grace_s == 0 or self._gang.generation == 0:  # nothing is trained yet that would have to be kept
             self._deadline = time.monotonic()
         for member in self._gang.members:
-            member.actor.stop.remote(self._epoch, asked.keep)
+            self._gang.tell(member, "stop", self._epoch, asked.keep)
 
     def _fail(self, error: JobError) -> None:
         """A worker could not go on for a reason that the others share: end all, once they have told what they saw."""
@@ -357,7 +357,7 @@ class Attempt:
             self._form("shrunk")
             words = f"shrunk to {_count(len(self._gang.training))}"
         for member in leaving:
-            member.actor.dismiss.remote(self._epoch)
+            self._gang.tell(member, "dismiss", self._epoch)
         for node_id in wanted:
             self._gang.add(node_id)
         if wanted:

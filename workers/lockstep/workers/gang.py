@@ -1,16 +1,18 @@
 """The workers of an attempt as the launcher holds them, and what happens to them as a stream of events."""
 
 import queue
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
+from ray.exceptions import ActorUnavailableError
 
 from lockstep.v1.internal_service_pb2 import StartGang
 from lockstep.v1.job_pb2 import JobError
 from lockstep.workers.failures import job_error
-from lockstep.workers.fleet import Actor, Fleet
+from lockstep.workers.fleet import ASK_AGAIN_AFTER_S, Actor, Fleet
 from lockstep.workers.worker import News
 
 PULSES_PER_TIMEOUT = 4
@@ -152,8 +154,8 @@ class Gang:
         member = Member(self._created, node_id, self.fleet.create(self.order, node_id, self._created))
         self._created += 1
         self.members.append(member)
-        call = member.actor.begin.remote(self.order.SerializeToString())
-        self._then(call, member, lambda address: self.events.put(MemberUp(member, address)))
+        order_bytes = self.order.SerializeToString()
+        self._call(member, "begin", order_bytes, took=lambda address: self.events.put(MemberUp(member, address)))
         self._ask_for_news(member, None)
         return member
 
@@ -174,7 +176,7 @@ class Gang:
             member.rank = None
         for rank, member in enumerate(ready):
             member.rank = rank
-            member.actor.form.remote(self.epoch, self.generation, rank, addresses, why)
+            self.tell(member, "form", self.epoch, self.generation, rank, addresses, why)
         log.info(
             "generation formed",
             job_id=self.order.job_id,
@@ -182,6 +184,10 @@ class Gang:
             generation=self.generation,
             workers=[member.number for member in ready],
         )
+
+    def tell(self, member: Member, order: str, *arguments: Any) -> None:
+        """Give a worker an order, which has the same effect when it comes twice."""
+        self._call(member, order, *arguments, took=lambda nothing: None, tell_death=False)
 
     def kill(self, member: Member) -> None:
         """End a worker's process; an event tells when it is gone."""
@@ -222,7 +228,7 @@ class Gang:
         for member in self.training:
             if member.pulse_asked_at is None:
                 member.pulse_asked_at = now
-                self._then(member.actor.why_hung.remote(), member, self._heard(member), tell_death=False)
+                self._call(member, "why_hung", took=self._heard(member), tell_death=False)
             elif now - member.pulse_asked_at > timeout_s and not member.hung_because:
                 self.events.put(Hung(member, f"worker {member.number} did not answer for {timeout_s:.0f} s"))
 
@@ -241,16 +247,28 @@ class Gang:
             if not news.has_ended:
                 self._ask_for_news(member, news)
 
-        self._then(member.actor.news.remote(known), member, told)
+        self._call(member, "news", known, took=told)
 
-    def _then(self, call: Any, member: Member, took: Any, tell_death: bool = True) -> None:
-        """When a call to a worker has ended, hand its value on, or tell that the worker died."""
+    def _call(self, member: Member, method: str, *arguments: Any, took: Any, tell_death: bool = True) -> None:
+        """Call a worker; when that has ended, hand the value on, or tell that the worker died.
+
+        A worker that cannot be reached is not dead: the call is made again. If that goes on, the sign of life that
+        it owes is overdue.
+        """
 
         def ended(future: Any) -> None:
             error = future.exception()
             if error is None:
                 took(future.result())
+            elif isinstance(error, ActorUnavailableError):
+                again = threading.Timer(ASK_AGAIN_AFTER_S, call)
+                again.daemon = True
+                again.start()
             elif tell_death:
                 self.events.put(MemberDied(member, job_error(error, member.number)))
 
-        call.future().add_done_callback(ended)
+        def call() -> None:
+            if member in self.members:
+                getattr(member.actor, method).remote(*arguments).future().add_done_callback(ended)
+
+        call()
