@@ -11,8 +11,8 @@ from ray.exceptions import ActorDiedError
 from lockstep.v1.internal_service_pb2 import ConnectLauncherRequest, GangChanged, GangStopped, StartGang
 from lockstep.v1.job_pb2 import JobError
 from lockstep.workers.attempt import Attempt
-from lockstep.workers.gang import Member
-from lockstep.workers.worker import News
+from lockstep.workers.launcher import Config, Launcher, Lifeline
+from lockstep.workers.worker import Description, News
 
 WAIT_S = 20.0
 HARDWARE = "cpu AVX2"
@@ -149,9 +149,9 @@ class Stage:
         self.order.spec.resources.min_workers = min_workers
         self.order.spec.recovery.hang_timeout_s = hang_timeout_s
 
-    def attempt(self, adopted: list[Member] | None = None, generation: int = 0, *, is_whole: bool = True) -> Attempt:
-        """Make an attempt; a new one begins by creating its workers."""
-        return Attempt(self.fleet, self.order, self.facts.put, 1, adopted or [], generation, is_whole)  # type: ignore[arg-type]
+    def attempt(self) -> Attempt:
+        """Make an attempt that begins by creating its workers."""
+        return Attempt(self.fleet, self.order, self.facts.put, 1)  # type: ignore[arg-type]
 
     def begin(self) -> Attempt:
         """Bring up a gang that trains."""
@@ -161,6 +161,22 @@ class Stage:
         for actor in self.fleet.actors:
             actor.prepare()
         self.fleet.wait_for(lambda: all(actor.told("form") for actor in self.fleet.actors))
+        return attempt
+
+    def take_over(self, generations: list[int], ranks: list[int], since: list[int], members: int = 3) -> Attempt:
+        """Take over workers of a launcher before, of which each says in which generation it is and since when."""
+        order_bytes = self.order.SerializeToString()
+        workers = []
+        for number, (generation, rank, first) in enumerate(zip(generations, ranks, since, strict=True)):
+            actor = self.fleet.create(self.order, f"node-{number}", number)
+            address = f"address-{number}"
+            told = Description(order_bytes, actor.node_id, generation, rank, address, members, first, HARDWARE)
+            workers.append((number, actor, told))
+        config = Config("", "", epoch=1, ray_address="", namespace="", log_format="json")
+        launcher = Launcher(config, self.fleet, Lifeline())  # type: ignore[arg-type]
+        launcher._facts = self.facts  # type: ignore[assignment]
+        attempt = launcher._adopt(workers)
+        attempt.start()
         return attempt
 
     def next_change(self, words: str) -> GangChanged:

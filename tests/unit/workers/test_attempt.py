@@ -97,3 +97,12 @@ def test_a_worker_that_can_be_reached_no_more_is_hung_in_the_end() -> None:
     assert stage.fleet.actors[1].is_killed
     stage.close()
     stage.end()
+
+
+def test_whoever_has_trained_before_comes_first_when_a_launcher_takes_over_in_the_middle_of_a_change() -> None:
+    stage = Stage()
+    # The last one came to know of the second generation before the others did.
+    stage.take_over(generations=[1, 1, 2], ranks=[0, 1, 2], since=[1, 1, 2])
+    stage.fleet.wait_for(lambda: all(actor.told("form") for actor in stage.fleet.actors))
+    assert [actor.told("form")[0][1:3] for actor in stage.fleet.actors] == [(3, 0), (3, 1), (3, 2)]
+    stage.close()

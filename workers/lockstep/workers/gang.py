@@ -37,6 +37,7 @@ class Member:
         is_prepared: it has read the data, and may train with the others.
         hardware: what its bits depend on, in words; empty until it has read the data.
         rank: its rank in the newest generation; None while it is in none.
+        since: the generation in which it first was; None before that.
         is_leaving: it was told to go.
         leave_by: when it is killed then.
         hung_because: why it was killed, if it hung.
@@ -50,6 +51,7 @@ class Member:
     is_prepared: bool = False
     hardware: str = ""
     rank: int | None = None
+    since: int | None = None
     is_leaving: bool = False
     leave_by: float | None = None
     hung_because: str = ""
@@ -167,10 +169,15 @@ class Gang:
         self._ask_for_news(member, None)
 
     def form(self, why: str) -> None:
-        """Begin the next generation with all that are prepared and stay: survivors first, in their old order."""
-        ready = [member for member in self.staying if member.is_prepared]
-        ready.sort(key=lambda member: (not member.is_training, member.rank or 0, member.number))
+        """Begin the next generation with all that are prepared and stay, first those that have been there for longest.
+
+        So rank 0 has the state if anyone has, and the order of survivors is their old one.
+        """
         self.generation += 1
+        ready = [member for member in self.staying if member.is_prepared]
+        for member in ready:
+            member.since = member.since or self.generation
+        ready.sort(key=lambda member: (member.since, member.number))
         addresses = [member.address for member in ready]
         for member in self.members:
             member.rank = None

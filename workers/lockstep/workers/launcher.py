@@ -135,6 +135,7 @@ class Launcher:
                 is_prepared=description.generation > 0,
                 hardware=description.hardware,
                 rank=description.rank if description.generation == generation > 0 else None,
+                since=description.since or None,
             )
             for number, actor, description in sorted(workers, key=lambda worker: worker[0])
         ]

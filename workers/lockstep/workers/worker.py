@@ -41,6 +41,7 @@ class Description(NamedTuple):
         rank: its rank in that.
         address: where it listens for the others.
         members: number of workers of that generation.
+        since: the first generation that it was told of, 0 for none.
         hardware: what the bits of this worker depend on, in words; empty until it has read the data.
     """
 
@@ -50,6 +51,7 @@ class Description(NamedTuple):
     rank: int
     address: str
     members: int
+    since: int
     hardware: str
 
 
@@ -134,7 +136,7 @@ class Worker:
     def describe(self, epoch: int, coordinator_address: str) -> Description:
         """Tell a launcher of a newer epoch who this is, and report to its coordinator from now on."""
         if not self._is_obeyed(epoch) or self._membership is None or self._reporter is None:
-            return Description(b"", self._node_id, 0, 0, self._endpoint.address, 0, "")
+            return Description(b"", self._node_id, 0, 0, self._endpoint.address, 0, 0, "")
         self._reporter.redirect(coordinator_address)
         current = self._membership.current
         return Description(
@@ -144,6 +146,7 @@ class Worker:
             current.rank,
             self._endpoint.address,
             len(current.addresses),
+            self._membership.first_number,
             self._news.hardware,
         )
 
