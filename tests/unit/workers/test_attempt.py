@@ -106,3 +106,16 @@ def test_whoever_has_trained_before_comes_first_when_a_launcher_takes_over_in_th
     stage.fleet.wait_for(lambda: all(actor.told("form") for actor in stage.fleet.actors))
     assert [actor.told("form")[0][1:3] for actor in stage.fleet.actors] == [(3, 0), (3, 1), (3, 2)]
     stage.close()
+
+
+@pytest.mark.parametrize("generation", [2, 1], ids=["they know that one is lost", "they do not"])
+def test_a_gang_that_has_become_too_small_stops_also_when_the_launcher_changes_meanwhile(generation: int) -> None:
+    stage = Stage(workers=3, min_workers=3)
+    members = 2 if generation == 2 else 3
+    stage.take_over(generations=[generation] * 2, ranks=[0, 1], since=[1, 1], members=members)
+    stage.fleet.wait_for(lambda: all(actor.told("stop") for actor in stage.fleet.actors))
+    assert [actor.told("stop") for actor in stage.fleet.actors] == [[(1, True)]] * 2
+    stage.next_change("fewer than resources.min_workers (3)")
+    for actor in stage.fleet.actors:
+        actor.end()
+    assert stage.end().is_too_small

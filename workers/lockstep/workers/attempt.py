@@ -32,6 +32,7 @@ from lockstep.workers.gang import (
     ResizeAsked,
     StopAsked,
 )
+from lockstep.workers.quarrel import Quarrel
 
 PLACEMENT_TIMEOUT_S = 60.0
 """How long workers may take to come up before they are given up."""
@@ -39,11 +40,6 @@ AFTERMATH_S = 10.0
 """How long the other workers have to tell what they saw, once one has failed."""
 LEAVE_GRACE_S = 10.0
 """How long a worker that is let go may take."""
-QUARREL_S = 2.0
-"""How long workers may be without each other while all of them live, before they are brought together again."""
-MAX_QUARRELS = 5
-"""How often they are, within QUARREL_MEMORY_S, before the attempt is given up."""
-QUARREL_MEMORY_S = 60.0
 KEEP_GRACE_S = 60.0
 """How long the rest of a gang that has become too small may take to write a checkpoint."""
 
@@ -84,9 +80,7 @@ class Attempt:
         self._placed_by: float | None = None
         self._errors: list[JobError] = []
         self._is_too_small = False
-        self._quarrels = 0
-        self._last_quarrel = 0.0
-        self._quarrel_since: float | None = None
+        self._quarrel = Quarrel()
         self._thread = threading.Thread(target=self._run, name=f"{order.job_id}/{order.attempt}", daemon=True)
         self._log = log.bind(job_id=order.job_id, attempt=order.attempt)
 
@@ -143,10 +137,12 @@ class Attempt:
             for node_id in self.order.node_ids:
                 self._gang.add(node_id)
             self._placed_by = time.monotonic() + PLACEMENT_TIMEOUT_S
-        elif self._gang.generation and not self._is_whole:
+            return
+        # Those that are left may be on their way out already, which only the launcher before knew.
+        is_too_small = self._check_size("workers were lost before this launcher came", is_broken=not self._is_whole)
+        if self._gang.generation and not self._is_whole and not is_too_small:
             self._form("healed")
             self._tell_changed(f"{_count(len(self._gang.training))} go on after a change of the launcher")
-            self._check_size("workers were lost while no launcher was there")
 
     def _handle(self, event: Event | None) -> None:
         match event:
@@ -188,8 +184,8 @@ class Attempt:
             self._take_in(member, news.hardware)
         # An order of a launcher that died may have come to a worker after this one had asked it who it is.
         self._gang.generation = max(news.lost_generation, self._gang.generation)
-        if 0 < news.lost_generation == self._gang.generation and self._quarrel_since is None:
-            self._quarrel_since = time.monotonic()
+        if 0 < news.lost_generation == self._gang.generation:
+            self._quarrel.begin()
 
     def _take_in(self, member: Member, hardware: str) -> None:
         """A worker has read the data: let it meet the others, unless its bits would differ from theirs."""
@@ -249,7 +245,7 @@ class Attempt:
             message = f"{what}; no other worker was left"
             self._errors.append(JobError(reason="WORKER_LOST", message=message, rank=member.number))
             return
-        if self._check_size(what):
+        if self._check_size(what, is_broken=member.is_training):
             return
         if self._gang.generation and member.is_training:
             self._form("healed")
@@ -258,13 +254,18 @@ class Attempt:
             self._tell_changed(what)
             self._meet()
 
-    def _check_size(self, what: str) -> bool:
-        """Whether too few workers are left or will come; then they write a checkpoint and leave."""
+    def _check_size(self, what: str, *, is_broken: bool = False) -> bool:
+        """Whether too few workers are left or will come; then they write a checkpoint and leave.
+
+        Args:
+            what: what has happened.
+            is_broken: a member of the newest generation is gone, so that the others need another one.
+        """
         left = len(self._gang.staying)
         if left >= self._min_workers or self._stop is not None:
             return False
         self._is_too_small = True
-        if self._gang.generation:
+        if self._gang.generation and is_broken:
             self._form("healed")
         self._tell_changed(
             f"{what}; {_count(left)} left, fewer than resources.min_workers ({self._min_workers}): "
@@ -282,7 +283,7 @@ class Attempt:
 
     def _form(self, why: str) -> None:
         """Start the next generation with everyone who is prepared and stays."""
-        self._quarrel_since = None
+        self._quarrel.end()
         self._gang.form(why)
 
     def _time_is_up(self) -> None:
@@ -303,10 +304,8 @@ class Attempt:
                 self._gang.remove(member)
             self._tell_changed("")
             self._check_size("a worker did not come up")
-        elif self._quarrel_since is not None and now >= self._quarrel_since + QUARREL_S:
-            self._quarrels = self._quarrels + 1 if now < self._last_quarrel + QUARREL_MEMORY_S else 1
-            self._last_quarrel = now
-            if self._quarrels > MAX_QUARRELS:
+        elif self._quarrel.is_due(now):
+            if self._quarrel.is_hopeless(now):
                 self._fail(JobError(reason="WORKER_LOST", message="the workers live but cannot reach each other"))
             else:
                 self._form("brought together again")
@@ -317,9 +316,8 @@ class Attempt:
                 self._gang.kill(member)  # its death is an event
 
     def _next_deadline(self) -> float | None:
-        times = [self._deadline, self._placed_by, *(member.leave_by for member in self._gang.members)]
-        if self._quarrel_since is not None:
-            times.append(self._quarrel_since + QUARREL_S)
+        times = [self._deadline, self._placed_by, self._quarrel.deadline]
+        times += [member.leave_by for member in self._gang.members]
         return min((moment for moment in times if moment is not None), default=None)
 
     def _stop_all(self, asked: StopAsked) -> None:
