@@ -7,6 +7,7 @@ from ray.exceptions import ActorUnavailableError
 
 from lockstep.v1.internal_service_pb2 import ResizeGang
 from lockstep.v1.job_pb2 import JobError
+from lockstep.workers import attempt
 from tests.unit.workers.scripted_fleet import HARDWARE, ScriptedActor, Stage
 
 
@@ -19,9 +20,9 @@ def stage() -> Iterator[Stage]:
 
 def grow(stage: Stage, node_id: str) -> ScriptedActor:
     """Have one more worker come up."""
-    attempt = stage.begin()
+    running = stage.begin()
     count = len(stage.fleet.actors)
-    attempt.resize(ResizeGang(revision=1, node_ids=[*stage.order.node_ids, node_id]))
+    running.resize(ResizeGang(revision=1, node_ids=[*stage.order.node_ids, node_id]))
     stage.fleet.wait_for(lambda: len(stage.fleet.actors) == count + 1)
     return stage.fleet.actors[-1]
 
@@ -75,10 +76,10 @@ def test_a_gang_begins_without_who_differs_if_enough_are_left(min_workers: int, 
 
 
 def test_a_worker_that_cannot_be_reached_for_a_moment_is_not_taken_for_dead(stage: Stage) -> None:
-    attempt = stage.begin()
+    running = stage.begin()
     away, other = stage.fleet.actors
     away.fail(ActorUnavailableError("the network is broken", None))
-    attempt.resize(ResizeGang(revision=1, node_ids=["node-0"]))  # news that comes after all of that
+    running.resize(ResizeGang(revision=1, node_ids=["node-0"]))  # news that comes after all of that
     stage.next_change("shrunk to 1 worker")
     away.fail(None)
     stage.fleet.wait_for(lambda: len(away.told("form")) == 2)
@@ -119,3 +120,22 @@ def test_a_gang_that_has_become_too_small_stops_also_when_the_launcher_changes_m
     for actor in stage.fleet.actors:
         actor.end()
     assert stage.end().is_too_small
+
+
+def test_when_one_worker_has_failed_the_others_may_report_before_they_go(stage: Stage) -> None:
+    stage.begin()
+    reporting, failed = stage.fleet.actors
+    failed.end(JobError(reason="NON_FINITE_LOSS", message="train_loss is nan at step 7", rank=1))
+    stage.fleet.wait_for(lambda: reporting.told("dismiss") or reporting.is_killed)
+    assert not reporting.is_killed, "it still has points to deliver"
+    reporting.end()
+    assert stage.end().error.message == "train_loss is nan at step 7"
+
+
+def test_who_does_not_go_after_a_failure_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempt, "AFTERMATH_S", 0.05)
+    stage = Stage()
+    stage.begin()
+    stage.fleet.actors[0].end(JobError(reason="NON_FINITE_LOSS", message="train_loss is nan at step 7"))
+    assert stage.end().error.reason == "NON_FINITE_LOSS"
+    assert stage.fleet.actors[1].is_killed

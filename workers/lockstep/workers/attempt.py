@@ -37,7 +37,7 @@ from lockstep.workers.quarrel import Quarrel
 PLACEMENT_TIMEOUT_S = 60.0
 """How long workers may take to come up before they are given up."""
 AFTERMATH_S = 10.0
-"""How long the other workers have to tell what they saw, once one has failed."""
+"""How long the other workers have to report what they saw, once one has failed; rank 0 has all metric points."""
 LEAVE_GRACE_S = 10.0
 """How long a worker that is let go may take."""
 KEEP_GRACE_S = 60.0
@@ -329,12 +329,14 @@ class Attempt:
             self._gang.tell(member, "stop", self._epoch, asked.keep)
 
     def _fail(self, error: JobError) -> None:
-        """A worker could not go on for a reason that the others share: end all, once they have told what they saw."""
+        """A worker could not go on for a reason that the others share: end all, once they have reported."""
         self._errors.append(error)
         limit = time.monotonic() + AFTERMATH_S
         self._deadline = min(limit, self._deadline or limit)
-        if error.reason != "RANKS_DISAGREE":  # there each rank tells its own
-            self._deadline = time.monotonic()
+        for member in self._gang.staying:
+            member.is_leaving = True
+            if error.reason != "RANKS_DISAGREE":  # there each rank tells its own
+                self._gang.tell(member, "dismiss", self._epoch)
 
     def _resize(self, asked: ResizeAsked) -> None:
         """Take in workers on nodes that lack one, and let go those that are too many there."""
