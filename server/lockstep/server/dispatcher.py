@@ -212,13 +212,13 @@ class Dispatcher:
         async with entry.lock:
             if entry.gang is None or entry.gang.attempt != told.attempt:
                 return
-            # A gang that is gone holds nothing, and the attempt's reports end with it.
-            self._live.set_gang(entry, None)
             left_for_us = self._is_closing and (error is None or error.reason == Reason.WORKER_LOST)
             if left_for_us and entry.job.state.has_workers:
                 await self._live.apply(entry, WorkersForgotten("the server was stopped"))
             else:
                 await self._live.apply(entry, GangGone(error, told.is_too_small))
+            # Only now that this is stored: until then the job counts as having its workers.
+            self._live.set_gang(entry, None)
             self._live.drop_if_over(entry)
 
     # Who starts, grows and shrinks.

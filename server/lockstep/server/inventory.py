@@ -64,9 +64,9 @@ async def _adopt(entry: Entry, told: GangChanged, live: LiveJobs, orders: Orders
 
 async def _forget(entry: Entry, live: LiveJobs, cause: str) -> None:
     async with entry.lock:
-        live.set_gang(entry, None)
         if entry.job.state.has_workers:
             await live.apply(entry, WorkersForgotten(cause))
+        live.set_gang(entry, None)
         live.drop_if_over(entry)
 
 
