@@ -11,18 +11,24 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ConnectLauncherRequest(_message.Message):
-    __slots__ = ("ready", "capacity", "gang_started", "gang_stopped", "gang_changed")
+    __slots__ = ("ready", "capacity", "gang_started", "gang_stopped", "gang_changed", "heartbeat")
     READY_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
     GANG_STARTED_FIELD_NUMBER: _ClassVar[int]
     GANG_STOPPED_FIELD_NUMBER: _ClassVar[int]
     GANG_CHANGED_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     ready: LauncherReady
     capacity: ClusterCapacity
     gang_started: GangStarted
     gang_stopped: GangStopped
     gang_changed: GangChanged
-    def __init__(self, ready: _Optional[_Union[LauncherReady, _Mapping]] = ..., capacity: _Optional[_Union[ClusterCapacity, _Mapping]] = ..., gang_started: _Optional[_Union[GangStarted, _Mapping]] = ..., gang_stopped: _Optional[_Union[GangStopped, _Mapping]] = ..., gang_changed: _Optional[_Union[GangChanged, _Mapping]] = ...) -> None: ...
+    heartbeat: Heartbeat
+    def __init__(self, ready: _Optional[_Union[LauncherReady, _Mapping]] = ..., capacity: _Optional[_Union[ClusterCapacity, _Mapping]] = ..., gang_started: _Optional[_Union[GangStarted, _Mapping]] = ..., gang_stopped: _Optional[_Union[GangStopped, _Mapping]] = ..., gang_changed: _Optional[_Union[GangChanged, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
+
+class Heartbeat(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class LauncherReady(_message.Message):
     __slots__ = ("epoch", "gangs")

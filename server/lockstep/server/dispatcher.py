@@ -56,10 +56,12 @@ class Dispatcher:
 
     Attributes:
         cluster_is_ready: set while a launcher is in service and has told what the cluster has.
+        launcher_words: how often a launcher has said something.
     """
 
     def __init__(self, live: LiveJobs, orders: Orders, store: Store, cluster: Cluster) -> None:
         self.cluster_is_ready = asyncio.Event()
+        self.launcher_words = 0
         self._live = live
         self._orders = orders
         self._store = store
@@ -138,6 +140,11 @@ class Dispatcher:
             cause = f"the workers were gone when the {who} came back"
             await take_over(gangs, self._live, self._orders, self._store, cause)
         self._live.has_changed.set()
+
+    def launcher_spoke(self, line: LauncherLine) -> None:
+        """Count a sign of life of the launcher."""
+        if line is self._orders.line:
+            self.launcher_words += 1
 
     def launcher_disconnected(self, line: LauncherLine) -> None:
         """Note that the launcher is gone. Its gangs go on; the next launcher tells what has become of them."""
