@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -273,10 +274,10 @@ def test_a_job_starts_from_the_checkpoint_of_another(tmp_path: Path) -> None:
             newest = await server.submit(init_from={"job_id": source.job_id})
             assert (newest.spec.init_from.job_id, newest.spec.init_from.step) == (source.job_id, 20)
             gang = await launcher.next_start()
-            assert gang.init_from_uri == f"{tmp_path}/c/step-{20:012}"
+            assert gang.init_from_uri == f"{tmp_path}/{newest.job_id}/init-from/step-{20:012}"
             assert gang.spec.init_from.step == 20
             older = await server.submit(init_from={"job_id": source.job_id, "step": 10})
-            assert (await launcher.next_start()).init_from_uri == f"{tmp_path}/c/step-{10:012}"
+            assert (await launcher.next_start()).init_from_uri == f"{tmp_path}/{older.job_id}/init-from/step-{10:012}"
             named = await server.submit(init_from={"job_id": source.job_id, "step": 20})
             assert newest.curve_digest == named.curve_digest != older.curve_digest
         async with serving(tmp_path) as server:
@@ -285,6 +286,33 @@ def test_a_job_starts_from_the_checkpoint_of_another(tmp_path: Path) -> None:
             uris = {(start := await launcher.next_start()).job_id: start.init_from_uri for _ in range(2)}
             assert uris[newest.job_id].endswith(f"{20:012}")
             assert uris[older.job_id].endswith(f"{10:012}")
+
+    run(scenario())
+
+
+def test_the_weights_a_job_starts_from_outlive_their_removal_by_the_job_that_wrote_them(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            launcher, source = await start_job(server)
+            await launcher.report(source, 1, checkpoints=[write_checkpoint(tmp_path / "c", 10)])
+            await server.submit(init_from={"job_id": source.job_id})
+            gang = await launcher.next_start()
+            shutil.rmtree(tmp_path / "c" / f"step-{10:012}")
+            await launcher.report(source, 2, removed_checkpoint_steps=[10])
+            assert (Path(gang.init_from_uri) / "model.safetensors").read_bytes() == b"model" * 100
+            assert (Path(gang.init_from_uri) / "manifest.json").exists()
+
+    run(scenario())
+
+
+def test_weights_that_are_being_removed_are_refused_at_the_submit(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            launcher, source = await start_job(server)
+            await launcher.report(source, 1, checkpoints=[write_checkpoint(tmp_path / "c", 10)])
+            (tmp_path / "c" / f"step-{10:012}" / "manifest.json").unlink()
+            error = await status_of(server.submit(init_from={"job_id": source.job_id}))
+            assert set(violations_of(error)) == {"init_from.job_id"}
 
     run(scenario())
 

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from lockstep.server import gangs
-from lockstep.v1.internal_service_pb2 import StartGang
+from lockstep.v1.internal_service_pb2 import LauncherReady, StartGang
 from lockstep.v1.job_pb2 import (
     JOB_STATE_CANCELLED,
     JOB_STATE_CANCELLING,
@@ -29,7 +29,7 @@ from lockstep.v1.job_service_pb2 import (
     ResumeJobRequest,
     UpdateJobRequest,
 )
-from tests.unit.server.harness import Running, ScriptedLauncher, run, serving, status_of, violations_of
+from tests.unit.server.harness import Running, ScriptedLauncher, changed, run, serving, status_of, violations_of
 
 PAIR = ["node-a", "node-a"]
 
@@ -315,6 +315,37 @@ def test_a_user_who_scales_waits_for_no_delay(tmp_path: Path, monkeypatch: pytes
             await server.until(gang.job_id, lambda job: job.running_workers == 1)
             await scale(server, gang.job_id, 3)
             assert list((await launcher.next_resize()).node_ids) == ["node-a"] * 3
+
+    run(scenario())
+
+
+def test_a_node_whose_workers_were_refused_is_tried_again_only_when_the_user_scales(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("FIRST_RESIZE_DELAY_S", "LONGEST_RESIZE_DELAY_S"):
+        monkeypatch.setattr(gangs, name, 0.0)
+
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            launcher, gang = await start_job(server)
+            nodes = {"node-a": (2.0, 0.0), "node-odd": (1.0, 0.0)}
+            await launcher.offer(nodes)
+            await scale(server, gang.job_id, 3)
+            assert list((await launcher.next_resize()).node_ids) == [*PAIR, "node-odd"]
+            refusal = changed(gang, PAIR, revision=1, message="worker 2 cannot join")
+            refusal.refused_node_ids.append("node-odd")
+            await launcher.say(gang_changed=refusal)
+            assert "worker 2 cannot join" in await server.messages(gang.job_id, 4)
+            await launcher.leave()
+            # The next launcher need not find it out again.
+            second = server.launcher()
+            await second.say(ready=LauncherReady(epoch=gang.epoch, gangs=[changed(gang, PAIR, revision=1)]))
+            await second.offer(nodes | {"node-c": (1.0, 0.0)})
+            assert list((await second.next_resize()).node_ids) == [*PAIR, "node-c"]
+            await second.offer(nodes)
+            await second.gang_changed(gang, PAIR, revision=2)
+            await scale(server, gang.job_id, 4)
+            assert list((await second.next_resize()).node_ids) == [*PAIR, "node-odd"]
 
     run(scenario())
 

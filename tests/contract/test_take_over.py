@@ -224,6 +224,30 @@ def test_a_job_that_was_stopping_has_stopped_when_its_workers_are_gone(
     run(scenario())
 
 
+def test_a_gang_whose_end_could_not_be_stored_is_kept_until_the_next_launcher_tells_of_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            first, gang = await start_job(server)
+            await first.report(gang, 1)
+
+            async def refuse(*args: object, **kwargs: object) -> None:
+                raise OSError("the disk is full")
+
+            with monkeypatch.context() as patched:
+                patched.setattr(server.coordinator.store, "save", refuse)
+                await first.gang_stopped(gang, "WORKER_LOST")
+                await status_of(first.call.read())
+            assert (await server.get(gang.job_id)).state == JOB_STATE_RUNNING
+            assert server.coordinator.counts() == {"entries": 1, "holding": 1}
+            second = server.launcher()
+            await second.be_ready()
+            assert (await second.next_start()).attempt == 2
+
+    run(scenario())
+
+
 def test_a_resize_that_was_lost_is_ordered_again(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(tmp_path) as server:

@@ -65,6 +65,23 @@ def test_a_killed_launcher_is_replaced_and_its_jobs_go_on(make_server: MakeServe
     assert server.stop(signal.SIGINT) == 0
 
 
+@pytest.mark.exhaustive
+def test_a_frozen_launcher_is_replaced_and_its_jobs_go_on(make_server: MakeServer) -> None:
+    server = make_server("--num-cpus", "3", "--launcher-timeout-s", "3").start()
+    with server.client() as client:
+        job = wait_for_step(client.submit_job(digits(workers=3, max_epochs=300)), 20)
+        (frozen,) = server.processes("lockstep.workers.launcher")
+        frozen.send_signal(signal.SIGSTOP)
+        server.workers()[1].kill()  # while nobody looks after it
+        job.wait()
+        assert not frozen.is_running()
+        assert (job.attempt, job.restarts, job.heals) == (1, 0, 1)
+        again = client.submit_job(digits(workers=1, max_epochs=300)).wait()
+        assert again.result == job.result
+    assert "the launcher says nothing and is killed" in server.log()
+    assert server.stop() == 0
+
+
 def test_a_server_that_is_stopped_goes_on_from_a_checkpoint(make_server: MakeServer) -> None:
     server = make_server("--num-cpus", "2").start()
     with server.client() as client:

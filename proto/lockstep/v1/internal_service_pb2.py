@@ -28,7 +28,7 @@ from lockstep.v1 import job_spec_pb2 as lockstep_dot_v1_dot_job__spec__pb2
 from lockstep.v1 import metrics_service_pb2 as lockstep_dot_v1_dot_metrics__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"lockstep/v1/internal_service.proto\x12\x0blockstep.v1\x1a$lockstep/v1/checkpoint_service.proto\x1a\x15lockstep/v1/job.proto\x1a\x1alockstep/v1/job_spec.proto\x1a!lockstep/v1/metrics_service.proto\"\x95\x02\n\x16\x43onnectLauncherRequest\x12+\n\x05ready\x18\x01 \x01(\x0b\x32\x1a.lockstep.v1.LauncherReadyH\x00\x12\x30\n\x08\x63\x61pacity\x18\x02 \x01(\x0b\x32\x1c.lockstep.v1.ClusterCapacityH\x00\x12\x30\n\x0cgang_started\x18\x03 \x01(\x0b\x32\x18.lockstep.v1.GangStartedH\x00\x12\x30\n\x0cgang_stopped\x18\x04 \x01(\x0b\x32\x18.lockstep.v1.GangStoppedH\x00\x12\x30\n\x0cgang_changed\x18\x05 \x01(\x0b\x32\x18.lockstep.v1.GangChangedH\x00\x42\x06\n\x04\x66\x61\x63t\"G\n\rLauncherReady\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\'\n\x05gangs\x18\x02 \x03(\x0b\x32\x18.lockstep.v1.GangChanged\";\n\x0f\x43lusterCapacity\x12(\n\x05nodes\x18\x01 \x03(\x0b\x32\x19.lockstep.v1.NodeCapacity\"v\n\x0cNodeCapacity\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\tnode_name\x18\x02 \x01(\t\x12\x0c\n\x04\x63pus\x18\x03 \x01(\x01\x12\x0c\n\x04gpus\x18\x04 \x01(\x01\x12\x12\n\ntotal_cpus\x18\x05 \x01(\x01\x12\x12\n\ntotal_gpus\x18\x06 \x01(\x01\".\n\x0bGangStarted\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\"j\n\x0bGangStopped\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12$\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x15.lockstep.v1.JobError\x12\x14\n\x0cis_too_small\x18\x04 \x01(\x08\"|\n\x0bGangChanged\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x10\n\x08node_ids\x18\x04 \x03(\t\x12\x17\n\x0frunning_workers\x18\x05 \x01(\x05\x12\x0f\n\x07message\x18\x06 \x01(\t\"\xac\x01\n\x17\x43onnectLauncherResponse\x12,\n\nstart_gang\x18\x01 \x01(\x0b\x32\x16.lockstep.v1.StartGangH\x00\x12*\n\tstop_gang\x18\x02 \x01(\x0b\x32\x15.lockstep.v1.StopGangH\x00\x12.\n\x0bresize_gang\x18\x03 \x01(\x0b\x32\x17.lockstep.v1.ResizeGangH\x00\x42\x07\n\x05order\"\xd4\x01\n\tStartGang\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\"\n\x04spec\x18\x03 \x01(\x0b\x32\x14.lockstep.v1.JobSpec\x12\x10\n\x08node_ids\x18\x04 \x03(\t\x12\x1b\n\x13\x63oordinator_address\x18\x05 \x01(\t\x12\x15\n\rattempt_token\x18\x06 \x01(\t\x12\r\n\x05\x65poch\x18\x07 \x01(\x03\x12\x16\n\x0e\x63heckpoint_uri\x18\x08 \x01(\t\x12\x15\n\rinit_from_uri\x18\t \x01(\t\"`\n\nResizeGang\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x10\n\x08node_ids\x18\x04 \x03(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x03\"J\n\x08StopGang\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0f\n\x07grace_s\x18\x03 \x01(\x01\x12\x0c\n\x04keep\x18\x04 \x01(\x08\"\xfd\x02\n\x15ReportProgressRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x12\n\ngeneration\x18\x03 \x01(\x05\x12\x10\n\x08sequence\x18\x04 \x01(\x03\x12*\n\x08progress\x18\x05 \x01(\x0b\x32\x18.lockstep.v1.JobProgress\x12(\n\x06points\x18\x06 \x03(\x0b\x32\x18.lockstep.v1.MetricPoint\x12\x16\n\x0ehardware_class\x18\x07 \x01(\t\x12&\n\x06result\x18\x08 \x01(\x0b\x32\x16.lockstep.v1.JobResult\x12\r\n\x05notes\x18\x0b \x03(\t\x12\r\n\x05heals\x18\x0c \x01(\x05\x12\x36\n\x10kept_checkpoints\x18\r \x01(\x0b\x32\x1c.lockstep.v1.KeptCheckpointsJ\x04\x08\t\x10\nJ\x04\x08\n\x10\x0bR\x0b\x63heckpointsR\x18removed_checkpoint_steps\"?\n\x0fKeptCheckpoints\x12,\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x17.lockstep.v1.Checkpoint\"7\n\x16ReportProgressResponse\x12\x1d\n\x15\x61\x63knowledged_sequence\x18\x01 \x01(\x03\x32\xce\x01\n\x0fInternalService\x12`\n\x0f\x43onnectLauncher\x12#.lockstep.v1.ConnectLauncherRequest\x1a$.lockstep.v1.ConnectLauncherResponse(\x01\x30\x01\x12Y\n\x0eReportProgress\x12\".lockstep.v1.ReportProgressRequest\x1a#.lockstep.v1.ReportProgressResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"lockstep/v1/internal_service.proto\x12\x0blockstep.v1\x1a$lockstep/v1/checkpoint_service.proto\x1a\x15lockstep/v1/job.proto\x1a\x1alockstep/v1/job_spec.proto\x1a!lockstep/v1/metrics_service.proto\"\xc2\x02\n\x16\x43onnectLauncherRequest\x12+\n\x05ready\x18\x01 \x01(\x0b\x32\x1a.lockstep.v1.LauncherReadyH\x00\x12\x30\n\x08\x63\x61pacity\x18\x02 \x01(\x0b\x32\x1c.lockstep.v1.ClusterCapacityH\x00\x12\x30\n\x0cgang_started\x18\x03 \x01(\x0b\x32\x18.lockstep.v1.GangStartedH\x00\x12\x30\n\x0cgang_stopped\x18\x04 \x01(\x0b\x32\x18.lockstep.v1.GangStoppedH\x00\x12\x30\n\x0cgang_changed\x18\x05 \x01(\x0b\x32\x18.lockstep.v1.GangChangedH\x00\x12+\n\theartbeat\x18\x06 \x01(\x0b\x32\x16.lockstep.v1.HeartbeatH\x00\x42\x06\n\x04\x66\x61\x63t\"\x0b\n\tHeartbeat\"G\n\rLauncherReady\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\'\n\x05gangs\x18\x02 \x03(\x0b\x32\x18.lockstep.v1.GangChanged\";\n\x0f\x43lusterCapacity\x12(\n\x05nodes\x18\x01 \x03(\x0b\x32\x19.lockstep.v1.NodeCapacity\"v\n\x0cNodeCapacity\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\tnode_name\x18\x02 \x01(\t\x12\x0c\n\x04\x63pus\x18\x03 \x01(\x01\x12\x0c\n\x04gpus\x18\x04 \x01(\x01\x12\x12\n\ntotal_cpus\x18\x05 \x01(\x01\x12\x12\n\ntotal_gpus\x18\x06 \x01(\x01\".\n\x0bGangStarted\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\"j\n\x0bGangStopped\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12$\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x15.lockstep.v1.JobError\x12\x14\n\x0cis_too_small\x18\x04 \x01(\x08\"\x96\x01\n\x0bGangChanged\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x10\n\x08node_ids\x18\x04 \x03(\t\x12\x17\n\x0frunning_workers\x18\x05 \x01(\x05\x12\x0f\n\x07message\x18\x06 \x01(\t\x12\x18\n\x10refused_node_ids\x18\x07 \x03(\t\"\xac\x01\n\x17\x43onnectLauncherResponse\x12,\n\nstart_gang\x18\x01 \x01(\x0b\x32\x16.lockstep.v1.StartGangH\x00\x12*\n\tstop_gang\x18\x02 \x01(\x0b\x32\x15.lockstep.v1.StopGangH\x00\x12.\n\x0bresize_gang\x18\x03 \x01(\x0b\x32\x17.lockstep.v1.ResizeGangH\x00\x42\x07\n\x05order\"\xd4\x01\n\tStartGang\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\"\n\x04spec\x18\x03 \x01(\x0b\x32\x14.lockstep.v1.JobSpec\x12\x10\n\x08node_ids\x18\x04 \x03(\t\x12\x1b\n\x13\x63oordinator_address\x18\x05 \x01(\t\x12\x15\n\rattempt_token\x18\x06 \x01(\t\x12\r\n\x05\x65poch\x18\x07 \x01(\x03\x12\x16\n\x0e\x63heckpoint_uri\x18\x08 \x01(\t\x12\x15\n\rinit_from_uri\x18\t \x01(\t\"`\n\nResizeGang\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x10\n\x08node_ids\x18\x04 \x03(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x03\"J\n\x08StopGang\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0f\n\x07grace_s\x18\x03 \x01(\x01\x12\x0c\n\x04keep\x18\x04 \x01(\x08\"\xfd\x02\n\x15ReportProgressRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x12\n\ngeneration\x18\x03 \x01(\x05\x12\x10\n\x08sequence\x18\x04 \x01(\x03\x12*\n\x08progress\x18\x05 \x01(\x0b\x32\x18.lockstep.v1.JobProgress\x12(\n\x06points\x18\x06 \x03(\x0b\x32\x18.lockstep.v1.MetricPoint\x12\x16\n\x0ehardware_class\x18\x07 \x01(\t\x12&\n\x06result\x18\x08 \x01(\x0b\x32\x16.lockstep.v1.JobResult\x12\r\n\x05notes\x18\x0b \x03(\t\x12\r\n\x05heals\x18\x0c \x01(\x05\x12\x36\n\x10kept_checkpoints\x18\r \x01(\x0b\x32\x1c.lockstep.v1.KeptCheckpointsJ\x04\x08\t\x10\nJ\x04\x08\n\x10\x0bR\x0b\x63heckpointsR\x18removed_checkpoint_steps\"?\n\x0fKeptCheckpoints\x12,\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x17.lockstep.v1.Checkpoint\"7\n\x16ReportProgressResponse\x12\x1d\n\x15\x61\x63knowledged_sequence\x18\x01 \x01(\x03\x32\xce\x01\n\x0fInternalService\x12`\n\x0f\x43onnectLauncher\x12#.lockstep.v1.ConnectLauncherRequest\x1a$.lockstep.v1.ConnectLauncherResponse(\x01\x30\x01\x12Y\n\x0eReportProgress\x12\".lockstep.v1.ReportProgressRequest\x1a#.lockstep.v1.ReportProgressResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,33 +36,35 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lockstep.v1.internal_servic
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CONNECTLAUNCHERREQUEST']._serialized_start=176
-  _globals['_CONNECTLAUNCHERREQUEST']._serialized_end=453
-  _globals['_LAUNCHERREADY']._serialized_start=455
-  _globals['_LAUNCHERREADY']._serialized_end=526
-  _globals['_CLUSTERCAPACITY']._serialized_start=528
-  _globals['_CLUSTERCAPACITY']._serialized_end=587
-  _globals['_NODECAPACITY']._serialized_start=589
-  _globals['_NODECAPACITY']._serialized_end=707
-  _globals['_GANGSTARTED']._serialized_start=709
-  _globals['_GANGSTARTED']._serialized_end=755
-  _globals['_GANGSTOPPED']._serialized_start=757
-  _globals['_GANGSTOPPED']._serialized_end=863
-  _globals['_GANGCHANGED']._serialized_start=865
-  _globals['_GANGCHANGED']._serialized_end=989
-  _globals['_CONNECTLAUNCHERRESPONSE']._serialized_start=992
-  _globals['_CONNECTLAUNCHERRESPONSE']._serialized_end=1164
-  _globals['_STARTGANG']._serialized_start=1167
-  _globals['_STARTGANG']._serialized_end=1379
-  _globals['_RESIZEGANG']._serialized_start=1381
-  _globals['_RESIZEGANG']._serialized_end=1477
-  _globals['_STOPGANG']._serialized_start=1479
-  _globals['_STOPGANG']._serialized_end=1553
-  _globals['_REPORTPROGRESSREQUEST']._serialized_start=1556
-  _globals['_REPORTPROGRESSREQUEST']._serialized_end=1937
-  _globals['_KEPTCHECKPOINTS']._serialized_start=1939
-  _globals['_KEPTCHECKPOINTS']._serialized_end=2002
-  _globals['_REPORTPROGRESSRESPONSE']._serialized_start=2004
-  _globals['_REPORTPROGRESSRESPONSE']._serialized_end=2059
-  _globals['_INTERNALSERVICE']._serialized_start=2062
-  _globals['_INTERNALSERVICE']._serialized_end=2268
+  _globals['_CONNECTLAUNCHERREQUEST']._serialized_end=498
+  _globals['_HEARTBEAT']._serialized_start=500
+  _globals['_HEARTBEAT']._serialized_end=511
+  _globals['_LAUNCHERREADY']._serialized_start=513
+  _globals['_LAUNCHERREADY']._serialized_end=584
+  _globals['_CLUSTERCAPACITY']._serialized_start=586
+  _globals['_CLUSTERCAPACITY']._serialized_end=645
+  _globals['_NODECAPACITY']._serialized_start=647
+  _globals['_NODECAPACITY']._serialized_end=765
+  _globals['_GANGSTARTED']._serialized_start=767
+  _globals['_GANGSTARTED']._serialized_end=813
+  _globals['_GANGSTOPPED']._serialized_start=815
+  _globals['_GANGSTOPPED']._serialized_end=921
+  _globals['_GANGCHANGED']._serialized_start=924
+  _globals['_GANGCHANGED']._serialized_end=1074
+  _globals['_CONNECTLAUNCHERRESPONSE']._serialized_start=1077
+  _globals['_CONNECTLAUNCHERRESPONSE']._serialized_end=1249
+  _globals['_STARTGANG']._serialized_start=1252
+  _globals['_STARTGANG']._serialized_end=1464
+  _globals['_RESIZEGANG']._serialized_start=1466
+  _globals['_RESIZEGANG']._serialized_end=1562
+  _globals['_STOPGANG']._serialized_start=1564
+  _globals['_STOPGANG']._serialized_end=1638
+  _globals['_REPORTPROGRESSREQUEST']._serialized_start=1641
+  _globals['_REPORTPROGRESSREQUEST']._serialized_end=2022
+  _globals['_KEPTCHECKPOINTS']._serialized_start=2024
+  _globals['_KEPTCHECKPOINTS']._serialized_end=2087
+  _globals['_REPORTPROGRESSRESPONSE']._serialized_start=2089
+  _globals['_REPORTPROGRESSRESPONSE']._serialized_end=2144
+  _globals['_INTERNALSERVICE']._serialized_start=2147
+  _globals['_INTERNALSERVICE']._serialized_end=2353
 # @@protoc_insertion_point(module_scope)

@@ -11,18 +11,24 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ConnectLauncherRequest(_message.Message):
-    __slots__ = ("ready", "capacity", "gang_started", "gang_stopped", "gang_changed")
+    __slots__ = ("ready", "capacity", "gang_started", "gang_stopped", "gang_changed", "heartbeat")
     READY_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
     GANG_STARTED_FIELD_NUMBER: _ClassVar[int]
     GANG_STOPPED_FIELD_NUMBER: _ClassVar[int]
     GANG_CHANGED_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     ready: LauncherReady
     capacity: ClusterCapacity
     gang_started: GangStarted
     gang_stopped: GangStopped
     gang_changed: GangChanged
-    def __init__(self, ready: _Optional[_Union[LauncherReady, _Mapping]] = ..., capacity: _Optional[_Union[ClusterCapacity, _Mapping]] = ..., gang_started: _Optional[_Union[GangStarted, _Mapping]] = ..., gang_stopped: _Optional[_Union[GangStopped, _Mapping]] = ..., gang_changed: _Optional[_Union[GangChanged, _Mapping]] = ...) -> None: ...
+    heartbeat: Heartbeat
+    def __init__(self, ready: _Optional[_Union[LauncherReady, _Mapping]] = ..., capacity: _Optional[_Union[ClusterCapacity, _Mapping]] = ..., gang_started: _Optional[_Union[GangStarted, _Mapping]] = ..., gang_stopped: _Optional[_Union[GangStopped, _Mapping]] = ..., gang_changed: _Optional[_Union[GangChanged, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
+
+class Heartbeat(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class LauncherReady(_message.Message):
     __slots__ = ("epoch", "gangs")
@@ -75,20 +81,22 @@ class GangStopped(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., error: _Optional[_Union[_job_pb2.JobError, _Mapping]] = ..., is_too_small: bool = ...) -> None: ...
 
 class GangChanged(_message.Message):
-    __slots__ = ("job_id", "attempt", "revision", "node_ids", "running_workers", "message")
+    __slots__ = ("job_id", "attempt", "revision", "node_ids", "running_workers", "message", "refused_node_ids")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     NODE_IDS_FIELD_NUMBER: _ClassVar[int]
     RUNNING_WORKERS_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_NODE_IDS_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     attempt: int
     revision: int
     node_ids: _containers.RepeatedScalarFieldContainer[str]
     running_workers: int
     message: str
-    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., revision: _Optional[int] = ..., node_ids: _Optional[_Iterable[str]] = ..., running_workers: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
+    refused_node_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., revision: _Optional[int] = ..., node_ids: _Optional[_Iterable[str]] = ..., running_workers: _Optional[int] = ..., message: _Optional[str] = ..., refused_node_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ConnectLauncherResponse(_message.Message):
     __slots__ = ("start_gang", "stop_gang", "resize_gang")

@@ -108,10 +108,13 @@ class Application:
             pid=os.getpid(),
         )
         if self._keeps_cluster:
+            dispatcher = self.coordinator.dispatcher
             head = RayHead(self._data_dir, num_cpus=num_cpus, num_gpus=num_gpus) if is_embedded else None
             self._keeper = ClusterKeeper(
                 self._launcher_facts(),
-                launcher_is_up=self.coordinator.dispatcher.cluster_is_ready.is_set,
+                launcher_is_up=dispatcher.cluster_is_ready.is_set,
+                launcher_words=lambda: dispatcher.launcher_words,
+                launcher_timeout_s=settings.launcher_timeout_s,
                 ray_address=settings.ray_address,
                 head=head,
             )

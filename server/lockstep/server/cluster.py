@@ -20,6 +20,11 @@ _WELL_AFTER_S = 60.0
 _LAUNCHER_GRACE_S = 15.0
 # One that has not come up yet has nothing to tidy, and may hang in connecting to Ray.
 _UNREADY_LAUNCHER_GRACE_S = 1.0
+# How long one may take to say its first word: it connects to Ray before.
+_LAUNCHER_START_S = 120.0
+# The time that a launcher may be silent is waited for in parts, so that a pause of this process is not taken for one of
+# the launcher's.
+_PARTS_OF_SILENCE = 5
 
 log = structlog.get_logger(__name__)
 
@@ -39,14 +44,36 @@ class LauncherFacts:
 
 
 class ClusterKeeper:
-    """Starts head and launcher in the background, and starts them again when they die."""
+    """Starts head and launcher in the background, and starts them again when they die.
+
+    A launcher that says nothing for long is killed, and is dead before the next one starts: there are never two.
+    """
 
     def __init__(
-        self, facts: LauncherFacts, *, launcher_is_up: Callable[[], bool], ray_address: str | None, head: RayHead | None
+        self,
+        facts: LauncherFacts,
+        *,
+        launcher_is_up: Callable[[], bool],
+        launcher_words: Callable[[], int],
+        launcher_timeout_s: float,
+        ray_address: str | None,
+        head: RayHead | None,
     ) -> None:
+        """Prepare to keep a cluster.
+
+        Args:
+            facts: what launchers are told.
+            launcher_is_up: says whether the launcher is in service.
+            launcher_words: counts what launchers have said.
+            launcher_timeout_s: how long a launcher may say nothing.
+            ray_address: the cluster, if it is not embedded.
+            head: the embedded Ray, if there is one.
+        """
         assert (ray_address is None) != (head is None)
         self._facts = facts
         self._launcher_is_up = launcher_is_up
+        self._launcher_words = launcher_words
+        self._launcher_timeout_s = launcher_timeout_s
         self._ray_address = ray_address
         self._head = head
         self._launcher: LauncherProcess | None = None
@@ -100,7 +127,8 @@ class ClusterKeeper:
         assert ray_address is not None
         self._launcher = LauncherProcess(self._facts.orders(ray_address), environment)
         launcher_died = asyncio.create_task(self._launcher.wait())
-        waits: set[asyncio.Task[Any]] = {launcher_died}
+        launcher_is_silent = asyncio.create_task(self._silence())
+        waits: set[asyncio.Task[Any]] = {launcher_died, launcher_is_silent}
         if self._head is not None:
             waits.add(asyncio.create_task(self._head.wait_until_dead()))
         try:
@@ -111,8 +139,22 @@ class ClusterKeeper:
             await asyncio.gather(*waits, return_exceptions=True)
         if launcher_died in done:
             log.warning("the launcher has died", status=launcher_died.result())
+        elif launcher_is_silent in done:
+            log.warning("the launcher says nothing and is killed", timeout_s=self._launcher_timeout_s)
+            self._launcher.kill()
         await self._launcher.stop(self._launcher_grace_s())
         self._launcher = None
-        if done - {launcher_died} and self._head is not None:
+        if done - {launcher_died, launcher_is_silent} and self._head is not None:
             log.warning("the embedded Ray has died")
             await self._head.stop()
+
+    async def _silence(self) -> None:
+        """Return when the launcher that was just started has said nothing for too long."""
+        heard = first = self._launcher_words()
+        silent_s = 0.0
+        part_s = self._launcher_timeout_s / _PARTS_OF_SILENCE
+        while silent_s < (_LAUNCHER_START_S if heard == first else self._launcher_timeout_s):
+            await asyncio.sleep(part_s)
+            words = self._launcher_words()
+            silent_s = silent_s + part_s if words == heard else 0.0
+            heard = words

@@ -14,7 +14,7 @@ import structlog
 from lockstep.server.dispatcher import Cluster, Dispatcher
 from lockstep.server.errors import ClusterTooSmall, InvalidRequest, InvalidSpec, NotFound, PermissionDenied
 from lockstep.server.gangs import Entry
-from lockstep.server.init_from import find_first_weights
+from lockstep.server.init_from import find_first_weights, forget_first_weights, keep_first_weights
 from lockstep.server.job import CancelAsked, Event, Job, PauseAsked, ResumeAsked, Scaled, State
 from lockstep.server.live_jobs import LiveJobs
 from lockstep.server.orders import Orders
@@ -83,6 +83,8 @@ class Coordinator:
         digest = submit_digest(submitted)
         try:
             job = await self._new_job(submitted)
+            if not validate_only:
+                job = await asyncio.to_thread(keep_first_weights, job)
         except (InvalidSpec, ClusterTooSmall):
             # A repeated call is answered as the first one was, even when files or nodes have gone since.
             earlier = await self.store.find_request(principal, request_id, digest) if request_id else None
@@ -117,7 +119,12 @@ class Coordinator:
         )
 
     async def _store_new(self, new: NewJob) -> Job:
-        job, is_new = await self.store.submit(new)
+        is_new = False
+        try:
+            job, is_new = await self.store.submit(new)
+        finally:
+            if not is_new:
+                await asyncio.to_thread(forget_first_weights, new.job)
         if not is_new:
             return await self.get(job.job_id)
         self._telemetry.job_submitted()
@@ -185,6 +192,7 @@ class Coordinator:
         entry = self._live.entries.get(job_id)
         if entry is not None and entry.gang is not None:
             entry.gang.end_delay()
+            entry.gang.refused.clear()  # The user may have mended a node.
         self.dispatcher.look_again()
         return job
 

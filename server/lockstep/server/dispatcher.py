@@ -56,10 +56,12 @@ class Dispatcher:
 
     Attributes:
         cluster_is_ready: set while a launcher is in service and has told what the cluster has.
+        launcher_words: how often a launcher has said something.
     """
 
     def __init__(self, live: LiveJobs, orders: Orders, store: Store, cluster: Cluster) -> None:
         self.cluster_is_ready = asyncio.Event()
+        self.launcher_words = 0
         self._live = live
         self._orders = orders
         self._store = store
@@ -139,6 +141,11 @@ class Dispatcher:
             await take_over(gangs, self._live, self._orders, self._store, cause)
         self._live.has_changed.set()
 
+    def launcher_spoke(self, line: LauncherLine) -> None:
+        """Count a sign of life of the launcher."""
+        if line is self._orders.line:
+            self.launcher_words += 1
+
     def launcher_disconnected(self, line: LauncherLine) -> None:
         """Note that the launcher is gone. Its gangs go on; the next launcher tells what has become of them."""
         if line is self._orders.line:
@@ -187,6 +194,7 @@ class Dispatcher:
             log.warning("an unknown gang has changed", job_id=told.job_id, attempt=told.attempt)
             return
         entry, gang = found
+        gang.refused.update(told.refused_node_ids)
         if told.revision >= gang.revision:
             gang.revision = told.revision
             delay_s = gang.has_become(tuple(told.node_ids), told.running_workers)
@@ -211,13 +219,13 @@ class Dispatcher:
         async with entry.lock:
             if entry.gang is None or entry.gang.attempt != told.attempt:
                 return
-            # A gang that is gone holds nothing, and the attempt's reports end with it.
-            self._live.set_gang(entry, None)
             left_for_us = self._is_closing and (error is None or error.reason == Reason.WORKER_LOST)
             if left_for_us and entry.job.state.has_workers:
                 await self._live.apply(entry, WorkersForgotten("the server was stopped"))
             else:
                 await self._live.apply(entry, GangGone(error, told.is_too_small))
+            # Only now that this is stored: until then the job counts as having its workers.
+            self._live.set_gang(entry, None)
             self._live.drop_if_over(entry)
 
     # Who starts, grows and shrinks.

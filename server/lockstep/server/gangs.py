@@ -51,6 +51,7 @@ class Gang:
             before it and those after it.
         misses: how often in a row the gang came to have other workers than it should.
         delay: while set, it is not resized.
+        refused: nodes whose workers cannot train with those that are there; it does not grow there.
     """
 
     attempt: int
@@ -60,6 +61,7 @@ class Gang:
     claimed: Counter[str] = field(init=False)
     misses: int = 0
     delay: asyncio.TimerHandle | None = None
+    refused: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.claimed = Counter(self.node_ids)
@@ -111,7 +113,8 @@ class Entry:
         return request_of(self.job.job_id, self.job.spec.resources, is_delayed=self.backoff is not None)
 
     def running(self, gang: Gang) -> Running:
-        return Running(self.job.job_id, gang.node_ids, self.job.spec.resources.workers, gang.each)
+        workers = self.job.spec.resources.workers
+        return Running(self.job.job_id, gang.node_ids, workers, gang.each, frozenset(gang.refused))
 
 
 def held_by(gangs: Iterable[Gang]) -> dict[str, Amount]:

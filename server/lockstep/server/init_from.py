@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import fsspec.core
+from fsspec.implementations.local import LocalFileSystem
 from google.protobuf.message import Message
 
 from lockstep.server.errors import InvalidSpec, Violation
@@ -14,6 +19,7 @@ from lockstep.server.store import Store, StoredCheckpoint
 from lockstep.v1.job_spec_pb2 import JobSpec
 
 _MOST_SHOWN_STEPS = 10
+_MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,52 @@ async def _find(spec: JobSpec, store: Store) -> StoredCheckpoint:
     if differences:
         raise InvalidSpec(differences)
     return checkpoint
+
+
+def keep_first_weights(job: Job) -> Job:
+    """Link the checkpoint that a new job starts from, since the job that wrote it may remove it; it blocks.
+
+    The links lie in the new job's folder beside the folder of the other job. What does not lie on a disk that this
+    server sees stays where it is.
+
+    Raises:
+        InvalidSpec: it was removed since it was looked up.
+    """
+    if not job.spec.init_from.job_id:
+        return job
+    filesystem, path = fsspec.core.url_to_fs(job.init_from_uri)
+    source = Path(path)
+    if not isinstance(filesystem, LocalFileSystem) or not source.parent.exists():
+        return job
+    kept = source.parent.parent / job.job_id / "init-from" / source.name
+    try:
+        shutil.copytree(source, kept, copy_function=_link)
+        if not (kept / _MANIFEST).exists():
+            raise FileNotFoundError(kept / _MANIFEST)
+    except (OSError, shutil.Error) as error:
+        shutil.rmtree(kept.parent.parent, ignore_errors=True)
+        raise _invalid(
+            "init_from.job_id",
+            f"the checkpoint of step {job.spec.init_from.step} of job {job.spec.init_from.job_id} cannot be kept for "
+            "this job, since that job is removing it or the disk is full; submit again, for the newest without a step",
+        ) from error
+    return replace(job, init_from_uri=str(kept))
+
+
+def forget_first_weights(job: Job) -> None:
+    """Remove what `keep_first_weights` has linked for a job that did not come to be; it blocks."""
+    kept = Path(job.init_from_uri).parent
+    if kept.name == "init-from" and kept.parent.name == job.job_id:
+        shutil.rmtree(kept.parent, ignore_errors=True)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # a file system without links
+        shutil.copyfile(source, target)
 
 
 def _no_checkpoint(job_id: str, step: int | None, kept: list[StoredCheckpoint]) -> InvalidSpec:

@@ -61,7 +61,10 @@ class InternalService(InternalServiceServicer):
             line.end()
 
     async def _take_fact(self, line: LauncherLine, request: ConnectLauncherRequest) -> None:
+        self._dispatcher.launcher_spoke(line)
         match request.WhichOneof("fact"):
+            case "heartbeat":
+                pass
             case "ready":
                 await self._dispatcher.launcher_ready(line, request.ready.epoch, request.ready.gangs)
             case "capacity":

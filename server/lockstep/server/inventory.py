@@ -53,7 +53,8 @@ async def _adopt(entry: Entry, told: GangChanged, live: LiveJobs, orders: Orders
     job_id, attempt = told.job_id, told.attempt
     async with entry.lock:
         each = amount_of_worker(entry.job.spec.resources)
-        live.set_gang(entry, Gang(attempt, tuple(told.node_ids), each, told.revision))
+        refused = set() if entry.gang is None else entry.gang.refused
+        live.set_gang(entry, Gang(attempt, tuple(told.node_ids), each, told.revision, refused=refused))
         await live.apply(entry, WorkersChanged(told.running_workers, told.message))
         stop = _AT_ONCE if entry.job.state.has_ended else stop_under_way(entry.job.state)
         if stop is not None:
@@ -63,9 +64,9 @@ async def _adopt(entry: Entry, told: GangChanged, live: LiveJobs, orders: Orders
 
 async def _forget(entry: Entry, live: LiveJobs, cause: str) -> None:
     async with entry.lock:
-        live.set_gang(entry, None)
         if entry.job.state.has_workers:
             await live.apply(entry, WorkersForgotten(cause))
+        live.set_gang(entry, None)
         live.drop_if_over(entry)
 
 

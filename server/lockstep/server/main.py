@@ -40,6 +40,9 @@ def serve(
     advertise_address: Annotated[
         str | None, typer.Option(help="Where workers reach this server, host:port. Default: the gRPC address.")
     ] = None,
+    launcher_timeout_s: Annotated[
+        float | None, typer.Option(help="Seconds that the launcher may say nothing before it is replaced. Default: 30.")
+    ] = None,
     log_format: Annotated[str | None, typer.Option(help="console or json. Default: console.")] = None,
 ) -> None:
     """Run the server, until SIGTERM or Ctrl-C; a second one forces it to end.
@@ -55,6 +58,7 @@ def serve(
             num_cpus=num_cpus,
             num_gpus=num_gpus,
             advertise_address=advertise_address,
+            launcher_timeout_s=launcher_timeout_s,
             log_format=log_format,
         )
         logs.configure(settings.log_format)

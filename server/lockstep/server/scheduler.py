@@ -69,12 +69,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Running:
-    """A gang that may grow or shrink: where its workers are, and how many its job wants."""
+    """A gang that may grow or shrink: where its workers are, how many its job wants, and where it may not grow."""
 
     job_id: str
     node_ids: tuple[str, ...]
     workers: int
     each: Amount
+    refused: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def _room_to_grow(gang: Running, free: Mapping[str, Amount]) -> tuple[str, ...]:
     missing = gang.workers - len(gang.node_ids)
     if missing <= 0:
         return ()
-    slots = {node_id: amount.holds(gang.each) for node_id, amount in free.items()}
+    slots = {node_id: amount.holds(gang.each) for node_id, amount in free.items() if node_id not in gang.refused}
     here = Counter(gang.node_ids)
     # Where it is already, if it can be.
     return _fill(slots, sorted(slots, key=lambda node_id: (-here[node_id], -slots[node_id], node_id)), missing)

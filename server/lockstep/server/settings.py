@@ -30,6 +30,7 @@ class Settings(BaseSettings):
         num_cpus: CPUs of the embedded Ray; None takes all.
         num_gpus: GPUs of the embedded Ray; None takes all.
         advertise_address: where workers reach this server, host:port; None is the address it listens on.
+        launcher_timeout_s: seconds that the launcher's process may say nothing before it is replaced.
         log_format: for people ("console") or for programs ("json").
     """
 
@@ -42,6 +43,7 @@ class Settings(BaseSettings):
     num_cpus: int | None = Field(default=None, ge=1, le=100_000)
     num_gpus: int | None = Field(default=None, ge=0, le=10_000)
     advertise_address: str | None = None
+    launcher_timeout_s: float = Field(default=30.0, ge=3.0, le=3600.0)
     log_format: Literal["console", "json"] = "console"
 
 

@@ -155,6 +155,13 @@ def test_a_gang_grows_only_when_nobody_waits_and_the_oldest_first() -> None:
     assert decided.resizes == (Resize("old", ("a", "b")),)
 
 
+def test_a_gang_does_not_grow_where_its_workers_were_refused() -> None:
+    gang = Running("g", ("a",), 3, ONE, refused=frozenset({"b"}))
+    nodes, held = [node("a", 1), node("b", 4), node("c", 1)], {"a": ONE}
+    assert plan([], [gang], nodes, held).resizes == (Resize("g", ("a", "c")),)
+    assert plan([], [gang], nodes[:2], held).resizes == ()
+
+
 def test_a_gang_shrinks_also_while_somebody_waits_and_gives_up_its_last_workers() -> None:
     gangs = [Running("g", ("a", "b", "a"), 1, ONE)]
     nodes = [node("a", 2), node("b", 1)]

@@ -139,6 +139,20 @@ def test_a_worker_whose_attempt_is_over_stops(coordinator: tuple[Coordinator, st
     assert reporter.wish() is Wish.STOP
 
 
+def test_a_worker_that_was_refused_in_an_earlier_generation_reports_again_when_it_leads_a_new_one(
+    coordinator: tuple[Coordinator, str], reporter: Reporter
+) -> None:
+    coordinator[0].refuse = lambda report: grpc.StatusCode.PERMISSION_DENIED if report.generation < 3 else None
+    reporter.lead(1, leads=True)
+    progress(reporter, 1)
+    reporter.flush()
+    assert reporter.wish() is Wish.STOP
+    reporter.lead(3, leads=True)
+    assert reporter.wish() is Wish.GO_ON
+    reporter.flush()
+    assert coordinator[0].steps() == [1]
+
+
 def test_a_report_that_can_never_be_taken_fails_the_worker(
     coordinator: tuple[Coordinator, str], reporter: Reporter
 ) -> None:

@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import structlog
@@ -31,18 +32,14 @@ from lockstep.workers.gang import (
     ResizeAsked,
     StopAsked,
 )
+from lockstep.workers.quarrel import Quarrel
 
 PLACEMENT_TIMEOUT_S = 60.0
 """How long workers may take to come up before they are given up."""
 AFTERMATH_S = 10.0
-"""How long the other workers have to tell what they saw, once one has failed."""
+"""How long the other workers have to report what they saw, once one has failed; rank 0 has all metric points."""
 LEAVE_GRACE_S = 10.0
 """How long a worker that is let go may take."""
-QUARREL_S = 2.0
-"""How long workers may be without each other while all of them live, before they are brought together again."""
-MAX_QUARRELS = 5
-"""How often they are, within QUARREL_MEMORY_S, before the attempt is given up."""
-QUARREL_MEMORY_S = 60.0
 KEEP_GRACE_S = 60.0
 """How long the rest of a gang that has become too small may take to write a checkpoint."""
 
@@ -83,9 +80,7 @@ class Attempt:
         self._placed_by: float | None = None
         self._errors: list[JobError] = []
         self._is_too_small = False
-        self._quarrels = 0
-        self._last_quarrel = 0.0
-        self._quarrel_since: float | None = None
+        self._quarrel = Quarrel()
         self._thread = threading.Thread(target=self._run, name=f"{order.job_id}/{order.attempt}", daemon=True)
         self._log = log.bind(job_id=order.job_id, attempt=order.attempt)
 
@@ -142,10 +137,12 @@ class Attempt:
             for node_id in self.order.node_ids:
                 self._gang.add(node_id)
             self._placed_by = time.monotonic() + PLACEMENT_TIMEOUT_S
-        elif self._gang.generation and not self._is_whole:
+            return
+        # Those that are left may be on their way out already, which only the launcher before knew.
+        is_too_small = self._check_size("workers were lost before this launcher came", is_broken=not self._is_whole)
+        if self._gang.generation and not self._is_whole and not is_too_small:
             self._form("healed")
             self._tell_changed(f"{_count(len(self._gang.training))} go on after a change of the launcher")
-            self._check_size("workers were lost while no launcher was there")
 
     def _handle(self, event: Event | None) -> None:
         match event:
@@ -172,20 +169,49 @@ class Attempt:
                 self._resize(event)
 
     def _take_news(self, member: Member, news: Any) -> None:
+        error = JobError.FromString(news.error_bytes)
+        joins = self._gang.generation > 0 and not member.is_prepared and not member.is_leaving
         if news.has_ended:
             self._gang.remove(member)
-            if news.error_bytes:
-                self._fail(JobError.FromString(news.error_bytes))
+            if news.error_bytes and joins:
+                self._refuse(member, error.message)
+            elif news.error_bytes:
+                self._fail(error)
             else:
                 self._tell_changed("")
             return
         if news.is_prepared and not member.is_prepared:
-            member.is_prepared = True
-            self._meet()
+            self._take_in(member, news.hardware)
         # An order of a launcher that died may have come to a worker after this one had asked it who it is.
         self._gang.generation = max(news.lost_generation, self._gang.generation)
-        if 0 < news.lost_generation == self._gang.generation and self._quarrel_since is None:
-            self._quarrel_since = time.monotonic()
+        if 0 < news.lost_generation == self._gang.generation:
+            self._quarrel.begin()
+
+    def _take_in(self, member: Member, hardware: str) -> None:
+        """A worker has read the data: let it meet the others, unless its bits would differ from theirs."""
+        member.hardware = hardware
+        theirs = {other.hardware for other in self._gang.staying if other.is_prepared}
+        if self._gang.generation and hardware not in theirs and theirs:
+            self._refuse(member, _differs(hardware, theirs))
+        else:
+            member.is_prepared = True
+            self._meet()
+
+    def _refuse(self, member: Member, why: str) -> None:
+        """Let go a worker that cannot train with the others, which go on without it."""
+        self._gang.remove(member)
+        self._log.warning("a worker is refused", worker=member.number, node_id=member.node_id, why=why)
+        words = f"worker {member.number} cannot join, and none is tried on its node {member.node_id} again: {why}"
+        self._tell_changed(words, refused=[member.node_id])
+        self._check_size(words)
+
+    def _refuse_who_differs(self) -> None:
+        """Before the first generation: if the machines differ, go on with the largest class that is large enough."""
+        classes = Counter(member.hardware for member in self._gang.staying)
+        chosen, workers = classes.most_common(1)[0]
+        if workers >= self._min_workers:  # else the ranks find it out and say so
+            for member in [member for member in self._gang.staying if member.hardware != chosen]:
+                self._refuse(member, _differs(member.hardware, {chosen}))
 
     def _meet(self) -> None:
         """Let those who are prepared meet: at first all together, later whoever has come."""
@@ -194,6 +220,7 @@ class Attempt:
         ready = [member for member in self._gang.staying if member.is_up and member.is_prepared]
         if self._gang.generation == 0:
             if ready and ready == self._gang.staying:
+                self._refuse_who_differs()
                 self._form("")
                 self._tell_changed("")
         elif any(not member.is_training for member in ready):
@@ -218,7 +245,7 @@ class Attempt:
             message = f"{what}; no other worker was left"
             self._errors.append(JobError(reason="WORKER_LOST", message=message, rank=member.number))
             return
-        if self._check_size(what):
+        if self._check_size(what, is_broken=member.is_training):
             return
         if self._gang.generation and member.is_training:
             self._form("healed")
@@ -227,13 +254,18 @@ class Attempt:
             self._tell_changed(what)
             self._meet()
 
-    def _check_size(self, what: str) -> bool:
-        """Whether too few workers are left or will come; then they write a checkpoint and leave."""
+    def _check_size(self, what: str, *, is_broken: bool = False) -> bool:
+        """Whether too few workers are left or will come; then they write a checkpoint and leave.
+
+        Args:
+            what: what has happened.
+            is_broken: a member of the newest generation is gone, so that the others need another one.
+        """
         left = len(self._gang.staying)
         if left >= self._min_workers or self._stop is not None:
             return False
         self._is_too_small = True
-        if self._gang.generation:
+        if self._gang.generation and is_broken:
             self._form("healed")
         self._tell_changed(
             f"{what}; {_count(left)} left, fewer than resources.min_workers ({self._min_workers}): "
@@ -251,7 +283,7 @@ class Attempt:
 
     def _form(self, why: str) -> None:
         """Start the next generation with everyone who is prepared and stays."""
-        self._quarrel_since = None
+        self._quarrel.end()
         self._gang.form(why)
 
     def _time_is_up(self) -> None:
@@ -272,10 +304,8 @@ class Attempt:
                 self._gang.remove(member)
             self._tell_changed("")
             self._check_size("a worker did not come up")
-        elif self._quarrel_since is not None and now >= self._quarrel_since + QUARREL_S:
-            self._quarrels = self._quarrels + 1 if now < self._last_quarrel + QUARREL_MEMORY_S else 1
-            self._last_quarrel = now
-            if self._quarrels > MAX_QUARRELS:
+        elif self._quarrel.is_due(now):
+            if self._quarrel.is_hopeless(now):
                 self._fail(JobError(reason="WORKER_LOST", message="the workers live but cannot reach each other"))
             else:
                 self._form("brought together again")
@@ -286,9 +316,8 @@ class Attempt:
                 self._gang.kill(member)  # its death is an event
 
     def _next_deadline(self) -> float | None:
-        times = [self._deadline, self._placed_by, *(member.leave_by for member in self._gang.members)]
-        if self._quarrel_since is not None:
-            times.append(self._quarrel_since + QUARREL_S)
+        times = [self._deadline, self._placed_by, self._quarrel.deadline]
+        times += [member.leave_by for member in self._gang.members]
         return min((moment for moment in times if moment is not None), default=None)
 
     def _stop_all(self, asked: StopAsked) -> None:
@@ -297,15 +326,17 @@ class Attempt:
         if asked.grace_s == 0 or self._gang.generation == 0:  # nothing is trained yet that would have to be kept
             self._deadline = time.monotonic()
         for member in self._gang.members:
-            member.actor.stop.remote(self._epoch, asked.keep)
+            self._gang.tell(member, "stop", self._epoch, asked.keep)
 
     def _fail(self, error: JobError) -> None:
-        """A worker could not go on for a reason that the others share: end all, once they have told what they saw."""
+        """A worker could not go on for a reason that the others share: end all, once they have reported."""
         self._errors.append(error)
         limit = time.monotonic() + AFTERMATH_S
         self._deadline = min(limit, self._deadline or limit)
-        if error.reason != "RANKS_DISAGREE":  # there each rank tells its own
-            self._deadline = time.monotonic()
+        for member in self._gang.staying:
+            member.is_leaving = True
+            if error.reason != "RANKS_DISAGREE":  # there each rank tells its own
+                self._gang.tell(member, "dismiss", self._epoch)
 
     def _resize(self, asked: ResizeAsked) -> None:
         """Take in workers on nodes that lack one, and let go those that are too many there."""
@@ -326,7 +357,7 @@ class Attempt:
             self._form("shrunk")
             words = f"shrunk to {_count(len(self._gang.training))}"
         for member in leaving:
-            member.actor.dismiss.remote(self._epoch)
+            self._gang.tell(member, "dismiss", self._epoch)
         for node_id in wanted:
             self._gang.add(node_id)
         if wanted:
@@ -339,8 +370,9 @@ class Attempt:
             return first_cause(self._errors)
         return None
 
-    def _tell_changed(self, message: str) -> None:
+    def _tell_changed(self, message: str, refused: Sequence[str] = ()) -> None:
         fact = self._changed(self._gang.members, len(self._gang.training), message)
+        fact.refused_node_ids.extend(refused)
         self._tell(ConnectLauncherRequest(gang_changed=fact))
 
     def _changed(self, members: Sequence[Member], running: int, message: str = "") -> GangChanged:
@@ -356,6 +388,10 @@ class Attempt:
     def _tell_started(self) -> None:
         started = GangStarted(job_id=self.order.job_id, attempt=self.order.attempt)
         self._tell(ConnectLauncherRequest(gang_started=started))
+
+
+def _differs(hardware: str, theirs: Iterable[str]) -> str:
+    return f"it has {hardware}, the others have {' and '.join(sorted(theirs))}, so that its bits could differ"
 
 
 def _count(workers: int) -> str:

@@ -1,6 +1,9 @@
 """The cluster as the launcher sees it: nodes, and the actors of gangs."""
 
+import contextlib
 import threading
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -14,6 +17,8 @@ from lockstep.workers.worker import CONTROL_CALLS, Description, Worker
 
 ANSWER_TIMEOUT_S = 5.0
 """How long a worker of an earlier launcher may take to say who it is; a hung one says nothing."""
+ASK_AGAIN_AFTER_S = 0.5
+"""How long after a call could not reach a worker it is made again."""
 
 Actor = Any
 """A handle of a Worker; Ray gives handles no type."""
@@ -45,16 +50,12 @@ class Fleet:
 
     def inventory(self, epoch: int, coordinator_address: str) -> list[tuple[str, Actor, Description | None]]:
         """Every actor that an earlier launcher left: its name, its handle and what it says; None if it says nothing."""
-        found: list[tuple[str, Actor, Any]] = []
+        actors: dict[str, Actor] = {}
         for name in ray.util.list_named_actors():
-            try:
-                actor = ray.get_actor(name)
-            except ValueError:  # it is gone by now
-                continue
-            found.append((name, actor, actor.describe.remote(epoch, coordinator_address)))
-        if found:
-            ray.wait([call for _, _, call in found], num_returns=len(found), timeout=ANSWER_TIMEOUT_S)
-        return [(name, actor, _answer(call)) for name, actor, call in found]
+            with contextlib.suppress(ValueError):  # it is gone by now
+                actors[name] = ray.get_actor(name)
+        answers = ask_all(actors, lambda actor: actor.describe.remote(epoch, coordinator_address))
+        return [(name, actor, answers[name]) for name, actor in actors.items()]
 
     def create(self, order: StartGang, node_id: str, number: int) -> Actor:
         """Ask Ray for an actor on a node; it may not be up yet."""
@@ -119,8 +120,24 @@ class Fleet:
             self._held[node_id] = held[0] + cpus, held[1] + gpus
 
 
-def _answer(call: Any) -> Description | None:
-    try:
-        return Description(*ray.get(call, timeout=0))
-    except (ray.exceptions.RayError, TimeoutError):
-        return None
+def ask_all(actors: Mapping[str, Actor], ask: Callable[[Actor], Any]) -> dict[str, Description | None]:
+    """What each actor says of itself within ANSWER_TIMEOUT_S; None for one that says nothing.
+
+    One that cannot be reached is asked again: its connection may come back.
+    """
+    deadline = time.monotonic() + ANSWER_TIMEOUT_S
+    answers: dict[str, Description | None] = {}
+    while unanswered := {name: ask(actor) for name, actor in actors.items() if name not in answers}:
+        ray.wait(list(unanswered.values()), num_returns=len(unanswered), timeout=max(0.0, deadline - time.monotonic()))
+        is_last = time.monotonic() >= deadline
+        for name, call in unanswered.items():
+            try:
+                answers[name] = Description(*ray.get(call, timeout=0))
+            except ray.exceptions.ActorUnavailableError:
+                if is_last:
+                    answers[name] = None
+            except (ray.exceptions.RayError, TimeoutError):
+                answers[name] = None
+        if len(answers) < len(actors):
+            time.sleep(ASK_AGAIN_AFTER_S)
+    return answers

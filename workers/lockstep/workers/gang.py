@@ -1,16 +1,18 @@
 """The workers of an attempt as the launcher holds them, and what happens to them as a stream of events."""
 
 import queue
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
+from ray.exceptions import ActorUnavailableError
 
 from lockstep.v1.internal_service_pb2 import StartGang
 from lockstep.v1.job_pb2 import JobError
 from lockstep.workers.failures import job_error
-from lockstep.workers.fleet import Actor, Fleet
+from lockstep.workers.fleet import ASK_AGAIN_AFTER_S, Actor, Fleet
 from lockstep.workers.pulse import FIRST_FACTOR
 from lockstep.workers.worker import News
 
@@ -33,8 +35,10 @@ class Member:
         node_id: Ray's id of its node.
         actor: its handle.
         address: where it listens for the others; empty until it is up.
-        is_prepared: it has read the data.
+        is_prepared: it has read the data, and may train with the others.
+        hardware: what its bits depend on, in words; empty until it has read the data.
         rank: its rank in the newest generation; None while it is in none.
+        since: the generation in which it first was; None before that.
         is_leaving: it was told to go.
         leave_by: when it is killed then.
         hung_because: why it was killed, if it hung.
@@ -46,7 +50,9 @@ class Member:
     actor: Actor
     address: str = ""
     is_prepared: bool = False
+    hardware: str = ""
     rank: int | None = None
+    since: int | None = None
     is_leaving: bool = False
     leave_by: float | None = None
     hung_because: str = ""
@@ -151,8 +157,8 @@ class Gang:
         member = Member(self._created, node_id, self.fleet.create(self.order, node_id, self._created))
         self._created += 1
         self.members.append(member)
-        call = member.actor.begin.remote(self.order.SerializeToString())
-        self._then(call, member, lambda address: self.events.put(MemberUp(member, address)))
+        order_bytes = self.order.SerializeToString()
+        self._call(member, "begin", order_bytes, took=lambda address: self.events.put(MemberUp(member, address)))
         self._ask_for_news(member, None)
         return member
 
@@ -164,16 +170,21 @@ class Gang:
         self._ask_for_news(member, None)
 
     def form(self, why: str) -> None:
-        """Begin the next generation with all that are prepared and stay: survivors first, in their old order."""
-        ready = [member for member in self.staying if member.is_prepared]
-        ready.sort(key=lambda member: (not member.is_training, member.rank or 0, member.number))
+        """Begin the next generation with all that are prepared and stay, first those that have been there for longest.
+
+        So rank 0 has the state if anyone has, and the order of survivors is their old one.
+        """
         self.generation += 1
+        ready = [member for member in self.staying if member.is_prepared]
+        for member in ready:
+            member.since = member.since or self.generation
+        ready.sort(key=lambda member: (member.since, member.number))
         addresses = [member.address for member in ready]
         for member in self.members:
             member.rank = None
         for rank, member in enumerate(ready):
             member.rank = rank
-            member.actor.form.remote(self.epoch, self.generation, rank, addresses, why)
+            self.tell(member, "form", self.epoch, self.generation, rank, addresses, why)
         log.info(
             "generation formed",
             job_id=self.order.job_id,
@@ -181,6 +192,10 @@ class Gang:
             generation=self.generation,
             workers=[member.number for member in ready],
         )
+
+    def tell(self, member: Member, order: str, *arguments: Any) -> None:
+        """Give a worker an order, which has the same effect when it comes twice."""
+        self._call(member, order, *arguments, took=lambda nothing: None, tell_death=False)
 
     def kill(self, member: Member) -> None:
         """End a worker's process; an event tells when it is gone."""
@@ -225,7 +240,7 @@ class Gang:
             allowed_s = timeout_s if member.is_training else FIRST_FACTOR * timeout_s
             if member.pulse_asked_at is None:
                 member.pulse_asked_at = now
-                self._then(member.actor.why_hung.remote(), member, self._heard(member), tell_death=False)
+                self._call(member, "why_hung", took=self._heard(member), tell_death=False)
             elif now - member.pulse_asked_at > allowed_s and not member.hung_because:
                 self.events.put(Hung(member, f"worker {member.number} did not answer for {allowed_s:.0f} s"))
 
@@ -244,16 +259,28 @@ class Gang:
             if not news.has_ended:
                 self._ask_for_news(member, news)
 
-        self._then(member.actor.news.remote(known), member, told)
+        self._call(member, "news", known, took=told)
 
-    def _then(self, call: Any, member: Member, took: Any, tell_death: bool = True) -> None:
-        """When a call to a worker has ended, hand its value on, or tell that the worker died."""
+    def _call(self, member: Member, method: str, *arguments: Any, took: Any, tell_death: bool = True) -> None:
+        """Call a worker; when that has ended, hand the value on, or tell that the worker died.
+
+        A worker that cannot be reached is not dead: the call is made again. If that goes on, the sign of life that
+        it owes is overdue.
+        """
 
         def ended(future: Any) -> None:
             error = future.exception()
             if error is None:
                 took(future.result())
+            elif isinstance(error, ActorUnavailableError):
+                again = threading.Timer(ASK_AGAIN_AFTER_S, call)
+                again.daemon = True
+                again.start()
             elif tell_death:
                 self.events.put(MemberDied(member, job_error(error, member.number)))
 
-        call.future().add_done_callback(ended)
+        def call() -> None:
+            if member in self.members:
+                getattr(member.actor, method).remote(*arguments).future().add_done_callback(ended)
+
+        call()

@@ -28,6 +28,7 @@ from lockstep.v1.internal_service_pb2 import (
     ConnectLauncherRequest,
     ConnectLauncherResponse,
     GangStopped,
+    Heartbeat,
     LauncherReady,
     StartGang,
 )
@@ -38,6 +39,8 @@ from lockstep.workers.gang import Member
 from lockstep.workers.worker import Description
 
 CAPACITY_EVERY_S = 1.0
+HEARTBEAT_EVERY_S = 1.0
+"""How long this process may be silent; the coordinator replaces one that says nothing for long."""
 FAREWELL_S = 0.5
 """How long this process may take to end when the coordinator is gone."""
 
@@ -101,12 +104,23 @@ class Launcher:
         metadata = (("lockstep-launcher-token", self._config.launcher_token),)
         try:
             with grpc.insecure_channel(self._config.coordinator_address) as channel:
-                orders = InternalServiceStub(channel).ConnectLauncher(iter(self._facts.get, None), metadata=metadata)
+                orders = InternalServiceStub(channel).ConnectLauncher(self._tell(), metadata=metadata)
                 threading.Thread(target=self._cancel_when_ended, args=(orders,), daemon=True).start()
                 self._serve(orders)
         finally:
             self._ended.set()
             self._facts.put(None)
+
+    def _tell(self) -> Iterator[ConnectLauncherRequest]:
+        """Facts as they come, and signs of life between them."""
+        while True:
+            try:
+                fact = self._facts.get(timeout=HEARTBEAT_EVERY_S)
+            except queue.Empty:
+                fact = ConnectLauncherRequest(heartbeat=Heartbeat())
+            if fact is None:
+                return
+            yield fact
 
     def _take_over(self) -> Iterable[Attempt]:
         """Take over the workers of earlier launchers; those that belong nowhere are ended."""
@@ -133,7 +147,9 @@ class Launcher:
                 actor,
                 description.address,
                 is_prepared=description.generation > 0,
+                hardware=description.hardware,
                 rank=description.rank if description.generation == generation > 0 else None,
+                since=description.since or None,
             )
             for number, actor, description in sorted(workers, key=lambda worker: worker[0])
         ]

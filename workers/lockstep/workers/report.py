@@ -75,6 +75,8 @@ class Reporter(Listener):
             self._generation, self._sequence, self._leads = generation, 0, leads
             if not leads:
                 self._news.ClearField("kept_checkpoints")
+            # What was refused was of an earlier generation; if the whole attempt is over, the next report tells.
+            self._is_over = self._refusal is not None
             self._changed.notify_all()
 
     def pauses(self, why: str) -> None:
@@ -104,8 +106,8 @@ class Reporter(Listener):
         self._pulse.beat(phase, step)
 
     def wish(self) -> Wish:
-        """What this rank was asked for."""
-        return self._wish
+        """What this rank was asked for; to stop once its reports are of no use."""
+        return Wish.STOP if self._is_over else self._wish
 
     def started(self, progress: Progress, hardware: str) -> None:
         """Tell that the next step comes now."""
@@ -288,7 +290,6 @@ class Reporter(Listener):
                         if not is_refused:  # else another attempt took over
                             self._refusal = error
                         self._is_over = True
-                        self._wish = Wish.STOP
                         return False
                     self._changed.wait_for(lambda: self._is_closed or not self._leads, RETRY_AFTER_S)
 

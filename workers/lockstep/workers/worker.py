@@ -13,6 +13,7 @@ import structlog
 from lockstep.v1.internal_service_pb2 import StartGang
 from lockstep.workers.engine import ENGINE_VERSION, Origin, Stopped
 from lockstep.workers.engine.checkpoint import Checkpoints
+from lockstep.workers.engine.determinism import hardware_class
 from lockstep.workers.engine.membership import Dismissed, Membership
 from lockstep.workers.engine.transport import Endpoint
 from lockstep.workers.failures import job_error
@@ -40,6 +41,8 @@ class Description(NamedTuple):
         rank: its rank in that.
         address: where it listens for the others.
         members: number of workers of that generation.
+        since: the first generation that it was told of, 0 for none.
+        hardware: what the bits of this worker depend on, in words; empty until it has read the data.
     """
 
     order_bytes: bytes
@@ -48,6 +51,8 @@ class Description(NamedTuple):
     rank: int
     address: str
     members: int
+    since: int
+    hardware: str
 
 
 class News(NamedTuple):
@@ -58,12 +63,14 @@ class News(NamedTuple):
         lost_generation: the newest generation in which it lost a peer; 0 for none.
         has_ended: it trains no more.
         error_bytes: the serialized JobError why, unless that was in order.
+        hardware: what the bits of this worker depend on, in words; empty until it is prepared.
     """
 
     is_prepared: bool
     lost_generation: int
     has_ended: bool
     error_bytes: bytes
+    hardware: str = ""
 
 
 class Worker:
@@ -129,7 +136,7 @@ class Worker:
     def describe(self, epoch: int, coordinator_address: str) -> Description:
         """Tell a launcher of a newer epoch who this is, and report to its coordinator from now on."""
         if not self._is_obeyed(epoch) or self._membership is None or self._reporter is None:
-            return Description(b"", self._node_id, 0, 0, self._endpoint.address, 0)
+            return Description(b"", self._node_id, 0, 0, self._endpoint.address, 0, 0, "")
         self._reporter.redirect(coordinator_address)
         current = self._membership.current
         return Description(
@@ -139,6 +146,8 @@ class Worker:
             current.rank,
             self._endpoint.address,
             len(current.addresses),
+            self._membership.first_number,
+            self._news.hardware,
         )
 
     def news(self, known: News | None) -> News:
@@ -165,7 +174,9 @@ class Worker:
 
     def _lost(self, generation: int) -> None:
         """A group was lost; with 0, this worker is ready for its first one."""
-        self._tell(is_prepared=True, lost_generation=max(generation, self._news.lost_generation))
+        hardware = f"{hardware_class(device_of(self._order.spec))}, engine {ENGINE_VERSION}"
+        lost_generation = max(generation, self._news.lost_generation)
+        self._tell(is_prepared=True, lost_generation=lost_generation, hardware=hardware)
 
     def _train(self) -> None:
         """Run one worker of an attempt to its end."""

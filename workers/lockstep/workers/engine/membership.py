@@ -39,6 +39,9 @@ class Membership:
         device: where this rank computes.
         lost: called, by the thread that trains, with the number of each generation that it has lost, before it waits
             for the next; with 0 before the first.
+
+    Attributes:
+        first_number: the number of the first generation that this process was told of, 0 before that.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Membership:
         self._changed = threading.Condition()
         self._told = Generation()
         self._joined = 0
+        self.first_number = 0
         self._is_dismissed = False
 
     @property
@@ -64,6 +68,7 @@ class Membership:
         with self._changed:
             if number > self._told.number:
                 self._told = Generation(number, rank, tuple(addresses))
+                self.first_number = self.first_number or number
                 self._endpoint.supersede(number)
                 self._changed.notify_all()
 

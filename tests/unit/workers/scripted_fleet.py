@@ -1,0 +1,201 @@
+"""A fleet for attempts: actors whose life is a script of the test."""
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+from ray.exceptions import ActorDiedError
+
+from lockstep.v1.internal_service_pb2 import ConnectLauncherRequest, GangChanged, GangStopped, StartGang
+from lockstep.v1.job_pb2 import JobError
+from lockstep.workers.attempt import Attempt
+from lockstep.workers.launcher import Config, Launcher, Lifeline
+from lockstep.workers.worker import Description, News
+
+WAIT_S = 20.0
+HARDWARE = "cpu AVX2"
+
+
+class Call:
+    """What an actor's method returns."""
+
+    def __init__(self) -> None:
+        self.answer: Future[Any] = Future()
+
+    def future(self) -> Future[Any]:
+        return self.answer
+
+
+class Method(NamedTuple):
+    """A method of an actor's handle."""
+
+    remote: Callable[..., Call]
+
+
+class ScriptedActor:
+    """The handle of a worker that says what the test wants.
+
+    Attributes:
+        orders: what it was told to do, as (method, arguments).
+        is_killed: somebody has ended it.
+        failure: what calls end with from now on; None while it answers.
+    """
+
+    def __init__(self, fleet: "ScriptedFleet", number: int, node_id: str) -> None:
+        self.number, self.node_id = number, node_id
+        self.orders: list[tuple[str, tuple[Any, ...]]] = []
+        self.is_killed = False
+        self.failure: Exception | None = None
+        self._fleet = fleet
+        self._news = News(is_prepared=False, lost_generation=0, has_ended=False, error_bytes=b"")
+        self._waiting: list[tuple[Call, News | None]] = []
+
+    def __getattr__(self, name: str) -> Method:
+        return Method(lambda *arguments: self._called(name, *arguments))
+
+    def _called(self, name: str, *arguments: Any) -> Call:
+        call = Call()
+        with self._fleet.changed:
+            failure = self.failure
+            if failure is None and name == "news" and arguments[0] == self._news:
+                self._waiting.append((call, arguments[0]))
+                return call
+            self.orders.append((name, arguments))
+            self._fleet.changed.notify_all()
+        if failure is not None:
+            call.answer.set_exception(failure)
+        else:
+            call.answer.set_result({"begin": f"address-{self.number}", "news": self._news}.get(name))
+        return call
+
+    def tell(self, **changes: Any) -> None:
+        """Have news."""
+        with self._fleet.changed:
+            self._news = self._news._replace(**changes)
+            waiting, self._waiting = self._waiting, []
+        for call, _ in waiting:
+            call.answer.set_result(self._news)
+
+    def prepare(self, hardware: str = HARDWARE) -> None:
+        """Have read the data."""
+        self.tell(is_prepared=True, hardware=hardware)
+
+    def end(self, error: JobError | None = None) -> None:
+        """Train no more."""
+        self.tell(has_ended=True, error_bytes=b"" if error is None else error.SerializeToString())
+
+    def fail(self, failure: Exception | None) -> None:
+        """Have all calls end with an error, those under way too; with None, answer again."""
+        with self._fleet.changed:
+            self.failure = failure
+            waiting, self._waiting = (self._waiting, []) if failure is not None else ([], self._waiting)
+        for call, _ in waiting:
+            call.answer.set_exception(failure)
+
+    def die(self) -> None:
+        """Be gone."""
+        self.fail(ActorDiedError())
+
+    def told(self, name: str) -> list[tuple[Any, ...]]:
+        """The arguments of all calls of one method."""
+        return [arguments for called, arguments in self.orders if called == name]
+
+
+class ScriptedFleet:
+    """Creates scripted actors.
+
+    Attributes:
+        actors: all that were ever created, by number.
+    """
+
+    def __init__(self) -> None:
+        self.actors: list[ScriptedActor] = []
+        self.changed = threading.Condition()
+
+    def create(self, order: StartGang, node_id: str, number: int) -> ScriptedActor:
+        with self.changed:
+            self.actors.append(ScriptedActor(self, number, node_id))
+            self.changed.notify_all()
+        return self.actors[-1]
+
+    def adopt(self, order: StartGang, node_id: str) -> None:
+        pass
+
+    def release(self, order: StartGang, node_id: str) -> None:
+        pass
+
+    def kill(self, actor: ScriptedActor) -> None:
+        with self.changed:
+            actor.is_killed = True
+            self.changed.notify_all()
+        actor.die()
+
+    def wait_for(self, is_so: Callable[[], Any]) -> None:
+        """Wait until the actors were told something."""
+        with self.changed:
+            assert self.changed.wait_for(is_so, WAIT_S), [(actor.number, actor.orders) for actor in self.actors]
+
+
+class Stage:
+    """An attempt on a scripted fleet, and what it says to the coordinator."""
+
+    def __init__(self, workers: int = 2, min_workers: int = 1, hang_timeout_s: float = 30.0) -> None:
+        self.fleet = ScriptedFleet()
+        self.facts: queue.SimpleQueue[ConnectLauncherRequest] = queue.SimpleQueue()
+        self.order = StartGang(job_id="job-1", attempt=1, node_ids=[f"node-{n}" for n in range(workers)])
+        self.order.spec.resources.workers = workers
+        self.order.spec.resources.min_workers = min_workers
+        self.order.spec.recovery.hang_timeout_s = hang_timeout_s
+
+    def attempt(self) -> Attempt:
+        """Make an attempt that begins by creating its workers."""
+        return Attempt(self.fleet, self.order, self.facts.put, 1)  # type: ignore[arg-type]
+
+    def begin(self) -> Attempt:
+        """Bring up a gang that trains."""
+        attempt = self.attempt()
+        attempt.start()
+        self.fleet.wait_for(lambda: len(self.fleet.actors) == len(self.order.node_ids))
+        for actor in self.fleet.actors:
+            actor.prepare()
+        self.fleet.wait_for(lambda: all(actor.told("form") for actor in self.fleet.actors))
+        return attempt
+
+    def take_over(self, generations: list[int], ranks: list[int], since: list[int], members: int = 3) -> Attempt:
+        """Take over workers of a launcher before, of which each says in which generation it is and since when."""
+        order_bytes = self.order.SerializeToString()
+        workers = []
+        for number, (generation, rank, first) in enumerate(zip(generations, ranks, since, strict=True)):
+            actor = self.fleet.create(self.order, f"node-{number}", number)
+            address = f"address-{number}"
+            told = Description(order_bytes, actor.node_id, generation, rank, address, members, first, HARDWARE)
+            workers.append((number, actor, told))
+        config = Config("", "", epoch=1, ray_address="", namespace="", log_format="json")
+        launcher = Launcher(config, self.fleet, Lifeline())  # type: ignore[arg-type]
+        launcher._facts = self.facts  # type: ignore[assignment]
+        attempt = launcher._adopt(workers)
+        attempt.start()
+        return attempt
+
+    def next_change(self, words: str) -> GangChanged:
+        """The next change that says something."""
+        while True:
+            fact = self.facts.get(timeout=WAIT_S)
+            assert not fact.HasField("gang_stopped"), fact
+            if words in fact.gang_changed.message:
+                return fact.gang_changed
+
+    def end(self) -> GangStopped:
+        """What it says when it is over."""
+        while True:
+            fact = self.facts.get(timeout=WAIT_S)
+            if fact.HasField("gang_stopped"):
+                return fact.gang_stopped
+
+    def close(self) -> None:
+        """End all workers, and so the attempt."""
+        for actor in self.fleet.actors:
+            if actor.failure is None:
+                actor.end()

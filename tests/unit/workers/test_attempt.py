@@ -1,0 +1,141 @@
+"""An attempt decides what becomes of its workers; those are scripted."""
+
+from collections.abc import Iterator
+
+import pytest
+from ray.exceptions import ActorUnavailableError
+
+from lockstep.v1.internal_service_pb2 import ResizeGang
+from lockstep.v1.job_pb2 import JobError
+from lockstep.workers import attempt
+from tests.unit.workers.scripted_fleet import HARDWARE, ScriptedActor, Stage
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    stage = Stage()
+    yield stage
+    stage.close()
+
+
+def grow(stage: Stage, node_id: str) -> ScriptedActor:
+    """Have one more worker come up."""
+    running = stage.begin()
+    count = len(stage.fleet.actors)
+    running.resize(ResizeGang(revision=1, node_ids=[*stage.order.node_ids, node_id]))
+    stage.fleet.wait_for(lambda: len(stage.fleet.actors) == count + 1)
+    return stage.fleet.actors[-1]
+
+
+def test_a_worker_of_the_same_hardware_joins(stage: Stage) -> None:
+    grow(stage, "node-a").prepare()
+    change = stage.next_change("grown to 3 workers")
+    assert (change.running_workers, list(change.refused_node_ids)) == (3, [])
+
+
+def test_a_worker_of_other_hardware_is_refused_and_the_others_are_not_disturbed(stage: Stage) -> None:
+    joiner = grow(stage, "node-odd")
+    joiner.prepare("cpu AVX512")
+    change = stage.next_change("cannot join")
+    assert f"it has cpu AVX512, the others have {HARDWARE}" in change.message
+    assert list(change.refused_node_ids) == ["node-odd"]
+    assert (change.running_workers, list(change.node_ids)) == (2, ["node-0", "node-1"])
+    assert joiner.is_killed
+    assert [len(actor.told("form")) for actor in stage.fleet.actors] == [1, 1, 0]
+
+
+def test_a_worker_that_fails_before_it_has_joined_is_refused(stage: Stage) -> None:
+    grow(stage, "node-bare").end(JobError(reason="DATA_INVALID", message="data.idx.root: there is no such folder"))
+    change = stage.next_change("cannot join")
+    assert "there is no such folder" in change.message
+    assert (change.running_workers, list(change.refused_node_ids)) == (2, ["node-bare"])
+
+
+def test_without_the_one_that_is_refused_a_gang_may_be_too_small() -> None:
+    stage = Stage(workers=2, min_workers=2)
+    joiner = grow(stage, "node-odd")
+    stage.fleet.actors[1].die()
+    stage.next_change("1 worker go on")
+    joiner.prepare("cpu AVX512")
+    stage.next_change("fewer than resources.min_workers (2)")
+    stage.fleet.actors[0].end()
+    assert stage.end().is_too_small
+
+
+@pytest.mark.parametrize(("min_workers", "formed"), [(2, [1, 0, 1]), (3, [1, 1, 1])])
+def test_a_gang_begins_without_who_differs_if_enough_are_left(min_workers: int, formed: list[int]) -> None:
+    stage = Stage(workers=3, min_workers=min_workers)
+    stage.attempt().start()
+    stage.fleet.wait_for(lambda: len(stage.fleet.actors) == 3)
+    for actor, hardware in zip(stage.fleet.actors, [HARDWARE, "cpu AVX512", HARDWARE], strict=True):
+        actor.prepare(hardware)
+    stage.fleet.wait_for(lambda: stage.fleet.actors[2].told("form"))
+    assert [len(actor.told("form")) for actor in stage.fleet.actors] == formed
+    stage.close()
+    stage.end()
+
+
+def test_a_worker_that_cannot_be_reached_for_a_moment_is_not_taken_for_dead(stage: Stage) -> None:
+    running = stage.begin()
+    away, other = stage.fleet.actors
+    away.fail(ActorUnavailableError("the network is broken", None))
+    running.resize(ResizeGang(revision=1, node_ids=["node-0"]))  # news that comes after all of that
+    stage.next_change("shrunk to 1 worker")
+    away.fail(None)
+    stage.fleet.wait_for(lambda: len(away.told("form")) == 2)
+    assert not away.is_killed
+    other.end()
+    away.end()
+    assert not stage.end().HasField("error")
+
+
+def test_a_worker_that_can_be_reached_no_more_is_hung_in_the_end() -> None:
+    stage = Stage(hang_timeout_s=0.2)
+    stage.begin()
+    stage.fleet.actors[1].fail(ActorUnavailableError("the network is broken", None))
+    change = stage.next_change("did not answer for 0 s; 1 worker go on")
+    assert change.running_workers == 1
+    assert stage.fleet.actors[1].is_killed
+    stage.close()
+    stage.end()
+
+
+def test_whoever_has_trained_before_comes_first_when_a_launcher_takes_over_in_the_middle_of_a_change() -> None:
+    stage = Stage()
+    # The last one came to know of the second generation before the others did.
+    stage.take_over(generations=[1, 1, 2], ranks=[0, 1, 2], since=[1, 1, 2])
+    stage.fleet.wait_for(lambda: all(actor.told("form") for actor in stage.fleet.actors))
+    assert [actor.told("form")[0][1:3] for actor in stage.fleet.actors] == [(3, 0), (3, 1), (3, 2)]
+    stage.close()
+
+
+@pytest.mark.parametrize("generation", [2, 1], ids=["they know that one is lost", "they do not"])
+def test_a_gang_that_has_become_too_small_stops_also_when_the_launcher_changes_meanwhile(generation: int) -> None:
+    stage = Stage(workers=3, min_workers=3)
+    members = 2 if generation == 2 else 3
+    stage.take_over(generations=[generation] * 2, ranks=[0, 1], since=[1, 1], members=members)
+    stage.fleet.wait_for(lambda: all(actor.told("stop") for actor in stage.fleet.actors))
+    assert [actor.told("stop") for actor in stage.fleet.actors] == [[(1, True)]] * 2
+    stage.next_change("fewer than resources.min_workers (3)")
+    for actor in stage.fleet.actors:
+        actor.end()
+    assert stage.end().is_too_small
+
+
+def test_when_one_worker_has_failed_the_others_may_report_before_they_go(stage: Stage) -> None:
+    stage.begin()
+    reporting, failed = stage.fleet.actors
+    failed.end(JobError(reason="NON_FINITE_LOSS", message="train_loss is nan at step 7", rank=1))
+    stage.fleet.wait_for(lambda: reporting.told("dismiss") or reporting.is_killed)
+    assert not reporting.is_killed, "it still has points to deliver"
+    reporting.end()
+    assert stage.end().error.message == "train_loss is nan at step 7"
+
+
+def test_who_does_not_go_after_a_failure_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempt, "AFTERMATH_S", 0.05)
+    stage = Stage()
+    stage.begin()
+    stage.fleet.actors[0].end(JobError(reason="NON_FINITE_LOSS", message="train_loss is nan at step 7"))
+    assert stage.end().error.reason == "NON_FINITE_LOSS"
+    assert stage.fleet.actors[1].is_killed
