@@ -298,9 +298,12 @@ def test_the_weights_a_job_starts_from_outlive_their_removal_by_the_job_that_wro
             await server.submit(init_from={"job_id": source.job_id})
             gang = await launcher.next_start()
             shutil.rmtree(tmp_path / "c" / f"step-{10:012}")
-            await launcher.report(source, 2, removed_checkpoint_steps=[10])
+            await launcher.report(source, 2, checkpoints=[])
             assert (Path(gang.init_from_uri) / "model.safetensors").read_bytes() == b"model" * 100
             assert (Path(gang.init_from_uri) / "manifest.json").exists()
+            await launcher.report(gang, 1, digest="abc")
+            await launcher.gang_stopped(gang)
+        assert not Path(gang.init_from_uri).parent.exists(), "nobody needs them any more"
 
     run(scenario())
 

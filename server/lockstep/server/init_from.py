@@ -97,7 +97,7 @@ def keep_first_weights(job: Job) -> Job:
 
 
 def forget_first_weights(job: Job) -> None:
-    """Remove what `keep_first_weights` has linked for a job that did not come to be; it blocks."""
+    """Remove what `keep_first_weights` has linked for a job that has ended or did not come to be; it blocks."""
     kept = Path(job.init_from_uri).parent
     if kept.name == "init-from" and kept.parent.name == job.job_id:
         shutil.rmtree(kept.parent, ignore_errors=True)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import structlog
 
 from lockstep.server.gangs import Entry, Gang
+from lockstep.server.init_from import forget_first_weights
 from lockstep.server.job import Command, Event, Job, Launch, Note, RetryAfter, State, Stop
 from lockstep.server.lifecycle import advance
 from lockstep.server.orders import Orders
@@ -153,8 +154,10 @@ class LiveJobs:
 
     def drop_if_over(self, entry: Entry) -> None:
         """Forget a job that has ended and whose gang is gone."""
-        if entry.job.state.has_ended and entry.gang is None:
-            self.entries.pop(entry.job.job_id, None)
+        if entry.job.state.has_ended and entry.gang is None and self.entries.pop(entry.job.job_id, None) is not None:
+            task = asyncio.ensure_future(asyncio.to_thread(forget_first_weights, entry.job))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     def _run(self, entry: Entry, command: Command) -> None:
         job, gang = entry.job, entry.gang

@@ -1,6 +1,7 @@
 """How ranks on GPUs meet, with NCCL's own part played: there is no GPU here."""
 
 import contextlib
+import datetime
 import socket
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from lockstep.workers.engine import Group, PeerLost
+from lockstep.workers.engine import nccl as engine_nccl
 from lockstep.workers.engine.transport import Endpoint, Transport
 
 KEY = b"secret"
@@ -25,8 +27,10 @@ class Nccl:
         self.begun, self.ended = threading.Event(), threading.Event()
         self.error: Exception | None = None
         self.is_made = False
+        self.timeouts: list[datetime.timedelta] = []
 
-    def init_process_group(self, backend: str, *, rank: int, **options: Any) -> None:
+    def init_process_group(self, backend: str, *, rank: int, timeout: datetime.timedelta, **options: Any) -> None:
+        self.timeouts.append(timeout)
         self.begun.set()
         assert self.answers.wait(30)
         if self.error is not None:
@@ -44,6 +48,7 @@ def nccl(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nccl]:
     monkeypatch.setattr(dist, "init_process_group", nccl.init_process_group)
     monkeypatch.setattr(dist, "destroy_process_group", nccl.destroy_process_group)
     monkeypatch.setattr(dist, "is_initialized", lambda: nccl.is_made)
+    monkeypatch.setattr(engine_nccl, "set_collective_timeout", nccl.timeouts.append)
     yield nccl
     nccl.answers.set()
     for thread in threading.enumerate():
@@ -85,6 +90,9 @@ def test_ranks_that_meet_leave_again(nccl: Nccl, endpoints: list[Endpoint]) -> N
     with peer(endpoints, 1):
         group = join(endpoints, 0)
     assert nccl.is_made
+    to_meet, to_exchange = nccl.timeouts
+    assert to_meet.total_seconds() == 10
+    assert to_exchange.total_seconds() > 3600, "a slow rank ends nobody"
     group.leave()
     assert not nccl.is_made
 

@@ -6,7 +6,14 @@ from pathlib import Path
 import ray.exceptions
 
 from lockstep.v1.job_pb2 import JobError
-from lockstep.workers.engine import DataError, NonFiniteLoss, NonFiniteParameters, PeerLost, RanksDisagree
+from lockstep.workers.engine import (
+    DataError,
+    HardwareDiffers,
+    NonFiniteLoss,
+    NonFiniteParameters,
+    PeerLost,
+    RanksDisagree,
+)
 
 FRAMES_SHOWN = 12
 MESSAGE_LIMIT = 2_000
@@ -22,6 +29,9 @@ def job_error(error: BaseException, rank: int) -> JobError:
             return JobError(reason="NON_FINITE_LOSS", message=str(error), rank=rank)
         case PeerLost():
             return JobError(reason="WORKER_LOST", message=str(error), rank=rank)
+        case HardwareDiffers():
+            mend = "equal bits need nodes of one class; take the others out of the cluster, or set fewer workers"
+            return JobError(reason="RANKS_DISAGREE", message=f"{error}; {mend}", rank=rank)
         case RanksDisagree():
             message = f"{error}. The promise of equal bits is broken, so the job was stopped; please report this."
             return JobError(reason="RANKS_DISAGREE", message=message, rank=rank)

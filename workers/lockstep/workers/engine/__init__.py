@@ -4,6 +4,7 @@ from lockstep.workers.engine.data_module import DataModule, Examples
 from lockstep.workers.engine.errors import (
     DataError,
     EngineError,
+    HardwareDiffers,
     NonFiniteLoss,
     NonFiniteParameters,
     PeerLost,
@@ -25,6 +26,7 @@ __all__ = [
     "EngineError",
     "Examples",
     "Group",
+    "HardwareDiffers",
     "Listener",
     "Module",
     "NonFiniteLoss",

@@ -6,6 +6,7 @@ EngineError
 ├── NonFiniteParameters  a step has made parameters infinite or not a number
 ├── PeerLost             a rank left during a collective; no parameter of this rank has changed
 ├── RanksDisagree        ranks that must hold the same bits do not
+│   └── HardwareDiffers  they could not: their hardware is of several classes
 └── Stopped              training was asked to stop, and stopped between two steps
 """
 
@@ -50,6 +51,10 @@ class PeerLost(EngineError):
 
 class RanksDisagree(EngineError):
     """Ranks that must hold the same bits do not."""
+
+
+class HardwareDiffers(RanksDisagree):
+    """Ranks compute on hardware of several classes, which may round differently."""
 
 
 class Stopped(EngineError):

@@ -165,11 +165,11 @@ class Group:
             return bytes(received)
         return None
 
-    def agree(self, what: str, value: bytes | str) -> None:
+    def agree(self, what: str, value: bytes | str, error: type[RanksDisagree] = RanksDisagree) -> None:
         """Check that every rank holds the same `value`.
 
         Raises:
-            RanksDisagree: some rank holds another one; raised on every rank.
+            RanksDisagree: some rank holds another one; raised on every rank, or what `error` is.
             PeerLost: a rank left.
         """
         if self.world_size == 1:
@@ -178,7 +178,7 @@ class Group:
         mine = torch.frombuffer(bytearray(digest), dtype=torch.int64)
         if not bool((self.gather(mine) == mine).all()):
             shown = value if isinstance(value, str) else digest.hex()
-            raise RanksDisagree(f"{what} differs between workers; rank {self.rank} has {shown}")
+            raise error(f"{what} differs between workers; rank {self.rank} has {shown}")
 
     def fill_in(self, table: Tensor) -> None:
         """Complete a table in host memory of which each rank has filled some rows and left the others zero.

@@ -11,7 +11,7 @@ import torch
 from lockstep.workers.engine.checkpoint import Checkpoints, Damaged, read_uri
 from lockstep.workers.engine.determinism import hardware_class
 from lockstep.workers.engine.digest import fingerprint, weights_digest
-from lockstep.workers.engine.errors import DataError, NonFiniteParameters, PeerLost, Stopped
+from lockstep.workers.engine.errors import DataError, HardwareDiffers, NonFiniteParameters, PeerLost, Stopped
 from lockstep.workers.engine.group import Group
 from lockstep.workers.engine.listener import Listener, Phase, Result
 from lockstep.workers.engine.metrics import Point, Progress, Window
@@ -171,7 +171,7 @@ class Loop:
     def go_on(self) -> Result:
         """Take the steps that are left."""
         hardware = hardware_class(self.stepper.device)
-        self.group.agree("the hardware class", hardware)
+        self.group.agree("the hardware class", hardware, HardwareDiffers)
         where = f"after step {self.position.step}" if self.position.step else "at the start"
         self.group.agree(f"the model {where}", weights_digest(self.module))
         self.listener.started(self.progress(self.position.step), hardware)

@@ -10,8 +10,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
+from torch.distributed.distributed_c10d import _set_pg_timeout as set_collective_timeout
 
 from lockstep.workers.engine.errors import PeerLost
+
+COLLECTIVE_TIMEOUT = datetime.timedelta(days=1)
+"""NCCL's own limit ends the process. Who waits for a slow rank must not die of it; a hung one is found by its pulse."""
 
 Wait = Callable[[socket.socket], bool]
 """Waits until a socket can be read; False when the time is up. Raises PeerLost when waiting makes no sense any more."""
@@ -93,6 +97,7 @@ class NcclGroup:
             # Closing the store while another rank still joins would leave that rank hanging: the group keeps it.
             store = tcp_store(*self._place, listener=self._listener, timeout=self._timeout)
             dist.init_process_group("nccl", store=store, timeout=self._timeout, **self._ranks)
+            set_collective_timeout(COLLECTIVE_TIMEOUT)
         except BaseException as error:
             self._error = error
         with self._lock:
