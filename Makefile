@@ -37,6 +37,7 @@ protos: setup  ## generate the code of the contract
 	$(BIN)/python proto/generate.py
 
 bench: setup  ## run every benchmark against its peers
+	PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev,bench]'
 	@exec $(BIN)/python benchmarks/run.py
 
 clean:  ## remove what setup made

@@ -6,7 +6,7 @@ Lockstep: a real server and real Ray; mlp 256 on MNIST on 3 workers. Again and a
 SIGKILL at a random moment; the job heals, grows back, and is struck again. The pause is what the job's own events say:
 from the last step before the kill to the first one after it. Each job's digest must be that of an undisturbed job.
 
-Ray Train (`pip install "ray[train]"`, left out where that is missing): the same model and data with TorchTrainer on 3
+Ray Train (of the extra `[bench]`, left out where that is missing): the same model and data with TorchTrainer on 3
 workers, a checkpoint every 200 steps, and restarts from it. The pause is from the kill to the first step beyond
 those that were done before it.
 """
@@ -29,7 +29,7 @@ from serving import MARK, Server, marked, server
 
 WORKERS = 3
 STEPS = 6_000
-PAUSE = re.compile(r"healed after a pause of (\d+) ms")
+PAUSE = re.compile(r"healed.* after a pause of (\d+) ms")
 
 
 def spec(data: Path, workers: int) -> dict[str, Any]:

@@ -26,13 +26,15 @@ from serving import Server, server
 
 CPUS = 4
 JOBS_AT_ONCE = 2
-PAUSE = re.compile(r"healed after a pause of (\d+) ms")
+PAUSE = re.compile(r"healed.* after a pause of (\d+) ms")
 DIGITS = {"builtin": {"name": "digits"}}
 MODELS: list[dict[str, Any]] = [
     {"softmax_regression": {}},
     {"mlp": {"hidden_units": [64], "dropout": [0.3]}},
     {"mlp": {"hidden_units": [256, 128], "activation": "tanh"}},
 ]
+# Large enough to be exchanged in buckets, and slower.
+LARGE_MODEL = {"mlp": {"hidden_units": [1024, 1024]}}
 
 
 class Recorder(Listener):
@@ -91,12 +93,13 @@ class Books:
 
 def spec() -> dict[str, Any]:
     workers = random.randint(1, 3)
+    model, epochs = random.choice([(model, [300, 1000, 2000]) for model in MODELS] + [(LARGE_MODEL, [50, 150])])
     return {
         "name": "soak",
-        "model": random.choice(MODELS),
+        "model": model,
         "data": DIGITS,
         "optimizer": {"sgd": {"learning_rate": 0.05, "momentum": 0.9}},
-        "training": {"max_epochs": random.choice([300, 1000, 2000]), "batch_size": 100, "seed": random.randint(0, 1)},
+        "training": {"max_epochs": random.choice(epochs), "batch_size": 100, "seed": random.randint(0, 1)},
         "resources": {"workers": workers, "min_workers": random.randint(1, workers), "shards": 4},
         # Deaths are drawn so often that all workers of a job may go many times.
         "recovery": {"checkpoint_every_steps": random.choice([50, 500]), "max_restarts": 1000},
