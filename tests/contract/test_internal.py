@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import grpc
@@ -271,5 +272,22 @@ def test_resources_are_free_only_when_the_gang_is_gone(tmp_path: Path) -> None:
             assert (await server.get(waiting.job_id)).state == JOB_STATE_QUEUED
             await launcher.gang_stopped(gang)
             assert (await launcher.next_start()).job_id == waiting.job_id
+
+    run(scenario())
+
+
+def test_a_launcher_that_hangs_up_in_the_middle_of_its_goodbye_is_gone(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            dispatcher = server.coordinator.dispatcher
+            for _ in range(20):
+                launcher = server.launcher()
+                await launcher.be_ready()
+                await dispatcher.cluster_is_ready.wait()
+                await launcher.leave()
+                launcher.call.cancel()
+                async with asyncio.timeout(10):
+                    while dispatcher.cluster_is_ready.is_set():
+                        await asyncio.sleep(0.001)
 
     run(scenario())

@@ -49,9 +49,9 @@ class InternalService(InternalServiceServicer):
                 raise ShuttingDown
             reading.result()
         finally:
+            self._dispatcher.launcher_disconnected(line)  # before any wait, which the end of the call may cancel
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
-            self._dispatcher.launcher_disconnected(line)
 
     async def _read_facts(self, line: LauncherLine, requests: AsyncIterator[ConnectLauncherRequest]) -> None:
         try:
