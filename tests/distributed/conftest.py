@@ -10,6 +10,7 @@ import pytest
 
 from lockstep.workers.engine import Group
 from lockstep.workers.engine.transport import Endpoint
+from tests.processes import forking_context
 
 MOST_RANKS = 4
 TASK_TIMEOUT_S = 120
@@ -23,7 +24,7 @@ class Ranks:
     """Processes that run a function as ranks of one group."""
 
     def __init__(self) -> None:
-        self._context = multiprocessing.get_context("spawn")
+        self._context = forking_context()
         self._tasks = 0
         self._processes: list[tuple[multiprocessing.process.BaseProcess, Connection, str]] = []
 

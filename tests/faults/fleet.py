@@ -18,6 +18,7 @@ from lockstep.workers.engine import Group, Listener, Phase, Point, Progress, Sto
 from lockstep.workers.engine.checkpoint import Checkpoint
 from lockstep.workers.engine.membership import Dismissed, Membership
 from lockstep.workers.engine.transport import Endpoint, Transport
+from tests.processes import forking_context
 
 KEY = b"secret"
 RUN_TIMEOUT_S = 120.0
@@ -124,7 +125,7 @@ class Fleet:
     """Processes for one job after another; those that were killed are replaced for the next one."""
 
     def __init__(self) -> None:
-        self._context = multiprocessing.get_context("spawn")
+        self._context = forking_context()
         self._idle: list[tuple[Any, Connection, str]] = []
         self._generation = 0
         self.messages: list[Any] = []

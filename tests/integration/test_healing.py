@@ -10,7 +10,7 @@ import torch
 from lockstep.client import Client, Job, JobFailed
 from lockstep.workers.engine.digest import digest_of
 from tests.integration.alone import assert_curve_of_the_engine_alone
-from tests.integration.conftest import Server, digits, endless, wait_for_event, wait_for_state, wait_for_step
+from tests.integration.conftest import Server, digits, endless, quick, wait_for_event, wait_for_state, wait_for_step
 
 LONG = {"max_epochs": 150}
 
@@ -23,7 +23,7 @@ def story(job: Job) -> str:
     "victim", [0, pytest.param(1, marks=pytest.mark.exhaustive), pytest.param(2, marks=pytest.mark.exhaustive)]
 )
 def test_a_killed_worker_costs_no_bit_and_no_restart(server: Server, client: Client, victim: int) -> None:
-    job = wait_for_step(client.submit_job(digits(workers=3, **LONG)), 20)
+    job = wait_for_step(client.submit_job(quick(workers=3, **LONG)), 20)
     server.workers()[victim].kill()
     job.wait()
     assert (job.attempt, job.restarts, job.heals) == (1, 0, 1)
@@ -40,6 +40,7 @@ def test_a_job_grows_back_to_its_workers(server: Server, client: Client) -> None
     job.cancel()
 
 
+@pytest.mark.exhaustive
 def test_a_hung_worker_is_killed_and_healed(server: Server, client: Client) -> None:
     spec = endless(workers=3) | {"recovery": {"hang_timeout_s": 1}}
     job = wait_for_step(client.submit_job(spec), 20)
@@ -51,7 +52,7 @@ def test_a_hung_worker_is_killed_and_healed(server: Server, client: Client) -> N
 
 
 def test_when_all_workers_are_gone_the_newest_checkpoint_is_used(server: Server, client: Client) -> None:
-    spec = digits(workers=2, **LONG) | {"recovery": {"checkpoint_every_steps": 50}}
+    spec = quick(workers=2, **LONG) | {"recovery": {"checkpoint_every_steps": 50}}
     job = wait_for_step(client.submit_job(spec), 120)
     for worker in server.workers():
         worker.kill()
@@ -71,8 +72,9 @@ def test_a_job_without_restarts_fails_when_it_loses_all_workers(server: Server, 
     assert job.error.reason == "WORKER_LOST"
 
 
+@pytest.mark.exhaustive
 def test_below_min_workers_a_job_waits_with_a_checkpoint(server: Server, client: Client) -> None:
-    job = wait_for_step(client.submit_job(digits(workers=3, min_workers=3, **LONG)), 20)
+    job = wait_for_step(client.submit_job(quick(workers=3, min_workers=3, **LONG)), 20)
     server.workers()[2].kill()
     job.wait()
     assert (job.attempt, job.restarts) == (2, 0)
@@ -81,9 +83,10 @@ def test_below_min_workers_a_job_waits_with_a_checkpoint(server: Server, client:
     assert "going on from the checkpoint of step" in story(job)
 
 
+@pytest.mark.exhaustive
 def test_a_job_starts_with_what_is_free_and_grows_later(client: Client) -> None:
     other = wait_for_state(client.submit_job(endless(workers=3)), "RUNNING")
-    job = wait_for_step(client.submit_job(digits(workers=3, **LONG)), 1)
+    job = wait_for_step(client.submit_job(quick(workers=3, **LONG)), 1)
     assert job.refresh().running_workers == 1
     other.cancel()
     job.wait()
@@ -92,7 +95,7 @@ def test_a_job_starts_with_what_is_free_and_grows_later(client: Client) -> None:
 
 @pytest.mark.exhaustive
 def test_scaling_a_running_job_changes_no_bit(client: Client) -> None:
-    job = wait_for_step(client.submit_job(digits(workers=1, max_epochs=1500)), 20)
+    job = wait_for_step(client.submit_job(quick(workers=1, max_epochs=2000)), 20)
     job.scale(3)
     wait_for_event(job, "grown to 3 workers")
     job.scale(2)
@@ -102,7 +105,7 @@ def test_scaling_a_running_job_changes_no_bit(client: Client) -> None:
 
 
 def test_a_paused_job_frees_everything_and_goes_on_exactly(server: Server, client: Client) -> None:
-    job = wait_for_step(client.submit_job(digits(workers=2, **LONG)), 20)
+    job = wait_for_step(client.submit_job(quick(workers=2, **LONG)), 20)
     job.pause()
     wait_for_state(job, "PAUSED")
     server.wait_until(lambda: not server.workers())

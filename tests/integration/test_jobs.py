@@ -11,7 +11,7 @@ import yaml
 
 from lockstep.client import Client, FailedPrecondition, JobCancelled, JobFailed, JobState, MetricKind
 from tests.integration.alone import assert_curve_of_the_engine_alone
-from tests.integration.conftest import LOCKSTEP, Server, digits, endless, wait_for_state, wait_for_step
+from tests.integration.conftest import LOCKSTEP, Server, digits, endless, quick, wait_for_state, wait_for_step
 
 BUF = Path(sys.executable).with_name("buf")
 
@@ -26,7 +26,7 @@ def test_every_number_of_workers_gives_the_curve_of_the_engine_alone(client: Cli
 
 
 def test_a_followed_job_gives_each_point_once_and_ends_with_the_job(client: Client) -> None:
-    job = client.submit_job(digits(log_every_steps=1))
+    job = client.submit_job(quick(log_every_steps=1))
     followed = list(job.metrics(follow=True))
     assert job.refresh().state is JobState.SUCCEEDED
     assert len(followed) == len(set(followed))
@@ -34,7 +34,7 @@ def test_a_followed_job_gives_each_point_once_and_ends_with_the_job(client: Clie
 
 
 def test_a_job_tells_its_story_in_events(client: Client) -> None:
-    job = client.submit_job(digits())
+    job = client.submit_job(quick())
     updates = list(job.watch())
     events = [event for update in updates for event in update.events]
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))
@@ -129,7 +129,7 @@ def test_a_damaged_file_fails_the_job_while_it_starts_and_names_the_field(
 
 def test_a_cancelled_job_stops_within_a_step_and_frees_what_it_held(server: Server, client: Client) -> None:
     job = wait_for_step(client.submit_job(endless(workers=4)), 1)
-    waiting = client.submit_job(digits(workers=4, min_workers=4))
+    waiting = client.submit_job(quick(workers=4, min_workers=4))
     assert waiting.refresh().state is JobState.QUEUED
     job.cancel()
     with pytest.raises(JobCancelled):
@@ -139,7 +139,7 @@ def test_a_cancelled_job_stops_within_a_step_and_frees_what_it_held(server: Serv
 
 def test_first_come_is_first_served_and_gangs_are_whole(client: Client) -> None:
     first = wait_for_step(client.submit_job(endless(workers=3)), 1)
-    second, third = client.submit_job(digits(workers=2, min_workers=2)), client.submit_job(digits(workers=1))
+    second, third = client.submit_job(quick(workers=2, min_workers=2)), client.submit_job(quick(workers=1))
     assert "waits" in second.refresh().state_reason
     first.cancel()
     second.wait()
@@ -154,7 +154,7 @@ def test_first_come_is_first_served_and_gangs_are_whole(client: Client) -> None:
 
 def test_a_cancelled_job_in_the_queue_never_starts(client: Client) -> None:
     running = wait_for_state(client.submit_job(endless(workers=4)), "RUNNING")
-    queued = client.submit_job(digits(workers=4)).cancel()
+    queued = client.submit_job(quick(workers=4)).cancel()
     assert queued.state is JobState.CANCELLED
     assert queued.attempt == 0
     running.cancel()
@@ -171,5 +171,5 @@ def test_more_than_the_whole_cluster_has_is_refused_with_the_numbers(client: Cli
 
 
 def test_no_worker_is_left_when_its_job_has_ended(server: Server, client: Client) -> None:
-    client.submit_job(digits(workers=4)).wait()
+    client.submit_job(quick(workers=4)).wait()
     server.wait_until(lambda: not server.workers())

@@ -12,7 +12,7 @@ import pytest
 
 from lockstep.server.ray_head import RayHead
 from tests.integration.alone import assert_curve_of_the_engine_alone
-from tests.integration.conftest import Server, digits, wait_for_event, wait_for_step
+from tests.integration.conftest import Server, quick, wait_for_event, wait_for_step
 
 RAY = Path(sys.executable).with_name("ray")
 
@@ -71,7 +71,7 @@ def test_a_lost_node_is_healed_and_a_new_one_is_used(make_server: Callable[..., 
     cluster.add_node(num_cpus=2)
     server = make_server("--ray-address", cluster.address).start()
     with server.client() as client:
-        job = wait_for_step(client.submit_job(digits(workers=3, min_workers=1, max_epochs=800)), 20)
+        job = wait_for_step(client.submit_job(quick(workers=3, min_workers=1, max_epochs=800)), 20)
         if job.refresh().running_workers < 3:  # the second node came later
             wait_for_event(job, "grown to 3 workers")
         cluster.kill_newest_node()
