@@ -93,7 +93,7 @@ class Books:
 
 def spec() -> dict[str, Any]:
     workers = random.randint(1, 3)
-    model, epochs = random.choice([(model, [300, 1000, 2000]) for model in MODELS] + [(LARGE_MODEL, [50, 150])])
+    model, epochs = random.choice([(model, [300, 1000, 2000]) for model in MODELS] + [(LARGE_MODEL, [20, 60])])
     return {
         "name": "soak",
         "model": model,
