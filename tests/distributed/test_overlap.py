@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lockstep.workers.engine import Classifier, DataModule, Examples, Group, Listener, Point, Progress, Trainer
+from lockstep.workers.engine import Classifier, DataModule, Examples, Group, Point, Trainer
 from lockstep.workers.engine.overlap import OverlappedExchange
+from tests.distributed.test_one_curve import Recorder
 
 WIDTH = 1024
 
@@ -80,14 +81,6 @@ class BreaksInThirdStep(Deep):
         hidden = Broken.apply(self.body[:3](inputs), self.breaks and self.calls == 3)
         outputs: Tensor = self.body[3:](hidden)
         return outputs
-
-
-class Recorder(Listener):
-    def __init__(self) -> None:
-        self.points: list[Point] = []
-
-    def progressed(self, progress: Progress, points: list[Point]) -> None:
-        self.points += [point for point in points if not point.is_timing]
 
 
 def fit(group: Group, module: Deep, shards: int, batch_size: int = 40) -> tuple[str, list[Point]]:
