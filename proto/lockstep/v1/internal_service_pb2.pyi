@@ -1,3 +1,6 @@
+import datetime
+
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from lockstep.v1 import checkpoint_service_pb2 as _checkpoint_service_pb2
 from lockstep.v1 import job_pb2 as _job_pb2
 from lockstep.v1 import job_spec_pb2 as _job_spec_pb2
@@ -11,20 +14,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ConnectLauncherRequest(_message.Message):
-    __slots__ = ("ready", "capacity", "gang_started", "gang_stopped", "gang_changed", "heartbeat")
+    __slots__ = ("ready", "capacity", "gang_started", "gang_stopped", "gang_changed", "heartbeat", "processes")
     READY_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
     GANG_STARTED_FIELD_NUMBER: _ClassVar[int]
     GANG_STOPPED_FIELD_NUMBER: _ClassVar[int]
     GANG_CHANGED_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    PROCESSES_FIELD_NUMBER: _ClassVar[int]
     ready: LauncherReady
     capacity: ClusterCapacity
     gang_started: GangStarted
     gang_stopped: GangStopped
     gang_changed: GangChanged
     heartbeat: Heartbeat
-    def __init__(self, ready: _Optional[_Union[LauncherReady, _Mapping]] = ..., capacity: _Optional[_Union[ClusterCapacity, _Mapping]] = ..., gang_started: _Optional[_Union[GangStarted, _Mapping]] = ..., gang_stopped: _Optional[_Union[GangStopped, _Mapping]] = ..., gang_changed: _Optional[_Union[GangChanged, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
+    processes: WorkerProcesses
+    def __init__(self, ready: _Optional[_Union[LauncherReady, _Mapping]] = ..., capacity: _Optional[_Union[ClusterCapacity, _Mapping]] = ..., gang_started: _Optional[_Union[GangStarted, _Mapping]] = ..., gang_stopped: _Optional[_Union[GangStopped, _Mapping]] = ..., gang_changed: _Optional[_Union[GangChanged, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., processes: _Optional[_Union[WorkerProcesses, _Mapping]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ()
@@ -59,6 +64,40 @@ class NodeCapacity(_message.Message):
     total_cpus: float
     total_gpus: float
     def __init__(self, node_id: _Optional[str] = ..., node_name: _Optional[str] = ..., cpus: _Optional[float] = ..., gpus: _Optional[float] = ..., total_cpus: _Optional[float] = ..., total_gpus: _Optional[float] = ...) -> None: ...
+
+class WorkerProcesses(_message.Message):
+    __slots__ = ("processes",)
+    PROCESSES_FIELD_NUMBER: _ClassVar[int]
+    processes: _containers.RepeatedCompositeFieldContainer[WorkerProcess]
+    def __init__(self, processes: _Optional[_Iterable[_Union[WorkerProcess, _Mapping]]] = ...) -> None: ...
+
+class WorkerProcess(_message.Message):
+    __slots__ = ("node_id", "pid", "cpus", "gpus", "owner", "is_warm", "memory_bytes", "data_bytes", "idle_since", "job_id", "attempt", "number")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    CPUS_FIELD_NUMBER: _ClassVar[int]
+    GPUS_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    IS_WARM_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DATA_BYTES_FIELD_NUMBER: _ClassVar[int]
+    IDLE_SINCE_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    pid: int
+    cpus: float
+    gpus: float
+    owner: str
+    is_warm: bool
+    memory_bytes: int
+    data_bytes: int
+    idle_since: _timestamp_pb2.Timestamp
+    job_id: str
+    attempt: int
+    number: int
+    def __init__(self, node_id: _Optional[str] = ..., pid: _Optional[int] = ..., cpus: _Optional[float] = ..., gpus: _Optional[float] = ..., owner: _Optional[str] = ..., is_warm: bool = ..., memory_bytes: _Optional[int] = ..., data_bytes: _Optional[int] = ..., idle_since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., number: _Optional[int] = ...) -> None: ...
 
 class GangStarted(_message.Message):
     __slots__ = ("job_id", "attempt")
@@ -99,17 +138,23 @@ class GangChanged(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., revision: _Optional[int] = ..., node_ids: _Optional[_Iterable[str]] = ..., running_workers: _Optional[int] = ..., message: _Optional[str] = ..., refused_node_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ConnectLauncherResponse(_message.Message):
-    __slots__ = ("start_gang", "stop_gang", "resize_gang")
+    __slots__ = ("start_gang", "stop_gang", "resize_gang", "drain")
     START_GANG_FIELD_NUMBER: _ClassVar[int]
     STOP_GANG_FIELD_NUMBER: _ClassVar[int]
     RESIZE_GANG_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_FIELD_NUMBER: _ClassVar[int]
     start_gang: StartGang
     stop_gang: StopGang
     resize_gang: ResizeGang
-    def __init__(self, start_gang: _Optional[_Union[StartGang, _Mapping]] = ..., stop_gang: _Optional[_Union[StopGang, _Mapping]] = ..., resize_gang: _Optional[_Union[ResizeGang, _Mapping]] = ...) -> None: ...
+    drain: Drain
+    def __init__(self, start_gang: _Optional[_Union[StartGang, _Mapping]] = ..., stop_gang: _Optional[_Union[StopGang, _Mapping]] = ..., resize_gang: _Optional[_Union[ResizeGang, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ...) -> None: ...
+
+class Drain(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class StartGang(_message.Message):
-    __slots__ = ("job_id", "attempt", "spec", "node_ids", "coordinator_address", "attempt_token", "epoch", "checkpoint_uri", "init_from_uri")
+    __slots__ = ("job_id", "attempt", "spec", "node_ids", "coordinator_address", "attempt_token", "epoch", "checkpoint_uri", "init_from_uri", "owner")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
@@ -119,6 +164,7 @@ class StartGang(_message.Message):
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_URI_FIELD_NUMBER: _ClassVar[int]
     INIT_FROM_URI_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     attempt: int
     spec: _job_spec_pb2.JobSpec
@@ -128,7 +174,8 @@ class StartGang(_message.Message):
     epoch: int
     checkpoint_uri: str
     init_from_uri: str
-    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., spec: _Optional[_Union[_job_spec_pb2.JobSpec, _Mapping]] = ..., node_ids: _Optional[_Iterable[str]] = ..., coordinator_address: _Optional[str] = ..., attempt_token: _Optional[str] = ..., epoch: _Optional[int] = ..., checkpoint_uri: _Optional[str] = ..., init_from_uri: _Optional[str] = ...) -> None: ...
+    owner: str
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., spec: _Optional[_Union[_job_spec_pb2.JobSpec, _Mapping]] = ..., node_ids: _Optional[_Iterable[str]] = ..., coordinator_address: _Optional[str] = ..., attempt_token: _Optional[str] = ..., epoch: _Optional[int] = ..., checkpoint_uri: _Optional[str] = ..., init_from_uri: _Optional[str] = ..., owner: _Optional[str] = ...) -> None: ...
 
 class ResizeGang(_message.Message):
     __slots__ = ("job_id", "attempt", "revision", "node_ids", "epoch")

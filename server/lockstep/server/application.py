@@ -122,9 +122,17 @@ class Application:
 
     def _launcher_facts(self) -> LauncherFacts:
         assert self._store is not None
-        namespace = f"lockstep-{self._store.instance_id}"
+        settings = self._settings
         return LauncherFacts(
-            self.grpc_address, self.launcher_token, self._store.epoch, namespace, self._settings.log_format
+            coordinator_address=self.grpc_address,
+            launcher_token=self.launcher_token,
+            epoch=self._store.epoch,
+            namespace=f"lockstep-{self._store.instance_id}",
+            log_format=settings.log_format,
+            warm_ttl_s=settings.warm_ttl_s,
+            warm_workers=settings.warm_workers,
+            warm_memory_bytes=settings.warm_memory_bytes,
+            data_cache_bytes=settings.data_cache_bytes,
         )
 
     def _write_addresses(self) -> None:

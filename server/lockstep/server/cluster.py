@@ -38,6 +38,10 @@ class LauncherFacts:
     epoch: int
     namespace: str
     log_format: str
+    warm_ttl_s: float
+    warm_workers: int
+    warm_memory_bytes: int
+    data_cache_bytes: int
 
     def orders(self, ray_address: str) -> LauncherOrders:
         return LauncherOrders(ray_address=ray_address, **vars(self))

@@ -10,7 +10,7 @@ import structlog
 
 from lockstep.server import scheduler
 from lockstep.server.errors import PermissionDenied
-from lockstep.server.gangs import Entry, Gang, LauncherLine, held_by, nodes_of
+from lockstep.server.gangs import Entry, Gang, LauncherLine, held_by, nodes_of, warm_on
 from lockstep.server.inventory import take_over
 from lockstep.server.job import (
     Admitted,
@@ -28,7 +28,13 @@ from lockstep.server.live_jobs import LiveJobs
 from lockstep.server.orders import Orders
 from lockstep.server.scheduler import Node, Placement, Resize
 from lockstep.server.store import Store
-from lockstep.v1.internal_service_pb2 import ClusterCapacity, GangChanged, GangStopped
+from lockstep.v1.internal_service_pb2 import (
+    ClusterCapacity,
+    GangChanged,
+    GangStopped,
+    WorkerProcess,
+    WorkerProcesses,
+)
 from lockstep.v1.job_spec_pb2 import ResourcesSpec
 
 SHUTDOWN_GRACE_S = 20.0
@@ -57,11 +63,13 @@ class Dispatcher:
     Attributes:
         cluster_is_ready: set while a launcher is in service and has told what the cluster has.
         launcher_words: how often a launcher has said something.
+        processes: the worker processes that there are.
     """
 
     def __init__(self, live: LiveJobs, orders: Orders, store: Store, cluster: Cluster) -> None:
         self.cluster_is_ready = asyncio.Event()
         self.launcher_words = 0
+        self.processes: tuple[WorkerProcess, ...] = ()
         self._live = live
         self._orders = orders
         self._store = store
@@ -84,6 +92,7 @@ class Dispatcher:
         """Start nothing more, and have every gang write a checkpoint and leave; without a launcher nothing is done."""
         self._is_closing = True
         line = self._orders.line
+        self._orders.drain()
         if line is None or not line.is_ready or not self._live.holding:
             return
         log.info("the gangs write checkpoints and leave", gangs=len(self._live.holding), grace_s=SHUTDOWN_GRACE_S)
@@ -155,6 +164,7 @@ class Dispatcher:
     def _lose_line(self) -> None:
         self._orders.line = None
         self._nodes = None
+        self.processes = ()
         self.cluster_is_ready.clear()
         self._live.gang_has_left.set()  # Who waits for that has nobody to wait for.
 
@@ -170,6 +180,11 @@ class Dispatcher:
             gpus=sum(node.usable.gpu for node in self._nodes) / scheduler.UNITS,
         )
         self.look_again()
+
+    def processes_changed(self, line: LauncherLine, told: WorkerProcesses) -> None:
+        """Learn which worker processes there are."""
+        if line is self._orders.line:
+            self.processes = tuple(told.processes)
 
     # What the launcher says of a gang.
 
@@ -265,7 +280,8 @@ class Dispatcher:
             self._checks_whole_queue = False
             await self._fail_what_never_fits(nodes)
         running = [entry.running(entry.gang) for entry in self._live.resizable() if entry.gang is not None]
-        plan = scheduler.plan(self._live.waiting(), running, nodes, held_by(self._live.holding.values()))
+        held = held_by(self._live.holding.values())
+        plan = scheduler.plan(self._live.waiting(), running, nodes, held, warm_on(self.processes))
         for resize in plan.resizes:  # At once: the gangs are as the plan has seen them.
             self._resize(resize)
         for placement in plan.placements:

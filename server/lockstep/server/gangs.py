@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from lockstep.server.job import Job
-from lockstep.server.scheduler import UNITS, Amount, Node, Request, Running, request_of, units
-from lockstep.v1.internal_service_pb2 import ClusterCapacity, ConnectLauncherResponse
+from lockstep.server.scheduler import UNITS, Amount, Node, Request, Running, amount, request_of, units
+from lockstep.v1.internal_service_pb2 import ClusterCapacity, ConnectLauncherResponse, WorkerProcess
 
 FIRST_RESIZE_DELAY_S = 1.0
 LONGEST_RESIZE_DELAY_S = 60.0
@@ -136,6 +136,12 @@ def nodes_of(capacity: ClusterCapacity) -> tuple[Node, ...]:
         )
         for node in capacity.nodes
     )
+
+
+def warm_on(processes: Iterable[WorkerProcess]) -> Counter[tuple[str, Amount]]:
+    """Count the idle workers by node and by what each holds."""
+    idle = (process for process in processes if process.HasField("idle_since"))
+    return Counter((process.node_id, amount(process.cpus, process.gpus)) for process in idle)
 
 
 def single_node(cpus: float, gpus: float) -> tuple[Node, ...]:

@@ -69,6 +69,8 @@ class InternalService(InternalServiceServicer):
                 await self._dispatcher.launcher_ready(line, request.ready.epoch, request.ready.gangs)
             case "capacity":
                 self._dispatcher.capacity_changed(line, request.capacity)
+            case "processes":
+                self._dispatcher.processes_changed(line, request.processes)
             case "gang_started":
                 started = request.gang_started
                 await self._dispatcher.gang_started(line, started.job_id, started.attempt)

@@ -9,6 +9,9 @@ from enum import Enum
 from lockstep.v1.job_pb2 import JobError, JobResult
 from lockstep.v1.job_spec_pb2 import JobSpec
 
+# Until there is authentication, everybody is the same person.
+PRINCIPAL = "local"
+
 
 class State(Enum):
     """Where a job stands; the names are those of the contract's JobState without its prefix."""

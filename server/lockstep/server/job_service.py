@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from lockstep.server.coordinator import Coordinator
 from lockstep.server.errors import InvalidRequest
 from lockstep.server.interceptors import Context
-from lockstep.server.job import Job, State
+from lockstep.server.job import PRINCIPAL, Job, State
 from lockstep.server.paging import make_token, not_negative, page_size, read_token
 from lockstep.server.rules import show
 from lockstep.server.translate import event_to_proto, job_to_proto, state_from_proto
@@ -27,9 +27,6 @@ from lockstep.v1.job_service_pb2 import (
     WatchJobResponse,
 )
 from lockstep.v1.job_service_pb2_grpc import JobServiceServicer
-
-# Until there is authentication, everybody is the same person.
-PRINCIPAL = "local"
 
 _MAX_REQUEST_ID = 128
 _EVENTS_PER_MESSAGE = 500

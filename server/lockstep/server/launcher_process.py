@@ -33,6 +33,10 @@ class LauncherOrders:
     ray_address: str
     namespace: str
     log_format: str
+    warm_ttl_s: float
+    warm_workers: int
+    warm_memory_bytes: int
+    data_cache_bytes: int
 
 
 def launcher_is_installed() -> bool:

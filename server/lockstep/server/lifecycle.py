@@ -163,10 +163,9 @@ def _reported(job: Job, report: Reported, now: datetime) -> Step:
     notes: list[Command] = [Note(text) for text in report.notes]
     if job.state is State.STARTING:
         after = replace(after, state=State.RUNNING, state_reason="training", start_time=now)
-    if report.result is None or job.state is State.CANCELLING:
-        return after, notes
-    done, commands = _ended(replace(after, result=report.result), State.SUCCEEDED, "all steps are done", now)
-    return done, notes + commands
+    if report.result is not None:  # The job has succeeded once its workers can be had again.
+        after = replace(after, result=report.result)
+    return after, notes
 
 
 def _workers_changed(job: Job, event: WorkersChanged) -> Step:
@@ -180,6 +179,8 @@ def _gang_gone(job: Job, event: GangGone, now: datetime) -> Step:
     error = event.error
     if job.state is State.CANCELLING:
         return _ended(job, State.CANCELLED, "cancelled by the user", now)
+    if job.result is not None:
+        return _succeeded(job, now)
     is_the_jobs = error is not None and error.reason not in (Reason.WORKER_LOST, Reason.PLACEMENT_FAILED)
     if error is not None and is_the_jobs:
         return _failed(job, error, now)
@@ -223,6 +224,8 @@ def _workers_forgotten(job: Job, cause: str, now: datetime) -> Step:
     match job.state:
         case State.CANCELLING:
             return _ended(job, State.CANCELLED, "cancelled by the user", now)
+        case _ if job.result is not None:
+            return _succeeded(job, now)
         case State.PAUSING:
             return _paused(job, cause)
         case _:
@@ -311,6 +314,10 @@ def _failed(job: Job, error: JobError, now: datetime) -> Step:
     if job.newest_checkpoint is not None:
         error = _with_words(error, f"The last good checkpoint is of step {job.newest_checkpoint}.")
     return _ended(replace(job, error=error), State.FAILED, f"{error.reason}: {error.message}", now)
+
+
+def _succeeded(job: Job, now: datetime) -> Step:
+    return _ended(job, State.SUCCEEDED, "all steps are done", now)
 
 
 def _ended(job: Job, state: State, words: str, now: datetime) -> Step:

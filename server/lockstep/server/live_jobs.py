@@ -194,6 +194,6 @@ class LiveJobs:
             entry = self.entries.get(job_id)
             if entry is None or entry.gang is not gang or gang.delay is not None:
                 continue
-            if entry.job.state in (State.STARTING, State.RUNNING):
+            if entry.job.state in (State.STARTING, State.RUNNING) and entry.job.result is None:
                 found.append(entry)
         return sorted(found, key=lambda entry: entry.job.number)

@@ -43,6 +43,19 @@ def serve(
     launcher_timeout_s: Annotated[
         float | None, typer.Option(help="Seconds that the launcher may say nothing before it is replaced. Default: 30.")
     ] = None,
+    warm_ttl_s: Annotated[
+        float | None,
+        typer.Option(help="Seconds that a worker that is done waits for the next job; 0: none does. Default: 600."),
+    ] = None,
+    warm_workers: Annotated[
+        int | None, typer.Option(help="Workers kept ready for whoever comes next, where there is room. Default: 1.")
+    ] = None,
+    warm_memory_bytes: Annotated[
+        int | None, typer.Option(help="Most memory that a worker may take while it waits. Default: 4 GiB.")
+    ] = None,
+    data_cache_bytes: Annotated[
+        int | None, typer.Option(help="Most data that a worker keeps in memory for the next job. Default: 1 GiB.")
+    ] = None,
     log_format: Annotated[str | None, typer.Option(help="console or json. Default: console.")] = None,
 ) -> None:
     """Run the server, until SIGTERM or Ctrl-C; a second one forces it to end.
@@ -59,6 +72,10 @@ def serve(
             num_gpus=num_gpus,
             advertise_address=advertise_address,
             launcher_timeout_s=launcher_timeout_s,
+            warm_ttl_s=warm_ttl_s,
+            warm_workers=warm_workers,
+            warm_memory_bytes=warm_memory_bytes,
+            data_cache_bytes=data_cache_bytes,
             log_format=log_format,
         )
         logs.configure(settings.log_format)

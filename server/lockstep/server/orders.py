@@ -9,8 +9,8 @@ import secrets
 from pathlib import Path
 
 from lockstep.server.gangs import Gang, LauncherLine
-from lockstep.server.job import Job, Stop
-from lockstep.v1.internal_service_pb2 import ConnectLauncherResponse, ResizeGang, StartGang, StopGang
+from lockstep.server.job import PRINCIPAL, Job, Stop
+from lockstep.v1.internal_service_pb2 import ConnectLauncherResponse, Drain, ResizeGang, StartGang, StopGang
 
 _SECRET_BYTES = 32
 
@@ -61,6 +61,7 @@ class Orders:
             epoch=self._epoch,
             checkpoint_uri=self.checkpoint_uri(job),
             init_from_uri=job.init_from_uri,
+            owner=PRINCIPAL,
         )
         self._send(ConnectLauncherResponse(start_gang=start))
 
@@ -75,6 +76,10 @@ class Orders:
         """Order a gang to leave. An order that is repeated takes the place of the one before."""
         order = StopGang(job_id=job_id, attempt=attempt, grace_s=stop.grace_s, keep=stop.keep)
         self._send(ConnectLauncherResponse(stop_gang=order))
+
+    def drain(self) -> None:
+        """Order that no worker is kept warm."""
+        self._send(ConnectLauncherResponse(drain=Drain()))
 
     def _send(self, order: ConnectLauncherResponse) -> None:
         if self.line is not None and self.line.is_ready:

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from lockstep.v1.job_spec_pb2 import ResourcesSpec
 
@@ -102,17 +103,27 @@ class Plan:
     resizes: tuple[Resize, ...]
 
 
-def amount_of_worker(resources: ResourcesSpec) -> Amount:
+def amount(cpus: float, gpus: float) -> Amount:
     """Return what one worker takes; a share is rounded up, so that no node is ever overfilled."""
-    cpu = math.ceil(round(resources.cpus_per_worker * UNITS, 3))
-    return Amount(max(1, cpu), resources.gpus_per_worker * UNITS)
+    return Amount(max(1, math.ceil(round(cpus * UNITS, 3))), math.ceil(round(gpus * UNITS, 3)))
+
+
+def amount_of_worker(resources: ResourcesSpec) -> Amount:
+    """Return what one worker of a job takes."""
+    return amount(resources.cpus_per_worker, resources.gpus_per_worker)
 
 
 def request_of(job_id: str, resources: ResourcesSpec, *, is_delayed: bool = False) -> Request:
     return Request(job_id, resources.workers, resources.min_workers, amount_of_worker(resources), is_delayed)
 
 
-def plan(queue: Iterable[Request], gangs: Iterable[Running], nodes: Sequence[Node], held: Mapping[str, Amount]) -> Plan:
+def plan(
+    queue: Iterable[Request],
+    gangs: Iterable[Running],
+    nodes: Sequence[Node],
+    held: Mapping[str, Amount],
+    warm: Mapping[tuple[str, Amount], int] = MappingProxyType({}),
+) -> Plan:
     """Decide which jobs start, grow and shrink.
 
     First come, first served: the first job that does not fit ends the admissions, so that small jobs behind a large one
@@ -124,58 +135,65 @@ def plan(queue: Iterable[Request], gangs: Iterable[Running], nodes: Sequence[Nod
         gangs: who may grow or shrink, in the order in which they grow.
         nodes: the cluster.
         held: what our gangs hold on each node, by node id.
+        warm: how many idle workers each node has that hold so much. They hold nothing that a job needs; a gang goes
+            where they are, if it can choose.
 
     Returns:
         The jobs to start, in the order of the queue, and the gangs to change.
     """
+    warm = Counter(warm)
     free = {node.node_id: node.usable - held.get(node.node_id, Amount()) for node in nodes}
     placements: list[Placement] = []
     gangs = list(gangs)
     somebody_waits = False
     for request in queue:
-        node_ids = _place(request, free)
+        node_ids = _place(request, free, warm)
         if node_ids is None:
             somebody_waits = True
             break
-        _take(free, node_ids, request.each)
+        _take(free, warm, node_ids, request.each)
         if not request.is_delayed:
             placements.append(Placement(request.job_id, node_ids))
     resizes = [Resize(g.job_id, g.node_ids[: g.workers]) for g in gangs if len(g.node_ids) > g.workers]
     if not somebody_waits:
         for gang in gangs:
-            added = _room_to_grow(gang, free)
+            added = _room_to_grow(gang, free, warm)
             if added:
-                _take(free, added, gang.each)
+                _take(free, warm, added, gang.each)
                 resizes.append(Resize(gang.job_id, gang.node_ids + added))
     return Plan(tuple(placements), tuple(resizes))
 
 
-def _take(free: dict[str, Amount], node_ids: Iterable[str], each: Amount) -> None:
+def _take(free: dict[str, Amount], warm: Counter[tuple[str, Amount]], node_ids: Iterable[str], each: Amount) -> None:
     for node_id in node_ids:
         free[node_id] = free[node_id] - each
+        warm[node_id, each] -= 1
 
 
-def _place(request: Request, free: Mapping[str, Amount]) -> tuple[str, ...] | None:
+def _place(request: Request, free: Mapping[str, Amount], warm: Counter[tuple[str, Amount]]) -> tuple[str, ...] | None:
     slots = {node_id: amount.holds(request.each) for node_id, amount in free.items()}
     workers = min(request.workers, sum(slots.values()))
     if workers < request.min_workers:
         return None
     roomy = [node_id for node_id, count in slots.items() if count >= workers]
+    ready = {node_id: min(workers, max(0, warm[node_id, request.each])) for node_id in slots}
     if roomy:
-        # The tightest node that takes the whole gang: its all-reduce stays on one node, and large gaps stay whole.
-        tightest = min(roomy, key=lambda node_id: (slots[node_id], node_id))
-        return (tightest,) * workers
-    return _fill(slots, sorted(slots, key=lambda node_id: (-slots[node_id], node_id)), workers)
+        # One node that takes the whole gang, so that its all-reduce stays on it: the one with most workers that are
+        # warm, else the tightest, so that large gaps stay whole.
+        best = min(roomy, key=lambda node_id: (-ready[node_id], slots[node_id], node_id))
+        return (best,) * workers
+    return _fill(slots, sorted(slots, key=lambda node_id: (-slots[node_id], -ready[node_id], node_id)), workers)
 
 
-def _room_to_grow(gang: Running, free: Mapping[str, Amount]) -> tuple[str, ...]:
+def _room_to_grow(gang: Running, free: Mapping[str, Amount], warm: Counter[tuple[str, Amount]]) -> tuple[str, ...]:
     missing = gang.workers - len(gang.node_ids)
     if missing <= 0:
         return ()
     slots = {node_id: amount.holds(gang.each) for node_id, amount in free.items() if node_id not in gang.refused}
     here = Counter(gang.node_ids)
     # Where it is already, if it can be.
-    return _fill(slots, sorted(slots, key=lambda node_id: (-here[node_id], -slots[node_id], node_id)), missing)
+    order = sorted(slots, key=lambda node_id: (-here[node_id], -warm[node_id, gang.each], -slots[node_id], node_id))
+    return _fill(slots, order, missing)
 
 
 def _fill(slots: Mapping[str, int], order: Iterable[str], workers: int) -> tuple[str, ...]:

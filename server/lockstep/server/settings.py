@@ -31,6 +31,10 @@ class Settings(BaseSettings):
         num_gpus: GPUs of the embedded Ray; None takes all.
         advertise_address: where workers reach this server, host:port; None is the address it listens on.
         launcher_timeout_s: seconds that the launcher's process may say nothing before it is replaced.
+        warm_ttl_s: seconds that a worker waits for the next job of its owner when one is done; 0 ends it at once.
+        warm_workers: workers that are kept ready for whoever comes next, where there is room.
+        warm_memory_bytes: the most memory that a worker may take while it waits; one that takes more is ended.
+        data_cache_bytes: the most that data takes which a worker keeps for the next job.
         log_format: for people ("console") or for programs ("json").
     """
 
@@ -44,6 +48,10 @@ class Settings(BaseSettings):
     num_gpus: int | None = Field(default=None, ge=0, le=10_000)
     advertise_address: str | None = None
     launcher_timeout_s: float = Field(default=30.0, ge=3.0, le=3600.0)
+    warm_ttl_s: float = Field(default=600.0, ge=0.0, le=1e9)
+    warm_workers: int = Field(default=1, ge=0, le=10_000)
+    warm_memory_bytes: int = Field(default=4 << 30, ge=0)
+    data_cache_bytes: int = Field(default=1 << 30, ge=0)
     log_format: Literal["console", "json"] = "console"
 
 

@@ -47,7 +47,7 @@ def job_to_proto(job: Job) -> job_pb2.Job:
         start_time=None if job.start_time is None else _timestamp(job.start_time),
         end_time=None if job.end_time is None else _timestamp(job.end_time),
         progress=progress,
-        result=job.result,
+        result=job.result if job.state is State.SUCCEEDED else None,
         error=job.error,
         engine_version=job.engine_version,
         curve_digest=job.curve_digest,

@@ -1,4 +1,4 @@
-"""A fleet for attempts: actors whose life is a script of the test."""
+"""A pool of workers for attempts: actors whose life is a script of the test."""
 
 import queue
 import threading
@@ -10,9 +10,12 @@ from ray.exceptions import ActorDiedError
 
 from lockstep.v1.internal_service_pb2 import ConnectLauncherRequest, GangChanged, GangStopped, StartGang
 from lockstep.v1.job_pb2 import JobError
+from lockstep.workers.assignment import News
 from lockstep.workers.attempt import Attempt
+from lockstep.workers.engine import ENGINE_VERSION
+from lockstep.workers.fleet import Process, Shape
 from lockstep.workers.launcher import Config, Launcher, Lifeline
-from lockstep.workers.worker import Description, News
+from lockstep.workers.worker import Description, Presence
 
 WAIT_S = 20.0
 HARDWARE = "cpu AVX2"
@@ -49,7 +52,7 @@ class ScriptedActor:
         self.is_killed = False
         self.failure: Exception | None = None
         self._fleet = fleet
-        self._news = News(is_prepared=False, lost_generation=0, has_ended=False, error_bytes=b"")
+        self._news = News()
         self._waiting: list[tuple[Call, News | None]] = []
 
     def __getattr__(self, name: str) -> Method:
@@ -59,15 +62,16 @@ class ScriptedActor:
         call = Call()
         with self._fleet.changed:
             failure = self.failure
-            if failure is None and name == "news" and arguments[0] == self._news:
-                self._waiting.append((call, arguments[0]))
+            if failure is None and name == "news" and arguments[1] == self._news:
+                self._waiting.append((call, arguments[1]))
                 return call
             self.orders.append((name, arguments))
             self._fleet.changed.notify_all()
         if failure is not None:
             call.answer.set_exception(failure)
         else:
-            call.answer.set_result({"begin": f"address-{self.number}", "news": self._news}.get(name))
+            presence = Presence(f"address-{self.number}", pid=1 + self.number)
+            call.answer.set_result({"begin": presence, "news": self._news}.get(name))
         return call
 
     def tell(self, **changes: Any) -> None:
@@ -82,9 +86,10 @@ class ScriptedActor:
         """Have read the data."""
         self.tell(is_prepared=True, hardware=hardware)
 
-    def end(self, error: JobError | None = None) -> None:
+    def end(self, error: JobError | None = None, *, is_reusable: bool = False) -> None:
         """Train no more."""
-        self.tell(has_ended=True, error_bytes=b"" if error is None else error.SerializeToString())
+        error_bytes = b"" if error is None else error.SerializeToString()
+        self.tell(has_ended=True, error_bytes=error_bytes, is_reusable=is_reusable)
 
     def fail(self, failure: Exception | None) -> None:
         """Have all calls end with an error, those under way too; with None, answer again."""
@@ -99,38 +104,48 @@ class ScriptedActor:
         self.fail(ActorDiedError())
 
     def told(self, name: str) -> list[tuple[Any, ...]]:
-        """The arguments of all calls of one method."""
-        return [arguments for called, arguments in self.orders if called == name]
+        """The arguments of all calls of one method, behind the name of the assignment."""
+        return [arguments[1:] for called, arguments in self.orders if called == name]
 
 
 class ScriptedFleet:
-    """Creates scripted actors.
+    """A pool of scripted actors, and the fleet that it takes them from.
 
     Attributes:
         actors: all that were ever created, by number.
+        given_back: names of those whose processes were given back.
+        warm: whether the next one that is taken was there before.
     """
 
     def __init__(self) -> None:
         self.actors: list[ScriptedActor] = []
+        self.given_back: list[str] = []
+        self.warm = False
         self.changed = threading.Condition()
 
-    def create(self, order: StartGang, node_id: str, number: int) -> ScriptedActor:
+    def create(self, node_id: str) -> Process:
         with self.changed:
+            number = len(self.actors)
             self.actors.append(ScriptedActor(self, number, node_id))
             self.changed.notify_all()
-        return self.actors[-1]
+        return Process(f"worker-{number}", self.actors[-1], node_id, Shape())
 
-    def adopt(self, order: StartGang, node_id: str) -> None:
+    def take(self, order: StartGang, node_id: str, number: int, *, fresh: bool = False) -> Process:
+        process = self.create(node_id)
+        process.is_reused = self.warm and not fresh
+        return process
+
+    def give_back(self, process: Process, memory_bytes: int) -> None:
+        self.given_back.append(process.name)
+
+    def adopt(self, process: Process, assignment: str) -> None:
         pass
 
-    def release(self, order: StartGang, node_id: str) -> None:
-        pass
-
-    def kill(self, actor: ScriptedActor) -> None:
+    def end(self, process: Process) -> None:
         with self.changed:
-            actor.is_killed = True
+            process.actor.is_killed = True
             self.changed.notify_all()
-        actor.die()
+        process.actor.die()
 
     def wait_for(self, is_so: Callable[[], Any]) -> None:
         """Wait until the actors were told something."""
@@ -168,13 +183,23 @@ class Stage:
         order_bytes = self.order.SerializeToString()
         workers = []
         for number, (generation, rank, first) in enumerate(zip(generations, ranks, since, strict=True)):
-            actor = self.fleet.create(self.order, f"node-{number}", number)
-            address = f"address-{number}"
-            told = Description(order_bytes, actor.node_id, generation, rank, address, members, first, HARDWARE)
-            workers.append((number, actor, told))
-        config = Config("", "", epoch=1, ray_address="", namespace="", log_format="json")
+            process = self.fleet.create(f"node-{number}")
+            about = Description(ENGINE_VERSION, 1.0, 0.0, "", process.node_id, 1 + number, order_bytes, number)
+            told = about._replace(
+                generation=generation,
+                rank=rank,
+                address=f"address-{number}",
+                members=members,
+                since=first,
+                hardware=HARDWARE,
+            )
+            workers.append((process, told))
+        config = Config(
+            "", "", 1, "", "", "json", warm_ttl_s=0, warm_workers=0, warm_memory_bytes=0, data_cache_bytes=0
+        )
         launcher = Launcher(config, self.fleet, Lifeline())  # type: ignore[arg-type]
         launcher._facts = self.facts  # type: ignore[assignment]
+        launcher._pool = self.fleet  # type: ignore[assignment]
         attempt = launcher._adopt(workers)
         attempt.start()
         return attempt

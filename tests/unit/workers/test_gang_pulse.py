@@ -6,7 +6,9 @@ from typing import Any
 
 from lockstep.v1.internal_service_pb2 import StartGang
 from lockstep.v1.job_spec_pb2 import JobSpec, RecoverySpec
+from lockstep.workers.fleet import Process, Shape
 from lockstep.workers.gang import Gang, Hung, MemberUp
+from lockstep.workers.worker import Presence
 
 WORDS = "was reading its data or a checkpoint for 21 s"
 
@@ -30,17 +32,17 @@ class Reading:
     """An actor whose worker reads data and hangs."""
 
     def __init__(self) -> None:
-        self.begin, self.news, self.why_hung = Answer("127.0.0.1:1"), Answer(), Answer(WORDS)
+        self.begin, self.news, self.why_hung = Answer(Presence("127.0.0.1:1", 1)), Answer(), Answer(WORDS)
 
 
-class PlayedFleet:
-    def create(self, order: StartGang, node_id: str, number: int) -> Reading:
-        return Reading()
+class PlayedPool:
+    def take(self, order: StartGang, node_id: str, number: int, *, fresh: bool) -> Process:
+        return Process("worker", Reading(), node_id, Shape())
 
 
 def test_a_worker_that_hangs_before_it_trains_is_noticed() -> None:
     order = StartGang(spec=JobSpec(recovery=RecoverySpec(hang_timeout_s=0.1)))
-    gang = Gang(PlayedFleet(), order, epoch=1)  # type: ignore[arg-type]
+    gang = Gang(PlayedPool(), order, epoch=1)  # type: ignore[arg-type]
     member = gang.add("node")
     deadline = time.monotonic() + 10
     up = gang.next_event(deadline)

@@ -19,7 +19,6 @@ from lockstep.v1.internal_service_pb2 import (
 )
 from lockstep.v1.job_pb2 import JobError
 from lockstep.workers.failures import first_cause
-from lockstep.workers.fleet import Fleet
 from lockstep.workers.gang import (
     Event,
     Gang,
@@ -32,6 +31,7 @@ from lockstep.workers.gang import (
     ResizeAsked,
     StopAsked,
 )
+from lockstep.workers.pool import Pool
 from lockstep.workers.quarrel import Quarrel
 
 PLACEMENT_TIMEOUT_S = 60.0
@@ -50,7 +50,7 @@ class Attempt:
     """One attempt, run by a thread of its own that waits for events.
 
     Args:
-        fleet: where actors come from.
+        pool: where processes come from.
         order: what to run.
         tell: sends a fact to the coordinator.
         epoch: the coordinator's.
@@ -61,7 +61,7 @@ class Attempt:
 
     def __init__(
         self,
-        fleet: Fleet,
+        pool: Pool,
         order: StartGang,
         tell: Callable[[ConnectLauncherRequest], None],
         epoch: int,
@@ -71,7 +71,7 @@ class Attempt:
     ) -> None:
         self.order = order
         self._tell, self._epoch = tell, epoch
-        self._gang = Gang(fleet, order, epoch, generation)
+        self._gang = Gang(pool, order, epoch, generation)
         self._adopted, self._is_whole = adopted, is_whole
         self._revision = 0
         self._min_workers = max(1, order.spec.resources.min_workers)
@@ -150,6 +150,7 @@ class Attempt:
                 self._time_is_up()
             case MemberUp(member, address):
                 member.address = address
+                member.kill_by = None if not member.is_leaving else member.kill_by
                 if all(other.is_up for other in self._gang.members):
                     self._placed_by = None
                     if self._gang.generation == 0:
@@ -172,7 +173,7 @@ class Attempt:
         error = JobError.FromString(news.error_bytes)
         joins = self._gang.generation > 0 and not member.is_prepared and not member.is_leaving
         if news.has_ended:
-            self._gang.remove(member)
+            self._gang.remove(member, news)
             if news.error_bytes and joins:
                 self._refuse(member, error.message)
             elif news.error_bytes:
@@ -238,7 +239,10 @@ class Attempt:
         what = member.hung_because or error.message
         self._log.info("a worker is lost", worker=member.number, node_id=member.node_id, why=what)
         if not member.is_up:
-            self._not_placed(what)
+            if member.process.is_reused:  # it may have died long ago
+                self._gang.add(member.node_id, fresh=True)
+            else:
+                self._not_placed(what)
             return
         staying = self._gang.staying
         if not staying:
@@ -311,13 +315,13 @@ class Attempt:
                 self._form("brought together again")
                 self._tell_changed("")
         for member in list(self._gang.members):
-            if member.leave_by is not None and now >= member.leave_by:
-                member.leave_by = None
+            if member.kill_by is not None and now >= member.kill_by:
+                member.kill_by = None
                 self._gang.kill(member)  # its death is an event
 
     def _next_deadline(self) -> float | None:
         times = [self._deadline, self._placed_by, self._quarrel.deadline]
-        times += [member.leave_by for member in self._gang.members]
+        times += [member.kill_by for member in self._gang.members]
         return min((moment for moment in times if moment is not None), default=None)
 
     def _stop_all(self, asked: StopAsked) -> None:
@@ -351,7 +355,7 @@ class Attempt:
             else:
                 leaving.append(member)
         for member in leaving:
-            member.is_leaving, member.leave_by = True, time.monotonic() + LEAVE_GRACE_S
+            member.is_leaving, member.kill_by = True, time.monotonic() + LEAVE_GRACE_S
         words = ""
         if any(member.is_training for member in leaving):
             self._form("shrunk")

@@ -11,10 +11,12 @@ from ray.exceptions import ActorUnavailableError
 
 from lockstep.v1.internal_service_pb2 import StartGang
 from lockstep.v1.job_pb2 import JobError
+from lockstep.workers.assignment import News, name_of
 from lockstep.workers.failures import job_error
-from lockstep.workers.fleet import ASK_AGAIN_AFTER_S, Actor, Fleet
+from lockstep.workers.fleet import ANSWER_TIMEOUT_S, ASK_AGAIN_AFTER_S, Process
+from lockstep.workers.pool import Pool
 from lockstep.workers.pulse import FIRST_FACTOR
-from lockstep.workers.worker import News
+from lockstep.workers.worker import Presence
 
 PULSES_PER_TIMEOUT = 4
 LONGEST_PULSE_S = 5.0
@@ -32,31 +34,33 @@ class Member:
 
     Attributes:
         number: its number within the attempt, in the order of creation.
-        node_id: Ray's id of its node.
-        actor: its handle.
+        process: that it runs in.
         address: where it listens for the others; empty until it is up.
         is_prepared: it has read the data, and may train with the others.
         hardware: what its bits depend on, in words; empty until it has read the data.
         rank: its rank in the newest generation; None while it is in none.
         since: the generation in which it first was; None before that.
         is_leaving: it was told to go.
-        leave_by: when it is killed then.
+        kill_by: when it is killed, unless it leaves or comes up before.
         hung_because: why it was killed, if it hung.
         pulse_asked_at: since when it owes a sign of life.
     """
 
     number: int
-    node_id: str
-    actor: Actor
+    process: Process
     address: str = ""
     is_prepared: bool = False
     hardware: str = ""
     rank: int | None = None
     since: int | None = None
     is_leaving: bool = False
-    leave_by: float | None = None
+    kill_by: float | None = None
     hung_because: str = ""
     pulse_asked_at: float | None = None
+
+    @property
+    def node_id(self) -> str:
+        return self.process.node_id
 
     @property
     def is_up(self) -> bool:
@@ -123,7 +127,7 @@ class Gang:
     """The workers of one attempt.
 
     Args:
-        fleet: where actors come from.
+        pool: where processes come from.
         order: what they run.
         epoch: the coordinator's.
         generation: the newest one that exists.
@@ -133,7 +137,7 @@ class Gang:
         events: what happens to them.
     """
 
-    fleet: Fleet
+    pool: Pool
     order: StartGang
     epoch: int
     generation: int = 0
@@ -152,21 +156,33 @@ class Gang:
         """Members of the newest generation."""
         return [member for member in self.staying if member.is_training]
 
-    def add(self, node_id: str) -> Member:
-        """Create a worker; events tell how it fares."""
-        member = Member(self._created, node_id, self.fleet.create(self.order, node_id, self._created))
+    def add(self, node_id: str, *, fresh: bool = False) -> Member:
+        """Take in a worker; events tell how it fares.
+
+        Args:
+            node_id: where.
+            fresh: in a new process.
+        """
+        number = self._created
         self._created += 1
+        member = Member(number, self.pool.take(self.order, node_id, number, fresh=fresh))
+        if member.process.is_reused:
+            member.kill_by = time.monotonic() + ANSWER_TIMEOUT_S
         self.members.append(member)
         order_bytes = self.order.SerializeToString()
-        self._call(member, "begin", order_bytes, took=lambda address: self.events.put(MemberUp(member, address)))
+
+        def took(presence: Presence) -> None:
+            member.process.pid = presence.pid
+            self.events.put(MemberUp(member, presence.address))
+
+        self._call(member, member.process.actor.begin, order_bytes, number, took=took)
         self._ask_for_news(member, None)
         return member
 
     def adopt(self, member: Member) -> None:
-        """Look after a worker that an earlier launcher has created."""
+        """Look after a worker that an earlier launcher has given its assignment."""
         self.members.append(member)
         self._created = max(self._created, member.number + 1)
-        self.fleet.adopt(self.order, member.node_id)
         self._ask_for_news(member, None)
 
     def form(self, why: str) -> None:
@@ -195,18 +211,26 @@ class Gang:
 
     def tell(self, member: Member, order: str, *arguments: Any) -> None:
         """Give a worker an order, which has the same effect when it comes twice."""
-        self._call(member, order, *arguments, took=lambda nothing: None, tell_death=False)
+        method = getattr(member.process.actor, order)
+        self._call(member, method, self._name(member), *arguments, took=lambda nothing: None, tell_death=False)
 
     def kill(self, member: Member) -> None:
         """End a worker's process; an event tells when it is gone."""
-        self.fleet.kill(member.actor)
+        self.pool.end(member.process)
 
-    def remove(self, member: Member) -> None:
-        """Forget a worker that has ended or died, and free what it held."""
+    def remove(self, member: Member, ended: News | None = None) -> None:
+        """Forget a worker that has ended or died, and free what it held.
+
+        Args:
+            member: the worker.
+            ended: what it has told at its end; its process may be good for another job.
+        """
         if member in self.members:
             self.members.remove(member)
-            self.fleet.kill(member.actor)
-            self.fleet.release(self.order, member.node_id)
+            if ended is not None and ended.is_reusable:
+                self.pool.give_back(member.process, ended.memory_bytes)
+            else:
+                self.pool.end(member.process)
 
     def remove_all(self) -> None:
         """Leave nothing behind."""
@@ -240,7 +264,8 @@ class Gang:
             allowed_s = timeout_s if member.is_training else FIRST_FACTOR * timeout_s
             if member.pulse_asked_at is None:
                 member.pulse_asked_at = now
-                self._call(member, "why_hung", took=self._heard(member), tell_death=False)
+                why_hung = member.process.actor.why_hung
+                self._call(member, why_hung, self._name(member), took=self._heard(member), tell_death=False)
             elif now - member.pulse_asked_at > allowed_s and not member.hung_because:
                 self.events.put(Hung(member, f"worker {member.number} did not answer for {allowed_s:.0f} s"))
 
@@ -259,9 +284,12 @@ class Gang:
             if not news.has_ended:
                 self._ask_for_news(member, news)
 
-        self._call(member, "news", known, took=told)
+        self._call(member, member.process.actor.news, self._name(member), known, took=told)
 
-    def _call(self, member: Member, method: str, *arguments: Any, took: Any, tell_death: bool = True) -> None:
+    def _name(self, member: Member) -> str:
+        return name_of(self.order, member.number)
+
+    def _call(self, member: Member, method: Any, *arguments: Any, took: Any, tell_death: bool = True) -> None:
         """Call a worker; when that has ended, hand the value on, or tell that the worker died.
 
         A worker that cannot be reached is not dead: the call is made again. If that goes on, the sign of life that
@@ -281,6 +309,6 @@ class Gang:
 
         def call() -> None:
             if member in self.members:
-                getattr(member.actor, method).remote(*arguments).future().add_done_callback(ended)
+                method.remote(*arguments).future().add_done_callback(ended)
 
         call()

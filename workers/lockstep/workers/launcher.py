@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import grpc
@@ -31,12 +31,16 @@ from lockstep.v1.internal_service_pb2 import (
     Heartbeat,
     LauncherReady,
     StartGang,
+    WorkerProcesses,
 )
 from lockstep.v1.internal_service_pb2_grpc import InternalServiceStub
+from lockstep.workers.assignment import name_of
 from lockstep.workers.attempt import Attempt
-from lockstep.workers.fleet import Actor, Fleet
+from lockstep.workers.engine import ENGINE_VERSION
+from lockstep.workers.fleet import Fleet, Process
 from lockstep.workers.gang import Member
-from lockstep.workers.worker import Description
+from lockstep.workers.pool import Pool, Warmth
+from lockstep.workers.worker import Description, Limits
 
 CAPACITY_EVERY_S = 1.0
 HEARTBEAT_EVERY_S = 1.0
@@ -56,6 +60,10 @@ class Config(NamedTuple):
     ray_address: str
     namespace: str
     log_format: str
+    warm_ttl_s: float
+    warm_workers: int
+    warm_memory_bytes: int
+    data_cache_bytes: int
 
 
 class Lifeline:
@@ -91,7 +99,11 @@ class Launcher:
 
     def __init__(self, config: Config, fleet: Fleet, lifeline: Lifeline) -> None:
         self._config, self._fleet, self._ended = config, fleet, lifeline.ended
-        self._facts: queue.SimpleQueue[ConnectLauncherRequest | None] = queue.SimpleQueue()
+        self._facts: queue.SimpleQueue[ConnectLauncherRequest | Callable[[], ConnectLauncherRequest] | None] = (
+            queue.SimpleQueue()
+        )
+        self._pool = Pool(fleet, Warmth(config.warm_ttl_s, config.warm_workers), self._processes_changed)
+        self._will_tell_processes = threading.Event()
         self._attempts: dict[tuple[str, int], Attempt] = {}
 
     def run(self) -> None:
@@ -100,6 +112,7 @@ class Launcher:
         self._facts.put(ConnectLauncherRequest(ready=LauncherReady(epoch=self._config.epoch, gangs=gangs)))
         for attempt in self._attempts.values():
             attempt.start()
+        self._pool.start()
         threading.Thread(target=self._report_capacity, daemon=True).start()
         metadata = (("lockstep-launcher-token", self._config.launcher_token),)
         try:
@@ -120,42 +133,56 @@ class Launcher:
                 fact = ConnectLauncherRequest(heartbeat=Heartbeat())
             if fact is None:
                 return
-            yield fact
+            yield fact() if callable(fact) else fact
+
+    def _processes_changed(self) -> None:
+        """Tell of the processes soon: once, and before anything that is told after this."""
+        if not self._will_tell_processes.is_set():
+            self._will_tell_processes.set()
+            self._facts.put(self._told_processes)
+
+    def _told_processes(self) -> ConnectLauncherRequest:
+        self._will_tell_processes.clear()
+        return ConnectLauncherRequest(processes=WorkerProcesses(processes=self._pool.processes()))
 
     def _take_over(self) -> Iterable[Attempt]:
         """Take over the workers of earlier launchers; those that belong nowhere are ended."""
-        gangs: dict[tuple[str, int], list[tuple[int, Actor, Description]]] = {}
-        for name, actor, description in self._fleet.inventory(self._config.epoch, self._config.coordinator_address):
-            if description is None or not description.order_bytes:
-                log.info("ended a worker that belongs nowhere", worker=name)
+        gangs: dict[tuple[str, int], list[tuple[Process, Description]]] = {}
+        for process, actor, told in self._fleet.inventory(self._config.epoch, self._config.coordinator_address):
+            if process is None or told is None:
+                log.info("ended a worker that says nothing")
                 self._fleet.kill(actor)
-                continue
-            job_id, attempt, number = name.rsplit("/", 2)
-            gangs.setdefault((job_id, int(attempt)), []).append((int(number), actor, description))
+            elif told.order_bytes:
+                order = StartGang.FromString(told.order_bytes)
+                gangs.setdefault((order.job_id, order.attempt), []).append((process, told))
+            elif told.version == ENGINE_VERSION:
+                self._pool.adopt(process, "")
+            else:
+                self._fleet.end(process)
         for key, workers in gangs.items():
             self._attempts[key] = self._adopt(workers)
             log.info("took over a gang", job_id=key[0], attempt=key[1], workers=len(workers))
         return self._attempts.values()
 
-    def _adopt(self, workers: list[tuple[int, Actor, Description]]) -> Attempt:
-        generation = max(description.generation for _, _, description in workers)
-        current = [description for _, _, description in workers if description.generation == generation]
-        members = [
-            Member(
-                number,
-                description.node_id,
-                actor,
-                description.address,
-                is_prepared=description.generation > 0,
-                hardware=description.hardware,
-                rank=description.rank if description.generation == generation > 0 else None,
-                since=description.since or None,
+    def _adopt(self, workers: list[tuple[Process, Description]]) -> Attempt:
+        order = StartGang.FromString(workers[0][1].order_bytes)
+        generation = max(told.generation for _, told in workers)
+        current = [told for _, told in workers if told.generation == generation]
+        members = []
+        for process, told in sorted(workers, key=lambda worker: worker[1].number):
+            self._pool.adopt(process, name_of(order, told.number))
+            member = Member(
+                told.number,
+                process,
+                told.address,
+                is_prepared=told.generation > 0,
+                hardware=told.hardware,
+                rank=told.rank if told.generation == generation > 0 else None,
+                since=told.since or None,
             )
-            for number, actor, description in sorted(workers, key=lambda worker: worker[0])
-        ]
-        order = StartGang.FromString(workers[0][2].order_bytes)
+            members.append(member)
         is_whole = len(current) == len(workers) == current[0].members
-        return Attempt(self._fleet, order, self._facts.put, self._config.epoch, members, generation, is_whole)
+        return Attempt(self._pool, order, self._facts.put, self._config.epoch, members, generation, is_whole)
 
     def _serve(self, orders: Iterator[ConnectLauncherResponse]) -> None:
         try:
@@ -172,7 +199,7 @@ class Launcher:
                 if start.epoch < self._config.epoch:
                     log.warning("refused an order of an earlier coordinator", job_id=start.job_id)
                     return
-                attempt = Attempt(self._fleet, start, self._facts.put, self._config.epoch)
+                attempt = Attempt(self._pool, start, self._facts.put, self._config.epoch)
                 self._attempts = {key: other for key, other in self._attempts.items() if other.is_alive()}
                 self._attempts[start.job_id, start.attempt] = attempt
                 attempt.start()
@@ -188,6 +215,8 @@ class Launcher:
                 resize = order.resize_gang
                 if (resize.job_id, resize.attempt) in self._attempts:
                     self._attempts[resize.job_id, resize.attempt].resize(resize)
+            case "drain":
+                self._pool.drain()
 
     def _report_capacity(self) -> None:
         """Tell the coordinator of the cluster's nodes whenever they change."""
@@ -213,7 +242,8 @@ def main() -> None:
     lifeline = Lifeline()
     lifeline.watch()
     try:
-        fleet = Fleet(config.ray_address, config.namespace)
+        limits = Limits(config.data_cache_bytes, config.warm_memory_bytes)
+        fleet = Fleet(config.ray_address, config.namespace, limits)
     except Exception as error:  # whatever Ray raises; the coordinator tries again
         log.error("no use of Ray", address=config.ray_address, error=f"{type(error).__name__}: {error}".splitlines()[0])
         sys.exit(1)

@@ -3,9 +3,10 @@
 import os
 
 import torch
+from google.protobuf import json_format
 
 from lockstep.v1.job_spec_pb2 import JobSpec
-from lockstep.workers.datasets import build_data
+from lockstep.workers.datasets import DataCache, build_data
 from lockstep.workers.engine import Group, Listener, Origin, Phase, Regroup, Result, Trainer
 from lockstep.workers.models import build_model
 from lockstep.workers.optimizers import build_optimizer
@@ -34,6 +35,25 @@ def device_of(spec: JobSpec) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
+SMALLEST = {
+    "model": {"mlp": {"hidden_units": [2], "activation": "relu", "dropout": [0.5]}},
+    "data": {"synthetic_regression": {"w": [1.0], "train_size": 2, "validation_size": 1}},
+    "optimizer": {"sgd": {"learning_rate": 0.1, "momentum": 0.9}},
+    "training": {"max_steps": 1, "batch_size": 2, "log_every_steps": 1},
+    "resources": {"shards": 2, "cpus_per_worker": 1.0},
+}
+"""A job that goes through everything that takes long in a process the first time."""
+
+
+def train_once(on_gpu: bool) -> None:
+    """Train as little as can be, so that the first job finds everything imported and set up."""
+    import sklearn.datasets  # noqa: F401  # takes a second
+
+    spec = json_format.ParseDict(SMALLEST, JobSpec())
+    spec.resources.gpus_per_worker = int(on_gpu)
+    train(spec)
+
+
 def train(
     spec: JobSpec,
     group: Group | None = None,
@@ -41,8 +61,11 @@ def train(
     *,
     regroup: Regroup | None = None,
     origin: Origin | None = None,
+    cache: DataCache | None = None,
 ) -> Result:
-    """Run a resolved spec as one rank of `group`, or alone; see `Trainer.fit`.
+    """Run a resolved spec as one rank of `group`, or alone, with data from the cache if it is there.
+
+    The other arguments are those of `Trainer.fit`.
 
     Raises:
         EngineError: see `Trainer.fit`.
@@ -50,14 +73,15 @@ def train(
     trainer = build_trainer(spec)
     if listener is not None:
         listener.entered(Phase.LOAD, 0)
-    data = build_data(spec.data)
+    device = device_of(spec)
+    data = build_data(spec.data, device, cache)
     return trainer.fit(
         build_model(spec.model, data, spec.training.seed),
         data,
         lambda parameters: build_optimizer(spec.optimizer, parameters),
         group=group,
         regroup=regroup,
-        device=device_of(spec),
+        device=device,
         listener=listener,
         origin=origin,
     )

@@ -1,9 +1,9 @@
-"""The actor: one worker of a gang, a thin shell around the engine.
+"""The actor: a process that does one assignment after another, and stays warm in between.
 
-Training runs in a thread. All methods return soon, or after POLL_S at the latest, so that a launcher that has died
-leaves nothing waiting here.
+All methods return soon, or after POLL_S at the latest, so that a launcher that has died leaves nothing waiting here.
 """
 
+import os
 import threading
 from typing import Any, NamedTuple
 
@@ -11,31 +11,59 @@ import ray
 import structlog
 
 from lockstep.v1.internal_service_pb2 import StartGang
-from lockstep.workers.engine import ENGINE_VERSION, Origin, Stopped
-from lockstep.workers.engine.checkpoint import Checkpoints
-from lockstep.workers.engine.determinism import hardware_class
-from lockstep.workers.engine.membership import Dismissed, Membership
-from lockstep.workers.engine.transport import Endpoint
-from lockstep.workers.failures import job_error
-from lockstep.workers.pulse import Pulse
-from lockstep.workers.report import Reporter
-from lockstep.workers.training import device_of, train
+from lockstep.workers.assignment import Assignment, News
+from lockstep.workers.datasets import DataCache
+from lockstep.workers.engine import ENGINE_VERSION
+from lockstep.workers.reset import CleanSlate, free_memory, memory_bytes
+from lockstep.workers.training import train_once
 
 CONTROL_CALLS = 16
 """Calls that an actor answers at once."""
 POLL_S = 10.0
 """How long a call waits for news."""
-LAST_WORDS_S = 5.0
-"""How long a worker that failed goes on trying to report what it has seen before."""
+ORPHANED_AFTER_S = 600.0
+"""How long an idle worker waits for a launcher that looks after it."""
 
 log = structlog.get_logger()
+
+
+class Limits(NamedTuple):
+    """What a worker may hold while it is idle.
+
+    Attributes:
+        data_bytes: of data sets.
+        memory_bytes: of its process, data in the memory of the host among it.
+    """
+
+    data_bytes: int
+    memory_bytes: int
+
+
+class Presence(NamedTuple):
+    """A worker that has taken an assignment: where it listens for the others, and its process."""
+
+    address: str
+    pid: int
+
+
+class Rest(NamedTuple):
+    """How an idle worker is: its process, and the memory that it and its data take."""
+
+    pid: int
+    memory_bytes: int
+    data_bytes: int
 
 
 class Description(NamedTuple):
     """What a worker tells a launcher that takes it over.
 
     Attributes:
-        order_bytes: the serialized StartGang that it carries out; empty when it has none yet.
+        version: of its code.
+        cpus: that it holds.
+        gpus: that it holds.
+        owner: of the jobs that it has worked for; None when it has for nobody.
+        order_bytes: the serialized StartGang of its assignment; empty when it is idle.
+        number: its number within the attempt.
         node_id: Ray's id of its node.
         generation: the newest generation that it was told of, 0 for none.
         rank: its rank in that.
@@ -43,159 +71,192 @@ class Description(NamedTuple):
         members: number of workers of that generation.
         since: the first generation that it was told of, 0 for none.
         hardware: what the bits of this worker depend on, in words; empty until it has read the data.
+        pid: of its process.
     """
 
-    order_bytes: bytes
+    version: str
+    cpus: float
+    gpus: float
+    owner: str | None
     node_id: str
-    generation: int
-    rank: int
-    address: str
-    members: int
-    since: int
-    hardware: str
-
-
-class News(NamedTuple):
-    """What has happened to a worker.
-
-    Attributes:
-        is_prepared: it has read the data and waits for its first group, or has trained since.
-        lost_generation: the newest generation in which it lost a peer; 0 for none.
-        has_ended: it trains no more.
-        error_bytes: the serialized JobError why, unless that was in order.
-        hardware: what the bits of this worker depend on, in words; empty until it is prepared.
-    """
-
-    is_prepared: bool
-    lost_generation: int
-    has_ended: bool
-    error_bytes: bytes
+    pid: int
+    order_bytes: bytes = b""
+    number: int = 0
+    generation: int = 0
+    rank: int = 0
+    address: str = ""
+    members: int = 0
+    since: int = 0
     hardware: str = ""
 
 
 class Worker:
-    """One worker. It trains once and is then removed."""
+    """One worker process.
 
-    def __init__(self) -> None:
+    Args:
+        limits: what it may hold while it is idle.
+        cpus: that it holds; told to launchers that come later.
+        gpus: likewise.
+    """
+
+    def __init__(self, limits: Limits, cpus: float, gpus: float) -> None:
+        self._limits, self._cpus, self._gpus = limits, cpus, gpus
         self._node_id: str = ray.get_runtime_context().get_node_id()
-        self._endpoint = Endpoint(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
-        self._order = StartGang()
+        self._host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        self._data = DataCache(limits.data_bytes)
         self._epoch = 0
-        self._membership: Membership | None = None
-        self._reporter: Reporter | None = None
-        self._pulse: Pulse | None = None
+        self._owner: str | None = None
         self._changed = threading.Condition()
-        self._forming = threading.Lock()
-        self._news = News(is_prepared=False, lost_generation=0, has_ended=False, error_bytes=b"")
+        self._assignment: Assignment | None = None
+        self._is_warming_up = threading.Lock()
+        self._slate = CleanSlate()
+        self._orphaned = threading.Timer(ORPHANED_AFTER_S, self._end)
 
-    def begin(self, order_bytes: bytes) -> str:
-        """Read the data and wait for a group, in the background; returns where this worker listens for the others.
+    # Idle.
+
+    def warm_up(self) -> Rest:
+        """Do once what takes long the first time, unless there is an assignment already."""
+        with self._is_warming_up:
+            if self._assignment is None:
+                train_once(bool(self._gpus))
+                self._slate.put_back()
+        return self._how_it_is()
+
+    def rest(self, assignment: str, wait_s: float = POLL_S) -> Rest:
+        """Forget an assignment that is over, and wait for the next, or for a while.
+
+        Args:
+            assignment: the one that is over, by name; another one is not touched.
+            wait_s: how long.
+        """
+        with self._changed:
+            if self._assignment is not None and self._assignment.name == assignment:
+                self._assignment = None
+            self._look_after()
+            self._changed.wait_for(lambda: self._assignment is not None, wait_s)
+            return self._how_it_is()
+
+    def _how_it_is(self) -> Rest:
+        return Rest(os.getpid(), memory_bytes(), self._data.size_bytes)
+
+    def _look_after(self) -> None:
+        """Somebody has asked: only a worker that is idle and that nobody asks for long ends itself."""
+        self._orphaned.cancel()
+        if self._assignment is None:
+            self._orphaned = threading.Timer(ORPHANED_AFTER_S, self._end)
+            self._orphaned.daemon = True
+            self._orphaned.start()
+
+    def _end(self) -> None:
+        with self._changed:
+            if self._assignment is None:
+                os._exit(0)
+
+    # An assignment.
+
+    def begin(self, order_bytes: bytes, number: int) -> Presence:
+        """Take an assignment; returns at once where this worker listens for the others.
 
         Args:
             order_bytes: the serialized StartGang.
+            number: of this worker in the attempt.
         """
-        if self._membership is None:
-            self._order = StartGang.FromString(order_bytes)
-            self._epoch = self._order.epoch
-            self._pulse = Pulse(self._order.spec.recovery.hang_timeout_s)
-            self._reporter = Reporter(self._order, self._pulse)
-            self._membership = Membership(
-                self._endpoint, self._order.attempt_token.encode(), device_of(self._order.spec), self._lost
-            )
-            threading.Thread(target=self._train, name="train", daemon=True).start()
-        return self._endpoint.address
+        order = StartGang.FromString(order_bytes)
+        with self._changed:
+            if self._assignment is None:
+                self._epoch, self._owner = max(order.epoch, self._epoch), order.owner
+                self._assignment = Assignment(order, number, self._host, self._data, self._prepare, self._clear_away)
+                self._look_after()
+                self._assignment.start()
+                self._changed.notify_all()
+            return Presence(self._assignment.address, os.getpid())
 
-    def form(self, epoch: int, generation: int, rank: int, addresses: list[str], why: str) -> None:
-        """Belong to a new generation.
+    def form(self, assignment: str, epoch: int, generation: int, rank: int, addresses: list[str], why: str) -> None:
+        """Belong to a new generation of an assignment.
 
         Args:
-            epoch: the coordinator's epoch; orders of a lower one than seen before are ignored.
+            assignment: its name.
+            epoch: the coordinator's; orders of a lower one than seen before are ignored.
             generation: its number.
             rank: this worker's rank in it.
             addresses: the endpoints of all ranks.
             why: what to tell people when training goes on, such as "healed".
         """
-        with self._forming:  # two calls may come at once, each in a thread
-            if not self._is_obeyed(epoch) or self._membership is None or self._reporter is None:
-                return
-            if generation > self._membership.current.number:
-                self._reporter.pauses(why)
-                self._reporter.lead(generation, rank == 0)
-                self._membership.form(generation, rank, addresses)
+        current = self._obeying(assignment, epoch)
+        if current is not None:
+            current.form(generation, rank, addresses, why)
 
-    def dismiss(self, epoch: int) -> None:
-        """Leave; the others go on."""
-        if self._is_obeyed(epoch) and self._membership is not None:
-            self._membership.dismiss()
+    def dismiss(self, assignment: str, epoch: int) -> None:
+        """Leave the assignment; the others go on."""
+        current = self._obeying(assignment, epoch)
+        if current is not None:
+            current.membership.dismiss()
 
-    def stop(self, epoch: int, keep: bool) -> None:
+    def stop(self, assignment: str, epoch: int, keep: bool) -> None:
         """Stop training at the next step boundary, all ranks together, with a checkpoint or without."""
-        if self._is_obeyed(epoch) and self._reporter is not None:
-            self._reporter.stop(keep)
+        current = self._obeying(assignment, epoch)
+        if current is not None:
+            current.reporter.stop(keep)
+
+    def news(self, assignment: str, known: News | None) -> News:
+        """What has happened, as soon as it differs from what is known, or after a while."""
+        current = self._current(assignment)
+        return current.news(known, POLL_S) if current is not None else News(has_ended=True)
+
+    def why_hung(self, assignment: str) -> str | None:
+        """Why this worker counts as hung; None when it does not. Answering at all is a sign of life."""
+        current = self._current(assignment)
+        return current.pulse.why_hung() if current is not None else None
 
     def describe(self, epoch: int, coordinator_address: str) -> Description:
         """Tell a launcher of a newer epoch who this is, and report to its coordinator from now on."""
-        if not self._is_obeyed(epoch) or self._membership is None or self._reporter is None:
-            return Description(b"", self._node_id, 0, 0, self._endpoint.address, 0, 0, "")
-        self._reporter.redirect(coordinator_address)
-        current = self._membership.current
-        return Description(
-            self._order.SerializeToString(),
-            self._node_id,
-            current.number,
-            current.rank,
-            self._endpoint.address,
-            len(current.addresses),
-            self._membership.first_number,
-            self._news.hardware,
+        about = Description(ENGINE_VERSION, self._cpus, self._gpus, self._owner, self._node_id, os.getpid())
+        with self._changed:
+            current = self._assignment
+        if current is None or self._obeying(current.name, epoch) is None:
+            self._epoch = max(epoch, self._epoch)
+            return about
+        current.reporter.redirect(coordinator_address)
+        membership = current.membership
+        told = membership.current
+        return about._replace(
+            order_bytes=current.order.SerializeToString(),
+            number=current.number,
+            generation=told.number,
+            rank=told.rank,
+            address=current.address,
+            members=len(told.addresses),
+            since=membership.first_number,
+            hardware=current.news(None, 0).hardware,
         )
 
-    def news(self, known: News | None) -> News:
-        """What has happened, as soon as it differs from what is known, or after a while."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._news != known, POLL_S)
-            return self._news
+    def _current(self, name: str) -> Assignment | None:
+        current = self._assignment
+        return current if current is not None and current.name == name else None
 
-    def why_hung(self) -> str | None:
-        """Why this worker counts as hung; None when it does not. Answering at all is a sign of life."""
-        return self._pulse.why_hung() if self._pulse is not None else None
+    def _obeying(self, name: str, epoch: int) -> Assignment | None:
+        """The assignment that an order is for, if it is to be obeyed."""
+        current = self._current(name)
+        if current is not None and epoch < self._epoch:
+            log.warning("ignored an order of an earlier coordinator", job_id=current.order.job_id)
+            return None
+        self._epoch = max(epoch, self._epoch)
+        return current
 
-    def _is_obeyed(self, epoch: int) -> bool:
-        if epoch < self._epoch:
-            log.warning("ignored an order of an earlier coordinator", job_id=self._order.job_id)
-            return False
-        self._epoch = epoch
-        return True
+    def _prepare(self) -> None:
+        """Wait for the end of a warm-up, whose training would disturb that of an assignment."""
+        with self._is_warming_up:
+            self._slate.expect_threads()
 
-    def _tell(self, **changes: Any) -> None:
-        with self._changed:
-            self._news = self._news._replace(**changes)
-            self._changed.notify_all()
-
-    def _lost(self, generation: int) -> None:
-        """A group was lost; with 0, this worker is ready for its first one."""
-        hardware = f"{hardware_class(device_of(self._order.spec))}, engine {ENGINE_VERSION}"
-        lost_generation = max(generation, self._news.lost_generation)
-        self._tell(is_prepared=True, lost_generation=lost_generation, hardware=hardware)
-
-    def _train(self) -> None:
-        """Run one worker of an attempt to its end."""
-        assert self._reporter is not None
-        assert self._membership is not None
-        order, error_bytes = self._order, b""
-        recovery = order.spec.recovery
-        facts = {"job_id": order.job_id, "engine_version": ENGINE_VERSION}
-        try:
-            checkpoints = Checkpoints(order.checkpoint_uri, recovery.keep_checkpoints, facts)
-            origin = Origin(checkpoints, recovery.checkpoint_every_steps, order.init_from_uri)
-            try:
-                train(order.spec, None, self._reporter, regroup=self._membership.next_group, origin=origin)
-            except Stopped:
-                self._reporter.flush()
-        except Dismissed:
-            pass
-        except BaseException as error:
-            error_bytes = job_error(error, self._membership.current.rank).SerializeToString()
-        finally:
-            self._reporter.close(LAST_WORDS_S)
-            self._tell(has_ended=True, error_bytes=error_bytes)
+    def _clear_away(self) -> dict[str, Any]:
+        """Make the process as good as a new one; called by the thread that has trained."""
+        left = self._slate.put_back()
+        if memory_bytes() > self._limits.memory_bytes:
+            self._data.clear()
+            free_memory()
+        memory = memory_bytes()
+        if memory > self._limits.memory_bytes:
+            left.append(f"{memory} bytes of memory")
+        if left:
+            log.info("the process is not used again", left=left)
+        return {"is_reusable": not left, "memory_bytes": memory}

@@ -19,6 +19,8 @@ from lockstep.workers.engine import DataError, DataModule, Examples
 FIELD = "data.idx.root"
 UNSIGNED_BYTE = 8
 WHITE = 255.0
+PREFIXES = TRAIN, VALIDATION = "train", "t10k"
+IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
 
 
 class IdxDataset(DataModule):
@@ -39,8 +41,8 @@ class IdxDataset(DataModule):
         Raises:
             DataError: one is missing, damaged or no IDX file, or images and labels do not belong together.
         """
-        self.train = self._examples("train")
-        self.validation = self._examples("t10k")
+        self.train = self._examples(TRAIN)
+        self.validation = self._examples(VALIDATION)
         shapes = [tuple(part.inputs.shape[1:]) for part in (self.train, self.validation)]
         if shapes[0] != shapes[1]:
             raise DataError(
@@ -53,14 +55,18 @@ class IdxDataset(DataModule):
             self._scale, self._shift = 1 / deviation, -mean / deviation
         self.num_classes = int(max(self.train.targets.max(), self.validation.targets.max())) + 1
 
+    def files(self) -> list[Path]:
+        """The four files."""
+        return [_existing(self.root / f"{prefix}-{part}") for prefix in PREFIXES for part in (IMAGES, LABELS)]
+
     def transform(self, inputs: Tensor) -> Tensor:
         """Bytes (n, 1, height, width) to scaled floats; memory holds the bytes, a quarter of the floats."""
         pixels = inputs.to(torch.float32).mul_(self._scale)
         return pixels.add_(self._shift) if self.standardize else pixels
 
     def _examples(self, prefix: str) -> Examples:
-        images = read_idx(_existing(self.root / f"{prefix}-images-idx3-ubyte"), dimensions=3)
-        labels = read_idx(_existing(self.root / f"{prefix}-labels-idx1-ubyte"), dimensions=1)
+        images = read_idx(_existing(self.root / f"{prefix}-{IMAGES}"), dimensions=3)
+        labels = read_idx(_existing(self.root / f"{prefix}-{LABELS}"), dimensions=1)
         if len(images) != len(labels):
             raise DataError(
                 FIELD,

@@ -1,5 +1,6 @@
 """What is trained on: the base class of data sets."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -42,6 +43,14 @@ class DataModule:
         Raises:
             DataError: they cannot be had, or are not what the spec says.
         """
+
+    def files(self) -> list[Path]:
+        """The files that `load` reads; their content and the constructor's arguments make the data.
+
+        Raises:
+            DataError: one of them is not there.
+        """
+        return []
 
     def transform(self, inputs: Tensor) -> Tensor:
         """What a batch of stored inputs, (n, ...), looks like to the model. By default it is left as it is."""

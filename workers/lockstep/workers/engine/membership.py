@@ -55,6 +55,7 @@ class Membership:
         self._changed = threading.Condition()
         self._told = Generation()
         self._joined = 0
+        self._group: Group | None = None
         self.first_number = 0
         self._is_dismissed = False
 
@@ -94,8 +95,15 @@ class Membership:
                 told = self._told
                 self._joined = told.number
             try:
-                return Group.join(
+                self._group = Group.join(
                     self._endpoint, told.rank, told.addresses, self._key, self._device, told.number, JOIN_TIMEOUT_S
                 )
             except PeerLost:
                 continue
+            return self._group
+
+    def close(self) -> None:
+        """Leave the last group and take no more connections; called by the thread that has trained."""
+        if self._group is not None:
+            self._group.leave()
+        self._endpoint.close()

@@ -62,7 +62,8 @@ class Endpoint:
         """Break every wait of an earlier generation, now and later; callable from any thread."""
         if generation > self._newest:
             self._newest = generation
-            self._bell_rope.send(b"\x01")
+            with contextlib.suppress(OSError):  # closed: nobody waits any more
+                self._bell_rope.send(b"\x01")
             while self._breakers and self._breakers[0][0] < generation:
                 self._breakers.pop(0)[1]()
 

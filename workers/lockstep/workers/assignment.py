@@ -1,0 +1,145 @@
+"""A worker's part in one attempt of a job, from the order to its end."""
+
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import structlog
+
+from lockstep.v1.internal_service_pb2 import StartGang
+from lockstep.workers.datasets import DataCache
+from lockstep.workers.engine import ENGINE_VERSION, Origin, Stopped
+from lockstep.workers.engine.checkpoint import Checkpoints
+from lockstep.workers.engine.determinism import hardware_class
+from lockstep.workers.engine.membership import Dismissed, Membership
+from lockstep.workers.engine.transport import Endpoint
+from lockstep.workers.failures import job_error
+from lockstep.workers.pulse import Pulse
+from lockstep.workers.report import Reporter
+from lockstep.workers.training import device_of, train
+
+LAST_WORDS_S = 5.0
+"""How long a worker that failed goes on trying to report what it has seen before."""
+
+log = structlog.get_logger()
+
+
+class News(NamedTuple):
+    """What has happened to a worker.
+
+    Attributes:
+        is_prepared: it has read the data and waits for its first group, or has trained since.
+        lost_generation: the newest generation in which it lost a peer; 0 for none.
+        has_ended: it trains no more.
+        error_bytes: the serialized JobError why, unless that was in order.
+        hardware: what the bits of this worker depend on, in words; empty until it is prepared.
+        is_reusable: it has ended, and its process is as good as a new one.
+        memory_bytes: memory of its process then.
+    """
+
+    is_prepared: bool = False
+    lost_generation: int = 0
+    has_ended: bool = False
+    error_bytes: bytes = b""
+    hardware: str = ""
+    is_reusable: bool = False
+    memory_bytes: int = 0
+
+
+class Assignment:
+    """One worker of one attempt. Training runs in a thread of its own.
+
+    Args:
+        order: what to do.
+        number: of the worker within the attempt.
+        host: name or address of this machine that the other ranks can reach.
+        cache: data that is in memory already.
+        prepare: called by the thread first.
+        clear_away: called by the thread at its end, when all was in order; what it returns is told with the end.
+    """
+
+    def __init__(
+        self,
+        order: StartGang,
+        number: int,
+        host: str,
+        cache: DataCache,
+        prepare: Callable[[], None],
+        clear_away: Callable[[], dict[str, Any]],
+    ) -> None:
+        self.order, self.number, self.name = order, number, name_of(order, number)
+        endpoint = Endpoint(host)
+        self.address = endpoint.address
+        self.pulse = Pulse(order.spec.recovery.hang_timeout_s)
+        self.reporter = Reporter(order, self.pulse)
+        self._device = device_of(order.spec)
+        self.membership = Membership(endpoint, order.attempt_token.encode(), self._device, self._lost)
+        self._cache, self._prepare, self._clear_away = cache, prepare, clear_away
+        self._changed = threading.Condition()
+        self._forming = threading.Lock()
+        self._news = News()
+        self._thread = threading.Thread(target=self._run, name="train", daemon=True)
+
+    def start(self) -> None:
+        """Begin to read the data and to wait for a group; returns at once."""
+        self._thread.start()
+
+    def form(self, generation: int, rank: int, addresses: list[str], why: str) -> None:
+        """Belong to a new generation; see `Membership.form`. `why` is what to tell people when training goes on."""
+        with self._forming:  # two calls may come at once, each in a thread
+            if generation > self.membership.current.number:
+                self.reporter.pauses(why)
+                self.reporter.lead(generation, rank == 0)
+                self.membership.form(generation, rank, addresses)
+
+    def news(self, known: News | None, wait_s: float) -> News:
+        """What has happened, as soon as it differs from what is known, or after a while."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._news != known, wait_s)
+            return self._news
+
+    def _tell(self, **changes: Any) -> None:
+        with self._changed:
+            self._news = self._news._replace(**changes)
+            self._changed.notify_all()
+
+    def _lost(self, generation: int) -> None:
+        """A group was lost; with 0, this worker is ready for its first one."""
+        hardware = f"{hardware_class(self._device)}, engine {ENGINE_VERSION}"
+        lost_generation = max(generation, self._news.lost_generation)
+        self._tell(is_prepared=True, lost_generation=lost_generation, hardware=hardware)
+
+    def _run(self) -> None:
+        order, error_bytes = self.order, b""
+        recovery = order.spec.recovery
+        facts = {"job_id": order.job_id, "engine_version": ENGINE_VERSION}
+        ended: dict[str, Any] = {}
+        try:
+            self._prepare()
+            checkpoints = Checkpoints(order.checkpoint_uri, recovery.keep_checkpoints, facts)
+            origin = Origin(checkpoints, recovery.checkpoint_every_steps, order.init_from_uri)
+            try:
+                train(
+                    order.spec,
+                    None,
+                    self.reporter,
+                    regroup=self.membership.next_group,
+                    origin=origin,
+                    cache=self._cache,
+                )
+            except Stopped:
+                self.reporter.flush()
+        except Dismissed:
+            pass
+        except BaseException as error:
+            error_bytes = job_error(error, self.membership.current.rank).SerializeToString()
+        self.reporter.close(LAST_WORDS_S)
+        self.membership.close()
+        if not error_bytes:  # one in which anything went wrong is not used again
+            ended = self._clear_away()
+        self._tell(has_ended=True, error_bytes=error_bytes, **ended)
+
+
+def name_of(order: StartGang, number: int) -> str:
+    """The name of an assignment: no worker ever has another of this name."""
+    return f"{order.job_id}/{order.attempt}/{number}"

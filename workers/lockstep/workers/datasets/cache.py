@@ -1,0 +1,148 @@
+"""Data that stays in a process for the jobs after, known by the content of its files."""
+
+import hashlib
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lockstep.workers.engine import DataModule
+
+SETTLED_AFTER_S = 2.0
+"""A file that was written more lately than this may be written again without getting another time."""
+BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What tells without reading a file that it is as it was."""
+
+    inode: int
+    size_bytes: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> "Stamp":
+        status = path.stat()
+        return cls(status.st_ino, status.st_size, status.st_mtime_ns)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether a later change would show."""
+        return time.time() - self.mtime_ns / 1e9 > SETTLED_AFTER_S
+
+
+class Digests:
+    """The digests of files, which are read only when they have changed."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, tuple[Stamp, str]] = {}
+
+    def of(self, path: Path) -> str:
+        """SHA-256 of a file's content, hex.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        stamp = Stamp.of(path)
+        known = self._known.get(path)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(BLOCK_BYTES):
+                digest.update(block)
+        if stamp.is_settled:
+            self._known[path] = stamp, digest.hexdigest()
+        return digest.hexdigest()
+
+    def are_certain(self, paths: Iterable[Path]) -> bool:
+        """Whether files are still those of which the digest was last asked for."""
+        try:
+            return all(path in self._known and self._known[path][0] == Stamp.of(path) for path in paths)
+        except OSError:
+            return False
+
+
+@dataclass
+class Entry:
+    """Data that is kept.
+
+    Attributes:
+        versions: how often each of its tensors was written to.
+    """
+
+    data: DataModule
+    versions: list[int]
+
+    @classmethod
+    def of(cls, data: DataModule) -> "Entry":
+        return cls(data, _versions(data))
+
+    def is_unspoilt(self) -> bool:
+        """Whether nobody has written into its tensors since."""
+        return self.versions == _versions(self.data)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in _tensors(self.data))
+
+
+class DataCache:
+    """Loaded data sets; the one that was not used for longest goes first.
+
+    Args:
+        max_bytes: the most that its tensors take together. Data that is larger is loaded and not kept.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._digests = Digests()
+        self._entries: dict[tuple[object, ...], Entry] = {}
+
+    @property
+    def size_bytes(self) -> int:
+        """What the tensors take now, in the memory of the device where they lie."""
+        return sum(entry.size_bytes for entry in self._entries.values())
+
+    def get(self, name: bytes, device: torch.device, data: DataModule) -> DataModule:
+        """Data on `device`: as it was loaded before, or `data`, which is loaded then.
+
+        Args:
+            name: says with the content of its files what the data is.
+            device: where it shall lie.
+            data: not loaded yet.
+
+        Raises:
+            DataError: it cannot be had, or is not what the spec says.
+        """
+        paths = data.files()
+        try:
+            key = (name, device, *(self._digests.of(path) for path in paths))
+        except OSError:
+            key = ()  # loading tells what is wrong
+        entry = self._entries.pop(key, None)
+        if entry is None or not entry.is_unspoilt():
+            data.load()
+            data.train, data.validation = data.train.to(device), data.validation.to(device)
+            entry = Entry.of(data)
+        if key and entry.size_bytes <= self._max_bytes and self._digests.are_certain(paths):
+            self._entries[key] = entry
+            while self.size_bytes > self._max_bytes:
+                del self._entries[next(iter(self._entries))]
+        return entry.data
+
+    def clear(self) -> None:
+        """Keep nothing."""
+        self._entries.clear()
+
+
+def _tensors(data: DataModule) -> list[Tensor]:
+    return [*data.train, *data.validation]
+
+
+def _versions(data: DataModule) -> list[int]:
+    return [tensor._version for tensor in _tensors(data)]
