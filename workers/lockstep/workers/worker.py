@@ -200,8 +200,10 @@ class Worker:
 
     def news(self, assignment: str, known: News | None) -> News:
         """What has happened, as soon as it differs from what is known, or after a while."""
-        current = self._current(assignment)
-        return current.news(known, POLL_S) if current is not None else News(has_ended=True)
+        with self._changed:  # this call may overtake the one that begins
+            self._changed.wait_for(lambda: self._current(assignment) is not None, POLL_S)
+            current = self._current(assignment)
+        return current.news(known, POLL_S) if current is not None else News()
 
     def why_hung(self, assignment: str) -> str | None:
         """Why this worker counts as hung; None when it does not. Answering at all is a sign of life."""
