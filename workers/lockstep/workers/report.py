@@ -230,6 +230,7 @@ class Reporter(Listener):
                     return
                 self._is_busy = True
                 report, last_step = self._next_report()
+            has_points = bool(report.points)
             is_stored = self._send(report)
             with self._changed:
                 if is_stored:
@@ -237,8 +238,9 @@ class Reporter(Listener):
                     self._acknowledged_step = max(last_step, self._acknowledged_step)
                 self._is_busy = False
                 self._changed.notify_all()
-                # News gather for a moment, unless someone waits for the end.
-                self._changed.wait_for(lambda: self._is_closed or self._is_flushing, REPORT_EVERY_S)
+                # News gather for a moment, unless someone waits for the end; the first points come at once.
+                if has_points:
+                    self._changed.wait_for(lambda: self._is_closed or self._is_flushing, REPORT_EVERY_S)
 
     def _next_report(self) -> tuple[ReportProgressRequest, int]:
         """What there is to say, and the step up to which it says all points."""
