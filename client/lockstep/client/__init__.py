@@ -47,6 +47,7 @@ from lockstep.client.types import (
     MetricPoint,
     Progress,
     Result,
+    Timeline,
 )
 from lockstep.v1.job_spec_pb2 import JobSpec
 
@@ -84,6 +85,7 @@ __all__ = [
     "ResourceExhausted",
     "Result",
     "ServerFault",
+    "Timeline",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",

@@ -23,6 +23,7 @@ from lockstep.client.types import (
     MetricPoint,
     Progress,
     Result,
+    Timeline,
     to_datetime,
 )
 from lockstep.v1 import job_pb2, job_service_pb2, metrics_service_pb2
@@ -109,6 +110,11 @@ class Job:
     def end_time(self) -> datetime | None:
         """When the job ended, UTC; None before."""
         return self._time("end_time", self.proto.end_time)
+
+    @property
+    def timeline(self) -> Timeline:
+        """When the current or last attempt reached each stage on its way to the first step."""
+        return Timeline.from_proto(self.proto.timeline)
 
     @property
     def progress(self) -> Progress:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from enum import StrEnum
+from itertools import pairwise
 from typing import TYPE_CHECKING, Self
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -176,6 +177,40 @@ class Checkpoint:
         time = to_datetime(checkpoint.create_time) if checkpoint.HasField("create_time") else None
         files = tuple(map(CheckpointFile.from_proto, checkpoint.files))
         return cls(checkpoint.job_id, checkpoint.step, checkpoint.uri, time, files, checkpoint.weights_digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """How the current or last attempt of a job came to its first step; times in UTC, None for what is not reached.
+
+    Attributes:
+        submitted: the job was submitted.
+        admitted: resources were granted.
+        placed: all workers were up.
+        data_ready: rank 0 had the data and the model.
+        joined: all ranks had met.
+        first_step: the first step was done.
+        first_point: the first metric points had come to the server.
+    """
+
+    submitted: datetime | None = None
+    admitted: datetime | None = None
+    placed: datetime | None = None
+    data_ready: datetime | None = None
+    joined: datetime | None = None
+    first_step: datetime | None = None
+    first_point: datetime | None = None
+
+    @classmethod
+    def from_proto(cls, timeline: job_pb2.JobTimeline) -> Self:
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: to_datetime(getattr(timeline, name)) for name in names if timeline.HasField(name)})
+
+    def legs(self) -> list[tuple[str, float]]:
+        """The stages that were reached, in their order, each with its seconds since the one before."""
+        reached = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        reached = [(name, time) for name, time in reached if time is not None]
+        return [(name, (time - before).total_seconds()) for (_, before), (name, time) in pairwise(reached)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -204,7 +204,7 @@ class StopGang(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., grace_s: _Optional[float] = ..., keep: bool = ...) -> None: ...
 
 class ReportProgressRequest(_message.Message):
-    __slots__ = ("job_id", "attempt", "generation", "sequence", "progress", "points", "hardware_class", "result", "notes", "heals", "kept_checkpoints")
+    __slots__ = ("job_id", "attempt", "generation", "sequence", "progress", "points", "hardware_class", "result", "notes", "heals", "kept_checkpoints", "startup")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
@@ -216,6 +216,7 @@ class ReportProgressRequest(_message.Message):
     NOTES_FIELD_NUMBER: _ClassVar[int]
     HEALS_FIELD_NUMBER: _ClassVar[int]
     KEPT_CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
+    STARTUP_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     attempt: int
     generation: int
@@ -227,7 +228,18 @@ class ReportProgressRequest(_message.Message):
     notes: _containers.RepeatedScalarFieldContainer[str]
     heals: int
     kept_checkpoints: KeptCheckpoints
-    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., generation: _Optional[int] = ..., sequence: _Optional[int] = ..., progress: _Optional[_Union[_job_pb2.JobProgress, _Mapping]] = ..., points: _Optional[_Iterable[_Union[_metrics_service_pb2.MetricPoint, _Mapping]]] = ..., hardware_class: _Optional[str] = ..., result: _Optional[_Union[_job_pb2.JobResult, _Mapping]] = ..., notes: _Optional[_Iterable[str]] = ..., heals: _Optional[int] = ..., kept_checkpoints: _Optional[_Union[KeptCheckpoints, _Mapping]] = ...) -> None: ...
+    startup: Startup
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., generation: _Optional[int] = ..., sequence: _Optional[int] = ..., progress: _Optional[_Union[_job_pb2.JobProgress, _Mapping]] = ..., points: _Optional[_Iterable[_Union[_metrics_service_pb2.MetricPoint, _Mapping]]] = ..., hardware_class: _Optional[str] = ..., result: _Optional[_Union[_job_pb2.JobResult, _Mapping]] = ..., notes: _Optional[_Iterable[str]] = ..., heals: _Optional[int] = ..., kept_checkpoints: _Optional[_Union[KeptCheckpoints, _Mapping]] = ..., startup: _Optional[_Union[Startup, _Mapping]] = ...) -> None: ...
+
+class Startup(_message.Message):
+    __slots__ = ("data_ready_s", "joined_s", "first_step_s")
+    DATA_READY_S_FIELD_NUMBER: _ClassVar[int]
+    JOINED_S_FIELD_NUMBER: _ClassVar[int]
+    FIRST_STEP_S_FIELD_NUMBER: _ClassVar[int]
+    data_ready_s: float
+    joined_s: float
+    first_step_s: float
+    def __init__(self, data_ready_s: _Optional[float] = ..., joined_s: _Optional[float] = ..., first_step_s: _Optional[float] = ...) -> None: ...
 
 class KeptCheckpoints(_message.Message):
     __slots__ = ("checkpoints",)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 
+from lockstep.server.timeline import NOTHING_REACHED, Timeline
 from lockstep.v1.job_pb2 import JobError, JobResult
 from lockstep.v1.job_spec_pb2 import JobSpec
 
@@ -76,6 +77,7 @@ class Job:
         generation: the newest membership of the current attempt's process group that has reported.
         sequence: number of its last report that is stored.
         newest_checkpoint: step of the newest checkpoint that is kept; None when there is none.
+        timeline: how the current attempt came to its first step.
         init_from_uri: folder of the checkpoint that `spec.init_from` means; empty for fresh weights.
     """
 
@@ -103,6 +105,7 @@ class Job:
     sequence: int = 0
     newest_checkpoint: int | None = None
     init_from_uri: str = ""
+    timeline: Timeline = NOTHING_REACHED
 
 
 # What can happen.
@@ -131,6 +134,7 @@ class Reported:
         heals: how often training went on without a lost worker since the report before.
         notes: what people should know.
         checkpoint_steps: steps of all checkpoints that are whole now; None when nothing was said about them.
+        reached: stages of the timeline that it was told of.
     """
 
     progress: Progress
@@ -141,6 +145,7 @@ class Reported:
     heals: int = 0
     notes: tuple[str, ...] = ()
     checkpoint_steps: tuple[int, ...] | None = None
+    reached: Timeline = NOTHING_REACHED
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from lockstep.server.job import (
     WorkersChanged,
     WorkersForgotten,
 )
+from lockstep.server.timeline import Timeline
 from lockstep.v1.job_pb2 import JobError
 from lockstep.v1.job_spec_pb2 import JobSpec
 
@@ -90,13 +91,13 @@ def advance(job: Job, event: Event, now: datetime) -> Step:
         case Scaled(workers=workers):
             return _scaled(job, workers)
         case Admitted(node_ids=node_ids) if job.state is State.QUEUED:
-            return _admitted(job, node_ids)
+            return _admitted(job, node_ids, now)
         case CanNeverFit(numbers=numbers) if job.state is State.QUEUED:
             return _failed(job, JobError(reason=Reason.PLACEMENT_FAILED, message=numbers), now)
         case GangJoined() | WorkersChanged() | GangGone() if job.state.has_ended:
             return job, []  # The last that is heard of its workers.
         case GangJoined(workers=workers) if job.state.has_workers:
-            return _joined(job, workers), []
+            return _joined(job, workers, now), []
         case Reported() if job.state.has_workers:
             return _reported(job, event, now)
         case WorkersChanged() if job.state.has_workers:
@@ -123,7 +124,7 @@ def stop_under_way(state: State) -> Stop | None:
 # What the scheduler, the launcher and the workers say.
 
 
-def _admitted(job: Job, node_ids: tuple[str, ...]) -> Step:
+def _admitted(job: Job, node_ids: tuple[str, ...], now: datetime) -> Step:
     workers, nodes = len(node_ids), len(set(node_ids))
     words = f"starting {_count(workers, 'worker')} on {_count(nodes, 'node')}"
     if workers < job.spec.resources.workers:
@@ -136,11 +137,13 @@ def _admitted(job: Job, node_ids: tuple[str, ...]) -> Step:
         generation=0,
         sequence=0,
         start_time=None,
+        timeline=Timeline(admitted=now),
     )
     return started, [Launch(node_ids)]
 
 
-def _joined(job: Job, workers: int) -> Job:
+def _joined(job: Job, workers: int, now: datetime) -> Job:
+    job = replace(job, timeline=job.timeline.reaching(placed=now))
     if job.state is State.STARTING:
         job = replace(job, state_reason="the workers are up and read the data")
     return job if job.running_workers == workers else replace(job, running_workers=workers)
@@ -159,6 +162,7 @@ def _reported(job: Job, report: Reported, now: datetime) -> Step:
         generation=report.generation,
         sequence=report.sequence,
         newest_checkpoint=newest,
+        timeline=job.timeline.reaching(**report.reached.stages()),
     )
     notes: list[Command] = [Note(text) for text in report.notes]
     if job.state is State.STARTING:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from lockstep.server.errors import InvalidRequest
 from lockstep.server.job import Progress, Reported
 from lockstep.server.rules import is_path, show
 from lockstep.server.store import News, StoredCheckpoint, StoredFile, StoredPoint
+from lockstep.server.timeline import Timeline
 from lockstep.v1.checkpoint_service_pb2 import Checkpoint, CheckpointFile
 from lockstep.v1.internal_service_pb2 import ReportProgressRequest
 from lockstep.v1.metrics_service_pb2 import METRIC_KIND_UNSPECIFIED, MetricKind, MetricPoint
@@ -20,6 +21,7 @@ _MAX_NOTES = 100
 _MAX_NOTE = 2_000
 _MAX_FILES = 10_000
 _MAX_CHECKPOINTS = 10_000
+_OLDEST_S = 100 * 365 * 86_400
 _HEX = frozenset("0123456789abcdef")
 
 
@@ -70,10 +72,22 @@ def read_report(request: ReportProgressRequest, token: bytes) -> Report:
         heals=request.heals,
         notes=_notes(request.notes),
         checkpoint_steps=None if checkpoints is None else tuple(checkpoint.step for checkpoint in checkpoints),
+        reached=_reached(request),
     )
     points = tuple(_point(number, point) for number, point in enumerate(request.points))
     news = News(points, checkpoints)
     return Report(request.job_id, request.attempt, token.decode("utf-8", "replace"), event, news)
+
+
+def _reached(request: ReportProgressRequest) -> Timeline:
+    now = datetime.now(UTC)
+    ages = {name: getattr(request.startup, name) for name in ("data_ready_s", "joined_s", "first_step_s")}
+    told = {name: age for name, age in ages.items() if request.startup.HasField(name)}
+    for name, age in told.items():
+        if not 0 <= age <= _OLDEST_S:
+            raise InvalidRequest.of(f"startup.{name}", f"is {age}; allowed: 0 to {_OLDEST_S:,}")
+    times = {name.removesuffix("_s"): now - timedelta(seconds=age) for name, age in told.items()}
+    return Timeline(first_point=now if request.points else None, **times)
 
 
 def _notes(notes: Iterable[str]) -> tuple[str, ...]:

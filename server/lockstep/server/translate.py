@@ -31,6 +31,11 @@ def _timestamp(time: datetime) -> Timestamp:
     return timestamp
 
 
+def _timeline_to_proto(job: Job) -> job_pb2.JobTimeline:
+    stages = {stage: _timestamp(time) for stage, time in job.timeline.stages().items()}
+    return job_pb2.JobTimeline(submitted=_timestamp(job.create_time), **stages)
+
+
 def job_to_proto(job: Job) -> job_pb2.Job:
     """Write a job as users see it."""
     progress = job_pb2.JobProgress(
@@ -54,6 +59,7 @@ def job_to_proto(job: Job) -> job_pb2.Job:
         hardware_class=job.hardware_class,
         heals=job.heals,
         running_workers=job.running_workers,
+        timeline=_timeline_to_proto(job),
     )
 
 

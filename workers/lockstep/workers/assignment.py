@@ -107,6 +107,7 @@ class Assignment:
         """A group was lost; with 0, this worker is ready for its first one."""
         hardware = f"{hardware_class(self._device)}, engine {ENGINE_VERSION}"
         lost_generation = max(generation, self._news.lost_generation)
+        self.reporter.prepared()
         self._tell(is_prepared=True, lost_generation=lost_generation, hardware=hardware)
 
     def _run(self) -> None:

@@ -7,13 +7,14 @@ one. Whatever is said twice is stored once.
 
 import math
 import threading
+import time
 from collections.abc import Sequence
 
 import grpc
 
 from lockstep.v1.checkpoint_service_pb2 import Checkpoint as CheckpointMessage
 from lockstep.v1.checkpoint_service_pb2 import CheckpointFile
-from lockstep.v1.internal_service_pb2 import KeptCheckpoints, ReportProgressRequest, StartGang
+from lockstep.v1.internal_service_pb2 import KeptCheckpoints, ReportProgressRequest, StartGang, Startup
 from lockstep.v1.internal_service_pb2_grpc import InternalServiceStub
 from lockstep.v1.job_pb2 import JobProgress, JobResult
 from lockstep.v1.metrics_service_pb2 import METRIC_KIND_RESULT, METRIC_KIND_TIMING, MetricPoint
@@ -63,6 +64,8 @@ class Reporter(Listener):
         self._is_closed = False
         self._refusal: grpc.RpcError | None = None
         self._pauses: list[str] = []
+        self._reached: dict[str, float] = {}  # of the timeline, until it is stored
+        self._has_told_startup = False
         self._channel = grpc.insecure_channel(order.coordinator_address)
         self._thread = threading.Thread(target=self._deliver, name="reporter", daemon=True)
         self._thread.start()
@@ -109,8 +112,18 @@ class Reporter(Listener):
         """What this rank was asked for; to stop once its reports are of no use."""
         return Wish.STOP if self._is_over else self._wish
 
+    def prepared(self) -> None:
+        """The data is read and the model made."""
+        self._reach("data_ready_s")
+
+    def _reach(self, stage: str) -> None:
+        with self._changed:
+            if not self._has_told_startup:
+                self._reached.setdefault(stage, time.monotonic())
+
     def started(self, progress: Progress, hardware: str) -> None:
         """Tell that the next step comes now."""
+        self._reach("joined_s")
         with self._changed:
             self._news.hardware_class = hardware
             self._note(progress)
@@ -148,7 +161,11 @@ class Reporter(Listener):
             self._points = [point for point in self._points if point.step > step]
 
     def healed(self, pause_s: float) -> None:
-        """Tell how long training paused for changes of its workers: once, however many there were in that time."""
+        """The first step of a generation is done.
+
+        Tell how long training paused for changes of its workers: once, however many there were in that time.
+        """
+        self._reach("first_step_s")
         with self._changed:
             if self._leads and self._pauses and not math.isnan(pause_s):
                 self._news.notes.append(f"{' and '.join(self._pauses)} after a pause of {1e3 * pause_s:.0f} ms")
@@ -234,6 +251,8 @@ class Reporter(Listener):
             is_stored = self._send(report)
             with self._changed:
                 if is_stored:
+                    if report.startup.HasField("first_step_s"):
+                        self._reached, self._has_told_startup = {}, True
                     self._points = [point for point in self._points if point.step > last_step]
                     self._acknowledged_step = max(last_step, self._acknowledged_step)
                 self._is_busy = False
@@ -277,6 +296,8 @@ class Reporter(Listener):
                 if not report.generation or is_refused:
                     self._sequence += 1
                     report.generation, report.sequence = self._generation, self._sequence
+                now = time.monotonic()
+                report.startup.CopyFrom(Startup(**{stage: now - since for stage, since in self._reached.items()}))
                 stub = InternalServiceStub(self._channel)
             try:
                 stub.ReportProgress(report, metadata=metadata, timeout=CALL_TIMEOUT_S)

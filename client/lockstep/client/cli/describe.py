@@ -12,7 +12,7 @@ from lockstep.client.cli import output
 from lockstep.client.job import Job
 from lockstep.client.progress import describe_epoch, describe_workers
 from lockstep.client.spec import message_to_dict
-from lockstep.client.types import Checkpoint, Failure, JobEvent, Result
+from lockstep.client.types import Checkpoint, Failure, JobEvent, Result, Timeline
 
 
 def print_job(job: Job, events: Sequence[JobEvent], newest: Checkpoint | None) -> None:
@@ -50,6 +50,7 @@ def _facts(job: Job, newest: Checkpoint | None) -> list[tuple[str, str | Text]]:
         ("ended", output.ago(job.end_time)),
         ("took", took),
         ("progress", f"{describe_epoch(job)}, {steps}" if progress.step else ""),
+        ("startup", _describe_startup(job.timeline)),
         ("workers", describe_workers(job)),
         ("attempt", str(job.attempt or "")),
         ("restarts", str(job.restarts or "")),
@@ -59,6 +60,15 @@ def _facts(job: Job, newest: Checkpoint | None) -> list[tuple[str, str | Text]]:
         ("engine", output.plain(job.engine_version)),
         ("curve", job.curve_digest),
     ]
+
+
+_LEGS = {"data_ready": "data ready", "first_step": "first step", "first_point": "first point stored"}
+
+
+def _describe_startup(timeline: Timeline) -> str:
+    """The way to the first step, leg by leg; a leg that waits for resources may take days."""
+    legs = [f"{_LEGS.get(name, name)} {output.short_time(seconds)}" for name, seconds in timeline.legs()]
+    return f"submitted, {', '.join(legs)}" if legs else ""
 
 
 def _describe_checkpoint(checkpoint: Checkpoint) -> str:

@@ -94,6 +94,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86_400:.0f} d"
 
 
+def short_time(seconds: float) -> str:
+    """A length of time that is mostly far below a second, such as "12 ms"."""
+    return f"{1e3 * seconds:.0f} ms" if seconds < 10 else duration(seconds)
+
+
 def size(size_bytes: int) -> str:
     """A number of bytes as people say it, such as "4.2 MB"."""
     from rich.filesize import decimal

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Row
 
 from lockstep.server.job import Job, Progress, State
+from lockstep.server.timeline import Timeline
 from lockstep.v1.job_pb2 import JobError, JobResult
 from lockstep.v1.job_spec_pb2 import JobSpec
 
@@ -104,6 +105,7 @@ def changing_columns(job: Job) -> dict[str, Any]:
         "event_count": job.event_count,
         "report_generation": job.generation,
         "report_sequence": job.sequence,
+        "timeline": {stage: to_microseconds(time) for stage, time in job.timeline.stages().items()},
     }
 
 
@@ -146,6 +148,7 @@ def job_of(row: Row[Any]) -> Job:
         sequence=row.report_sequence,
         newest_checkpoint=row.newest_checkpoint,
         init_from_uri=row.init_from_uri,
+        timeline=Timeline(**{stage: from_microseconds(time) for stage, time in (row.timeline or {}).items()}),
     )
 
 

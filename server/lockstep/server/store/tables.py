@@ -85,6 +85,7 @@ jobs = Table(
     Column("report_generation", Integer, nullable=False, server_default="0"),
     Column("report_sequence", BigInteger, nullable=False, server_default="0"),
     Column("init_from_uri", Text, nullable=False, server_default=""),
+    Column("timeline", JSON),
     Index(None, "state", "number"),
     sqlite_autoincrement=True,
 )
