@@ -29,6 +29,7 @@ REPORT_POINTS = 10_000
 MOST_NOTES = 100
 """Notes of one report; more are dropped."""
 REPORT_EVERY_S = 0.1
+WAIT_FOR_POINTS_S = 0.02
 CALL_TIMEOUT_S = 10.0
 RETRY_AFTER_S = 0.5
 FINAL_CODES = (
@@ -243,8 +244,13 @@ class Reporter(Listener):
                 self._changed.wait_for(
                     lambda: self._is_closed or (self._leads and not self._is_over and self._has_content())
                 )
+                if not self._points and not self._is_flushing:
+                    # Points often follow at once, above all after the first step; then one report tells all.
+                    self._changed.wait_for(lambda: self._points or self._is_flushing, WAIT_FOR_POINTS_S)
                 if self._is_closed:
                     return
+                if not self._leads or self._is_over:
+                    continue
                 self._is_busy = True
                 report, last_step = self._next_report()
             has_points = bool(report.points)
