@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("exchange.py", "throughput.py", "large_model.py", "submit.py", "accuracy.py", "heal.py")
+BENCHMARKS = ("exchange.py", "throughput.py", "large_model.py", "submit.py", "accuracy.py", "start.py", "heal.py")
 
 
 def main() -> int:

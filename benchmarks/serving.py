@@ -23,10 +23,11 @@ class Server:
     Args:
         data_dir: its folder.
         num_cpus: CPUs of the embedded Ray.
+        options: more of `lockstep serve`.
     """
 
-    def __init__(self, data_dir: Path, num_cpus: int) -> None:
-        self.data_dir, self._num_cpus = data_dir, num_cpus
+    def __init__(self, data_dir: Path, num_cpus: int, *options: str) -> None:
+        self.data_dir, self._num_cpus, self._options = data_dir, num_cpus, options
         self.mark = uuid.uuid4().hex
         self._log = data_dir / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -38,7 +39,16 @@ class Server:
         ready_before = self._log.read_bytes().count(b"cluster ready")
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*command, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--num-cpus", str(self._num_cpus)],
+                [
+                    *command,
+                    "--listen",
+                    "127.0.0.1:0",
+                    "--http",
+                    "127.0.0.1:0",
+                    "--num-cpus",
+                    str(self._num_cpus),
+                    *self._options,
+                ],
                 stderr=log,
                 env=os.environ | {MARK: self.mark},
                 start_new_session=True,
@@ -86,10 +96,10 @@ def marked(mark: str, title: str = "") -> list[psutil.Process]:
 
 
 @contextmanager
-def server(num_cpus: int) -> Iterator[Server]:
+def server(num_cpus: int, *options: str) -> Iterator[Server]:
     """Run a server with an embedded Ray, and stop it at the end."""
     with tempfile.TemporaryDirectory(prefix="lockstep-bench-") as folder:
-        running = Server(Path(folder), num_cpus)
+        running = Server(Path(folder), num_cpus, *options)
         try:
             running.start()
             yield running
