@@ -4,8 +4,8 @@
 
 First step: mlp 256 on MNIST on 2 workers, a point after each step. Lockstep: from the call of `submit_job` to the first
 metric point in the client's hands, on warm workers, and on a server that keeps none. torchrun: from the start of its
-process to the end of the first step, DistributedDataParallel over gloo. Ray Train: from `TorchTrainer.fit` to the end of
-the first step, in a driver that has imported everything and is connected to a Ray that is up. All take turns.
+process to the end of the first step, DistributedDataParallel over gloo. Ray Train: from `TorchTrainer.fit` to the end
+of the first step, in a driver that has imported everything and is connected to a Ray that is up. All take turns.
 
 Small jobs: softmax regression on the digits, one epoch, one after the other; beside a new process of plain PyTorch for
 each.
@@ -90,13 +90,13 @@ def torchrun_rank(data: Path, done: Path) -> None:
     dist.destroy_process_group()
 
 
-def torchrun(data: Path, folder: Path) -> float:
-    done = folder / "torchrun"
-    began = time.time()
-    torchrun_program = Path(sys.executable).with_name("torchrun")
-    command = [torchrun_program, "--standalone", "--nproc-per-node", str(WORKERS), __file__, "--data", data]
-    subprocess.run([*command, "--torchrun", done], check=True, capture_output=True)
-    return float(done.read_text().split()[0]) - began
+def torchrun(data: Path) -> float:
+    program = Path(sys.executable).with_name("torchrun")
+    with tempfile.NamedTemporaryFile() as done:
+        began = time.time()
+        command = [program, "--standalone", "--nproc-per-node", str(WORKERS), __file__, "--data", data]
+        subprocess.run([*command, "--torchrun", done.name], check=True, capture_output=True)
+        return float(Path(done.name).read_text().split()[0]) - began
 
 
 def ray_train_driver(data: Path, done: Path) -> None:
@@ -174,35 +174,27 @@ def shown(name: str, times: list[float]) -> float:
     return median
 
 
-def first_steps(options: argparse.Namespace, folder: Path) -> None:
+def first_steps(options: argparse.Namespace, warm: Client, cold: Client, ray_train: RayTrain | None) -> None:
     times: dict[str, list[float]] = {"warm": [], "cold": [], "torchrun": [], "ray train": []}
     legs: dict[str, list[float]] = {}
-    with server(CPUS) as warm, server(CPUS, *COLD) as cold:
-        with Client(warm.target) as warm_client, Client(cold.target) as cold_client:
-            lockstep_start(warm_client, options.data)
-            ray_train = None if options.without_ray else RayTrain(options.data, folder)
-            for _ in range(options.rounds):
-                for _ in range(options.jobs // options.rounds):
-                    took, way = lockstep_start(warm_client, options.data)
-                    times["warm"].append(took)
-                    for leg, seconds in way.items():
-                        legs.setdefault(leg, []).append(seconds)
-                times["cold"].append(lockstep_start(cold_client, options.data)[0])
-                times["torchrun"].append(torchrun(options.data, folder))
-                if ray_train is not None:
-                    times["ray train"].append(ray_train.start())
-                print(
-                    f"  {', '.join(f'{name} {value[-1]:.3f} s' for name, value in times.items() if value)}", flush=True
-                )
-            if ray_train is not None:
-                ray_train.stop()
+    lockstep_start(warm, options.data)
+    for _ in range(options.rounds):
+        for _ in range(options.jobs // options.rounds):
+            took, way = lockstep_start(warm, options.data)
+            times["warm"].append(took)
+            for leg, seconds in way.items():
+                legs.setdefault(leg, []).append(seconds)
+        times["cold"].append(lockstep_start(cold, options.data)[0])
+        times["torchrun"].append(torchrun(options.data))
+        if ray_train is not None:
+            times["ray train"].append(ray_train.start())
+        print("  " + ", ".join(f"{name} {values[-1]:.3f} s" for name, values in times.items() if values), flush=True)
     medians = {name: shown(name, values) for name, values in times.items() if values}
     for name, median in medians.items():
         if name != "warm":
             print(f"{name} takes {median / medians['warm']:.0f}x as long as warm")
-    print(
-        "legs (median): " + ", ".join(f"{leg} {1e3 * statistics.median(values):.1f} ms" for leg, values in legs.items())
-    )
+    ways = [f"{leg} {1e3 * statistics.median(values):.1f} ms" for leg, values in legs.items()]
+    print(f"legs of a warm start (medians): {', '.join(ways)}")
 
 
 def small_jobs(jobs: int) -> None:
@@ -237,8 +229,19 @@ def main() -> None:
     elif options.plain_small:
         plain_small()
     else:
-        with tempfile.TemporaryDirectory(prefix="lockstep-bench-") as folder:
-            first_steps(options, Path(folder))
+        with (
+            tempfile.TemporaryDirectory(prefix="lockstep-bench-") as folder,
+            server(CPUS) as warm_server,
+            server(CPUS, *COLD) as cold_server,
+            Client(warm_server.target) as warm,
+            Client(cold_server.target) as cold,
+        ):
+            ray_train = None if options.without_ray else RayTrain(options.data, Path(folder))
+            try:
+                first_steps(options, warm, cold, ray_train)
+            finally:
+                if ray_train is not None:
+                    ray_train.stop()
         small_jobs(options.jobs)
 
 
