@@ -34,21 +34,13 @@ class Server:
 
     def start(self) -> None:
         """Start it; returns when its cluster is ready."""
-        command = [Path(sys.executable).with_name("lockstep"), "serve", "--data-dir", self.data_dir]
+        command: list[str | Path] = [Path(sys.executable).with_name("lockstep"), "serve", "--data-dir", self.data_dir]
+        command += ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--num-cpus", str(self._num_cpus)]
         self._log.touch()
         ready_before = self._log.read_bytes().count(b"cluster ready")
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [
-                    *command,
-                    "--listen",
-                    "127.0.0.1:0",
-                    "--http",
-                    "127.0.0.1:0",
-                    "--num-cpus",
-                    str(self._num_cpus),
-                    *self._options,
-                ],
+                [*command, *self._options],
                 stderr=log,
                 env=os.environ | {MARK: self.mark},
                 start_new_session=True,
