@@ -184,10 +184,8 @@ class Worker:
         assert self._membership is not None
         order, error_bytes = self._order, b""
         recovery = order.spec.recovery
-        facts = {"job_id": order.job_id, "engine_version": ENGINE_VERSION}
         try:
-            checkpoints = Checkpoints(order.checkpoint_uri, recovery.keep_checkpoints, facts)
-            origin = Origin(checkpoints, recovery.checkpoint_every_steps, order.init_from_uri)
+            origin = Origin(checkpoints_of(order), recovery.checkpoint_every_steps, order.init_from_uri)
             try:
                 train(order.spec, None, self._reporter, regroup=self._membership.next_group, origin=origin)
             except Stopped:
@@ -199,3 +197,13 @@ class Worker:
         finally:
             self._reporter.close(LAST_WORDS_S)
             self._tell(has_ended=True, error_bytes=error_bytes)
+
+
+def checkpoints_of(order: StartGang) -> Checkpoints:
+    """The checkpoints of a job, which say on what their bits depend."""
+    facts = {
+        "job_id": order.job_id,
+        "engine_version": ENGINE_VERSION,
+        "hardware_class": hardware_class(device_of(order.spec)),
+    }
+    return Checkpoints(order.checkpoint_uri, order.spec.recovery.keep_checkpoints, facts)

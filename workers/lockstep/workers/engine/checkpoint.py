@@ -32,6 +32,8 @@ from lockstep.workers.engine.digest import digest_of
 from lockstep.workers.engine.state import TrainState, safetensors_of
 
 FORMAT = 1
+BITS_DEPEND_ON = {"hardware_class": "with {}", "engine_version": "with engine version {}"}
+"""Facts of a manifest on which bits depend, and how to say them; manifests of earlier times lack some."""
 MODEL_FILE, TRAINING_FILE, MANIFEST_FILE = "model.safetensors", "training.safetensors", "manifest.json"
 FOLDER = re.compile(r"step-(\d{12})")
 UNFINISHED, REMOVED = "unfinished-", "removed-"
@@ -75,7 +77,7 @@ class Checkpoints:
     Args:
         uri: their folder, a path or what fsspec knows.
         keep: how many of the newest stay.
-        facts: what the manifest says beside the state, such as the job and the digest of its spec.
+        facts: what the manifest says beside the state: the job, and that on which its bits depend.
     """
 
     def __init__(self, uri: str, keep: int = 2, facts: dict[str, Any] | None = None) -> None:
@@ -177,6 +179,21 @@ class Checkpoints:
             OSError: it cannot be read.
         """
         return read_checkpoint(self._files, self._folder(step))
+
+    def differences(self, step: int) -> list[str]:
+        """In words, what the bits of a checkpoint depended on and ours do not; nothing is said of what is not known.
+
+        Raises:
+            Damaged: its manifest is not what was written.
+            OSError: it cannot be read.
+        """
+        theirs = _manifest(self._files, self._folder(step)).get("facts") or {}
+        return [
+            f"the checkpoint of step {step} was written {words.format(theirs[name])}, and training goes on "
+            f"{words.format(self._facts[name])}: its bits could differ from those of an undisturbed run"
+            for name, words in BITS_DEPEND_ON.items()
+            if name in theirs and name in self._facts and theirs[name] != self._facts[name]
+        ]
 
     def prune(self, written: int) -> None:
         """Remove all but the newest.
