@@ -244,6 +244,7 @@ class Stepper:
         table = torch.zeros(self.settings.shards, 3, dtype=torch.float64)
         for shard in self.my_shards:
             table[shard] = self.evaluate_shard(part(len(self.validation_set), shard, self.settings.shards), step)
+        self.listener.entered(Phase.EXCHANGE, step)
         self.group.fill_in(table)
         return Sums.over(table.tolist())
 
