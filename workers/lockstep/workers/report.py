@@ -7,7 +7,7 @@ one. Whatever is said twice is stored once.
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grpc
 
@@ -44,10 +44,11 @@ class Reporter(Listener):
     Args:
         order: the job, its attempt, where to report and the token that proves the right to.
         pulse: gets the signs of life.
+        went_on: called when the first step in a generation is done.
     """
 
-    def __init__(self, order: StartGang, pulse: Pulse) -> None:
-        self._order, self._pulse = order, pulse
+    def __init__(self, order: StartGang, pulse: Pulse, went_on: Callable[[], None] = lambda: None) -> None:
+        self._order, self._pulse, self._tell_went_on = order, pulse, went_on
         self._changed = threading.Condition()
         self._points: list[Point] = []
         self._acknowledged_step = 0
@@ -149,6 +150,7 @@ class Reporter(Listener):
 
     def healed(self, pause_s: float) -> None:
         """Tell how long training paused for changes of its workers: once, however many there were in that time."""
+        self._tell_went_on()
         with self._changed:
             if self._leads and self._pauses and not math.isnan(pause_s):
                 self._news.notes.append(f"{' and '.join(self._pauses)} after a pause of {1e3 * pause_s:.0f} ms")

@@ -64,6 +64,7 @@ class News(NamedTuple):
         has_ended: it trains no more.
         error_bytes: the serialized JobError why, unless that was in order.
         hardware: what the bits of this worker depend on, in words; empty until it is prepared.
+        went_on_in: the newest generation in which it has finished a step; 0 for none.
     """
 
     is_prepared: bool
@@ -71,6 +72,7 @@ class News(NamedTuple):
     has_ended: bool
     error_bytes: bytes
     hardware: str = ""
+    went_on_in: int = 0
 
 
 class Worker:
@@ -98,7 +100,7 @@ class Worker:
             self._order = StartGang.FromString(order_bytes)
             self._epoch = self._order.epoch
             self._pulse = Pulse(self._order.spec.recovery.hang_timeout_s)
-            self._reporter = Reporter(self._order, self._pulse)
+            self._reporter = Reporter(self._order, self._pulse, self._went_on)
             self._membership = Membership(
                 self._endpoint, self._order.attempt_token.encode(), device_of(self._order.spec), self._lost
             )
@@ -177,6 +179,11 @@ class Worker:
         hardware = f"{hardware_class(device_of(self._order.spec))}, engine {ENGINE_VERSION}"
         lost_generation = max(generation, self._news.lost_generation)
         self._tell(is_prepared=True, lost_generation=lost_generation, hardware=hardware)
+
+    def _went_on(self) -> None:
+        """A step is done, the first one since the group was lost."""
+        assert self._membership is not None
+        self._tell(went_on_in=self._membership.current.number)
 
     def _train(self) -> None:
         """Run one worker of an attempt to its end."""
