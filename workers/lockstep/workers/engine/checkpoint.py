@@ -214,7 +214,7 @@ class Checkpoints:
         """Names of what is in the folder; not by a pattern, in which a bracket of the folder's own name would count."""
         try:
             return [posixpath.basename(str(path).rstrip("/")) for path in self._files.ls(self._root, detail=False)]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # nothing was ever written there
             return []
 
     def _folder(self, step: int) -> str:
