@@ -36,6 +36,18 @@ class Deep(Classifier):
         return outputs
 
 
+class Wide(Deep):
+    """One wide layer, so that any number of parameters can be had.
+
+    Args:
+        hidden_units: its width; each unit has 75 parameters.
+    """
+
+    def __init__(self, hidden_units: int) -> None:
+        Classifier.__init__(self)
+        self.body = nn.Sequential(nn.Linear(64, hidden_units), nn.ReLU(), nn.Linear(hidden_units, 10))
+
+
 class Twice(Deep):
     """Uses the same layers in two re-entrant checkpoints, so that their gradients come in two parts."""
 
@@ -129,6 +141,21 @@ def test_buckets_are_exchanged_while_others_are_computed(ranks: Any) -> None:
 def test_gradients_that_come_in_parts_are_exchanged_when_they_are_whole(ranks: Any) -> None:
     for _, _, begun in ranks.run(2, train, Twice, 4):
         assert begun == [0] * 6
+
+
+def train_wide(group: Group, hidden_units: int, shards: int) -> tuple[str, list[Point]]:
+    torch.manual_seed(0)
+    return fit(group, Wide(hidden_units), shards)
+
+
+@pytest.mark.parametrize(("parameters", "shards", "world_size"), [(360_000, 3, 2), (150_000, 8, 3), (100_000, 7, 4)])
+def test_ranks_that_receive_unequal_amounts_choose_the_same_exchange(
+    ranks: Any, parameters: int, shards: int, world_size: int
+) -> None:
+    alone, *together = [
+        curve for size in (1, world_size) for curve in ranks.run(size, train_wide, parameters // 75, shards)
+    ]
+    assert together == [alone] * world_size
 
 
 def break_on_rank_0(group: Group) -> None:

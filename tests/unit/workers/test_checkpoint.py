@@ -104,6 +104,30 @@ def test_a_writer_that_was_cut_off_removes_nothing_of_its_successor() -> None:
     assert new.steps() == [400, 300, 200]
 
 
+@pytest.mark.parametrize("name", ["run[1]", "a*b?"])
+@pytest.mark.parametrize("is_local", [True, False], ids=["on a disk", "elsewhere"])
+def test_a_folder_may_have_any_name(tmp_path: Path, name: str, is_local: bool) -> None:
+    parent = str(tmp_path) if is_local else ROOT
+    like = name.translate(
+        str.maketrans({"[": "", "]": "", "*": "x", "?": "y"})
+    )  # what the name as a pattern stands for
+    theirs = Checkpoints(f"{parent}/{like}")
+    theirs.write(state(1))
+    checkpoints = Checkpoints(f"{parent}/{name}")
+    assert checkpoints.steps() == []
+    for step in (1, 2, 3):
+        checkpoints.write(state(step))
+        checkpoints.prune(step)
+    assert checkpoints.steps() == [3, 2]
+    assert [checkpoint.step for checkpoint in checkpoints.kept()] == [3, 2]
+    assert_equal(checkpoints.read(3), state(3))
+    if is_local:
+        (tmp_path / name / "unfinished-step-000000000004").mkdir()
+        checkpoints.take_over()
+        assert sorted(path.name for path in (tmp_path / name).iterdir()) == [f"step-{step:012}" for step in (2, 3)]
+    assert theirs.steps() == [1], "another job's are left alone"
+
+
 def half_written(state_to_write: TrainState, meanwhile: Callable[[], None]) -> TrainState:
     """A state that lets something happen when its weights are written and the rest is not."""
 

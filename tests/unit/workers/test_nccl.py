@@ -2,9 +2,11 @@
 
 import contextlib
 import datetime
+import os
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,9 +30,11 @@ class Nccl:
         self.error: Exception | None = None
         self.is_made = False
         self.timeouts: list[datetime.timedelta] = []
+        self.settings: dict[str, str] = {}
 
     def init_process_group(self, backend: str, *, rank: int, timeout: datetime.timedelta, **options: Any) -> None:
         self.timeouts.append(timeout)
+        self.settings = {name: value for name, value in os.environ.items() if "NCCL" in name}
         self.begun.set()
         assert self.answers.wait(30)
         if self.error is not None:
@@ -45,6 +49,8 @@ class Nccl:
 @pytest.fixture
 def nccl(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nccl]:
     nccl = Nccl()
+    for name in engine_nccl.WATCHDOG:  # put back afterwards
+        monkeypatch.setenv(name, "3")
     monkeypatch.setattr(dist, "init_process_group", nccl.init_process_group)
     monkeypatch.setattr(dist, "destroy_process_group", nccl.destroy_process_group)
     monkeypatch.setattr(dist, "is_initialized", lambda: nccl.is_made)
@@ -95,6 +101,20 @@ def test_ranks_that_meet_leave_again(nccl: Nccl, endpoints: list[Endpoint]) -> N
     assert to_exchange.total_seconds() > 3600, "a slow rank ends nobody"
     group.leave()
     assert not nccl.is_made
+
+
+def test_no_thread_of_torch_ends_the_process_when_a_peer_dies(nccl: Nccl, endpoints: list[Endpoint]) -> None:
+    with peer(endpoints, 1):
+        join(endpoints, 0).leave()
+    assert nccl.settings["TORCH_NCCL_ASYNC_ERROR_HANDLING"] == "0"
+    assert nccl.settings["TORCH_NCCL_ENABLE_MONITORING"] == "0"
+    assert nccl.settings.items() >= engine_nccl.WATCHDOG.items()
+
+
+def test_the_settings_of_the_watchdog_are_those_that_this_torch_reads() -> None:
+    header = Path(torch.__file__).parent / "include/torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp"
+    known = header.read_text()
+    assert [name for name in engine_nccl.WATCHDOG if f'"{name}"' not in known] == []
 
 
 def test_a_failure_of_nccl_while_it_is_joined_is_a_lost_peer(nccl: Nccl, endpoints: list[Endpoint]) -> None:

@@ -63,6 +63,47 @@ def test_what_nothing_is_known_of_yet_may_take_long_but_not_for_ever(
     assert beating.why_hung() == f"{what} for 601 s (allowed: 600 s, 20 times recovery.hang_timeout_s)"
 
 
+def evaluate(beating: Pulse, clock: Clock, batches: int, batch_s: float) -> None:
+    for _ in range(batches):
+        beating.beat(Phase.EVALUATE, 5)
+        clock.now += batch_s
+    beating.beat(Phase.EXCHANGE, 5)
+
+
+def test_a_batch_of_the_validation_is_not_measured_by_a_shard_of_training(clock: Clock) -> None:
+    beating = Pulse(hang_timeout_s=30)
+    run_steps(beating, clock, 5, shard_s=0.1)
+    beating.beat(Phase.EVALUATE, 5)
+    clock.now += 599
+    assert beating.why_hung() is None
+    clock.now += 2
+    words = "was in phase evaluate of step 5 for 601 s (allowed: 600 s, 20 times recovery.hang_timeout_s)"
+    assert beating.why_hung() == words
+
+
+@pytest.mark.parametrize(("batch_s", "limit_s"), [(0.1, 30), (20, 200)])
+def test_a_later_batch_of_the_validation_is_measured_by_those_before(
+    clock: Clock, batch_s: float, limit_s: float
+) -> None:
+    beating = Pulse(hang_timeout_s=30)
+    run_steps(beating, clock, 5, shard_s=0.01)
+    evaluate(beating, clock, 3, batch_s)
+    beating.beat(Phase.EVALUATE, 10)
+    clock.now += limit_s - 1
+    assert beating.why_hung() is None
+    clock.now += 2
+    assert beating.why_hung() is not None
+
+
+def test_slow_validation_makes_training_no_more_patient(clock: Clock) -> None:
+    beating = Pulse(hang_timeout_s=30)
+    run_steps(beating, clock, 5, shard_s=0.1)
+    evaluate(beating, clock, 64, batch_s=20)
+    beating.beat(Phase.COMPUTE, 6)
+    clock.now += 31
+    assert beating.why_hung() is not None
+
+
 def test_a_long_step_after_a_long_time_of_reading_is_measured_anew(clock: Clock) -> None:
     beating = Pulse(hang_timeout_s=30)
     beating.beat(Phase.LOAD, 0)

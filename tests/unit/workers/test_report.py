@@ -163,6 +163,16 @@ def test_a_report_that_can_never_be_taken_fails_the_worker(
         reporter.finished(Result("digest", {}))
 
 
+def test_the_first_step_of_each_generation_is_passed_on_by_every_rank() -> None:
+    steps: list[int] = []
+    reporter = Reporter(ORDER, Pulse(30), lambda: steps.append(1))
+    reporter.lead(1, leads=False)
+    for pause_s in (math.nan, 0.0123):
+        reporter.healed(pause_s)
+    reporter.close()
+    assert len(steps) == 2
+
+
 def test_only_healing_counts_as_a_heal(coordinator: tuple[Coordinator, str], reporter: Reporter) -> None:
     reporter.lead(1, leads=True)
     for words in ("healed", "grown"):

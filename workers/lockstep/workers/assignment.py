@@ -33,6 +33,7 @@ class News(NamedTuple):
         has_ended: it trains no more.
         error_bytes: the serialized JobError why, unless that was in order.
         hardware: what the bits of this worker depend on, in words; empty until it is prepared.
+        went_on_in: the newest generation in which it has finished a step; 0 for none.
         is_reusable: it has ended, and its process is as good as a new one.
         memory_bytes: memory of its process then.
     """
@@ -42,6 +43,7 @@ class News(NamedTuple):
     has_ended: bool = False
     error_bytes: bytes = b""
     hardware: str = ""
+    went_on_in: int = 0
     is_reusable: bool = False
     memory_bytes: int = 0
 
@@ -71,7 +73,7 @@ class Assignment:
         endpoint = Endpoint(host)
         self.address = endpoint.address
         self.pulse = Pulse(order.spec.recovery.hang_timeout_s)
-        self.reporter = Reporter(order, self.pulse)
+        self.reporter = Reporter(order, self.pulse, self._went_on)
         self._device = device_of(order.spec)
         self.membership = Membership(endpoint, order.attempt_token.encode(), self._device, self._lost)
         self._cache, self._prepare, self._clear_away = cache, prepare, clear_away
@@ -110,15 +112,17 @@ class Assignment:
         self.reporter.prepared()
         self._tell(is_prepared=True, lost_generation=lost_generation, hardware=hardware)
 
+    def _went_on(self) -> None:
+        """A step is done, the first one since the group was lost."""
+        self._tell(went_on_in=self.membership.current.number)
+
     def _run(self) -> None:
         order, error_bytes = self.order, b""
         recovery = order.spec.recovery
-        facts = {"job_id": order.job_id, "engine_version": ENGINE_VERSION}
         ended: dict[str, Any] = {}
         try:
             self._prepare()
-            checkpoints = Checkpoints(order.checkpoint_uri, recovery.keep_checkpoints, facts)
-            origin = Origin(checkpoints, recovery.checkpoint_every_steps, order.init_from_uri)
+            origin = Origin(checkpoints_of(order), recovery.checkpoint_every_steps, order.init_from_uri)
             try:
                 train(
                     order.spec,
@@ -139,6 +143,16 @@ class Assignment:
         if not error_bytes:  # one in which anything went wrong is not used again
             ended = self._clear_away()
         self._tell(has_ended=True, error_bytes=error_bytes, **ended)
+
+
+def checkpoints_of(order: StartGang) -> Checkpoints:
+    """The checkpoints of a job, which say on what their bits depend."""
+    facts = {
+        "job_id": order.job_id,
+        "engine_version": ENGINE_VERSION,
+        "hardware_class": hardware_class(device_of(order.spec)),
+    }
+    return Checkpoints(order.checkpoint_uri, order.spec.recovery.keep_checkpoints, facts)
 
 
 def name_of(order: StartGang, number: int) -> str:

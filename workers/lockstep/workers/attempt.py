@@ -32,7 +32,7 @@ from lockstep.workers.gang import (
     StopAsked,
 )
 from lockstep.workers.pool import Pool
-from lockstep.workers.quarrel import Quarrel
+from lockstep.workers.quarrel import HOPELESS, Quarrel
 
 PLACEMENT_TIMEOUT_S = 60.0
 """How long workers may take to come up before they are given up."""
@@ -183,6 +183,7 @@ class Attempt:
             return
         if news.is_prepared and not member.is_prepared:
             self._take_in(member, news.hardware)
+        self._quarrel.went_on(news.went_on_in)
         # An order of a launcher that died may have come to a worker after this one had asked it who it is.
         self._gang.generation = max(news.lost_generation, self._gang.generation)
         if 0 < news.lost_generation == self._gang.generation:
@@ -309,11 +310,11 @@ class Attempt:
             self._tell_changed("")
             self._check_size("a worker did not come up")
         elif self._quarrel.is_due(now):
-            if self._quarrel.is_hopeless(now):
-                self._fail(JobError(reason="WORKER_LOST", message="the workers live but cannot reach each other"))
+            if self._quarrel.is_hopeless():
+                self._fail(JobError(reason="WORKER_LOST", message=HOPELESS))
             else:
                 self._form("brought together again")
-                self._tell_changed("")
+                self._tell_changed(self._quarrel.words)
         for member in list(self._gang.members):
             if member.kill_by is not None and now >= member.kill_by:
                 member.kill_by = None

@@ -9,17 +9,17 @@ from lockstep.workers.engine import Phase
 
 OWN_WORK = frozenset({Phase.LOAD, Phase.COMPUTE, Phase.UPDATE, Phase.EVALUATE})
 """Phases in which a rank waits for nobody else."""
-SHARDS_REMEMBERED = 64
+BEATS_REMEMBERED = 64
 MEDIAN_FACTOR = 10
 FIRST_FACTOR = 20
-"""How many hang timeouts reading the data, a checkpoint, and the first step may take: nothing is known of them yet."""
+"""How many hang timeouts may pass while nothing is known yet: of reading the data, of the first step, of validation."""
 
 
 class Pulse:
     """The signs of life of a rank that trains.
 
     Args:
-        hang_timeout_s: how long a shard may always take.
+        hang_timeout_s: how long a shard, or a batch of the validation, may always take.
     """
 
     def __init__(self, hang_timeout_s: float) -> None:
@@ -29,14 +29,15 @@ class Pulse:
         self._step = 0
         self._first_step: int | None = None
         self._since = time.monotonic()
-        self._shard_seconds: deque[float] = deque(maxlen=SHARDS_REMEMBERED)
+        # What one beat covers is a shard of a minibatch here, and a batch as large as a minibatch there.
+        self._seconds = {phase: deque[float](maxlen=BEATS_REMEMBERED) for phase in (Phase.COMPUTE, Phase.EVALUATE)}
 
     def beat(self, phase: Phase, step: int) -> None:
-        """A phase begins; called for every shard."""
+        """A phase begins; called for every shard, and for every batch of the validation."""
         now = time.monotonic()
         with self._lock:
-            if self._phase is Phase.COMPUTE:
-                self._shard_seconds.append(now - self._since)
+            if self._phase in self._seconds:
+                self._seconds[self._phase].append(now - self._since)
             if phase is Phase.COMPUTE and self._first_step is None:
                 self._first_step = step
             self._phase, self._step, self._since = phase, step, now
@@ -47,14 +48,20 @@ class Pulse:
             if self._phase not in OWN_WORK:
                 return None
             limit_s, words = FIRST_FACTOR * self._hang_timeout_s, f"{FIRST_FACTOR} times recovery.hang_timeout_s"
+            what = f"was in phase {self._phase.value} of step {self._step}"
             if self._phase is Phase.LOAD:
                 what = "was reading its data or a checkpoint"
-            else:
-                what = f"was in phase {self._phase.value} of step {self._step}"
-                if self._first_step is not None and self._step > self._first_step:
-                    limit_s = max(self._hang_timeout_s, MEDIAN_FACTOR * statistics.median(self._shard_seconds or [0.0]))
-                    words = ""
+            elif self._is_known():
+                seconds = self._seconds[Phase.EVALUATE if self._phase is Phase.EVALUATE else Phase.COMPUTE]
+                limit_s = max(self._hang_timeout_s, MEDIAN_FACTOR * statistics.median(seconds or [0.0]))
+                words = ""
             idle_s = time.monotonic() - self._since
             if idle_s <= limit_s:
                 return None
             return f"{what} for {idle_s:.0f} s (allowed: {limit_s:.0f} s{', ' if words else ''}{words})"
+
+    def _is_known(self) -> bool:
+        """Whether there is something to measure the phase by."""
+        if self._phase is Phase.EVALUATE:
+            return bool(self._seconds[Phase.EVALUATE])
+        return self._first_step is not None and self._step > self._first_step

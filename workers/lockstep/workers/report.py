@@ -8,7 +8,7 @@ one. Whatever is said twice is stored once.
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grpc
 
@@ -46,10 +46,11 @@ class Reporter(Listener):
     Args:
         order: the job, its attempt, where to report and the token that proves the right to.
         pulse: gets the signs of life.
+        went_on: called when the first step in a generation is done.
     """
 
-    def __init__(self, order: StartGang, pulse: Pulse) -> None:
-        self._order, self._pulse = order, pulse
+    def __init__(self, order: StartGang, pulse: Pulse, went_on: Callable[[], None] = lambda: None) -> None:
+        self._order, self._pulse, self._tell_went_on = order, pulse, went_on
         self._changed = threading.Condition()
         self._points: list[Point] = []
         self._acknowledged_step = 0
@@ -167,6 +168,7 @@ class Reporter(Listener):
         Tell how long training paused for changes of its workers: once, however many there were in that time.
         """
         self._reach("first_step_s")
+        self._tell_went_on()
         with self._changed:
             if self._leads and self._pauses and not math.isnan(pause_s):
                 self._news.notes.append(f"{' and '.join(self._pauses)} after a pause of {1e3 * pause_s:.0f} ms")

@@ -32,6 +32,8 @@ from lockstep.workers.engine.digest import digest_of
 from lockstep.workers.engine.state import TrainState, safetensors_of
 
 FORMAT = 1
+BITS_DEPEND_ON = {"hardware_class": "with {}", "engine_version": "with engine version {}"}
+"""Facts of a manifest on which bits depend, and how to say them; manifests of earlier times lack some."""
 MODEL_FILE, TRAINING_FILE, MANIFEST_FILE = "model.safetensors", "training.safetensors", "manifest.json"
 FOLDER = re.compile(r"step-(\d{12})")
 UNFINISHED, REMOVED = "unfinished-", "removed-"
@@ -75,7 +77,7 @@ class Checkpoints:
     Args:
         uri: their folder, a path or what fsspec knows.
         keep: how many of the newest stay.
-        facts: what the manifest says beside the state, such as the job and the digest of its spec.
+        facts: what the manifest says beside the state: the job, and that on which its bits depend.
     """
 
     def __init__(self, uri: str, keep: int = 2, facts: dict[str, Any] | None = None) -> None:
@@ -86,11 +88,19 @@ class Checkpoints:
         self._found: frozenset[int] = frozenset()
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints that have a manifest, newest first."""
+        """Steps of the checkpoints that have a manifest, newest first.
+
+        Raises:
+            OSError: the folder cannot be looked at.
+        """
         self._files.invalidate_cache()
-        found = self._files.glob(posixpath.join(self._root, "step-*", MANIFEST_FILE))
-        names = (FOLDER.fullmatch(posixpath.basename(posixpath.dirname(str(path)))) for path in found)
-        return sorted((int(match.group(1)) for match in names if match), reverse=True)
+        matches = [match for name in self._names() if (match := FOLDER.fullmatch(name))]
+        whole = [
+            int(match.group(1))
+            for match in matches
+            if self._files.exists(posixpath.join(self._root, match.group(), MANIFEST_FILE))
+        ]
+        return sorted(whole, reverse=True)
 
     def take_over(self) -> None:
         """Be the one that writes here from now on: note what there is, and clean up after writers that died.
@@ -102,11 +112,14 @@ class Checkpoints:
         """
         self._found = frozenset(self.steps())
         if self._is_local:
-            for path in self._files.glob(posixpath.join(self._root, UNFINISHED + "*")):
-                with contextlib.suppress(FileNotFoundError):  # renamed first, so that a half cannot be put in place
-                    Path(str(path)).rename(posixpath.join(self._root, REMOVED + secrets.token_hex(8)))
-            for path in self._files.glob(posixpath.join(self._root, REMOVED + "*")):
-                self._remove(str(path))
+            for name in self._names():
+                if name.startswith(UNFINISHED):
+                    with contextlib.suppress(FileNotFoundError):  # renamed first, so that a half cannot be put in place
+                        path = Path(self._root, name)
+                        path.rename(path.with_name(REMOVED + secrets.token_hex(8)))
+            for name in self._names():
+                if name.startswith(REMOVED):
+                    self._remove(posixpath.join(self._root, name))
 
     def kept(self) -> list[Checkpoint]:
         """All checkpoints that are there, newest first, whoever wrote them; but for those with a damaged manifest.
@@ -167,6 +180,21 @@ class Checkpoints:
         """
         return read_checkpoint(self._files, self._folder(step))
 
+    def differences(self, step: int) -> list[str]:
+        """In words, what the bits of a checkpoint depended on and ours do not; nothing is said of what is not known.
+
+        Raises:
+            Damaged: its manifest is not what was written.
+            OSError: it cannot be read.
+        """
+        theirs = _manifest(self._files, self._folder(step)).get("facts") or {}
+        return [
+            f"the checkpoint of step {step} was written {words.format(theirs[name])}, and training goes on "
+            f"{words.format(self._facts[name])}: its bits could differ from those of an undisturbed run"
+            for name, words in BITS_DEPEND_ON.items()
+            if name in theirs and name in self._facts and theirs[name] != self._facts[name]
+        ]
+
     def prune(self, written: int) -> None:
         """Remove all but the newest.
 
@@ -181,6 +209,13 @@ class Checkpoints:
             # Without its manifest a folder is no checkpoint, however far its removal gets.
             self._files.rm_file(posixpath.join(self._folder(step), MANIFEST_FILE))
             self._remove(self._folder(step))
+
+    def _names(self) -> list[str]:
+        """Names of what is in the folder; not by a pattern, in which a bracket of the folder's own name would count."""
+        try:
+            return [posixpath.basename(str(path).rstrip("/")) for path in self._files.ls(self._root, detail=False)]
+        except (FileNotFoundError, NotADirectoryError):  # nothing was ever written there
+            return []
 
     def _folder(self, step: int) -> str:
         return posixpath.join(self._root, f"step-{step:012d}")
@@ -214,8 +249,11 @@ class Checkpoints:
     def _remove(self, folder: str) -> None:
         if self._is_local:
             shutil.rmtree(folder, ignore_errors=True)
-        elif self._files.exists(folder):
-            self._files.rm(folder, recursive=True)
+            return
+        for path in self._files.find(folder):  # the file system's own removal takes a path for a pattern
+            self._files.rm_file(path)
+        with contextlib.suppress(OSError):  # where a folder is but a part of names, there is none any more
+            self._files.rmdir(folder)
 
 
 def read_checkpoint(files: fsspec.AbstractFileSystem, folder: str) -> TrainState:

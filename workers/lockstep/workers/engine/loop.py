@@ -148,11 +148,14 @@ class Loop:
         """Go on from the newest checkpoint that can be used, if there is one."""
         for step in checkpoints.steps():
             try:
-                self.adopt(checkpoints.read(step), is_loaded=True)
+                state, differences = checkpoints.read(step), checkpoints.differences(step)
+                self.adopt(state, is_loaded=True)
             except (Damaged, OSError, StateMismatch) as error:
                 self.listener.noted(f"the checkpoint of step {step} cannot be used: {error}")
             else:
                 self.listener.noted(f"going on from the checkpoint of step {step}")
+                for words in differences:
+                    self.listener.noted(words)
                 return
 
     def catch_up(self) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -16,6 +17,14 @@ from lockstep.workers.engine.errors import PeerLost
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(days=1)
 """NCCL's own limit ends the process. Who waits for a slow rank must not die of it; a hung one is found by its pulse."""
+
+WATCHDOG = {
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",  # 3, the default, has it throw, which ends the process
+    "TORCH_NCCL_ENABLE_MONITORING": "0",  # 1 has the thread that watches over it abort the process
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",  # 1 has that thread dump, wait for minutes, and abort, after any error
+    "TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC": "0",  # after an error it sleeps for four times this, and who leaves waits
+}
+"""What keeps torch's watchdog from ending this process when a peer dies: who waits is freed by `abort`, and goes on."""
 
 Wait = Callable[[socket.socket], bool]
 """Waits until a socket can be read; False when the time is up. Raises PeerLost when waiting makes no sense any more."""
@@ -52,6 +61,7 @@ class NcclGroup:
         self._ranks: dict[str, Any] = {"rank": rank, "world_size": world_size, "device_id": device}
         self._place, self._listener = (host, port), listener
         self._timeout = datetime.timedelta(seconds=timeout_s)
+        os.environ.update(WATCHDOG)  # read when the group is made
         self._lock = threading.Lock()
         self._is_wanted = True
         self._error: BaseException | None = None

@@ -161,6 +161,6 @@ def choose_exchange(placement: Placement, group: Group, sums: ShardSums, model: 
     """The fastest exchange for this placement and size; each gives the same bits."""
     if placement.world_size == 1:
         return Exchange(placement, group, sums)
-    if is_small(placement, sums, group.rank):
+    if is_small(placement, sums.rows[0].nbytes):
         return SwapExchange(placement, group, sums)
     return OverlappedExchange(placement, group, sums, model, front)

@@ -12,7 +12,7 @@ from torch import Tensor
 from lockstep.workers.engine.group import Group
 from lockstep.workers.engine.shards import Node, Placement
 
-# Up to this many received bytes one wait is faster than moving less (benchmarks/exchange.py).
+# Up to this many bytes received by any rank one wait is faster than moving less (benchmarks/exchange.py).
 SWAP_LIMIT_BYTES = 2 * 1024 * 1024
 # A large row is exchanged in buckets of this size: what has just come is added up while the caches hold it.
 BUCKET_BYTES = 4 * 1024 * 1024
@@ -185,7 +185,8 @@ def padded(width: int, world_size: int = 1) -> int:
     return -(-width // unit) * unit
 
 
-def is_small(placement: Placement, sums: ShardSums, rank: int) -> bool:
-    """Whether one wait is faster than moving less."""
-    others = sum(map(len, placement.pieces)) - len(placement.pieces[rank])
-    return others * sums.rows[0].nbytes <= SWAP_LIMIT_BYTES
+def is_small(placement: Placement, row_bytes: int) -> bool:
+    """Whether one wait is faster than moving less: the same answer on every rank, or their streams would not match."""
+    pieces = [len(nodes) for nodes in placement.pieces]
+    most_received = sum(pieces) - min(pieces)
+    return most_received * row_bytes <= SWAP_LIMIT_BYTES

@@ -142,7 +142,7 @@ class Stepper:
             self.listener.entered(Phase.EXCHANGE, step)
             assert self.exchange is not None
             total = self.exchange.total()
-            # The one wait for the device: it confirms the exchange before anything is done with what it brought.
+            # This wait for the device confirms the exchange before anything is done with what it brought.
             loss_sum, weight, correct, stops, keeps = total[self.scalar_part].tolist()
             self.group.check()
             if stops:
@@ -179,6 +179,7 @@ class Stepper:
             if shard == self.my_shards.start and wish is not Wish.GO_ON:
                 self.scalars[STOP].add_(1.0)
                 self.scalars[KEEP].add_(float(wish is Wish.KEEP_AND_STOP))
+            wait_for_device(self.device)
 
     def add_gradients(self, loss: Tensor) -> None:
         """Have autograd add the gradient of a shard's loss to what is in the row."""
@@ -244,6 +245,7 @@ class Stepper:
         table = torch.zeros(self.settings.shards, 3, dtype=torch.float64)
         for shard in self.my_shards:
             table[shard] = self.evaluate_shard(part(len(self.validation_set), shard, self.settings.shards), step)
+        self.listener.entered(Phase.EXCHANGE, step)
         self.group.fill_in(table)
         return Sums.over(table.tolist())
 
@@ -261,4 +263,14 @@ class Stepper:
             correct = self.module.correct(outputs, targets)
             if correct is not None:
                 total[CORRECT] += correct
+            wait_for_device(self.device)
         return total.cpu()
+
+
+def wait_for_device(device: torch.device) -> None:
+    """Return when a GPU has done what this rank gave it: a launch returns at once, also on one that hangs.
+
+    So this rank's own work ends within its own phase. What the GPU exchanges goes on in a stream of its own.
+    """
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()

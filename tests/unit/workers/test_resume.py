@@ -1,0 +1,47 @@
+"""Training that goes on from a checkpoint says so when the bits of that depended on something else."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from lockstep.v1.internal_service_pb2 import StartGang
+from lockstep.workers.assignment import checkpoints_of
+from lockstep.workers.engine import ENGINE_VERSION
+from lockstep.workers.engine.checkpoint import MANIFEST_FILE, Checkpoints
+from lockstep.workers.engine.determinism import hardware_class
+from tests.unit.workers.test_writer import train
+
+STEPS = 20
+GOING_ON = f"going on from the checkpoint of step {STEPS}"
+UNSURE = "its bits could differ from those of an undisturbed run"
+HERE = hardware_class(torch.device("cpu"))
+
+
+def notes_of_resuming(root: Path, facts: dict[str, str]) -> list[str]:
+    """What is said by a worker that goes on from a checkpoint with these facts."""
+    assert train(Checkpoints(str(root), facts=facts), every_steps=1000) == []
+    order = StartGang(checkpoint_uri=str(root), job_id="job-1")
+    order.spec.recovery.keep_checkpoints = 2
+    return train(checkpoints_of(order), every_steps=1000)
+
+
+def test_a_checkpoint_of_the_same_kind_needs_no_words(tmp_path: Path) -> None:
+    same = {"hardware_class": HERE, "engine_version": ENGINE_VERSION, "job_id": "job-0"}
+    assert notes_of_resuming(tmp_path, same) == [GOING_ON]
+    manifest = json.loads((tmp_path / f"step-{STEPS:012}" / MANIFEST_FILE).read_text())
+    assert manifest["facts"] == same | {"job_id": "job-1"}
+
+
+def test_a_checkpoint_that_says_nothing_of_its_kind_needs_no_words(tmp_path: Path) -> None:
+    assert notes_of_resuming(tmp_path, {"job_id": "job-1"}) == [GOING_ON]
+
+
+def test_another_hardware_class_and_another_engine_are_told(tmp_path: Path) -> None:
+    assert notes_of_resuming(tmp_path, {"hardware_class": "cpu AVX1024, torch 9.0", "engine_version": "1"}) == [
+        GOING_ON,
+        f"the checkpoint of step {STEPS} was written with cpu AVX1024, torch 9.0, and training goes on with {HERE}: "
+        f"{UNSURE}",
+        f"the checkpoint of step {STEPS} was written with engine version 1, and training goes on with engine version "
+        f"{ENGINE_VERSION}: {UNSURE}",
+    ]
