@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from lockstep.v1.internal_service_pb2 import StartGang
@@ -45,3 +46,15 @@ def test_another_hardware_class_and_another_engine_are_told(tmp_path: Path) -> N
         f"the checkpoint of step {STEPS} was written with engine version 1, and training goes on with engine version "
         f"{ENGINE_VERSION}: {UNSURE}",
     ]
+
+
+def test_checkpoints_that_cannot_be_looked_at_are_told_and_training_starts_from_the_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Checkpoints) -> list[int]:
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    monkeypatch.setattr(Checkpoints, "steps", refuse)
+    notes = train(Checkpoints(str(tmp_path)), every_steps=1000)
+    assert notes[0].startswith("training starts from the beginning: its checkpoints cannot be looked at: ")
+    assert "Permission denied" in notes[0]

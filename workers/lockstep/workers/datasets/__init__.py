@@ -11,8 +11,10 @@ from lockstep.workers.engine import DataModule
 
 __all__ = ["DataCache", "build_data", "data_of"]
 
+CPU = torch.device("cpu")
 
-def build_data(spec: DataSpec, device: torch.device, cache: DataCache | None = None) -> DataModule:
+
+def build_data(spec: DataSpec, device: torch.device = CPU, cache: DataCache | None = None) -> DataModule:
     """The data of a resolved spec, loaded, on `device`; from the cache if it is there.
 
     Raises:

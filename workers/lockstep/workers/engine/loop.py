@@ -146,7 +146,14 @@ class Loop:
 
     def resume(self, checkpoints: Checkpoints) -> None:
         """Go on from the newest checkpoint that can be used, if there is one."""
-        for step in checkpoints.steps():
+        try:
+            steps = checkpoints.steps()
+        except OSError as error:
+            self.listener.noted(
+                f"the job's checkpoints cannot be looked at, training starts from the beginning: {error}"
+            )
+            return
+        for step in steps:
             try:
                 state, differences = checkpoints.read(step), checkpoints.differences(step)
                 self.adopt(state, is_loaded=True)
