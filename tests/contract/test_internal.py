@@ -13,6 +13,7 @@ from lockstep.v1.internal_service_pb2_grpc import InternalServiceStub
 from lockstep.v1.job_pb2 import (
     JOB_STATE_FAILED,
     JOB_STATE_QUEUED,
+    JOB_STATE_RUNNING,
     JOB_STATE_SUCCEEDED,
 )
 from lockstep.v1.metrics_service_pb2 import ListMetricsRequest
@@ -78,8 +79,15 @@ def test_the_last_report_is_acknowledged_again_when_the_first_answer_was_lost(tm
             launcher, gang = await start_job(server)
             for _ in range(2):
                 assert (await launcher.report(gang, 1, digest="abc")).acknowledged_sequence == 1
-            error = await status_of(launcher.report(gang, 2))
-            assert error.code() is grpc.StatusCode.PERMISSION_DENIED
+            for ended in (False, True):
+                if ended:
+                    await launcher.gang_stopped(gang)
+                    await server.reaches(gang.job_id, JOB_STATE_SUCCEEDED)
+                    assert (await launcher.report(gang, 1, digest="abc")).acknowledged_sequence == 1
+                for again in ({"sequence": 2}, {"sequence": 1, "generation": 2}):
+                    error = await status_of(launcher.report(gang, **again, digest="other"))
+                    assert error.code() is grpc.StatusCode.PERMISSION_DENIED
+            assert (await server.get(gang.job_id)).result.weights_digest == "abc"
 
     run(scenario())
 
@@ -172,7 +180,7 @@ def test_heals_and_notes_of_a_report_are_taken_once(tmp_path: Path) -> None:
             for _ in range(2):
                 await launcher.report(gang, 2, heals=2, notes=["rank 1 was lost", "", "x" * 3000])
             assert (await server.get(gang.job_id)).heals == 2
-            await launcher.report(gang, 3, digest="abc")
+            await launcher.finish(gang, 3)
             told = await server.messages(gang.job_id)
             assert told == [*told[:3], "rank 1 was lost", "x" * 1997 + "...", "all steps are done"]
             assert "lockstep_job_heals_total 2.0" in fetch(server.application.http_address, "/metrics")[1]
@@ -218,7 +226,7 @@ def test_lost_workers_are_followed_by_the_next_attempt_which_fences_the_last(tmp
             assert (job.restarts, job.progress.step) == (1, 5)
             # The curve comes again and is the same; a value that differs is told.
             await launcher.report(second, 1, points=[loss_at(1, 0.5), loss_at(2, 0.4)])
-            await launcher.report(second, 2, points=[loss_at(2, 0.4)], digest="abc")
+            await launcher.finish(second, 2, points=[loss_at(2, 0.4)])
             assert not [text for text in await server.messages(first.job_id) if "DIFFERS" in text]
 
     run(scenario())
@@ -231,7 +239,7 @@ def test_a_curve_that_differs_in_the_next_attempt_is_an_event(tmp_path: Path) ->
             await launcher.report(first, 1, points=[loss_at(1, 0.5)])
             await launcher.gang_stopped(first, "WORKER_LOST")
             second = await launcher.next_start()
-            await launcher.report(second, 1, points=[loss_at(1, 0.6)], digest="abc")
+            await launcher.finish(second, 1, points=[loss_at(1, 0.6)])
             assert len([text for text in await server.messages(first.job_id) if "THE CURVE DIFFERS" in text]) == 1
 
     run(scenario())
@@ -268,7 +276,7 @@ def test_resources_are_free_only_when_the_gang_is_gone(tmp_path: Path) -> None:
             launcher, gang = await start_job(server, resources={"workers": 2})
             waiting = await server.submit()
             await launcher.report(gang, 1, digest="abc")
-            assert (await server.get(gang.job_id)).state == JOB_STATE_SUCCEEDED
+            assert (await server.get(gang.job_id)).state == JOB_STATE_RUNNING
             assert (await server.get(waiting.job_id)).state == JOB_STATE_QUEUED
             await launcher.gang_stopped(gang)
             assert (await launcher.next_start()).job_id == waiting.job_id

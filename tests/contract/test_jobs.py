@@ -53,10 +53,14 @@ def test_a_job_goes_all_the_way(tmp_path: Path) -> None:
             assert (running.state, running.progress.step, running.hardware_class) == (JOB_STATE_RUNNING, 1, "cpu test")
             assert running.HasField("start_time")
             await launcher.report(gang, 2, step=100, digest="abc")
-            done = await server.jobs.GetJob(GetJobRequest(job_id=job.job_id))
-            assert (done.state, done.result.weights_digest) == (JOB_STATE_SUCCEEDED, "abc")
-            assert done.HasField("end_time")
+            ready = await server.jobs.GetJob(GetJobRequest(job_id=job.job_id))
+            assert (ready.state, ready.progress.step) == (JOB_STATE_RUNNING, 100)
+            assert not ready.HasField("result")
+            assert not ready.HasField("end_time")
             await launcher.gang_stopped(gang)
+            done = await server.reaches(job.job_id, JOB_STATE_SUCCEEDED)
+            assert done.result.weights_digest == "abc"
+            assert done.HasField("end_time")
 
     run(scenario())
 
@@ -146,6 +150,24 @@ def test_a_queued_job_that_turns_out_never_to_fit_fails_with_the_numbers(tmp_pat
             failed = await server.reaches(job.job_id, JOB_STATE_FAILED)
             assert failed.error.reason == "PLACEMENT_FAILED"
             assert "the cluster has 2 CPUs" in failed.error.message
+
+    run(scenario())
+
+
+def test_a_cluster_that_has_lost_its_nodes_for_a_moment_fails_nobody(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path, num_cpus=2) as server:
+            launcher = server.launcher()
+            await launcher.be_ready(cpus=2)
+            running = await submit(server, resources={"workers": 2, "min_workers": 2})
+            gang = await launcher.next_start()
+            waiting = await submit(server, resources={"workers": 2, "min_workers": 2})
+            await launcher.offer({})
+            await launcher.finish(gang, 1)
+            await server.reaches(running.job_id, JOB_STATE_SUCCEEDED)
+            assert (await server.jobs.GetJob(GetJobRequest(job_id=waiting.job_id))).state == JOB_STATE_QUEUED
+            await launcher.offer({"node-b": (2, 0)})
+            assert (await launcher.next_start()).job_id == waiting.job_id
 
     run(scenario())
 
@@ -258,7 +280,8 @@ def test_a_job_that_succeeded_cannot_be_cancelled(tmp_path: Path) -> None:
             launcher = server.launcher()
             await launcher.be_ready()
             job = await submit(server)
-            await launcher.report(await launcher.next_start(), 1, digest="abc")
+            await launcher.finish(await launcher.next_start(), 1)
+            await server.reaches(job.job_id, JOB_STATE_SUCCEEDED)
             error = await status_of(server.jobs.CancelJob(CancelJobRequest(job_id=job.job_id)))
             assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
 
@@ -278,7 +301,7 @@ def test_a_watcher_sees_every_event_and_the_end(tmp_path: Path) -> None:
             gang = await launcher.next_start()
             for sequence in range(1, 30):
                 await launcher.report(gang, sequence, step=sequence)
-            await launcher.report(gang, 30, step=30, digest="abc")
+            await launcher.finish(gang, 30, step=30)
             events, last = list(first.events), first.job
             async for response in responses:
                 events += response.events
@@ -364,9 +387,8 @@ def test_first_come_is_first_served_and_the_head_is_not_overtaken(tmp_path: Path
             gang = await launcher.next_start()
             wide = await submit(server, resources={"workers": 2, "min_workers": 2})
             narrow = await submit(server)
-            await launcher.report(gang, 1, digest="abc")
+            await launcher.finish(gang, 1)
             await server.reaches(running.job_id, JOB_STATE_SUCCEEDED)
-            await launcher.gang_stopped(gang)
             second = await launcher.next_start()
             assert second.job_id == wide.job_id
             await launcher.gang_stopped(second, "USER_ERROR")

@@ -7,6 +7,7 @@ from pathlib import Path
 import grpc
 
 from lockstep.v1.internal_service_pb2 import StartGang
+from lockstep.v1.job_pb2 import JOB_STATE_SUCCEEDED
 from lockstep.v1.job_service_pb2 import SubmitJobRequest
 from lockstep.v1.metrics_service_pb2 import (
     METRIC_KIND_RESULT,
@@ -111,7 +112,7 @@ def test_a_stream_shows_what_is_there_then_what_comes_and_ends_with_the_job(tmp_
             assert shown(list((await anext(responses)).points)) == [("train_loss", 1, 0.1)]
             await launcher.report(gang, 2, points=[loss_at(2, 0.2)])
             assert shown(list((await anext(responses)).points)) == [("train_loss", 2, 0.2)]
-            await launcher.report(gang, 3, points=[loss_at(3, 0.3)], digest="abc")
+            await launcher.finish(gang, 3, points=[loss_at(3, 0.3)])
             rest = [point for response in [r async for r in responses] for point in response.points]
             assert shown(rest) == [("train_loss", 3, 0.3)]
 
@@ -124,7 +125,8 @@ def test_a_stream_resumes_at_its_cursor_without_loss_or_repetition_also_on_the_n
             launcher, gang = await start_job(server)
             await launcher.report(gang, 1, points=[loss_at(1, 0.1), loss_at(2, 0.2)])
             response = await server.metrics.StreamMetrics(StreamMetricsRequest(job_id=gang.job_id)).read()
-            await launcher.report(gang, 2, points=[loss_at(3, 0.3)], digest="abc")
+            await launcher.finish(gang, 2, points=[loss_at(3, 0.3)])
+            await server.reaches(gang.job_id, JOB_STATE_SUCCEEDED)
         async with serving(tmp_path) as server:
             request = StreamMetricsRequest(job_id=gang.job_id, cursor=response.cursor)
             rest = [point async for r in server.metrics.StreamMetrics(request) for point in r.points]
@@ -138,7 +140,7 @@ def test_more_points_than_a_message_holds_come_whole_and_in_order(tmp_path: Path
         async with serving(tmp_path) as server:
             launcher, gang = await start_job(server)
             points = [loss_at(step, step / 7) for step in range(1, 2501)]
-            await launcher.report(gang, 1, points=points, digest="abc")
+            await launcher.finish(gang, 1, points=points)
             request = StreamMetricsRequest(job_id=gang.job_id)
             streamed = [point async for r in server.metrics.StreamMetrics(request) for point in r.points]
             assert streamed == points

@@ -98,8 +98,7 @@ def test_a_resumed_job_is_back_at_its_old_place_in_the_queue_also_on_the_next_se
             await launcher.be_ready()
             gang = await launcher.next_start()
             assert gang.job_id == first.job_id
-            await launcher.report(gang, 1, digest="abc")
-            await launcher.gang_stopped(gang)
+            await launcher.finish(gang, 1)
             assert (await launcher.next_start()).job_id == second.job_id
 
     run(scenario())
@@ -159,6 +158,8 @@ def test_a_job_that_was_faster_than_its_pause_has_succeeded(tmp_path: Path) -> N
             launcher, gang = await start_job(server)
             await pause(server, gang.job_id)
             await launcher.report(gang, 1, digest="abc")
+            job = await server.get(gang.job_id)
+            assert (job.state, job.HasField("result")) == (JOB_STATE_PAUSING, False)
             await launcher.gang_stopped(gang)
             assert (await server.reaches(gang.job_id, JOB_STATE_SUCCEEDED)).result.weights_digest == "abc"
 
@@ -185,8 +186,8 @@ def test_a_running_job_shrinks_and_grows(tmp_path: Path) -> None:
             await server.until(gang.job_id, lambda job: job.running_workers == 3)
             [listed] = (await server.jobs.ListJobs(ListJobsRequest())).jobs
             assert listed.running_workers == 3
-            await launcher.report(gang, 2, digest="abc")
-            assert (await server.get(gang.job_id)).running_workers == 0
+            await launcher.finish(gang, 2)
+            assert (await server.reaches(gang.job_id, JOB_STATE_SUCCEEDED)).running_workers == 0
             assert [text for text in await server.messages(gang.job_id) if "worker" in text] == [
                 "starting 2 workers on 1 node",
                 "resources.workers changed from 2 to 1 by the user",

@@ -21,7 +21,6 @@ from lockstep.v1.job_pb2 import (
     JOB_STATE_QUEUED,
     JOB_STATE_RUNNING,
     JOB_STATE_STARTING,
-    JOB_STATE_SUCCEEDED,
 )
 from lockstep.v1.job_service_pb2 import CancelJobRequest, PauseJobRequest, UpdateJobRequest
 from lockstep.v1.metrics_service_pb2 import ListMetricsRequest
@@ -52,8 +51,7 @@ def test_a_gang_outlives_its_launcher_and_the_next_one_takes_it_over(tmp_path: P
             assert (job.state, job.attempt, job.restarts, job.progress.step) == (JOB_STATE_RUNNING, 1, 0, 2)
             # What they hold is not given to others.
             assert (await server.get(waiting.job_id)).state == JOB_STATE_QUEUED
-            await second.report(gang, 3, step=3, digest="abc")
-            await second.gang_stopped(gang)
+            await second.finish(gang, 3, step=3)
             assert (await second.next_start()).job_id == waiting.job_id
             assert "taken over" in await server.messages(gang.job_id)
 
@@ -78,51 +76,10 @@ def test_a_gang_outlives_its_server_and_its_reports_are_taken_before_any_launche
             assert (job.attempt, job.restarts) == (1, 0)
             await server.jobs.UpdateJob(UpdateJobRequest(job_id=gang.job_id, workers=1))
             assert (await launcher.next_resize()).revision == 4
-            await launcher.report(gang, 3, step=9, digest="abc")
+            await launcher.finish(gang, 3, step=9)
             listed = await server.metrics.ListMetrics(ListMetricsRequest(job_id=gang.job_id))
             assert [(point.step, point.value) for point in listed.points] == [(1, 0.5), (2, 0.4)]
             assert (await server.messages(gang.job_id)).count("healed") == 1
-
-    run(scenario())
-
-
-def test_the_last_report_is_acknowledged_also_by_the_next_server(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with serving(tmp_path) as server:
-            launcher, gang = await start_job(server)
-            await launcher.report(gang, 1, digest="abc")
-        async with serving(tmp_path) as server:
-            launcher = server.launcher()
-            assert (await launcher.report(gang, 1, digest="abc")).acknowledged_sequence == 1
-            assert (await status_of(launcher.report(gang, 2))).code() is grpc.StatusCode.PERMISSION_DENIED
-            # The job is over: what is left of its workers is sent away.
-            await launcher.be_ready(gangs=[changed(gang, PAIR)])
-            stop = await launcher.next_stop()
-            assert (stop.job_id, stop.attempt, stop.grace_s, stop.keep) == (gang.job_id, 1, 0.0, False)
-            waiting = await server.submit()
-            assert (await server.get(waiting.job_id)).state == JOB_STATE_QUEUED
-            await launcher.gang_stopped(gang)
-            assert (await launcher.next_start()).job_id == waiting.job_id
-
-    run(scenario())
-
-
-def test_a_job_that_ended_without_a_launcher_is_forgotten_when_its_workers_are_gone(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with serving(tmp_path) as server:
-            first, gang = await start_job(server)
-            await first.leave()
-            await first.report(gang, 1, digest="abc")
-            assert server.coordinator.counts() == {"entries": 1, "holding": 1}
-            second = server.launcher()
-            await second.be_ready(gangs=[changed(gang, PAIR)])
-            assert (await second.next_stop()).grace_s == 0.0
-            await second.leave()
-            third = server.launcher()
-            await third.be_ready()
-            await server.submit(resources={"workers": 2, "min_workers": 2})
-            assert (await third.next_start()).job_id != gang.job_id
-            assert server.coordinator.counts() == {"entries": 1, "holding": 1}
 
     run(scenario())
 
@@ -149,7 +106,7 @@ def test_a_job_whose_workers_are_gone_starts_again_at_no_cost(tmp_path: Path, wh
         job = await server.get(gang.job_id)
         assert (job.restarts, job.progress.step) == (0, 7)
         assert (await status_of(launcher.report(gang, 2))).code() is grpc.StatusCode.PERMISSION_DENIED
-        await launcher.report(again, 1, digest="abc")
+        await launcher.finish(again, 1)
         words = f"the workers were gone when the {who} came back; the job starts from the beginning"
         assert [text for text in await server.messages(gang.job_id) if text.startswith(words)]
 
@@ -318,6 +275,7 @@ def test_a_shutdown_lets_every_gang_write_a_checkpoint(tmp_path: Path) -> None:
             for _ in range(2):
                 await launcher.next_stop()
             stopping = asyncio.ensure_future(server.application.stop())
+            await launcher.next_drain()
             stops = {(stop := await launcher.next_stop()).job_id: stop for _ in gangs}
             assert {job_id: stop.keep for job_id, stop in stops.items()} == {
                 running.job_id: True,
@@ -347,6 +305,7 @@ def test_errors_of_jobs_are_told_during_a_shutdown_too(tmp_path: Path) -> None:
             await server.submit()
             other = await launcher.next_start()
             stopping = asyncio.ensure_future(server.application.stop())
+            await launcher.next_drain()
             for _ in range(2):
                 await launcher.next_stop()
             await launcher.gang_stopped(gang, "USER_ERROR", "It broke.")
@@ -365,6 +324,7 @@ def test_a_shutdown_waits_for_no_launcher_that_is_not_there_or_leaves(tmp_path: 
         async with serving(tmp_path) as server:
             launcher, gang = await start_job(server)
             stopping = asyncio.ensure_future(server.application.stop())
+            await launcher.next_drain()
             await launcher.next_stop()
             await launcher.leave()
             await stopping
@@ -383,17 +343,5 @@ def test_a_shutdown_gives_up_a_launcher_that_says_nothing(tmp_path: Path, monkey
         async with serving(tmp_path) as server:
             await start_job(server)
             await server.application.stop()
-
-    run(scenario())
-
-
-def test_a_job_that_ends_just_before_its_server_dies_stays_ended(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with serving(tmp_path) as server:
-            launcher, gang = await start_job(server)
-            await launcher.report(gang, 1, digest="abc")
-        async with serving(tmp_path) as server:
-            await server.launcher().be_ready()
-            assert (await server.get(gang.job_id)).state == JOB_STATE_SUCCEEDED
 
     run(scenario())

@@ -94,7 +94,7 @@ class Application:
         self._grpc = GrpcServer(self.coordinator, telemetry, self.launcher_token)
         bound = self._grpc.bind(listen)
         self.grpc_address, self.http_address = str(bound), str(self._http.address)
-        orders.reports_address = settings.advertise_address or self.grpc_address
+        orders.reports_address = self._reports_address()
         await self.coordinator.start()
         await self._grpc.start()
         self._http.start()
@@ -120,11 +120,15 @@ class Application:
             )
             self._keeper.start()
 
+    def _reports_address(self) -> str:
+        return self._settings.advertise_address or self.grpc_address
+
     def _launcher_facts(self) -> LauncherFacts:
         assert self._store is not None
         settings = self._settings
         return LauncherFacts(
             coordinator_address=self.grpc_address,
+            reports_address=self._reports_address(),
             launcher_token=self.launcher_token,
             epoch=self._store.epoch,
             namespace=f"lockstep-{self._store.instance_id}",

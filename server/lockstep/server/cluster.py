@@ -25,6 +25,8 @@ _LAUNCHER_START_S = 120.0
 # The time that a launcher may be silent is waited for in parts, so that a pause of this process is not taken for one of
 # the launcher's.
 _PARTS_OF_SILENCE = 5
+# A Ray whose processes have died in part keeps its port open, and no launcher can use it.
+_MUTE_LAUNCHERS_PER_HEAD = 3
 
 log = structlog.get_logger(__name__)
 
@@ -34,6 +36,7 @@ class LauncherFacts:
     """What every launcher of this server is told."""
 
     coordinator_address: str
+    reports_address: str
     launcher_token: str
     epoch: int
     namespace: str
@@ -81,6 +84,7 @@ class ClusterKeeper:
         self._ray_address = ray_address
         self._head = head
         self._launcher: LauncherProcess | None = None
+        self._mute_launchers = 0
         self._keeping: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -124,12 +128,16 @@ class ClusterKeeper:
             backoff_s = min(2 * backoff_s, _LONGEST_BACKOFF_S)
 
     async def _run_once(self) -> None:
-        """Run until the launcher or the head has died; then neither a launcher nor a broken head is left."""
+        """Run until the launcher or the head has died; then neither a launcher nor a broken head is left.
+
+        A head counts as broken, too, when several launchers in a row have ended before they said a word.
+        """
         ray_address, environment = self._ray_address, dict(os.environ)
         if self._head is not None:
             ray_address, environment = await self._head.start(), self._head.environment()
         assert ray_address is not None
         self._launcher = LauncherProcess(self._facts.orders(ray_address), environment)
+        heard = self._launcher_words()
         launcher_died = asyncio.create_task(self._launcher.wait())
         launcher_is_silent = asyncio.create_task(self._silence())
         waits: set[asyncio.Task[Any]] = {launcher_died, launcher_is_silent}
@@ -148,8 +156,11 @@ class ClusterKeeper:
             self._launcher.kill()
         await self._launcher.stop(self._launcher_grace_s())
         self._launcher = None
-        if done - {launcher_died, launcher_is_silent} and self._head is not None:
-            log.warning("the embedded Ray has died")
+        self._mute_launchers = 0 if self._launcher_words() != heard else self._mute_launchers + 1
+        head_died = bool(done - {launcher_died, launcher_is_silent})
+        if self._head is not None and (head_died or self._mute_launchers >= _MUTE_LAUNCHERS_PER_HEAD):
+            log.warning("the embedded Ray is replaced", has_died=head_died, mute_launchers=self._mute_launchers)
+            self._mute_launchers = 0
             await self._head.stop()
 
     async def _silence(self) -> None:

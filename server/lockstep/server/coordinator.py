@@ -14,7 +14,12 @@ import structlog
 from lockstep.server.dispatcher import Cluster, Dispatcher
 from lockstep.server.errors import ClusterTooSmall, InvalidRequest, InvalidSpec, NotFound, PermissionDenied
 from lockstep.server.gangs import Entry
-from lockstep.server.init_from import find_first_weights, forget_first_weights, keep_first_weights
+from lockstep.server.init_from import (
+    find_first_weights,
+    forget_first_weights,
+    forget_what_is_over,
+    keep_first_weights,
+)
 from lockstep.server.job import CancelAsked, Event, Job, PauseAsked, ResumeAsked, Scaled, State
 from lockstep.server.live_jobs import LiveJobs
 from lockstep.server.orders import Orders
@@ -53,6 +58,7 @@ class Coordinator:
     async def start(self) -> None:
         """Take up what the store knows. The launcher will tell which jobs still have their workers."""
         self._telemetry.set_counts(await self.store.count_by_state())
+        await forget_what_is_over(self.store, self._orders.checkpoint_root)
         for job in await self.store.live_jobs():
             self._live.add(replace(job, spec=fill_in_defaults(job.spec)))
         self.dispatcher.start()
@@ -84,16 +90,14 @@ class Coordinator:
         try:
             job = await self._new_job(submitted)
             if not validate_only:
-                job = await asyncio.to_thread(keep_first_weights, job)
+                return await self._live.finish(self._store_new(NewJob(job, principal, request_id, digest)))
         except (InvalidSpec, ClusterTooSmall):
             # A repeated call is answered as the first one was, even when files or nodes have gone since.
             earlier = await self.store.find_request(principal, request_id, digest) if request_id else None
             if earlier is None or validate_only:
                 raise
             return await self.get(earlier.job_id)
-        if validate_only:
-            return replace(job, job_id="", state_reason="checked only; nothing is stored")
-        return await self._live.finish(self._store_new(NewJob(job, principal, request_id, digest)))
+        return replace(job, job_id="", state_reason="checked only; nothing is stored")
 
     async def _new_job(self, submitted: JobSpec) -> Job:
         if submitted.data.HasField("idx"):
@@ -119,12 +123,14 @@ class Coordinator:
         )
 
     async def _store_new(self, new: NewJob) -> Job:
+        """Keep what a job starts from and store the job, or do neither; the caller may be gone before this ends."""
+        kept = await asyncio.to_thread(keep_first_weights, new.job)
         is_new = False
         try:
-            job, is_new = await self.store.submit(new)
+            job, is_new = await self.store.submit(replace(new, job=kept))
         finally:
             if not is_new:
-                await asyncio.to_thread(forget_first_weights, new.job)
+                await asyncio.to_thread(forget_first_weights, kept.job_id, kept.init_from_uri)
         if not is_new:
             return await self.get(job.job_id)
         self._telemetry.job_submitted()
@@ -237,6 +243,8 @@ class Coordinator:
                 return stored
             if not job.state.has_workers:
                 raise PermissionDenied(f"job {job.job_id} is {job.state.name}; stop")
+            if job.result is not None:
+                raise PermissionDenied(f"job {job.job_id} has its result; stop")
             if event.sequence > stored + 1:
                 raise InvalidRequest.of("sequence", f"is {event.sequence}; the next report is {stored + 1}")
             await self._live.apply(entry, event, report.news)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import shutil
 from dataclasses import dataclass, replace
@@ -20,6 +22,7 @@ from lockstep.v1.job_spec_pb2 import JobSpec
 
 _MOST_SHOWN_STEPS = 10
 _MANIFEST = "manifest.json"
+_FOLDER = "init-from"
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def keep_first_weights(job: Job) -> Job:
     source = Path(path)
     if not isinstance(filesystem, LocalFileSystem) or not source.parent.exists():
         return job
-    kept = source.parent.parent / job.job_id / "init-from" / source.name
+    kept = source.parent.parent / job.job_id / _FOLDER / source.name
     try:
         shutil.copytree(source, kept, copy_function=_link)
         if not (kept / _MANIFEST).exists():
@@ -96,11 +99,34 @@ def keep_first_weights(job: Job) -> Job:
     return replace(job, init_from_uri=str(kept))
 
 
-def forget_first_weights(job: Job) -> None:
+def forget_first_weights(job_id: str, init_from_uri: str) -> None:
     """Remove what `keep_first_weights` has linked for a job that has ended or did not come to be; it blocks."""
-    kept = Path(job.init_from_uri).parent
-    if kept.name == "init-from" and kept.parent.name == job.job_id:
-        shutil.rmtree(kept.parent, ignore_errors=True)
+    kept = Path(init_from_uri).parent
+    if kept.name == _FOLDER and kept.parent.name == job_id:
+        _forget(kept)
+
+
+def _forget(kept: Path) -> None:
+    shutil.rmtree(kept, ignore_errors=True)
+    with contextlib.suppress(OSError):  # the job has written checkpoints beside it
+        kept.parent.rmdir()
+
+
+async def forget_what_is_over(store: Store, checkpoint_root: str) -> None:
+    """Remove what servers before have kept for jobs that ended while none ran, or that were never stored.
+
+    What was kept for a job that was never stored is looked for under this server's own root only: in another folder it
+    may be another server's.
+
+    Args:
+        store: knows the jobs; none is submitted meanwhile.
+        checkpoint_root: where jobs keep their checkpoints that do not say where; an absolute path.
+    """
+    for job_id, init_from_uri in await store.first_weights_of_ended():
+        await asyncio.to_thread(forget_first_weights, job_id, init_from_uri)
+    for kept in await asyncio.to_thread(lambda: list(Path(checkpoint_root).glob(f"*/{_FOLDER}"))):
+        if await store.get_job(kept.parent.name) is None:
+            await asyncio.to_thread(_forget, kept)
 
 
 def _link(source: str, target: str) -> None:

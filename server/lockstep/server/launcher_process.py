@@ -28,6 +28,7 @@ class LauncherOrders:
     """The first line on the launcher's standard input, as JSON."""
 
     coordinator_address: str
+    reports_address: str
     launcher_token: str
     epoch: int
     ray_address: str
@@ -48,9 +49,14 @@ class LauncherProcess:
     """One life of the launcher."""
 
     def __init__(self, orders: LauncherOrders, environment: dict[str, str]) -> None:
-        # A session of its own: Ctrl-C in the server's terminal is the server's to handle.
+        # A session of its own: Ctrl-C in the server's terminal is the server's to handle. Logs go to standard error;
+        # to standard output Ray writes paragraphs about workers that died, and offers no switch for them.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", MODULE], stdin=subprocess.PIPE, env=environment, start_new_session=True
+            [sys.executable, "-m", MODULE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
         )
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):

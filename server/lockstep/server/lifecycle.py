@@ -153,10 +153,11 @@ def _reported(job: Job, report: Reported, now: datetime) -> Step:
     newest = job.newest_checkpoint
     if report.checkpoint_steps is not None:
         newest = max(report.checkpoint_steps, default=None)
+    hardware = report.hardware_class or job.hardware_class
     after = replace(
         job,
         progress=report.progress,
-        hardware_class=report.hardware_class or job.hardware_class,
+        hardware_class=hardware,
         placement_failures=0,
         heals=job.heals + report.heals,
         generation=report.generation,
@@ -165,11 +166,20 @@ def _reported(job: Job, report: Reported, now: datetime) -> Step:
         timeline=job.timeline.reaching(**report.reached.stages()),
     )
     notes: list[Command] = [Note(text) for text in report.notes]
+    if job.hardware_class not in ("", hardware):
+        notes.insert(0, Note(_other_hardware(job.hardware_class, hardware)))
     if job.state is State.STARTING:
         after = replace(after, state=State.RUNNING, state_reason="training", start_time=now)
-    if report.result is not None:  # The job has succeeded once its workers can be had again.
-        after = replace(after, result=report.result)
+    if job.state is not State.CANCELLING and report.result is not None:
+        after = replace(after, result=report.result)  # The job has succeeded once its workers can be had again.
     return after, notes
+
+
+def _other_hardware(before: str, now: str) -> str:
+    return (
+        f"THE HARDWARE DIFFERS: the job trains on {now} now, and trained on {before} before; "
+        "from here on its bits may differ from those of an undisturbed run"
+    )
 
 
 def _workers_changed(job: Job, event: WorkersChanged) -> Step:
@@ -191,14 +201,25 @@ def _gang_gone(job: Job, event: GangGone, now: datetime) -> Step:
     if job.state is State.PAUSING:
         return _paused(job, f"its workers ended early ({error.message})" if error is not None else "")
     if event.is_too_small:
-        least = job.spec.resources.min_workers
-        words = f"fewer workers were left than resources.min_workers, which is {least}; the job {_goes_on(job)}"
-        return _requeued(job, words), [RetryAfter(TOO_SMALL_RETRY_S)]
+        return _too_small(job)
     if error is None:
         error = JobError(reason=Reason.WORKER_LOST, message="The workers ended before all steps were done.")
     if error.reason == Reason.PLACEMENT_FAILED:
         return _placement_failed(job, error, now)
     return _all_lost(job, error, now)
+
+
+def _too_small(job: Job) -> Step:
+    """Wait for more workers: longer each time if the job has got no further since it was too small before."""
+    step = job.progress.step
+    in_a_row = 1 if step > job.too_small_at_step else job.too_small_in_a_row + 1
+    delay_s = min(TOO_SMALL_RETRY_S * 2.0 ** min(in_a_row - 1, 10), LONGEST_RESTART_DELAY_S)
+    least = job.spec.resources.min_workers
+    words = f"fewer workers were left than resources.min_workers, which is {least}; the job {_goes_on(job)}"
+    if in_a_row > 1:
+        words += f"; that makes {in_a_row} attempts in a row that got no further, so it waits {delay_s:g} s"
+    job = replace(job, too_small_in_a_row=in_a_row, too_small_at_step=max(step, job.too_small_at_step))
+    return _requeued(job, words), [RetryAfter(delay_s)]
 
 
 def _all_lost(job: Job, error: JobError, now: datetime) -> Step:
@@ -247,7 +268,7 @@ def _cancel_asked(job: Job, now: datetime) -> Step:
             return _ended(job, State.CANCELLED, "cancelled by the user while it was paused", now)
         case State.STARTING | State.RUNNING | State.PAUSING:
             words = "cancelled by the user; workers are stopping"
-            return replace(job, state=State.CANCELLING, state_reason=words), [Stop(CANCEL_GRACE_S)]
+            return replace(job, state=State.CANCELLING, state_reason=words, result=None), [Stop(CANCEL_GRACE_S)]
         case State.CANCELLING | State.CANCELLED:
             return job, []
         case State.SUCCEEDED | State.FAILED:

@@ -155,7 +155,9 @@ class LiveJobs:
     def drop_if_over(self, entry: Entry) -> None:
         """Forget a job that has ended and whose gang is gone."""
         if entry.job.state.has_ended and entry.gang is None and self.entries.pop(entry.job.job_id, None) is not None:
-            task = asyncio.ensure_future(asyncio.to_thread(forget_first_weights, entry.job))
+            task = asyncio.ensure_future(
+                asyncio.to_thread(forget_first_weights, entry.job.job_id, entry.job.init_from_uri)
+            )
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 

@@ -24,6 +24,7 @@ class Orders:
     Attributes:
         line: the line to the launcher, if there is one.
         reports_address: where workers report to, host:port.
+        checkpoint_root: where jobs keep their checkpoints that do not say where; an absolute path.
     """
 
     def __init__(self, *, epoch: int, secret: bytes, checkpoint_root: str) -> None:
@@ -32,13 +33,13 @@ class Orders:
         Args:
             epoch: of this start of the server.
             secret: makes the tokens of attempts.
-            checkpoint_root: where jobs keep their checkpoints that do not say where; an absolute path.
+            checkpoint_root: see the class.
         """
         self.line: LauncherLine | None = None
         self.reports_address = ""
         self._epoch = epoch
         self._secret = secret
-        self._checkpoint_root = checkpoint_root
+        self.checkpoint_root = checkpoint_root
 
     def token(self, job_id: str, attempt: int) -> str:
         """Return what proves that a report comes from this attempt, also to the server after a restart."""
@@ -46,7 +47,7 @@ class Orders:
 
     def checkpoint_uri(self, job: Job) -> str:
         """Return the folder of a job's checkpoints."""
-        root = job.spec.recovery.checkpoint_uri or self._checkpoint_root
+        root = job.spec.recovery.checkpoint_uri or self.checkpoint_root
         return f"{root.rstrip('/')}/{job.job_id}"
 
     def start(self, job: Job, gang: Gang) -> None:

@@ -107,6 +107,10 @@ class ScriptedLauncher:
         assert order.HasField("stop_gang"), order
         return order.stop_gang
 
+    async def next_drain(self) -> None:
+        order = await self.next_order()
+        assert order.HasField("drain"), order
+
     async def next_resize(self) -> ResizeGang:
         order = await self.next_order()
         assert order.HasField("resize_gang"), order
@@ -132,6 +136,11 @@ class ScriptedLauncher:
         error = JobError(reason=reason, message=message) if reason else None
         stopped = GangStopped(job_id=gang.job_id, attempt=gang.attempt, error=error, is_too_small=is_too_small)
         await self.say(gang_stopped=stopped)
+
+    async def finish(self, gang: StartGang, sequence: int, **fields: Any) -> None:
+        """Report the result of a job, and let its workers go."""
+        await self.report(gang, sequence, **({"digest": "abc"} | fields))
+        await self.gang_stopped(gang)
 
     async def report(
         self,

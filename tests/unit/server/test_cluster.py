@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
@@ -14,9 +15,9 @@ import pytest
 from lockstep.server import cluster, launcher_process
 from lockstep.server.cluster import ClusterKeeper, LauncherFacts
 from tests.unit.server import silent_launcher
-from tests.unit.server.harness import run
+from tests.unit.server.harness import run, serving
 
-FACTS = LauncherFacts("127.0.0.1:1", "token", 1, "namespace", "json", 0.0, 0, 0, 0)
+FACTS = LauncherFacts("127.0.0.1:1", "127.0.0.1:1", "token", 1, "namespace", "json", 0.0, 0, 0, 0)
 
 
 @pytest.fixture(autouse=True)
@@ -25,15 +26,34 @@ def no_real_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "_FIRST_BACKOFF_S", 0.0)
 
 
-def keeper_of(words: Callable[[], int]) -> ClusterKeeper:
+def keeper_of(words: Callable[[], int], head: Head | None = None) -> ClusterKeeper:
     return ClusterKeeper(
         FACTS,
         launcher_is_up=lambda: True,
         launcher_words=words,
         launcher_timeout_s=0.3,
-        ray_address="127.0.0.1:1",
-        head=None,
+        ray_address="127.0.0.1:1" if head is None else None,
+        head=head,  # type: ignore[arg-type]
     )
+
+
+class Head:
+    """In place of an embedded Ray: one whose port is open, whatever else of it has died."""
+
+    def __init__(self) -> None:
+        self.stops = 0
+
+    async def start(self) -> str:
+        return "127.0.0.1:1"
+
+    def environment(self) -> dict[str, str]:
+        return dict(os.environ)
+
+    async def wait_until_dead(self) -> None:
+        await asyncio.Event().wait()
+
+    async def stop(self) -> None:
+        self.stops += 1
 
 
 def launchers() -> list[psutil.Process]:
@@ -90,5 +110,66 @@ def test_a_launcher_that_has_not_spoken_yet_has_longer(monkeypatch: pytest.Monke
         monkeypatch.setattr(cluster, "_LAUNCHER_START_S", 0.1)
         await wait_for(lambda: bool(launchers()) and first not in launchers())
         await keeper.stop()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("speaks", [False, True])
+def test_a_head_is_replaced_when_launchers_in_a_row_end_before_they_have_said_a_word(
+    monkeypatch: pytest.MonkeyPatch, speaks: bool
+) -> None:
+    started = 0
+    words = 0
+
+    class Launcher(launcher_process.LauncherProcess):
+        def __init__(self, orders: launcher_process.LauncherOrders, environment: dict[str, str]) -> None:
+            nonlocal started
+            started += 1
+            super().__init__(orders, environment)
+
+        async def wait(self) -> int:
+            nonlocal words
+            status = await super().wait()
+            words += speaks and started % 2
+            return status
+
+    monkeypatch.setattr(launcher_process, "MODULE", "abc")  # ends at once
+    monkeypatch.setattr(cluster, "LauncherProcess", Launcher)
+    monkeypatch.setattr(cluster, "_LONGEST_BACKOFF_S", 0.0)
+
+    async def scenario() -> None:
+        head = Head()
+        keeper = keeper_of(lambda: words, head)
+        keeper.start()
+        await wait_for(lambda: started == 7)
+        assert head.stops == (0 if speaks else 2)
+        await keeper.stop()
+
+    run(scenario())
+
+
+def test_nothing_that_a_launcher_prints_comes_to_the_servers_standard_output(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launcher_process, "MODULE", "this")  # prints a poem, as Ray does paragraphs
+
+    async def scenario() -> None:
+        launcher = launcher_process.LauncherProcess(FACTS.orders("127.0.0.1:1"), dict(os.environ))
+        assert await launcher.wait() == 0
+
+    run(scenario())
+    assert "Zen" not in capfd.readouterr().out
+
+
+def test_workers_that_are_taken_over_report_to_the_address_that_they_were_started_with(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path, advertise_address="10.1.2.3:7000") as server:
+            launcher = server.launcher()
+            await launcher.be_ready()
+            await server.submit()
+            started = await launcher.next_start()
+            facts = server.application._launcher_facts()
+            assert started.coordinator_address == facts.reports_address == "10.1.2.3:7000"
+            assert facts.coordinator_address == server.application.grpc_address
 
     run(scenario())

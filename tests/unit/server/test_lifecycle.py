@@ -61,7 +61,7 @@ ASKED_BY_USERS = {"cancel", "pause", "resume", "scaled"}
 TRAINING = {
     "joined": None,
     "reported": State.RUNNING,
-    "finished": State.SUCCEEDED,
+    "finished": State.RUNNING,
     "changed": None,
     "gone": State.QUEUED,
     "too small": State.QUEUED,
@@ -91,7 +91,7 @@ LEGAL: dict[State, dict[str, State | None]] = {
     State.PAUSING: {
         "joined": None,
         "reported": None,
-        "finished": State.SUCCEEDED,
+        "finished": None,
         "changed": None,
         "gone": State.PAUSED,
         "too small": State.PAUSED,
@@ -174,9 +174,47 @@ def test_the_first_report_starts_the_clock_and_later_ones_leave_it() -> None:
     assert (later.start_time, later.hardware_class, later.progress.step) == (NOW, "cpu x", 2)
 
 
-def test_a_result_ends_the_job_with_it() -> None:
+ENDS_OF_GANGS = ["gone", "too small", "lost", "broken", "unplaced", "forgotten"]
+
+
+@pytest.mark.parametrize("state", [State.STARTING, State.RUNNING, State.PAUSING])
+@pytest.mark.parametrize("event", ENDS_OF_GANGS)
+def test_a_result_ends_the_job_once_its_workers_are_gone_whatever_became_of_them(state: State, event: str) -> None:
+    going_on = State.PAUSING if state is State.PAUSING else State.RUNNING
+    job, commands = advance(job_in(state, max_restarts=0), EVENTS["finished"], NOW)
+    assert (job.state, job.result, job.end_time, commands) == (going_on, DONE, None, [])
+    for change in (WorkersChanged(1), Scaled(1)):
+        job, _ = advance(job, change, NOW)
+        assert (job.state, job.result) == (going_on, DONE)
+    job, commands = advance(job, EVENTS[event], NOW)
+    assert (job.state, job.state_reason, job.end_time) == (State.SUCCEEDED, "all steps are done", NOW)
+    assert (job.result, job.error, job.restarts, commands) == (DONE, None, 0, [])
+
+
+@pytest.mark.parametrize("event", ENDS_OF_GANGS)
+def test_a_job_that_is_cancelled_after_its_result_has_none_and_takes_none(event: str) -> None:
     job, _ = advance(job_in(State.RUNNING), EVENTS["finished"], NOW)
-    assert (job.result, job.end_time) == (DONE, NOW)
+    job, commands = advance(job, CancelAsked(), NOW)
+    assert (job.state, job.result, commands) == (State.CANCELLING, None, [Stop(10.0)])
+    job, _ = advance(job, EVENTS["finished"], NOW)
+    assert (job.state, job.result) == (State.CANCELLING, None), "it comes too late"
+    job, _ = advance(job, EVENTS[event], NOW)
+    assert (job.state, job.result) == (State.CANCELLED, None)
+
+
+def test_a_job_that_goes_on_on_other_hardware_says_so_once() -> None:
+    job, commands = advance(job_in(State.STARTING), Reported(Progress(1, 9), "cpu AVX2"), NOW)
+    assert commands == []
+    for hardware_class in ("", "cpu AVX2"):
+        job, commands = advance(job, Reported(Progress(2, 9), hardware_class), NOW)
+        assert (job.hardware_class, commands) == ("cpu AVX2", [])
+    job, [note] = advance(job, Reported(Progress(3, 9), "cpu AVX512"), NOW)
+    assert job.hardware_class == "cpu AVX512"
+    assert note == Note(
+        "THE HARDWARE DIFFERS: the job trains on cpu AVX512 now, and trained on cpu AVX2 before; "
+        "from here on its bits may differ from those of an undisturbed run"
+    )
+    assert advance(job, Reported(Progress(4, 9), "cpu AVX512"), NOW)[1] == []
 
 
 def test_an_attempt_that_lost_all_workers_is_followed_by_another_until_the_restarts_are_used_up() -> None:
@@ -219,6 +257,23 @@ def test_a_gang_that_became_too_small_costs_no_restart() -> None:
     assert commands == [RetryAfter(1.0)]
 
 
+def test_a_job_that_is_too_small_again_and_again_waits_longer_each_time_until_it_gets_further() -> None:
+    job = job_in(State.RUNNING, max_restarts=0)
+    delays = []
+    for step in (0, 0, 0, 0, 7, 7, 3, 8):
+        job, _ = advance(job, Reported(Progress(step, 9)), NOW)
+        job, [command] = advance(job, GangGone(is_too_small=True), NOW)
+        assert isinstance(command, RetryAfter)
+        delays.append(command.delay_s)
+        job, _ = advance(job, Admitted(("a", "b")), NOW)
+    assert delays == [1, 2, 4, 8, 1, 2, 4, 1]
+    for _ in range(9):
+        job, commands = advance(job, GangGone(is_too_small=True), NOW)
+        assert "attempts in a row that got no further" in job.state_reason
+        job, _ = advance(job, Admitted(("a", "b")), NOW)
+    assert (commands, job.restarts) == ([RetryAfter(60)], 0)
+
+
 def test_workers_that_leave_without_a_word_count_as_lost() -> None:
     job, _ = advance(job_in(State.RUNNING, max_restarts=0), GangGone(), NOW)
     assert job.error is not None
@@ -257,11 +312,6 @@ def test_cancelling_a_running_job_stops_its_gang_with_grace() -> None:
     assert (again, commands) == (job, [])
 
 
-def test_a_result_that_comes_after_cancel_is_not_taken() -> None:
-    job, _ = advance(job_in(State.CANCELLING), EVENTS["finished"], NOW)
-    assert (job.state, job.result) == (State.CANCELLING, None)
-
-
 def test_workers_that_were_forgotten_cost_no_restart() -> None:
     job, _ = advance(replace(job_in(State.RUNNING), restarts=2), WorkersForgotten("the workers were gone"), NOW)
     assert (job.state, job.restarts, job.start_time) == (State.QUEUED, 2, None)
@@ -295,6 +345,10 @@ def test_pausing_asks_the_workers_for_a_checkpoint() -> None:
 
 def test_a_job_that_finishes_while_it_pauses_has_succeeded() -> None:
     job, _ = advance(job_in(State.PAUSING), EVENTS["finished"], NOW)
+    assert (job.state, job.result) == (State.PAUSING, DONE)
+    with pytest.raises(JobIsStopping):
+        advance(job, ResumeAsked(), NOW)
+    job, _ = advance(job, GangGone(), NOW)
     assert (job.state, job.result) == (State.SUCCEEDED, DONE)
 
 

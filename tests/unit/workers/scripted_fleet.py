@@ -195,7 +195,7 @@ class Stage:
             )
             workers.append((process, told))
         config = Config(
-            "", "", 1, "", "", "json", warm_ttl_s=0, warm_workers=0, warm_memory_bytes=0, data_cache_bytes=0
+            "", "", "", 1, "", "", "json", warm_ttl_s=0, warm_workers=0, warm_memory_bytes=0, data_cache_bytes=0
         )
         launcher = Launcher(config, self.fleet, Lifeline())  # type: ignore[arg-type]
         launcher._facts = self.facts  # type: ignore[assignment]

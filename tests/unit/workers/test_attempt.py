@@ -7,7 +7,7 @@ from ray.exceptions import ActorUnavailableError
 
 from lockstep.v1.internal_service_pb2 import ResizeGang
 from lockstep.v1.job_pb2 import JobError
-from lockstep.workers import attempt
+from lockstep.workers import ending
 from tests.unit.workers.scripted_fleet import HARDWARE, ScriptedActor, Stage
 
 
@@ -122,6 +122,75 @@ def test_a_gang_that_has_become_too_small_stops_also_when_the_launcher_changes_m
     assert stage.end().is_too_small
 
 
+def test_when_nobody_is_left_to_write_a_checkpoint_all_workers_are_lost() -> None:
+    stage = Stage(workers=3, min_workers=3)
+    stage.begin()
+    for actor in stage.fleet.actors:
+        actor.die()
+    stopped = stage.end()
+    assert (stopped.is_too_small, stopped.error.reason) == (False, "WORKER_LOST")
+    assert "worker 0 died" in stopped.error.message
+    assert "no worker was left that could write a checkpoint" in stopped.error.message
+
+
+def test_workers_that_die_before_they_have_trained_are_lost_too() -> None:
+    stage = Stage(workers=2, min_workers=2)
+    stage.attempt().start()
+    stage.fleet.wait_for(lambda: len(stage.fleet.actors) == 2 and stage.fleet.actors[1].told("begin"))
+    stage.fleet.actors[0].prepare()
+    stage.fleet.actors[1].die()
+    stopped = stage.end()
+    assert (stopped.is_too_small, stopped.error.reason) == (False, "WORKER_LOST")
+
+
+@pytest.mark.parametrize("dies_first", [True, False])
+def test_one_worker_that_has_written_a_checkpoint_is_enough_when_the_rest_is_too_small(dies_first: bool) -> None:
+    stage = Stage(workers=3, min_workers=3)
+    stage.begin()
+    stage.fleet.actors[1].die()
+    stage.fleet.wait_for(lambda: stage.fleet.actors[0].told("stop") and stage.fleet.actors[2].told("stop"))
+    rest = [stage.fleet.actors[2].die, stage.fleet.actors[0].end]
+    for leave in rest if dies_first else rest[::-1]:
+        leave()
+    stopped = stage.end()
+    assert (stopped.is_too_small, stopped.HasField("error")) == (True, False)
+
+
+def test_a_worker_that_leaves_without_having_trained_has_written_no_checkpoint(stage: Stage) -> None:
+    stage = Stage(workers=2, min_workers=2)
+    joiner = grow(stage, "node-a")
+    for actor in stage.fleet.actors[:2]:
+        actor.die()
+    stage.fleet.wait_for(lambda: joiner.told("stop"))
+    joiner.end()
+    stopped = stage.end()
+    assert (stopped.is_too_small, stopped.error.reason) == (False, "WORKER_LOST")
+
+
+def test_a_worker_that_fails_while_it_is_let_go_is_only_told_of(stage: Stage) -> None:
+    running = stage.begin()
+    running.resize(ResizeGang(revision=1, node_ids=[*stage.order.node_ids, "node-a"]))
+    stage.fleet.wait_for(lambda: len(stage.fleet.actors) == 3)
+    running.resize(ResizeGang(revision=2, node_ids=stage.order.node_ids))
+    joiner = stage.fleet.actors[2]
+    stage.fleet.wait_for(lambda: joiner.told("dismiss"))
+    joiner.end(JobError(reason="DATA_INVALID", message="data.idx.root: there is no such folder"))
+    change = stage.next_change("worker 2, which was let go, failed: data.idx.root: there is no such folder")
+    assert (change.running_workers, list(change.node_ids)) == (2, ["node-0", "node-1"])
+    stage.close()
+    assert not stage.end().HasField("error")
+    assert not any(actor.told("dismiss") for actor in stage.fleet.actors[:2])
+
+
+def test_what_others_fail_with_once_one_has_failed_still_counts(stage: Stage) -> None:
+    stage.begin()
+    first, second = stage.fleet.actors
+    first.end(JobError(reason="WORKER_LOST", message="a peer was lost", rank=0))
+    stage.fleet.wait_for(lambda: second.told("dismiss"))
+    second.end(JobError(reason="NON_FINITE_LOSS", message="train_loss is nan at step 7", rank=1))
+    assert stage.end().error.reason == "NON_FINITE_LOSS"
+
+
 def test_when_one_worker_has_failed_the_others_may_report_before_they_go(stage: Stage) -> None:
     stage.begin()
     reporting, failed = stage.fleet.actors
@@ -133,7 +202,7 @@ def test_when_one_worker_has_failed_the_others_may_report_before_they_go(stage: 
 
 
 def test_who_does_not_go_after_a_failure_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempt, "AFTERMATH_S", 0.05)
+    monkeypatch.setattr(ending, "AFTERMATH_S", 0.05)
     stage = Stage()
     stage.begin()
     stage.fleet.actors[0].end(JobError(reason="NON_FINITE_LOSS", message="train_loss is nan at step 7"))

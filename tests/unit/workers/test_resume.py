@@ -51,10 +51,11 @@ def test_another_hardware_class_and_another_engine_are_told(tmp_path: Path) -> N
 def test_checkpoints_that_cannot_be_looked_at_are_told_and_training_starts_from_the_beginning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: Checkpoints) -> list[int]:
+    def refuse() -> list[int]:
         raise PermissionError(13, "Permission denied", str(tmp_path))
 
-    monkeypatch.setattr(Checkpoints, "steps", refuse)
-    notes = train(Checkpoints(str(tmp_path)), every_steps=1000)
-    assert notes[0].startswith("training starts from the beginning: its checkpoints cannot be looked at: ")
+    checkpoints = Checkpoints(str(tmp_path))
+    monkeypatch.setattr(checkpoints, "steps", refuse)
+    notes = train(checkpoints, every_steps=1000)
     assert "Permission denied" in notes[0]
+    assert notes[0].startswith("training starts from the beginning: its checkpoints cannot be looked at: ")

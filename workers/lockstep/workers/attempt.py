@@ -18,7 +18,7 @@ from lockstep.v1.internal_service_pb2 import (
     StopGang,
 )
 from lockstep.v1.job_pb2 import JobError
-from lockstep.workers.failures import first_cause
+from lockstep.workers.ending import Ending
 from lockstep.workers.gang import (
     Event,
     Gang,
@@ -36,12 +36,8 @@ from lockstep.workers.quarrel import HOPELESS, Quarrel
 
 PLACEMENT_TIMEOUT_S = 60.0
 """How long workers may take to come up before they are given up."""
-AFTERMATH_S = 10.0
-"""How long the other workers have to report what they saw, once one has failed; rank 0 has all metric points."""
 LEAVE_GRACE_S = 10.0
 """How long a worker that is let go may take."""
-KEEP_GRACE_S = 60.0
-"""How long the rest of a gang that has become too small may take to write a checkpoint."""
 
 log = structlog.get_logger()
 
@@ -75,11 +71,8 @@ class Attempt:
         self._adopted, self._is_whole = adopted, is_whole
         self._revision = 0
         self._min_workers = max(1, order.spec.resources.min_workers)
-        self._stop: StopAsked | None = None
-        self._deadline: float | None = None
+        self._ending = Ending()
         self._placed_by: float | None = None
-        self._errors: list[JobError] = []
-        self._is_too_small = False
         self._quarrel = Quarrel()
         self._thread = threading.Thread(target=self._run, name=f"{order.job_id}/{order.attempt}", daemon=True)
         self._log = log.bind(job_id=order.job_id, attempt=order.attempt)
@@ -117,7 +110,7 @@ class Attempt:
             self._begin()
             while self._gang.members:
                 self._handle(self._gang.next_event(self._next_deadline()))
-            error = self._outcome()
+            error = self._ending.outcome()
         except PlacementFailed as failure:
             error = JobError(reason="PLACEMENT_FAILED", message=str(failure))
         except Exception as failure:
@@ -128,7 +121,7 @@ class Attempt:
         if error is not None:
             self._log.info("gang failed", reason=error.reason, message=error.message)
             stopped.error.CopyFrom(error)
-        stopped.is_too_small = self._is_too_small and error is None
+        stopped.is_too_small = self._ending.is_too_small and error is None
         self._tell(ConnectLauncherRequest(gang_stopped=stopped))
 
     def _begin(self) -> None:
@@ -174,12 +167,16 @@ class Attempt:
         joins = self._gang.generation > 0 and not member.is_prepared and not member.is_leaving
         if news.has_ended:
             self._gang.remove(member, news)
-            if news.error_bytes and joins:
-                self._refuse(member, error.message)
-            elif news.error_bytes:
-                self._fail(error)
-            else:
+            if not news.error_bytes:
+                if member.is_training and not member.is_leaving:
+                    self._ending.has_left()
                 self._tell_changed("")
+            elif member.is_surplus:
+                self._tell_changed(f"worker {member.number}, which was let go, failed: {error.message}")
+            elif joins:
+                self._refuse(member, error.message)
+            else:
+                self._fail(error)
             return
         if news.is_prepared and not member.is_prepared:
             self._take_in(member, news.hardware)
@@ -217,7 +214,7 @@ class Attempt:
 
     def _meet(self) -> None:
         """Let those who are prepared meet: at first all together, later whoever has come."""
-        if self._deadline is not None:  # they would interrupt those who write their last checkpoint
+        if self._ending.deadline is not None:  # they would interrupt those who write their last checkpoint
             return
         ready = [member for member in self._gang.staying if member.is_up and member.is_prepared]
         if self._gang.generation == 0:
@@ -232,7 +229,7 @@ class Attempt:
     def _lose(self, member: Member, error: JobError) -> None:
         """A worker is gone: go on without it, or end if nobody is left."""
         self._gang.remove(member)
-        if member.is_leaving or self._stop is not None or self._deadline is not None:
+        if member.is_leaving or self._ending.deadline is not None:
             if not member.is_leaving:
                 self._form("healed")
             self._tell_changed("")
@@ -248,7 +245,7 @@ class Attempt:
         staying = self._gang.staying
         if not staying:
             message = f"{what}; no other worker was left"
-            self._errors.append(JobError(reason="WORKER_LOST", message=message, rank=member.number))
+            self._ending.errors.append(JobError(reason="WORKER_LOST", message=message, rank=member.number))
             return
         if self._check_size(what, is_broken=member.is_training):
             return
@@ -267,16 +264,15 @@ class Attempt:
             is_broken: a member of the newest generation is gone, so that the others need another one.
         """
         left = len(self._gang.staying)
-        if left >= self._min_workers or self._stop is not None:
+        if left >= self._min_workers or self._ending.is_stopping:
             return False
-        self._is_too_small = True
         if self._gang.generation and is_broken:
             self._form("healed")
         self._tell_changed(
             f"{what}; {_count(left)} left, fewer than resources.min_workers ({self._min_workers}): "
             "the job writes a checkpoint and waits"
         )
-        self._stop_all(StopAsked(KEEP_GRACE_S, keep=True))
+        self._stop_all(self._ending.be_too_small(what))
         return True
 
     def _not_placed(self, why: str) -> None:
@@ -293,7 +289,7 @@ class Attempt:
 
     def _time_is_up(self) -> None:
         now = time.monotonic()
-        if self._deadline is not None and now >= self._deadline:
+        if self._ending.deadline is not None and now >= self._ending.deadline:
             for member in list(self._gang.members):
                 self._gang.kill(member)
                 self._gang.remove(member)
@@ -321,23 +317,18 @@ class Attempt:
                 self._gang.kill(member)  # its death is an event
 
     def _next_deadline(self) -> float | None:
-        times = [self._deadline, self._placed_by, self._quarrel.deadline]
+        times = [self._ending.deadline, self._placed_by, self._quarrel.deadline]
         times += [member.kill_by for member in self._gang.members]
         return min((moment for moment in times if moment is not None), default=None)
 
     def _stop_all(self, asked: StopAsked) -> None:
-        self._stop = asked
-        self._deadline = time.monotonic() + asked.grace_s
-        if asked.grace_s == 0 or self._gang.generation == 0:  # nothing is trained yet that would have to be kept
-            self._deadline = time.monotonic()
+        self._ending.stop(asked, has_trained=self._gang.generation > 0)
         for member in self._gang.members:
             self._gang.tell(member, "stop", self._epoch, asked.keep)
 
     def _fail(self, error: JobError) -> None:
         """A worker could not go on for a reason that the others share: end all, once they have reported."""
-        self._errors.append(error)
-        limit = time.monotonic() + AFTERMATH_S
-        self._deadline = min(limit, self._deadline or limit)
+        self._ending.fail(error)
         for member in self._gang.staying:
             member.is_leaving = True
             if error.reason != "RANKS_DISAGREE":  # there each rank tells its own
@@ -346,7 +337,7 @@ class Attempt:
     def _resize(self, asked: ResizeAsked) -> None:
         """Take in workers on nodes that lack one, and let go those that are too many there."""
         self._revision = max(asked.revision, self._revision)
-        if self._stop is not None or self._errors:
+        if self._ending.is_stopping or self._ending.errors:
             return
         wanted = list(asked.node_ids)
         leaving = []
@@ -356,7 +347,8 @@ class Attempt:
             else:
                 leaving.append(member)
         for member in leaving:
-            member.is_leaving, member.kill_by = True, time.monotonic() + LEAVE_GRACE_S
+            member.is_leaving = member.is_surplus = True
+            member.kill_by = time.monotonic() + LEAVE_GRACE_S
         words = ""
         if any(member.is_training for member in leaving):
             self._form("shrunk")
@@ -368,12 +360,6 @@ class Attempt:
         if wanted:
             self._placed_by = time.monotonic() + PLACEMENT_TIMEOUT_S
         self._tell_changed(words)
-
-    def _outcome(self) -> JobError | None:
-        """Why the attempt has ended; None when that was in order."""
-        if self._errors and (self._stop is None or self._is_too_small):
-            return first_cause(self._errors)
-        return None
 
     def _tell_changed(self, message: str, refused: Sequence[str] = ()) -> None:
         fact = self._changed(self._gang.members, len(self._gang.training), message)

@@ -105,7 +105,7 @@ class Fleet:
         self._usable: dict[str, tuple[float, float]] = {}
         self._taken_by_others: dict[str, tuple[float, float]] = {}
 
-    def inventory(self, epoch: int, coordinator_address: str) -> list[tuple[Process | None, Actor, Description | None]]:
+    def inventory(self, epoch: int, reports_address: str) -> list[tuple[Process | None, Actor, Description | None]]:
         """Every actor that an earlier launcher left: its process, its handle and what it says.
 
         Process and description are None for one that says nothing.
@@ -114,7 +114,7 @@ class Fleet:
         for name in ray.util.list_named_actors():
             with contextlib.suppress(ValueError):  # it is gone by now
                 actors[name] = ray.get_actor(name)
-        answers = ask_all(actors, lambda actor: actor.describe.remote(epoch, coordinator_address))
+        answers = ask_all(actors, lambda actor: actor.describe.remote(epoch, reports_address))
         return [(self._adopt(name, actor, answers[name]), actor, answers[name]) for name, actor in actors.items()]
 
     def _adopt(self, name: str, actor: Actor, told: Description | None) -> Process | None:

@@ -41,6 +41,7 @@ class Member:
         rank: its rank in the newest generation; None while it is in none.
         since: the generation in which it first was; None before that.
         is_leaving: it was told to go.
+        is_surplus: it was, since the gang shall have fewer workers or others; those that stay go on without it.
         kill_by: when it is killed, unless it leaves or comes up before.
         hung_because: why it was killed, if it hung.
         pulse_asked_at: since when it owes a sign of life.
@@ -54,6 +55,7 @@ class Member:
     rank: int | None = None
     since: int | None = None
     is_leaving: bool = False
+    is_surplus: bool = False
     kill_by: float | None = None
     hung_because: str = ""
     pulse_asked_at: float | None = None

@@ -52,9 +52,15 @@ log = structlog.get_logger()
 
 
 class Config(NamedTuple):
-    """What the coordinator tells its launcher at the start."""
+    """What the coordinator tells its launcher at the start.
+
+    Attributes:
+        coordinator_address: where this launcher reaches it.
+        reports_address: where workers do, which may be on other machines.
+    """
 
     coordinator_address: str
+    reports_address: str
     launcher_token: str
     epoch: int
     ray_address: str
@@ -148,7 +154,7 @@ class Launcher:
     def _take_over(self) -> Iterable[Attempt]:
         """Take over the workers of earlier launchers; those that belong nowhere are ended."""
         gangs: dict[tuple[str, int], list[tuple[Process, Description]]] = {}
-        for process, actor, told in self._fleet.inventory(self._config.epoch, self._config.coordinator_address):
+        for process, actor, told in self._fleet.inventory(self._config.epoch, self._config.reports_address):
             if process is None or told is None:
                 log.info("ended a worker that says nothing")
                 self._fleet.kill(actor)

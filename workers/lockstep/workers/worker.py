@@ -210,15 +210,15 @@ class Worker:
         current = self._current(assignment)
         return current.pulse.why_hung() if current is not None else None
 
-    def describe(self, epoch: int, coordinator_address: str) -> Description:
-        """Tell a launcher of a newer epoch who this is, and report to its coordinator from now on."""
+    def describe(self, epoch: int, reports_address: str) -> Description:
+        """Tell a launcher of a newer epoch who this is, and report to its coordinator, at that address, from now on."""
         about = Description(ENGINE_VERSION, self._cpus, self._gpus, self._owner, self._node_id, os.getpid())
         with self._changed:
             current = self._assignment
         if current is None or self._obeying(current.name, epoch) is None:
             self._epoch = max(epoch, self._epoch)
             return about
-        current.reporter.redirect(coordinator_address)
+        current.reporter.redirect(reports_address)
         membership = current.membership
         told = membership.current
         return about._replace(

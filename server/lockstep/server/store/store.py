@@ -16,7 +16,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import DatabaseError
 
 from lockstep.server.errors import AlreadyExists
-from lockstep.server.job import LIVE, Job, State
+from lockstep.server.job import ENDED, LIVE, Job, State
 from lockstep.server.store import tables
 from lockstep.server.store.engines import migrate, reading_engine, writing_engine
 from lockstep.server.store.rows import (
@@ -202,6 +202,14 @@ class Store:
         states = [state.value for state in LIVE]
         query = _JOBS.where(tables.jobs.c.state.in_(states)).order_by(tables.jobs.c.number)
         return [job_of(row) for row in await self.read(lambda connection: connection.execute(query).all())]
+
+    async def first_weights_of_ended(self) -> list[tuple[str, str]]:
+        """Read job_id and init_from_uri of the jobs that have ended and did not start from fresh weights."""
+        jobs = tables.jobs.c
+        states = [state.value for state in ENDED]
+        query = select(jobs.job_id, jobs.init_from_uri).where(jobs.init_from_uri != "", jobs.state.in_(states))
+        rows = await self.read(lambda connection: connection.execute(query).all())
+        return [(row.job_id, row.init_from_uri) for row in rows]
 
     async def count_by_state(self) -> dict[State, int]:
         query = select(tables.jobs.c.state, func.count()).group_by(tables.jobs.c.state)
