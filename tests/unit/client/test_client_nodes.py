@@ -107,7 +107,13 @@ def test_nodes_shows_gpus_shares_and_what_others_hold(server: ScriptedServer, lo
                 held_by_jobs={"cpus": 0.5},
                 held_by_warm_workers={"cpus": 0.5, "gpus": 1.0},
             ),
-            a_node(a_worker("WARMING_UP"), node_id="2", name="one\x1b[2J", held_by_jobs={}, held_by_warm_workers={}),
+            a_node(
+                a_worker("WARMING_UP", idle_since={"seconds": 1}),
+                node_id="2",
+                name="one\x1b[2J",
+                held_by_jobs={},
+                held_by_warm_workers={},
+            ),
         ),
     )
     _, out, _ = lockstep("nodes")

@@ -86,7 +86,7 @@ def _describe_worker(worker: Worker) -> str:
         for number, noun in ((worker.resources.cpus, "CPU"), (worker.resources.gpus, "GPU"))
         if number
     ]
-    if worker.idle_since is not None:
+    if worker.state is WorkerState.WARM and worker.idle_since is not None:
         facts.append(f"idle for {output.duration(max(0.0, (datetime.now(UTC) - worker.idle_since).total_seconds()))}")
         facts += [output.size(worker.memory_bytes)] if worker.memory_bytes else []
         facts += [f"data {output.size(worker.data_bytes)}"] if worker.data_bytes else []
