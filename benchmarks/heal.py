@@ -16,6 +16,7 @@ import json
 import os
 import random
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.client import Client, Job
-from serving import MARK, Server, marked, server
+from serving import MARK, marked, server, workers_of
 
 WORKERS = 3
 STEPS = 6_000
@@ -53,15 +54,15 @@ def wait_until_whole(job: Job) -> bool:
     return False
 
 
-def disturb(running: Server, client: Client, data: Path, kills: int) -> tuple[Job, int]:
+def disturb(client: Client, data: Path, kills: int) -> tuple[Job, int]:
     """Run one job, killing its workers until it has ended or `kills` were done."""
     job = client.submit_job(spec(data, WORKERS))
     done = 0
     while done < kills and wait_until_whole(job):
         time.sleep(random.random())
-        workers = running.processes("ray::Worker")
-        if len(workers) == WORKERS:
-            random.choice(workers).kill()
+        workers = [worker.pid for worker in workers_of(client) if worker.job_id == job.job_id]
+        if len(workers) == WORKERS and all(workers):
+            os.kill(random.choice(workers), signal.SIGKILL)
             done += 1
             while job.refresh().running_workers == WORKERS and not job.state.has_ended:
                 time.sleep(0.01)
@@ -76,7 +77,7 @@ def lockstep(data: Path, kills: int) -> list[float]:
         undisturbed = client.submit_job(spec(data, 1)).wait()
         curve = undisturbed.metrics(kind="RESULT")
         while done < kills:
-            job, more = disturb(running, client, data, kills - done)
+            job, more = disturb(client, data, kills - done)
             done, jobs = done + more, jobs + 1
             wrong += job.result != undisturbed.result or job.restarts > 0
             doubled += job.metrics(kind="RESULT") != curve

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from lockstep.client import Client, Worker
+
 START_TIMEOUT_S = 60
 MARK = "LOCKSTEP_BENCH_MARK"
 
@@ -85,6 +87,11 @@ def marked(mark: str, title: str = "") -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
+
+
+def workers_of(client: Client) -> list[Worker]:
+    """All worker processes that a server knows of, idle ones among them."""
+    return [worker for node in client.list_nodes() for worker in node.workers]
 
 
 @contextmanager

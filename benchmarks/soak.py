@@ -18,11 +18,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
+
 from lockstep.client import Client, Job, JobState
 from lockstep.client.errors import LockstepError
 from lockstep.workers.engine import Listener, Point, Progress
 from lockstep.workers.training import train
-from serving import Server, server
+from serving import Server, server, workers_of
 
 CPUS = 4
 JOBS_AT_ONCE = 2
@@ -117,6 +119,13 @@ def patiently(call: Callable[[], Any]) -> Any:
             time.sleep(0.1)
 
 
+def not_idle(server: Server) -> list[psutil.Process]:
+    """Worker processes, without those that are known to wait for a job; without a launcher all count."""
+    with Client(server.target) as client:
+        idle = {worker.pid for worker in patiently(lambda: workers_of(client)) if not worker.job_id}
+    return [process for process in server.processes("ray::Worker") if process.pid not in idle]
+
+
 def strike(server: Server, books: Books) -> None:
     """Kill something."""
     what = random.choices(["worker", "launcher", "coordinator"], [10, 2, 1])[0]
@@ -125,7 +134,7 @@ def strike(server: Server, books: Books) -> None:
         time.sleep(random.random() * 3)
         server.start()
     else:
-        victims = server.processes("ray::Worker" if what == "worker" else "lockstep.workers.launcher")
+        victims = server.processes("lockstep.workers.launcher") if what == "launcher" else not_idle(server)
         if not victims:
             return
         random.choice(victims).kill()
@@ -182,9 +191,9 @@ def main() -> int:
         try:
             soak(running, options.minutes, books)
             deadline = time.monotonic() + 30
-            while running.processes("ray::Worker") and time.monotonic() < deadline:
+            while (leaked := not_idle(running)) and time.monotonic() < deadline:
                 time.sleep(0.1)
-            books.wrong["leaks: workers"] += len(running.processes("ray::Worker"))
+            books.wrong["leaks: workers"] += len(leaked)
         except BaseException:
             print((running.data_dir / "server.log").read_text()[-20_000:])
             raise

@@ -21,6 +21,7 @@ METHODS = (
     "/lockstep.v1.JobService/SubmitJob",
     "/lockstep.v1.JobService/ListJobs",
     "/lockstep.v1.MetricsService/ListMetrics",
+    "/lockstep.v1.ClusterService/ListNodes",
     "/lockstep.v1.InternalService/ReportProgress",
 )
 PYTHON_WORDS = ("Traceback", "Exception", "Error parsing", "DecodeError", "None", "object at", "self")
@@ -102,7 +103,7 @@ def test_reflection_shows_the_public_services_under_both_names(tmp_path: Path, v
             ]
             listed, described = [response async for response in reflect(iter(requests))]
             names = {service.name for service in listed.list_services_response.service}
-            services = ("Job", "Metrics", "Checkpoint", "Catalog")
+            services = ("Job", "Metrics", "Checkpoint", "Cluster", "Catalog")
             assert {f"lockstep.v1.{service}Service" for service in services} < names
             assert not any("Internal" in name for name in names)
             files = {
@@ -118,7 +119,7 @@ def test_health_is_told_for_all_and_for_each_service(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(tmp_path) as server:
             health = HealthStub(server.channel)
-            services = [f"lockstep.v1.{name}Service" for name in ("Job", "Metrics", "Checkpoint", "Catalog")]
+            services = [f"lockstep.v1.{name}Service" for name in ("Job", "Metrics", "Checkpoint", "Cluster", "Catalog")]
             for service in ("", *services):
                 response = await health.Check(HealthCheckRequest(service=service))
                 assert response.status == HealthCheckResponse.SERVING

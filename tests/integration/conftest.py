@@ -90,9 +90,24 @@ class Server:
                 continue
         return found
 
-    def workers(self) -> list[psutil.Process]:
-        """The processes of gangs."""
-        return self.processes("ray::Worker")
+    def workers(self, job: Job | None = None) -> list[psutil.Process]:
+        """All worker processes, idle ones among them; or those that work for a job, in the order of their numbers."""
+        if job is None:
+            return self.processes("ray::Worker")
+        found: list[int] = []
+
+        def all_are_up() -> bool:
+            found[:] = pids_of(client, job)
+            return bool(found) and all(found)
+
+        with self.client() as client:
+            self.wait_until(all_are_up)
+        return [psutil.Process(pid) for pid in found]
+
+    def wait_until_nobody_works(self) -> None:
+        """Wait until no worker works for a job; those that are idle may stay."""
+        with self.client() as client:
+            self.wait_until(lambda: not any(worker.job_id for node in client.list_nodes() for worker in node.workers))
 
     def log(self) -> str:
         return self._log.read_text()
@@ -111,6 +126,12 @@ class Server:
             assert self._process.poll() is None, f"the server has ended:\n{self.log()}"
             pause.wait(0.02)
         raise AssertionError(f"waited in vain for {is_so}:\n{self.log()}")
+
+
+def pids_of(client: Client, job: Job) -> list[int]:
+    """The processes that work for a job, by the workers' numbers; 0 for one that is not up."""
+    workers = [worker for node in client.list_nodes() for worker in node.workers if worker.job_id == job.job_id]
+    return [worker.pid for worker in sorted(workers, key=lambda worker: worker.number or 0)]
 
 
 @pytest.fixture

@@ -23,11 +23,11 @@ def test_a_killed_server_comes_back_with_all_its_jobs(make_server: MakeServer) -
         running = wait_for_step(client.submit_job(quick(max_epochs=300)), 20)
         queued = client.submit_job(quick(seed=8, min_workers=2))
         cancelled = client.submit_job(endless()).cancel()
-    workers = {worker.pid for worker in server.workers()}
+    workers = {worker.pid for worker in server.workers(running)}
     server.kill()
     server.start()
     with server.client() as client:
-        assert {worker.pid for worker in server.workers()} == workers, "they have gone on meanwhile"
+        assert {worker.pid for worker in server.workers()} >= workers, "they have gone on meanwhile"
         running, queued = (client.get_job(job.job_id).wait() for job in (running, queued))
         assert (running.attempt, running.restarts, running.heals) == (1, 0, 0)
         assert queued.attempt == 1
@@ -42,8 +42,8 @@ def test_workers_that_finish_while_the_server_is_away_wait_for_it(make_server: M
     server = make_server("--num-cpus", "2").start()
     with server.client() as client:
         job = wait_for_step(client.submit_job(quick(max_epochs=60)), 20)
+        worker = server.workers(job)[0]
         server.kill()
-        worker = server.workers()[0]
         while worker.cpu_percent(1.0) > 5:  # until it has nothing left to compute
             continue
     server.start()
@@ -51,15 +51,16 @@ def test_workers_that_finish_while_the_server_is_away_wait_for_it(make_server: M
         job = client.get_job(job.job_id).wait()
         assert job.attempt == 1
         assert_curve_of_the_engine_alone(job)
-    server.wait_until(lambda: not server.workers())
+    server.wait_until_nobody_works()
 
 
 def test_a_killed_launcher_is_replaced_and_its_jobs_go_on(make_server: MakeServer) -> None:
     server = make_server("--num-cpus", "3").start()
     with server.client() as client:
         job = wait_for_step(client.submit_job(quick(workers=3, max_epochs=300)), 20)
+        worker = server.workers(job)[1]
         server.processes("lockstep.workers.launcher")[0].kill()
-        server.workers()[1].kill()  # while nobody looks after it
+        worker.kill()  # while nobody looks after it
         job.wait()
         assert (job.attempt, job.restarts, job.heals) == (1, 0, 1)
         assert_curve_of_the_engine_alone(job)
@@ -71,9 +72,10 @@ def test_a_frozen_launcher_is_replaced_and_its_jobs_go_on(make_server: MakeServe
     server = make_server("--num-cpus", "3", "--launcher-timeout-s", "3").start()
     with server.client() as client:
         job = wait_for_step(client.submit_job(quick(workers=3, max_epochs=300)), 20)
+        worker = server.workers(job)[1]
         (frozen,) = server.processes("lockstep.workers.launcher")
         frozen.send_signal(signal.SIGSTOP)
-        server.workers()[1].kill()  # while nobody looks after it
+        worker.kill()  # while nobody looks after it
         job.wait()
         assert not frozen.is_running()
         assert (job.attempt, job.restarts, job.heals) == (1, 0, 1)

@@ -24,7 +24,7 @@ def story(job: Job) -> str:
 )
 def test_a_killed_worker_costs_no_bit_and_no_restart(server: Server, client: Client, victim: int) -> None:
     job = wait_for_step(client.submit_job(quick(workers=3, **LONG)), 20)
-    server.workers()[victim].kill()
+    server.workers(job)[victim].kill()
     job.wait()
     assert (job.attempt, job.restarts, job.heals) == (1, 0, 1)
     assert_curve_of_the_engine_alone(job)
@@ -34,7 +34,7 @@ def test_a_killed_worker_costs_no_bit_and_no_restart(server: Server, client: Cli
 
 def test_a_job_grows_back_to_its_workers(server: Server, client: Client) -> None:
     job = wait_for_step(client.submit_job(endless(workers=2)), 20)
-    server.workers()[0].kill()
+    server.workers(job)[0].kill()
     wait_for_event(job, "grown to 2 workers")
     assert job.refresh().running_workers == 2
     job.cancel()
@@ -44,7 +44,7 @@ def test_a_job_grows_back_to_its_workers(server: Server, client: Client) -> None
 def test_a_hung_worker_is_killed_and_healed(server: Server, client: Client) -> None:
     spec = endless(workers=3) | {"recovery": {"hang_timeout_s": 1}}
     job = wait_for_step(client.submit_job(spec), 20)
-    server.workers()[1].send_signal(signal.SIGSTOP)
+    server.workers(job)[1].send_signal(signal.SIGSTOP)
     wait_for_event(job, "did not answer for 1 s; 2 workers go on")
     step = job.refresh().progress.step
     wait_for_step(job, step + 20)
@@ -54,7 +54,7 @@ def test_a_hung_worker_is_killed_and_healed(server: Server, client: Client) -> N
 def test_when_all_workers_are_gone_the_newest_checkpoint_is_used(server: Server, client: Client) -> None:
     spec = quick(workers=2, **LONG) | {"recovery": {"checkpoint_every_steps": 50}}
     job = wait_for_step(client.submit_job(spec), 120)
-    for worker in server.workers():
+    for worker in server.workers(job):
         worker.kill()
     job.wait()
     assert (job.attempt, job.restarts) == (2, 1)
@@ -64,7 +64,7 @@ def test_when_all_workers_are_gone_the_newest_checkpoint_is_used(server: Server,
 
 def test_a_job_without_restarts_fails_when_it_loses_all_workers(server: Server, client: Client) -> None:
     job = wait_for_step(client.submit_job(endless() | {"recovery": {"max_restarts": 0}}), 20)
-    for worker in server.workers():
+    for worker in server.workers(job):
         worker.kill()
     with pytest.raises(JobFailed, match=r"recovery\.max_restarts is 0"):
         job.wait()
@@ -75,7 +75,7 @@ def test_a_job_without_restarts_fails_when_it_loses_all_workers(server: Server, 
 @pytest.mark.exhaustive
 def test_below_min_workers_a_job_waits_with_a_checkpoint(server: Server, client: Client) -> None:
     job = wait_for_step(client.submit_job(quick(workers=3, min_workers=3, **LONG)), 20)
-    server.workers()[2].kill()
+    server.workers(job)[2].kill()
     job.wait()
     assert (job.attempt, job.restarts) == (2, 0)
     assert_curve_of_the_engine_alone(job)
@@ -108,7 +108,7 @@ def test_a_paused_job_frees_everything_and_goes_on_exactly(server: Server, clien
     job = wait_for_step(client.submit_job(quick(workers=2, **LONG)), 20)
     job.pause()
     wait_for_state(job, "PAUSED")
-    server.wait_until(lambda: not server.workers())
+    server.wait_until_nobody_works()
     step = job.refresh().progress.step
     newest = next(iter(job.checkpoints()))
     assert newest.step >= step >= 20

@@ -170,6 +170,32 @@ def test_more_than_the_whole_cluster_has_is_refused_with_the_numbers(client: Cli
         client.submit_job(without_min_workers(digits(workers=5)))
 
 
-def test_no_worker_is_left_when_its_job_has_ended(server: Server, client: Client) -> None:
+def test_no_worker_works_when_its_job_has_ended(server: Server, client: Client) -> None:
     client.submit_job(quick(workers=4)).wait()
-    server.wait_until(lambda: not server.workers())
+    server.wait_until_nobody_works()
+
+
+def test_nodes_show_the_processes_of_a_job_and_the_same_ones_warm_after_it(server: Server, client: Client) -> None:
+    job = wait_for_step(client.submit_job(endless(workers=2)), 1)
+    working = server.workers(job)
+    assert {process.pid for process in working} <= {process.pid for process in server.workers()}
+    (node,) = client.list_nodes()
+    assert (node.total.cpus, node.usable.cpus, node.held_by_jobs.cpus) == (4, 4, 2)
+    of_job = [worker for worker in node.workers if worker.job_id == job.job_id]
+    assert [(worker.state, worker.attempt, worker.number) for worker in of_job] == [
+        ("WORKING", 1, 0),
+        ("WORKING", 1, 1),
+    ]
+    assert client.get_cluster().jobs_running == 1
+
+    job.cancel()
+    server.wait_until_nobody_works()
+    idle = {worker.pid: worker for node in client.list_nodes() for worker in node.workers}
+    for process in working:
+        worker = idle[process.pid]
+        assert (worker.state, worker.owner) == ("WARM", "local")
+        # Memory that is shared with other processes may be counted or not.
+        assert 10e6 < worker.memory_bytes <= 2 * process.memory_info().rss
+    client.submit_job(quick(workers=2)).wait()
+    assert {process.pid for process in working} <= {process.pid for process in server.workers()}
+    server.wait_until(lambda: client.get_cluster().held_by_jobs.cpus == 0)

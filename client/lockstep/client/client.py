@@ -13,10 +13,11 @@ from lockstep.client._connection import Connection
 from lockstep.client.errors import InvalidSpec, ResourceExhausted
 from lockstep.client.job import Job
 from lockstep.client.spec import SpecLike, load_spec
-from lockstep.client.types import CatalogEntry, JobState
-from lockstep.v1 import catalog_service_pb2, job_service_pb2
+from lockstep.client.types import CatalogEntry, Cluster, JobState, Node
+from lockstep.v1 import catalog_service_pb2, cluster_service_pb2, job_service_pb2
 from lockstep.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from lockstep.v1.checkpoint_service_pb2_grpc import CheckpointServiceStub
+from lockstep.v1.cluster_service_pb2_grpc import ClusterServiceStub
 from lockstep.v1.job_service_pb2_grpc import JobServiceStub
 from lockstep.v1.metrics_service_pb2_grpc import MetricsServiceStub
 
@@ -46,6 +47,7 @@ class Client:
         self._metrics = MetricsServiceStub(self._connection.channel)
         self._catalog = CatalogServiceStub(self._connection.channel)
         self._checkpoints = CheckpointServiceStub(self._connection.channel)
+        self._cluster = ClusterServiceStub(self._connection.channel)
 
     def __repr__(self) -> str:
         return f"<Client of {self.target}>"
@@ -123,6 +125,23 @@ class Client:
         """What `data` may be in a spec."""
         response = self._connection.call(self._catalog.ListDatasets, catalog_service_pb2.ListDatasetsRequest())
         return [CatalogEntry.from_proto(entry) for entry in response.datasets]
+
+    def get_cluster(self) -> Cluster:
+        """What the cluster has in all, how much of that is in use, and whether jobs can start."""
+        return Cluster.from_proto(
+            self._connection.call(self._cluster.GetCluster, cluster_service_pb2.GetClusterRequest())
+        )
+
+    def list_nodes(self) -> list[Node]:
+        """The nodes of the cluster with their worker processes, in the order of their ids."""
+        request = cluster_service_pb2.ListNodesRequest()
+        nodes: list[Node] = []
+        while True:
+            page = self._connection.call(self._cluster.ListNodes, request)
+            nodes += map(Node.from_proto, page.nodes)
+            if not page.next_page_token:
+                return nodes
+            request.page_token = page.next_page_token
 
 
 def submit_job(spec: SpecLike, *, request_id: str | None = None, validate_only: bool = False) -> Job:

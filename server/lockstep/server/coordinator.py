@@ -11,9 +11,11 @@ from datetime import UTC, datetime
 
 import structlog
 
+from lockstep.server import cluster_view
+from lockstep.server.cluster_view import ClusterView
 from lockstep.server.dispatcher import Cluster, Dispatcher
 from lockstep.server.errors import ClusterTooSmall, InvalidRequest, InvalidSpec, NotFound, PermissionDenied
-from lockstep.server.gangs import Entry
+from lockstep.server.gangs import Entry, held_by
 from lockstep.server.init_from import (
     find_first_weights,
     forget_first_weights,
@@ -249,6 +251,16 @@ class Coordinator:
                 raise InvalidRequest.of("sequence", f"is {event.sequence}; the next report is {stored + 1}")
             await self._live.apply(entry, event, report.news)
             return event.sequence
+
+    def look_at_cluster(self) -> ClusterView:
+        """Say what the cluster has, what runs where and what is warm."""
+        return cluster_view.view(
+            self.dispatcher.why_not_ready(),
+            self.dispatcher.nodes_seen,
+            held_by(self._live.holding.values()),
+            self.dispatcher.processes,
+            (entry.job for entry in self._live.entries.values()),
+        )
 
     def counts(self) -> Mapping[str, int]:
         """Count what is held in memory: for tests and for a look from outside."""

@@ -63,13 +63,15 @@ class Dispatcher:
     Attributes:
         cluster_is_ready: set while a launcher is in service and has told what the cluster has.
         launcher_words: how often a launcher has said something.
-        processes: the worker processes that there are.
+        processes: the worker processes that there are; none while no launcher is in service.
+        nodes_seen: the nodes that a launcher told of last, also while none is in service.
     """
 
     def __init__(self, live: LiveJobs, orders: Orders, store: Store, cluster: Cluster) -> None:
         self.cluster_is_ready = asyncio.Event()
         self.launcher_words = 0
         self.processes: tuple[WorkerProcess, ...] = ()
+        self.nodes_seen: tuple[Node, ...] = ()
         self._live = live
         self._orders = orders
         self._store = store
@@ -168,11 +170,19 @@ class Dispatcher:
         self.cluster_is_ready.clear()
         self._live.gang_has_left.set()  # Who waits for that has nobody to wait for.
 
+    def why_not_ready(self) -> str:
+        """Say why no job can start now, for people; empty when jobs can."""
+        if self.cluster_is_ready.is_set():
+            return ""
+        if self._had_launcher:
+            return "the launcher is gone and is being replaced; jobs that run go on, others wait until it is in service"
+        return "no launcher is in service yet; jobs wait until the cluster is up"
+
     def capacity_changed(self, line: LauncherLine, capacity: ClusterCapacity) -> None:
         """Learn what the cluster has."""
         if line is not self._orders.line:
             return
-        self._nodes = nodes_of(capacity)
+        self._nodes = self.nodes_seen = nodes_of(capacity)
         log.info(
             "cluster capacity",
             nodes=len(self._nodes),

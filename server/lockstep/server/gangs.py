@@ -133,6 +133,7 @@ def nodes_of(capacity: ClusterCapacity) -> tuple[Node, ...]:
             node.node_id,
             Amount(units(node.cpus), units(node.gpus)),
             Amount(units(max(node.total_cpus, node.cpus)), units(max(node.total_gpus, node.gpus))),
+            node.node_name,
         )
         for node in capacity.nodes
     )

@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from lockstep.server.catalog_service import CatalogService
 from lockstep.server.checkpoint_service import CheckpointService
+from lockstep.server.cluster_service import ClusterService
 from lockstep.server.coordinator import Coordinator
 from lockstep.server.interceptors import TRANSPORT_MESSAGE_BYTES, CallInterceptor
 from lockstep.server.internal_service import InternalService
@@ -19,9 +20,16 @@ from lockstep.server.job_service import JobService
 from lockstep.server.metrics_service import MetricsService
 from lockstep.server.settings import Address, StartupError
 from lockstep.server.telemetry import Telemetry
-from lockstep.v1 import catalog_service_pb2, checkpoint_service_pb2, job_service_pb2, metrics_service_pb2
+from lockstep.v1 import (
+    catalog_service_pb2,
+    checkpoint_service_pb2,
+    cluster_service_pb2,
+    job_service_pb2,
+    metrics_service_pb2,
+)
 from lockstep.v1.catalog_service_pb2_grpc import add_CatalogServiceServicer_to_server
 from lockstep.v1.checkpoint_service_pb2_grpc import add_CheckpointServiceServicer_to_server
+from lockstep.v1.cluster_service_pb2_grpc import add_ClusterServiceServicer_to_server
 from lockstep.v1.internal_service_pb2_grpc import add_InternalServiceServicer_to_server
 from lockstep.v1.job_service_pb2_grpc import add_JobServiceServicer_to_server
 from lockstep.v1.metrics_service_pb2_grpc import add_MetricsServiceServicer_to_server
@@ -33,6 +41,7 @@ PUBLIC_SERVICES = (
     job_service_pb2.DESCRIPTOR.services_by_name["JobService"].full_name,
     metrics_service_pb2.DESCRIPTOR.services_by_name["MetricsService"].full_name,
     checkpoint_service_pb2.DESCRIPTOR.services_by_name["CheckpointService"].full_name,
+    cluster_service_pb2.DESCRIPTOR.services_by_name["ClusterService"].full_name,
     catalog_service_pb2.DESCRIPTOR.services_by_name["CatalogService"].full_name,
 )
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -59,6 +68,7 @@ class GrpcServer:
         add_JobServiceServicer_to_server(JobService(coordinator), self._server)
         add_MetricsServiceServicer_to_server(MetricsService(coordinator), self._server)
         add_CheckpointServiceServicer_to_server(CheckpointService(coordinator), self._server)
+        add_ClusterServiceServicer_to_server(ClusterService(coordinator), self._server)
         add_CatalogServiceServicer_to_server(CatalogService(), self._server)
         add_InternalServiceServicer_to_server(InternalService(coordinator, launcher_token), self._server)
         self._health = HealthServicer()

@@ -46,11 +46,12 @@ class Amount:
 
 @dataclass(frozen=True)
 class Node:
-    """One node: what Lockstep may use of it, and what it has in all."""
+    """One node: what Lockstep may use of it, and what it has in all; its name is for people."""
 
     node_id: str
     usable: Amount
     total: Amount
+    name: str = ""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from lockstep.v1 import (
     catalog_service_pb2_grpc,
     checkpoint_service_pb2,
     checkpoint_service_pb2_grpc,
+    cluster_service_pb2,
+    cluster_service_pb2_grpc,
     job_pb2,
     job_service_pb2,
     job_service_pb2_grpc,
@@ -94,12 +96,16 @@ class ScriptedServer:
         catalog = catalog_service_pb2_grpc.CatalogServiceServicer()
         for name in ("ListModels", "ListDatasets"):
             setattr(catalog, name, self._unary(name))
+        cluster = cluster_service_pb2_grpc.ClusterServiceServicer()
+        for name in ("GetCluster", "ListNodes"):
+            setattr(cluster, name, self._unary(name))
         checkpoints = checkpoint_service_pb2_grpc.CheckpointServiceServicer()
         checkpoints.ListCheckpoints = self._unary("ListCheckpoints")  # type: ignore[method-assign]
         checkpoints.DownloadCheckpoint = self._stream("DownloadCheckpoint")  # type: ignore[method-assign]
         job_service_pb2_grpc.add_JobServiceServicer_to_server(jobs, self._server)
         metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(metrics, self._server)
         catalog_service_pb2_grpc.add_CatalogServiceServicer_to_server(catalog, self._server)
+        cluster_service_pb2_grpc.add_ClusterServiceServicer_to_server(cluster, self._server)
         checkpoint_service_pb2_grpc.add_CheckpointServiceServicer_to_server(checkpoints, self._server)
 
     def _next_reply(self, method: str, request: Any, context: grpc.ServicerContext) -> Reply:
@@ -161,6 +167,10 @@ def a_point(name: str, step: int, value: float, kind: str = "RESULT") -> metrics
 
 def points(cursor: str, *entries: metrics_service_pb2.MetricPoint) -> metrics_service_pb2.StreamMetricsResponse:
     return metrics_service_pb2.StreamMetricsResponse(points=entries, cursor=cursor)
+
+
+def nodes(*entries: cluster_service_pb2.Node, token: str = "") -> cluster_service_pb2.ListNodesResponse:
+    return cluster_service_pb2.ListNodesResponse(nodes=entries, next_page_token=token)
 
 
 FILES = {"model.safetensors": b"weights" * 500, "training.safetensors": b"momentum" * 300}

@@ -20,6 +20,7 @@ from lockstep.server.settings import Settings
 from lockstep.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from lockstep.v1.checkpoint_service_pb2 import Checkpoint, CheckpointFile
 from lockstep.v1.checkpoint_service_pb2_grpc import CheckpointServiceStub
+from lockstep.v1.cluster_service_pb2_grpc import ClusterServiceStub
 from lockstep.v1.internal_service_pb2 import (
     ClusterCapacity,
     ConnectLauncherRequest,
@@ -216,6 +217,7 @@ class Running:
         self.metrics = MetricsServiceStub(channel)
         self.checkpoints = CheckpointServiceStub(channel)
         self.catalog = CatalogServiceStub(channel)
+        self.cluster = ClusterServiceStub(channel)
 
     def launcher(self) -> ScriptedLauncher:
         return ScriptedLauncher(self.application, self.channel)

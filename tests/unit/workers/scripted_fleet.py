@@ -135,6 +135,9 @@ class ScriptedFleet:
         process.is_reused = self.warm and not fresh
         return process
 
+    def came_up(self, process: Process, pid: int) -> None:
+        process.pid = pid
+
     def give_back(self, process: Process, memory_bytes: int) -> None:
         self.given_back.append(process.name)
 

@@ -174,7 +174,7 @@ class Gang:
         order_bytes = self.order.SerializeToString()
 
         def took(presence: Presence) -> None:
-            member.process.pid = presence.pid
+            self.pool.came_up(member.process, presence.pid)
             self.events.put(MemberUp(member, presence.address))
 
         self._call(member, member.process.actor.begin, order_bytes, number, took=took)

@@ -90,6 +90,13 @@ class Pool:
             self._has_changed()
             return process
 
+    def came_up(self, process: Process, pid: int) -> None:
+        """Note that a process that was taken is there."""
+        with self._changed:
+            if process.pid != pid:
+                process.pid = pid
+                self._tell_changed()
+
     def give_back(self, process: Process, memory_bytes: int) -> None:
         """Take a process back that is as good as a new one."""
         with self._changed:
@@ -154,9 +161,9 @@ class Pool:
                 yield process
 
     def _rest(self, process: Process, assignment: str) -> None:
-        """Have a process wait for its next job, and see from now on that it lives."""
+        """Have a process wait for its next job, say at once what it holds, and see from now on that it lives."""
         process.idle_since = idle_since = time.time()
-        self._ask(process, idle_since, lambda: process.actor.rest.remote(assignment))
+        self._ask(process, idle_since, lambda: process.actor.rest.remote(assignment, 0.0))
 
     def _ask(self, process: Process, idle_since: float, ask: Callable[[], Any]) -> None:
         def answered(future: Any) -> None:

@@ -149,9 +149,7 @@ class Loop:
         try:
             steps = checkpoints.steps()
         except OSError as error:
-            self.listener.noted(
-                f"the job's checkpoints cannot be looked at, training starts from the beginning: {error}"
-            )
+            self.listener.noted(f"training starts from the beginning: its checkpoints cannot be looked at: {error}")
             return
         for step in steps:
             try:

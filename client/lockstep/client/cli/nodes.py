@@ -1,0 +1,97 @@
+"""The command `nodes`: what the cluster has, what runs where and what is warm."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+
+from lockstep.client.cli import output
+from lockstep.client.cli.connect import client_of
+from lockstep.client.types import Cluster, Node, Worker, WorkerState
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command()(nodes)
+
+
+def nodes(
+    context: typer.Context,
+    form: Annotated[output.TableOrJson, typer.Option("--output", "-o")] = output.TableOrJson.table,
+) -> None:
+    """Show the nodes: what they have, what runs where, and which workers are warm."""
+    with client_of(context) as client:
+        cluster, found = client.get_cluster(), client.list_nodes()
+    if form is output.TableOrJson.json:
+        output.write_json({"cluster": dataclasses.asdict(cluster), "nodes": [_plain_data(node) for node in found]})
+    else:
+        _print(cluster, found)
+
+
+def _plain_data(node: Node) -> dict[str, Any]:
+    data = dataclasses.asdict(node)
+    for worker in data["workers"]:
+        if worker["idle_since"] is not None:
+            worker["idle_since"] = worker["idle_since"].isoformat()
+    return data
+
+
+def _print(cluster: Cluster, nodes: Sequence[Node]) -> None:
+    from rich.text import Text
+
+    console = output.console()
+    console.print(output.plain(_describe_cluster(cluster)), soft_wrap=True)
+    for node in sorted(nodes, key=lambda node: (node.name, node.node_id)):
+        console.print()
+        console.print(Text(output.plain(node.name or node.node_id), style="bold"), soft_wrap=True)
+        console.print(f"  {_describe_use(node)}", soft_wrap=True)
+        for worker in node.workers:
+            console.print(f"  {output.plain(_describe_worker(worker))}", soft_wrap=True)
+
+
+def _describe_cluster(cluster: Cluster) -> str:
+    jobs = f"{_count(cluster.jobs_running, 'job')} running, {cluster.jobs_waiting} waiting"
+    there = f"{_count(cluster.nodes, 'node')}, {jobs}"
+    return there if cluster.is_ready else f"not ready: {cluster.not_ready_reason}\n{there}"
+
+
+def _describe_use(node: Node) -> str:
+    """Such as "3 of 4 CPUs held by jobs, 1 warm"."""
+    parts = []
+    for kind in ("cpus", "gpus"):
+        total, usable, held, warm = (
+            getattr(resources, kind)
+            for resources in (node.total, node.usable, node.held_by_jobs, node.held_by_warm_workers)
+        )
+        if not total:
+            continue
+        part = f"{held:g} of {_count(usable, kind[:-1].upper())} held by jobs"
+        part += f", {warm:g} warm" if warm else ""
+        part += f", {total - usable:g} more held by others" if total > usable else ""
+        parts.append(part)
+    return "; ".join(parts) or "no CPUs"
+
+
+def _describe_worker(worker: Worker) -> str:
+    state = worker.state.lower().replace("_", " ")
+    what = f"{worker.job_id} worker {worker.number}" if worker.job_id else state
+    facts = [f"{what} (pid {worker.pid})" if worker.pid else what]
+    if worker.state is WorkerState.STARTING:
+        facts.append(state)
+    facts += [
+        _count(number, noun)
+        for number, noun in ((worker.resources.cpus, "CPU"), (worker.resources.gpus, "GPU"))
+        if number
+    ]
+    if worker.state is WorkerState.WARM and worker.idle_since is not None:
+        facts.append(f"idle for {output.duration(max(0.0, (datetime.now(UTC) - worker.idle_since).total_seconds()))}")
+        facts += [output.size(worker.memory_bytes)] if worker.memory_bytes else []
+        facts += [f"data {output.size(worker.data_bytes)}"] if worker.data_bytes else []
+    return ", ".join(facts)
+
+
+def _count(number: float, noun: str) -> str:
+    return f"{number:g} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,150 @@
+"""The cluster, for programs and on the command line."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from lockstep.client import Client, Resources, WorkerState
+from lockstep.v1 import cluster_service_pb2 as pb
+from tests.unit.client.scripted_server import ScriptedServer, nodes
+
+FOUR = {"cpus": 4.0}
+MEGABYTE = 10**6
+
+
+def a_cluster(**fields: Any) -> pb.Cluster:
+    return pb.Cluster(**({"is_ready": True, "nodes": 1, "jobs_running": 1} | fields))
+
+
+def a_node(*workers: pb.Worker, node_id: str = "n-1", name: str = "raptor", **fields: Any) -> pb.Node:
+    given = {
+        "total": FOUR,
+        "usable": FOUR,
+        "held_by_jobs": {"cpus": 3.0},
+        "held_by_warm_workers": {"cpus": 1.0},
+    } | fields
+    return pb.Node(node_id=node_id, name=name, workers=workers, **given)
+
+
+def a_worker(state: str, **fields: Any) -> pb.Worker:
+    return pb.Worker(state=f"WORKER_STATE_{state}", resources=fields.pop("resources", {"cpus": 1.0}), **fields)
+
+
+def warm(idle_s: float, **fields: Any) -> pb.Worker:
+    worker = a_worker("WARM", **({"pid": 7, "memory_bytes": 412 * MEGABYTE, "data_bytes": 55 * MEGABYTE} | fields))
+    worker.idle_since.FromDatetime(datetime.now(UTC) - timedelta(seconds=idle_s))
+    return worker
+
+
+@pytest.fixture
+def busy(server: ScriptedServer) -> ScriptedServer:
+    """A server whose cluster is at work."""
+    server.on("GetCluster", a_cluster(total=FOUR, usable=FOUR, jobs_waiting=2))
+    working = [a_worker("WORKING", pid=100 + n, job_id="job-1a", attempt=1, number=n, owner="local") for n in range(2)]
+    starting = a_worker("STARTING", job_id="job-1a", attempt=1, number=2, owner="local")
+    server.on("ListNodes", nodes(a_node(*working, starting, warm(12.3))))
+    return server
+
+
+def test_the_cluster_is_told_as_plain_values(busy: ScriptedServer, client: Client):
+    cluster = client.get_cluster()
+    assert (cluster.is_ready, cluster.nodes, cluster.jobs_running, cluster.jobs_waiting) == (True, 1, 1, 2)
+    assert cluster.usable == Resources(cpus=4, gpus=0)
+    (node,) = client.list_nodes()
+    assert (node.name, node.held_by_jobs, node.held_by_warm_workers) == ("raptor", Resources(3, 0), Resources(1, 0))
+    first, _, starting, idle = node.workers
+    assert (first.pid, first.state, first.job_id, first.attempt, first.number) == (100, "WORKING", "job-1a", 1, 0)
+    assert (first.owner, first.idle_since) == ("local", None)
+    assert (starting.state, starting.pid) == (WorkerState.STARTING, 0)
+    assert (idle.state, idle.job_id, idle.number, idle.owner) == ("WARM", "", None, None)
+    assert idle.idle_since is not None
+    assert idle.idle_since < datetime.now(UTC)
+    assert (idle.memory_bytes, idle.data_bytes) == (412 * MEGABYTE, 55 * MEGABYTE)
+
+
+def test_nodes_of_all_pages_are_listed(server: ScriptedServer, client: Client):
+    server.on("ListNodes", nodes(a_node(node_id="a"), token="more"), nodes(a_node(node_id="b")))
+    assert [node.node_id for node in client.list_nodes()] == ["a", "b"]
+    assert server.requests["ListNodes"][1].page_token == "more"
+
+
+def test_a_state_that_a_newer_server_has_is_unspecified(server: ScriptedServer, client: Client):
+    server.on("ListNodes", nodes(a_node(pb.Worker(state=99))))  # type: ignore[arg-type]
+    assert client.list_nodes()[0].workers[0].state is WorkerState.UNSPECIFIED
+
+
+def test_nodes_shows_what_each_node_has_and_what_its_workers_do(busy: ScriptedServer, lockstep):
+    code, out, err = lockstep("nodes")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        "1 node, 1 job running, 2 waiting",
+        "",
+        "raptor",
+        "  3 of 4 CPUs held by jobs, 1 warm",
+        "  job-1a worker 0 (pid 100), 1 CPU",
+        "  job-1a worker 1 (pid 101), 1 CPU",
+        "  job-1a worker 2, starting, 1 CPU",
+        "  warm (pid 7), 1 CPU, idle for 12 s, 412.0 MB, data 55.0 MB",
+    ]
+
+
+def test_nodes_shows_gpus_shares_and_what_others_hold(server: ScriptedServer, lockstep):
+    with_gpu = {"resources": {"cpus": 0.5, "gpus": 1.0}}
+    server.on("GetCluster", a_cluster(nodes=2, jobs_running=0))
+    server.on(
+        "ListNodes",
+        nodes(
+            a_node(
+                warm(3, pid=0, memory_bytes=0, data_bytes=0, **with_gpu),
+                node_id="1",
+                name="two",
+                total={"cpus": 4.0, "gpus": 2.0},
+                usable={"cpus": 2.5, "gpus": 1.0},
+                held_by_jobs={"cpus": 0.5},
+                held_by_warm_workers={"cpus": 0.5, "gpus": 1.0},
+            ),
+            a_node(
+                a_worker("WARMING_UP", idle_since={"seconds": 1}),
+                node_id="2",
+                name="one\x1b[2J",
+                held_by_jobs={},
+                held_by_warm_workers={},
+            ),
+        ),
+    )
+    _, out, _ = lockstep("nodes")
+    assert out.splitlines() == [
+        "2 nodes, 0 jobs running, 0 waiting",
+        "",
+        "one\N{REPLACEMENT CHARACTER}[2J",
+        "  0 of 4 CPUs held by jobs",
+        "  warming up, 1 CPU",
+        "",
+        "two",
+        "  0.5 of 2.5 CPUs held by jobs, 0.5 warm, 1.5 more held by others; "
+        "0 of 1 GPU held by jobs, 1 warm, 1 more held by others",
+        "  warm, 0.5 CPUs, 1 GPU, idle for 3 s",
+    ]
+
+
+def test_nodes_says_that_there_is_no_launcher_yet(server: ScriptedServer, lockstep):
+    why = "no launcher is in service yet; jobs wait until the cluster is up"
+    server.on("GetCluster", pb.Cluster(not_ready_reason=why, jobs_waiting=1))
+    server.on("ListNodes", nodes())
+    assert lockstep("nodes") == (0, f"not ready: {why}\n0 nodes, 0 jobs running, 1 waiting\n", "")
+
+
+def test_nodes_as_json_has_the_cluster_and_all_nodes(busy: ScriptedServer, lockstep):
+    code, out, _ = lockstep("nodes", "-o", "json")
+    data = json.loads(out)
+    assert code == 0
+    assert data["cluster"]["jobs_waiting"] == 2
+    (node,) = data["nodes"]
+    assert node["held_by_jobs"] == {"cpus": 3.0, "gpus": 0.0}
+    assert [worker["state"] for worker in node["workers"]] == ["WORKING", "WORKING", "STARTING", "WARM"]
+    assert node["workers"][0]["idle_since"] is None
+    assert datetime.fromisoformat(node["workers"][3]["idle_since"]) < datetime.now(UTC)
