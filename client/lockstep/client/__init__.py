@@ -7,6 +7,7 @@ print(job.result.weights_digest)
 """
 
 from lockstep.client.client import Client, submit_job
+from lockstep.client.cluster import Cluster, Node, Resources, Worker, WorkerState
 from lockstep.client.errors import (
     Aborted,
     AlreadyExists,
@@ -39,20 +40,15 @@ from lockstep.client.types import (
     CatalogParameter,
     Checkpoint,
     CheckpointFile,
-    Cluster,
     Failure,
     JobEvent,
     JobState,
     JobUpdate,
     MetricKind,
     MetricPoint,
-    Node,
     Progress,
-    Resources,
     Result,
     Timeline,
-    Worker,
-    WorkerState,
 )
 from lockstep.v1.job_spec_pb2 import JobSpec
 

@@ -10,10 +10,11 @@ from types import TracebackType
 from typing import Self
 
 from lockstep.client._connection import Connection
+from lockstep.client.cluster import Cluster, Node
 from lockstep.client.errors import InvalidSpec, ResourceExhausted
 from lockstep.client.job import Job
 from lockstep.client.spec import SpecLike, load_spec
-from lockstep.client.types import CatalogEntry, Cluster, JobState, Node
+from lockstep.client.types import CatalogEntry, JobState
 from lockstep.v1 import catalog_service_pb2, cluster_service_pb2, job_service_pb2
 from lockstep.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from lockstep.v1.checkpoint_service_pb2_grpc import CheckpointServiceStub

@@ -11,7 +11,7 @@ import typer
 
 from lockstep.client.cli import output
 from lockstep.client.cli.connect import client_of
-from lockstep.client.types import Cluster, Node, Worker, WorkerState
+from lockstep.client.cluster import Cluster, Node, Worker, WorkerState
 
 
 def add_to(app: typer.Typer) -> None:
