@@ -132,8 +132,11 @@ class ScriptedFleet:
 
     def take(self, order: StartGang, node_id: str, number: int, *, fresh: bool = False) -> Process:
         process = self.create(node_id)
-        process.is_reused = self.warm and not fresh
+        process.is_reused = process.is_warm = self.warm and not fresh
         return process
+
+    def is_up(self, process: Process, pid: int) -> None:
+        pass
 
     def give_back(self, process: Process, memory_bytes: int) -> None:
         self.given_back.append(process.name)

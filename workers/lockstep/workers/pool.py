@@ -24,6 +24,8 @@ SPARE_RETRY_S = 30.0
 """How long after a spare worker has failed before the next is made."""
 SILENT_S = POLL_S + 10.0
 """How long an idle worker may owe an answer."""
+WARM_UP_S = 60.0
+"""How long a spare worker may take to come up and to get warm."""
 LOOK_EVERY_S = 1.0
 
 log = structlog.get_logger()
@@ -59,6 +61,7 @@ class Pool:
 
     def start(self) -> None:
         """Begin to look after idle workers; returns at once."""
+        self._spare_at = max(self._spare_at, time.monotonic() + QUIET_S)  # jobs may wait
         threading.Thread(target=self._keep, name="pool", daemon=True).start()
 
     # For those who need workers.
@@ -90,6 +93,13 @@ class Pool:
             self._has_changed()
             return process
 
+    def is_up(self, process: Process, pid: int) -> None:
+        """Note that a process that was taken has answered."""
+        with self._changed:
+            if process.pid != pid:
+                process.pid = pid
+                self._tell_changed()
+
     def give_back(self, process: Process, memory_bytes: int) -> None:
         """Take a process back that is as good as a new one."""
         with self._changed:
@@ -106,9 +116,10 @@ class Pool:
     def end(self, process: Process) -> None:
         """End a process, whatever it does; harmless when it has ended."""
         with self._changed:
-            self._fleet.end(process)
             process.idle_since = None
-            if self._processes.pop(process.name, None) is not None:
+            was_there = self._processes.pop(process.name, None) is not None
+            self._fleet.end(process)
+            if was_there:
                 self._has_changed()
 
     def adopt(self, process: Process, assignment: str) -> None:
@@ -148,9 +159,9 @@ class Pool:
         """Idle ones that hold what a new worker on their node needs, while they do."""
         for process in self._idle():
             room = self._fleet.room().get(node_id)
-            if room is not None and shape.fits(room):
+            if room is None or not (lacking := shape.lacking(room)):
                 return
-            if process.node_id == node_id:
+            if process.node_id == node_id and any(process.shape[kind] > 0 for kind in lacking):
                 yield process
 
     def _rest(self, process: Process, assignment: str) -> None:
@@ -158,7 +169,12 @@ class Pool:
         process.idle_since = idle_since = time.time()
         self._ask(process, idle_since, lambda: process.actor.rest.remote(assignment))
 
-    def _ask(self, process: Process, idle_since: float, ask: Callable[[], Any]) -> None:
+    def _ask_again(self, process: Process, idle_since: float, ask: Callable[[], Any]) -> None:
+        with self._changed:
+            if process.idle_since == idle_since:
+                self._ask(process, idle_since, ask, is_first=False)
+
+    def _ask(self, process: Process, idle_since: float, ask: Callable[[], Any], *, is_first: bool = True) -> None:
         def answered(future: Any) -> None:
             error = future.exception()
             with self._changed:
@@ -168,13 +184,16 @@ class Pool:
                     self._has_answered(process, future.result())
                     self._ask(process, idle_since, lambda: process.actor.rest.remote(""))
                 elif isinstance(error, ActorUnavailableError):
-                    threading.Timer(ASK_AGAIN_AFTER_S, self._ask, (process, idle_since, ask)).start()
+                    again = threading.Timer(ASK_AGAIN_AFTER_S, self._ask_again, (process, idle_since, ask))
+                    again.daemon = True
+                    again.start()
                 else:
                     log.warning("an idle worker is gone", worker=process.name, node_id=process.node_id)
                     self._spare_at = time.monotonic() + (QUIET_S if process.is_warm else SPARE_RETRY_S)
                     self.end(process)
 
-        process.asked_at = time.monotonic()
+        if is_first:  # else it still owes the answer
+            process.asked_at = time.monotonic()
         ask().future().add_done_callback(answered)
 
     def _has_answered(self, process: Process, rest: Rest) -> None:
@@ -189,26 +208,29 @@ class Pool:
         self._tell_changed()
 
     def _keep(self) -> None:
-        """End idle workers whose time is over or that do not answer, and make spares."""
         while True:
             with self._changed:
                 try:
-                    self._look_after()
+                    self.look_after()
                 except Exception:  # Ray may be away for a while
                     log.exception("the idle workers could not be looked after")
                 self._changed.wait(LOOK_EVERY_S)
 
-    def _look_after(self) -> None:
-        idle = self._idle()
-        for process in idle:
-            if process.is_warm and time.monotonic() - process.asked_at > SILENT_S:
-                log.warning("ended an idle worker that does not answer", worker=process.name)
-                self.end(process)
-        for process in idle[: max(0, len(idle) - self._warmth.spares)]:
-            if time.time() - (process.idle_since or 0.0) > self._warmth.ttl_s:
-                self.end(process)
-        if len(self._fitting()) < self._warmth.spares and time.monotonic() >= self._spare_at:
-            self._make_spare()
+    def look_after(self) -> None:
+        """End idle workers whose time is over or that do not answer, and make a spare if one is missing."""
+        with self._changed:
+            now, spares = time.monotonic(), self._warmth.spares
+            for process in self._idle():
+                if now - process.asked_at > (SILENT_S if process.is_warm else WARM_UP_S):
+                    log.warning("ended an idle worker that does not answer", worker=process.name)
+                    self.end(process)
+                    self._spare_at = max(self._spare_at, now + (QUIET_S if process.is_warm else SPARE_RETRY_S))
+            kept = self._fitting()[-spares:] if spares else []
+            for process in self._idle():
+                if process not in kept and time.time() - (process.idle_since or 0.0) > self._warmth.ttl_s:
+                    self.end(process)
+            if len(kept) < spares and now >= self._spare_at:
+                self._make_spare()
 
     def _make_spare(self) -> None:
         shape = self._wanted_shape
