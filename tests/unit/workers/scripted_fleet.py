@@ -115,18 +115,21 @@ class ScriptedFleet:
         actors: all that were ever created, by number.
         given_back: names of those whose processes were given back.
         warm: whether the next one that is taken was there before.
+        failures: what calls to actors end with from the beginning, by number.
     """
 
     def __init__(self) -> None:
         self.actors: list[ScriptedActor] = []
         self.given_back: list[str] = []
         self.warm = False
+        self.failures: dict[int, Exception] = {}
         self.changed = threading.Condition()
 
     def create(self, node_id: str) -> Process:
         with self.changed:
             number = len(self.actors)
             self.actors.append(ScriptedActor(self, number, node_id))
+            self.actors[-1].failure = self.failures.get(number)
             self.changed.notify_all()
         return Process(f"worker-{number}", self.actors[-1], node_id, Shape())
 

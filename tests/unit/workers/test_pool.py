@@ -423,7 +423,9 @@ def test_processes_are_told_as_they_are(make: Make) -> None:
 
 
 def launcher_on(fleet: PlayedFleet) -> Launcher:
-    config = Config("", "", 1, "", "", "json", warm_ttl_s=TTL_S, warm_workers=0, warm_memory_bytes=0, data_cache_bytes=0)
+    config = Config(
+        "", "", 1, "", "", "json", warm_ttl_s=TTL_S, warm_workers=0, warm_memory_bytes=0, data_cache_bytes=0
+    )
     return Launcher(config, fleet, Lifeline())
 
 

@@ -90,9 +90,7 @@ def change_everything() -> None:
     for generator_is_moved in (torch.manual_seed, random.seed, np.random.seed):
         generator_is_moved(4)
     nn.modules.module.register_module_forward_hook(lambda module, inputs, output: output * 1.5)
-    register_optimizer_step_pre_hook(
-        lambda optimizer, args, kwargs: optimizer.param_groups[0].update(lr=5.0)
-    )
+    register_optimizer_step_pre_hook(lambda optimizer, args, kwargs: optimizer.param_groups[0].update(lr=5.0))
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = os.environ["NEW"] = "changed"
     os.environ.pop("PATH", None)
     os.environ["TZ"] = "Asia/Kathmandu"

@@ -156,4 +156,3 @@ class DataCache:
     def clear(self) -> None:
         """Keep nothing."""
         self._entries.clear()
-
