@@ -30,11 +30,10 @@ def wide(cpus_per_worker: float, workers: int = 1) -> dict[str, Any]:
 def test_workers_are_used_again_make_room_and_leave_with_the_server(make_server: MakeServer) -> None:
     server = make_server("--num-cpus", "3", "--warm-workers", "0").start()
     with server.client() as client:
-        first = client.submit_job(digits(workers=2)).wait()
+        client.submit_job(digits(workers=2)).wait()
         used = pids_of(server)
         assert len(used) == 2, "they are there when the job is seen to have succeeded"
         assert_another_job_uses_them(server, client, used)
-        assert first.result is not None
 
         one, _ = sorted(used)
         psutil.Process(one).kill()
@@ -49,6 +48,7 @@ def test_workers_are_used_again_make_room_and_leave_with_the_server(make_server:
         assert not pids_of(server) & used
         mixed = client.submit_job(digits(workers=3)).wait()
         assert_curve_of_the_engine_alone(mixed)
+        assert (wide_job.attempt, mixed.attempt) == (1, 1)
     assert server.stop() == 0
     assert server.processes() == []
 
@@ -102,13 +102,15 @@ def test_a_server_that_stops_leaves_no_worker_on_a_cluster_of_others(
         def workers() -> list[psutil.Process]:
             """Their parents are the cluster's, not the server's."""
             [raylet_head] = [psutil.Process(head._record.pid)] if head._record else []
-            return [child for child in raylet_head.children(recursive=True) if "ray::Worker" in " ".join(cmdline(child))]
+            return [
+                child for child in raylet_head.children(recursive=True) if "ray::Worker" in " ".join(cmdline(child))
+            ]
 
         with server.client() as client:
             client.submit_job(quick(workers=2)).wait()
         assert len(workers()) >= 2
         assert server.stop() == 0
-        gone, left = psutil.wait_procs(workers(), timeout=10)
+        _, left = psutil.wait_procs(workers(), timeout=10)
         assert not left
     finally:
         asyncio.run(head.stop())

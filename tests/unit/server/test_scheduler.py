@@ -123,7 +123,7 @@ def test_the_first_job_that_is_left_would_not_have_fitted_and_who_got_fewer_left
     requests,
     gang_lists(),
     clusters(),
-    st.dictionaries(st.tuples(st.sampled_from("n0 n1 n2".split()), workers), st.integers(1, 5)),
+    st.dictionaries(st.tuples(st.sampled_from(["n0", "n1", "n2"]), workers), st.integers(1, 5)),
 )
 def test_warm_workers_change_where_jobs_go_but_neither_who_starts_nor_with_how_many(
     queue: list[Request],

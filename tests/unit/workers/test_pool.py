@@ -1,5 +1,6 @@
 """Which processes are reused, which are kept warm, and which make room."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from lockstep.workers.fleet import Process
 from lockstep.workers.launcher import Config, Launcher, Lifeline
 from lockstep.workers.pool import QUIET_S, SILENT_S, SPARE_RETRY_S, WARM_UP_S, Pool, Warmth
 from lockstep.workers.worker import Description
-from tests.unit.workers.played_fleet import PlayedActor, PlayedFleet
+from tests.unit.workers.played_fleet import WAIT_S, PlayedActor, PlayedFleet
 
 TTL_S = 600.0
 
@@ -53,6 +54,7 @@ class Stage:
 
     def take(self, node: str = "a", owner: str = "ann", cpus: float = 1.0, gpus: int = 0, **how: bool) -> Process:
         """Take a process for a worker of a job of its own."""
+        self.pool.hear(0)
         self.passes(0.001)
         order = StartGang(job_id=f"job-{self._numbers}", attempt=1, owner=owner)
         self._numbers += 1
@@ -78,6 +80,7 @@ class Stage:
 
     def look(self, after_s: float = 0.0) -> None:
         """Look after the idle ones."""
+        self.pool.hear(0)
         self.passes(after_s)
         self.pool.look_after()
 
@@ -88,6 +91,7 @@ class Stage:
         return actor
 
     def messages(self) -> list[WorkerProcess]:
+        self.pool.hear(0)
         return self.pool.processes()
 
 
@@ -303,6 +307,7 @@ def test_after_a_spare_that_does_not_get_warm_the_next_one_comes_later(make: Mak
     stage = make(spares=1)
     stage.look(QUIET_S)
     stage.spare().dies()
+    stage.pool.hear(WAIT_S)
     assert stage.fleet.room() == {"a": (4.0, 0.0)}
     stage.look(QUIET_S)
     assert len(stage.fleet.actors) == 1
@@ -323,6 +328,7 @@ def test_a_spare_that_is_taken_while_it_warms_up_stays_taken(make: Make) -> None
     assert process.actor is spare
     assert (process.is_reused, process.is_warm) == (True, False)
     spare.answers()
+    stage.pool.hear(WAIT_S)
     assert process.idle_since is None
     assert spare.asked == [], "it is not asked to rest"
     stage.look(WARM_UP_S + 1.0)
@@ -336,19 +342,23 @@ def test_an_idle_one_is_asked_again_and_again(stage: Stage) -> None:
     process = stage.idle()
     assert process.actor.asked[0][:2] == ("rest", ("job-0/1/0",))
     process.actor.answers(memory_bytes=300, data_bytes=20)
+    stage.pool.hear(WAIT_S)
     assert process.actor.asked[0][:2] == ("rest", ("",))
     [message] = stage.messages()
     assert (message.memory_bytes, message.data_bytes, message.pid) == (300, 20, 7)
     told = stage.told
     process.actor.answers(memory_bytes=300, data_bytes=20)
+    stage.pool.hear(WAIT_S)
     assert stage.told == told, "nothing has changed"
     process.actor.answers(memory_bytes=200, data_bytes=20)
+    stage.pool.hear(WAIT_S)
     assert stage.told == told + 1
 
 
 def test_an_idle_one_that_dies_leaves_and_what_it_held_is_free(stage: Stage) -> None:
     process = stage.idle()
     process.actor.dies()
+    stage.pool.hear(WAIT_S)
     assert process.is_ended
     assert stage.messages() == []
     assert stage.fleet.room() == {"a": (4.0, 0.0)}
@@ -367,11 +377,13 @@ def test_an_idle_one_that_does_not_answer_is_ended(stage: Stage) -> None:
 def test_one_that_cannot_be_reached_is_asked_again_but_not_for_ever(stage: Stage) -> None:
     process = stage.idle()
     process.actor.fails(ActorUnavailableError("the network is broken", None))
+    stage.pool.hear(WAIT_S)
     process.actor.wait_until_asked()
     assert process.actor.asked[0][:2] == ("rest", ("job-0/1/0",))
     assert not process.is_ended
     stage.passes(SILENT_S)
     process.actor.fails(ActorUnavailableError("the network is broken", None))
+    stage.pool.hear(WAIT_S)
     process.actor.wait_until_asked()
     stage.look(0.1)
     assert process.is_ended
@@ -390,6 +402,7 @@ def test_one_that_was_taken_meanwhile_is_not_asked_again(stage: Stage, monkeypat
     monkeypatch.setattr(pool_module.threading, "Timer", Timer)
     process = stage.idle()
     process.actor.fails(ActorUnavailableError("the network is broken", None))
+    stage.pool.hear(WAIT_S)
     stage.take()
     timers[0]()
     assert process.actor.asked == []
@@ -400,7 +413,22 @@ def test_an_answer_to_an_earlier_question_does_not_end_a_process_that_works(stag
     question = process.actor.asked.pop(0)
     assert stage.take() is process
     question.answer.set_exception(RuntimeError("the worker has failed"))
+    stage.pool.hear(WAIT_S)
     assert not process.is_ended
+
+
+def test_an_answer_waits_for_nobody_who_waits_for_ray(stage: Stage) -> None:
+    process = stage.idle()
+    has_answered = threading.Event()
+
+    def kill(actor: PlayedActor) -> None:
+        """End an actor as Ray does, whose thread first tells of calls that have failed."""
+        threading.Thread(target=lambda: (actor.dies(), has_answered.set())).start()
+        assert has_answered.wait(WAIT_S)
+
+    stage.fleet.kill = kill  # type: ignore[method-assign]
+    stage.take(cpus=4.0)
+    assert process.is_ended
 
 
 def test_processes_are_told_as_they_are(make: Make) -> None:

@@ -16,6 +16,7 @@ from lockstep.workers.worker import Description, Limits, Unfit, Worker
 from tests.processes import in_a_fresh_process
 
 WAIT_S = 20.0
+ROOMY = Limits(1 << 20, 1 << 40)
 attempts = itertools.count(1)
 
 
@@ -54,7 +55,7 @@ def make_worker(monkeypatch: pytest.MonkeyPatch, slate: PlayedSlate) -> Iterator
     monkeypatch.setattr(worker, "POLL_S", 0.2)
     made = []
 
-    def make(limits: Limits = Limits(1 << 20, 1 << 40)) -> Worker:
+    def make(limits: Limits = ROOMY) -> Worker:
         made.append(Worker(limits, 1.0, 0.0))
         return made[-1]
 

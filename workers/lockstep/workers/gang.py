@@ -79,6 +79,7 @@ class MemberUp:
 
     member: Member
     address: str
+    pid: int
 
 
 @dataclass(frozen=True)
@@ -175,8 +176,7 @@ class Gang:
         order_bytes = self.order.SerializeToString()
 
         def took(presence: Presence) -> None:
-            self.pool.is_up(member.process, presence.pid)
-            self.events.put(MemberUp(member, presence.address))
+            self.events.put(MemberUp(member, presence.address, presence.pid))
 
         self._call(member, member.process.actor.begin, order_bytes, number, took=took)
         self._ask_for_news(member, None)
@@ -253,6 +253,8 @@ class Gang:
                 if deadline is not None and time.monotonic() >= deadline:
                     return None
                 continue
+            if isinstance(event, MemberUp):
+                self.pool.is_up(event.member.process, event.pid)
             if isinstance(event, StopAsked | ResizeAsked) or event.member in self.members:
                 return event
 
