@@ -139,6 +139,9 @@ def test_a_new_assignment_may_come_before_the_call_that_forgets_the_one_before(i
     idle.rest(before, WAIT_S)
     assert idle._assignment is not None
     assert idle._assignment.name == name
+    end(idle)
+    with pytest.raises(Unfit, match=f"{before} is over"):
+        idle.begin(order_of(attempt=int(before.split("/")[1])).SerializeToString(), 0)
 
 
 def test_an_assignment_that_is_forgotten_is_not_begun_again(idle: Worker) -> None:

@@ -176,11 +176,13 @@ class Worker:
             if current is None or current.name != name_of(order, number):
                 self._check_that_it_may_take(order, number)
                 self._epoch, self._owner = max(order.epoch, self._epoch), order.owner
-                self._assignment = Assignment(order, number, self._host, self._data, self._prepare, self._clear_away)
+                self._forgotten = current.name if current is not None else self._forgotten
+                current = Assignment(order, number, self._host, self._data, self._prepare, self._clear_away)
+                self._assignment = current
                 self._look_after()
-                self._assignment.start()
+                current.start()
                 self._changed.notify_all()
-            return Presence(self._assignment.address, os.getpid())
+            return Presence(current.address, os.getpid())
 
     def _check_that_it_may_take(self, order: StartGang, number: int) -> None:
         # One that is over is forgotten by a call that may come later than this.
