@@ -1,10 +1,15 @@
 """Processes for tests of ranks: they fork from one that has imported what takes seconds, once."""
 
 import multiprocessing
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
+from typing import Any
 
 SLOW_IMPORTS = ["sklearn.datasets", "torch", "torch._dynamo", "lockstep.workers.training"]
 """torch imports its `_dynamo` when the first optimizer is made."""
+TIMEOUT_S = 60
 
 
 def forking_context() -> ForkServerContext:
@@ -12,3 +17,36 @@ def forking_context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(SLOW_IMPORTS)
     return context
+
+
+def in_a_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
+    """What a function returns in a process that has done nothing before.
+
+    Raises:
+        AssertionError: it raised there, with its traceback, or the process died.
+    """
+    context = forking_context()
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_call, args=(theirs, function, args))
+    process.start()
+    theirs.close()
+    try:
+        assert ours.poll(TIMEOUT_S), f"{function.__name__} hangs"
+        value, failure = ours.recv()
+    except EOFError:
+        value, failure = None, "it died"
+    finally:
+        ours.close()
+        process.kill()
+        process.join()
+        process.close()
+    assert not failure, failure
+    return value
+
+
+def _call(connection: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    try:
+        outcome = function(*args), ""
+    except BaseException:
+        outcome = None, traceback.format_exc()
+    connection.send(outcome)

@@ -168,7 +168,7 @@ def plan(
 def _take(free: dict[str, Amount], warm: Counter[tuple[str, Amount]], node_ids: Iterable[str], each: Amount) -> None:
     for node_id in node_ids:
         free[node_id] = free[node_id] - each
-        warm[node_id, each] -= 1
+        warm[node_id, each] = max(0, warm[node_id, each] - 1)
 
 
 def _place(request: Request, free: Mapping[str, Amount], warm: Counter[tuple[str, Amount]]) -> tuple[str, ...] | None:
@@ -177,7 +177,7 @@ def _place(request: Request, free: Mapping[str, Amount], warm: Counter[tuple[str
     if workers < request.min_workers:
         return None
     roomy = [node_id for node_id, count in slots.items() if count >= workers]
-    ready = {node_id: min(workers, max(0, warm[node_id, request.each])) for node_id in slots}
+    ready = {node_id: min(workers, warm[node_id, request.each]) for node_id in slots}
     if roomy:
         # One node that takes the whole gang, so that its all-reduce stays on it: the one with most workers that are
         # warm, else the tightest, so that large gaps stay whole.

@@ -119,6 +119,30 @@ def test_the_first_job_that_is_left_would_not_have_fitted_and_who_got_fewer_left
         assert sum(amount.holds(left.each) for amount in free.values()) < left.min_workers
 
 
+@given(
+    requests,
+    gang_lists(),
+    clusters(),
+    st.dictionaries(st.tuples(st.sampled_from(["n0", "n1", "n2"]), workers), st.integers(1, 5)),
+)
+def test_warm_workers_change_where_jobs_go_but_neither_who_starts_nor_with_how_many(
+    queue: list[Request],
+    gangs: list[Running],
+    cluster: tuple[list[Node], dict[str, Amount]],
+    warm: dict[tuple[str, Amount], int],
+) -> None:
+    nodes, others = cluster
+    queue = [replace(request, each=Amount(10_000)) for request in queue]
+    gangs = [replace(gang, each=Amount(10_000)) for gang in gangs]
+    held, given_warm = held_with(gangs, others), dict(warm)
+    cold, decided = plan(queue, gangs, nodes, held), plan(queue, gangs, nodes, held, warm)
+    assert [(p.job_id, len(p.node_ids)) for p in decided.placements] == [
+        (p.job_id, len(p.node_ids)) for p in cold.placements
+    ]
+    assert [r.job_id for r in decided.resizes] == [r.job_id for r in cold.resizes]
+    assert warm == given_warm, "what is handed in stays as it is"
+
+
 @given(gang_lists(), clusters())
 def test_a_gang_comes_no_further_than_its_job_wants_and_keeps_the_workers_that_it_may(
     gangs: list[Running], cluster: tuple[list[Node], dict[str, Amount]]
@@ -202,6 +226,63 @@ def test_a_gang_that_fits_on_no_node_is_spread() -> None:
     resources = ResourcesSpec(workers=5, min_workers=1, cpus_per_worker=1)
     [placement] = plan([request_of("j", resources)], [], [node("a", 2), node("b", 2), node("c", 1)], {}).placements
     assert Counter(placement.node_ids) == {"a": 2, "b": 2, "c": 1}
+
+
+def test_a_gang_goes_where_most_of_its_workers_are_warm() -> None:
+    nodes = [node("a", 2), node("b", 8), node("c", 8)]
+    two = Request("j", 2, 1, ONE)
+    assert plan([two], [], nodes, {}).placements == (Placement("j", ("a", "a")),), "else to the tightest"
+    assert plan([two], [], nodes, {}, {("c", ONE): 1}).placements == (Placement("j", ("c", "c")),)
+    assert plan([two], [], nodes, {}, {("b", ONE): 2, ("c", ONE): 1}).placements == (Placement("j", ("b", "b")),)
+
+
+def test_more_warm_workers_than_a_gang_has_draw_it_no_more() -> None:
+    nodes = [node("a", 2), node("b", 8)]
+    warm = {("a", ONE): 2, ("b", ONE): 7}
+    assert plan([Request("j", 2, 1, ONE)], [], nodes, {}, warm).placements == (Placement("j", ("a", "a")),)
+
+
+def test_only_warm_workers_of_the_shape_of_the_job_count() -> None:
+    nodes = [node("a", 2), node("b", 8)]
+    warm = {("b", Amount(20_000)): 1, ("b", Amount(10_000, 10_000)): 1}
+    assert plan([Request("j", 1, 1, ONE)], [], nodes, {}, warm).placements == (Placement("j", ("a",)),)
+
+
+def test_two_jobs_do_not_count_the_same_warm_worker() -> None:
+    nodes = [node("a", 1), node("b", 8), node("c", 8)]
+    queue = [Request("first", 1, 1, ONE), Request("second", 1, 1, ONE), Request("third", 1, 1, ONE)]
+    warm = {("b", ONE): 1, ("c", ONE): 1}
+    placements = plan(queue, [], nodes, {}, warm).placements
+    assert [placement.node_ids for placement in placements] == [("b",), ("c",), ("a",)]
+
+
+def test_warm_workers_hold_nothing() -> None:
+    wide = Request("wide", 1, 1, Amount(40_000))
+    assert plan([wide], [], [node("a", 4)], {}, {("a", ONE): 4}).placements == (Placement("wide", ("a",)),)
+
+
+def test_a_gang_that_is_spread_goes_to_as_few_nodes_as_without_warm_workers() -> None:
+    nodes = [node("a", 3), node("b", 2), node("c", 2)]
+    five = Request("j", 5, 5, ONE)
+    assert plan([five], [], nodes, {}, {("c", ONE): 2}).placements == (Placement("j", ("a", "a", "a", "c", "c")),)
+
+
+def test_a_gang_grows_where_it_is_then_where_workers_are_warm() -> None:
+    nodes = [node("a", 2), node("b", 8), node("c", 3)]
+    gang, held = Running("g", ("a",), 3, ONE), {"a": ONE}
+    assert plan([], [gang], nodes, held).resizes == (Resize("g", ("a", "a", "b")),)
+    assert plan([], [gang], nodes, held, {("c", ONE): 1}).resizes == (Resize("g", ("a", "a", "c")),)
+
+
+def test_a_node_whose_warm_workers_are_all_taken_is_no_worse_than_others() -> None:
+    nodes = [node("a", 4), node("b", 6)]
+    queue = [Request("j", 5, 5, ONE)]  # takes five on b, where one is warm
+    gang = Running("g", ("c",), 2, Amount(5_000))
+    warm = {("b", ONE): 1, ("b", Amount(5_000)): 1, ("a", Amount(5_000)): 1}
+    assert plan(queue, [gang], nodes, {}, warm).resizes == (Resize("g", ("c", "a")),)
+    one = Running("g", ("c",), 2, ONE)
+    equal = [node("a", 1), node("b", 7)]  # one of the queue takes two on b, where one is warm
+    assert plan([Request("j", 2, 2, ONE)], [one], equal, {}, {("b", ONE): 1}).resizes == (Resize("g", ("c", "b")),)
 
 
 def test_what_can_never_fit_is_said_with_the_numbers() -> None:

@@ -115,27 +115,30 @@ class ScriptedFleet:
         actors: all that were ever created, by number.
         given_back: names of those whose processes were given back.
         warm: whether the next one that is taken was there before.
+        failures: what calls to actors end with from the beginning, by number.
     """
 
     def __init__(self) -> None:
         self.actors: list[ScriptedActor] = []
         self.given_back: list[str] = []
         self.warm = False
+        self.failures: dict[int, Exception] = {}
         self.changed = threading.Condition()
 
     def create(self, node_id: str) -> Process:
         with self.changed:
             number = len(self.actors)
             self.actors.append(ScriptedActor(self, number, node_id))
+            self.actors[-1].failure = self.failures.get(number)
             self.changed.notify_all()
         return Process(f"worker-{number}", self.actors[-1], node_id, Shape())
 
     def take(self, order: StartGang, node_id: str, number: int, *, fresh: bool = False) -> Process:
         process = self.create(node_id)
-        process.is_reused = self.warm and not fresh
+        process.is_reused = process.is_warm = self.warm and not fresh
         return process
 
-    def came_up(self, process: Process, pid: int) -> None:
+    def is_up(self, process: Process, pid: int) -> None:
         process.pid = pid
 
     def give_back(self, process: Process, memory_bytes: int) -> None:

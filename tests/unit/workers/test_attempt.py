@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 import pytest
-from ray.exceptions import ActorUnavailableError
+from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from lockstep.v1.internal_service_pb2 import ResizeGang
 from lockstep.v1.job_pb2 import JobError
-from lockstep.workers import ending
+from lockstep.workers import ending, gang
 from tests.unit.workers.scripted_fleet import HARDWARE, ScriptedActor, Stage
 
 
@@ -208,3 +208,69 @@ def test_who_does_not_go_after_a_failure_is_killed(monkeypatch: pytest.MonkeyPat
     stage.fleet.actors[0].end(JobError(reason="NON_FINITE_LOSS", message="train_loss is nan at step 7"))
     assert stage.end().error.reason == "NON_FINITE_LOSS"
     assert stage.fleet.actors[1].is_killed
+
+
+def test_a_gang_of_warm_workers_trains_and_is_given_back(stage: Stage) -> None:
+    stage.fleet.warm = True
+    stage.begin()
+    for actor in stage.fleet.actors:
+        actor.end(is_reusable=True)
+    assert not stage.end().HasField("error")
+    assert sorted(stage.fleet.given_back) == ["worker-0", "worker-1"]
+
+
+def test_only_a_worker_that_says_that_it_may_be_used_again_is_given_back(stage: Stage) -> None:
+    stage.begin()
+    first, second = stage.fleet.actors
+    first.end(is_reusable=True)
+    second.end()
+    stage.end()
+    assert stage.fleet.given_back == ["worker-0"]
+    assert second.is_killed
+
+
+@pytest.mark.parametrize(
+    "failure", [ActorDiedError(), ActorUnavailableError("the network is broken", None), RuntimeError("it is busy")]
+)
+def test_a_warm_worker_that_does_not_come_up_is_replaced_by_a_new_one(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    monkeypatch.setattr(gang, "ANSWER_TIMEOUT_S", 0.05)
+    stage.fleet.warm = True
+    stage.fleet.failures = {0: failure}
+    stage.attempt().start()
+    stage.fleet.wait_for(lambda: len(stage.fleet.actors) == 3)
+    dead, other, new = stage.fleet.actors
+    assert dead.is_killed
+    assert new.node_id == dead.node_id
+    for actor in (other, new):
+        actor.prepare()
+    stage.fleet.wait_for(lambda: other.told("form") and new.told("form"))
+    assert other.told("form")[0][2:4] == (0, ["address-1", "address-2"])
+    stage.close()
+    assert not stage.end().HasField("error")
+
+
+def test_a_new_worker_that_does_not_come_up_is_not_replaced(stage: Stage) -> None:
+    stage.fleet.failures = {0: ActorDiedError()}
+    stage.attempt().start()
+    assert stage.end().error.reason == "PLACEMENT_FAILED"
+    assert len(stage.fleet.actors) == 2
+
+
+def test_a_warm_worker_that_dies_while_its_gang_grows_is_replaced_too(stage: Stage) -> None:
+    running = stage.begin()
+    stage.fleet.warm = True
+    stage.fleet.failures = {2: ActorDiedError()}
+    running.resize(ResizeGang(revision=1, node_ids=[*stage.order.node_ids, "node-2"]))
+    stage.fleet.wait_for(lambda: len(stage.fleet.actors) == 4)
+    stage.fleet.actors[3].prepare()
+    assert stage.next_change("grown to 3 workers").running_workers == 3
+
+
+def test_a_warm_worker_that_dies_after_it_came_up_is_lost_as_any_other(stage: Stage) -> None:
+    stage.fleet.warm = True
+    stage.begin()
+    stage.fleet.actors[1].die()
+    stage.next_change("1 worker go on")
+    assert len(stage.fleet.actors) == 2

@@ -14,11 +14,12 @@ from lockstep.workers.datasets.builtin import BuiltinDataset
 from lockstep.workers.datasets.idx import IdxDataset
 from lockstep.workers.engine import DataError
 
+CPU = torch.device("cpu")
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
 def test_mnist_is_read_whole(mnist_root: Path) -> None:
-    data = build_data(DataSpec(idx={"root": str(mnist_root)}))
+    data = build_data(DataSpec(idx={"root": str(mnist_root)}), CPU)
     assert (len(data.train), len(data.validation), data.num_classes) == (60_000, 10_000, 10)
     assert data.input_shape == (1, 28, 28)
     inputs, targets = data.take(data.train, torch.tensor([0, 59_999]))
@@ -28,7 +29,7 @@ def test_mnist_is_read_whole(mnist_root: Path) -> None:
 
 
 def test_standardised_pixels_have_mean_0_and_deviation_1_over_the_training_images(mnist_root: Path) -> None:
-    data = build_data(DataSpec(idx={"root": str(mnist_root), "standardize": True}))
+    data = build_data(DataSpec(idx={"root": str(mnist_root), "standardize": True}), CPU)
     pixels = data.transform(data.train.inputs).double()
     assert abs(float(pixels.mean())) < 1e-5
     assert abs(float(pixels.std()) - 1) < 1e-5
@@ -47,7 +48,7 @@ def idx_root(tmp_path: Path) -> Path:
 
 
 def test_plain_and_gzipped_files_are_read_alike(idx_root: Path) -> None:
-    data = build_data(DataSpec(idx={"root": str(idx_root)}))
+    data = build_data(DataSpec(idx={"root": str(idx_root)}), CPU)
     assert data.input_shape == (1, 12, 13)
     assert data.train.inputs[0, 0, 1, 0] == 13
     assert data.validation.targets.tolist() == [0, 1, 2]

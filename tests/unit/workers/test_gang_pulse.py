@@ -39,6 +39,9 @@ class PlayedPool:
     def take(self, order: StartGang, node_id: str, number: int, *, fresh: bool) -> Process:
         return Process("worker", Reading(), node_id, Shape())
 
+    def is_up(self, process: Process, pid: int) -> None:
+        pass
+
 
 def test_a_worker_that_hangs_before_it_trains_is_noticed() -> None:
     order = StartGang(spec=JobSpec(recovery=RecoverySpec(hang_timeout_s=0.1)))
@@ -46,6 +49,6 @@ def test_a_worker_that_hangs_before_it_trains_is_noticed() -> None:
     member = gang.add("node")
     deadline = time.monotonic() + 10
     up = gang.next_event(deadline)
-    assert up == MemberUp(member, "127.0.0.1:1")
+    assert up == MemberUp(member, "127.0.0.1:1", 1)
     member.address = "127.0.0.1:1"
     assert gang.next_event(deadline) == Hung(member, f"worker 0 {WORDS}")

@@ -82,6 +82,11 @@ class Assignment:
         self._news = News()
         self._thread = threading.Thread(target=self._run, name="train", daemon=True)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it trains no more."""
+        return self._news.has_ended
+
     def start(self) -> None:
         """Begin to read the data and to wait for a group; returns at once."""
         self._thread.start()
@@ -138,10 +143,13 @@ class Assignment:
             pass
         except BaseException as error:
             error_bytes = job_error(error, self.membership.current.rank).SerializeToString()
-        self.reporter.close(LAST_WORDS_S)
-        self.membership.close()
-        if not error_bytes:  # one in which anything went wrong is not used again
-            ended = self._clear_away()
+        try:
+            self.reporter.close(LAST_WORDS_S)
+            self.membership.close()
+            if not error_bytes:  # one in which anything went wrong is not used again
+                ended = self._clear_away()
+        except Exception:
+            log.exception("the process is not used again", job_id=order.job_id)
         self._tell(has_ended=True, error_bytes=error_bytes, **ended)
 
 

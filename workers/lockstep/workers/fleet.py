@@ -39,7 +39,11 @@ class Shape(NamedTuple):
 
     def fits(self, room: tuple[float, float]) -> bool:
         """Whether there is room for it."""
-        return all(need <= have + 1e-4 / 2 for need, have in zip(self, room, strict=True))
+        return not self.lacking(room)
+
+    def lacking(self, room: tuple[float, float]) -> list[int]:
+        """Of which resources there is not enough, by number."""
+        return [kind for kind, need in enumerate(self) if need > room[kind] + 1e-4 / 2]
 
 
 @dataclass(eq=False)

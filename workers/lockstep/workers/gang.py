@@ -20,6 +20,8 @@ from lockstep.workers.worker import Presence
 
 PULSES_PER_TIMEOUT = 4
 LONGEST_PULSE_S = 5.0
+COLD_ANSWER_TIMEOUT_S = 20.0
+"""How long a spare worker that has just been made may take to answer before a new one is made."""
 
 log = structlog.get_logger()
 
@@ -79,6 +81,7 @@ class MemberUp:
 
     member: Member
     address: str
+    pid: int
 
 
 @dataclass(frozen=True)
@@ -169,13 +172,13 @@ class Gang:
         self._created += 1
         member = Member(number, self.pool.take(self.order, node_id, number, fresh=fresh))
         if member.process.is_reused:
-            member.kill_by = time.monotonic() + ANSWER_TIMEOUT_S
+            patience_s = ANSWER_TIMEOUT_S if member.process.is_warm else COLD_ANSWER_TIMEOUT_S
+            member.kill_by = time.monotonic() + patience_s
         self.members.append(member)
         order_bytes = self.order.SerializeToString()
 
         def took(presence: Presence) -> None:
-            self.pool.came_up(member.process, presence.pid)
-            self.events.put(MemberUp(member, presence.address))
+            self.events.put(MemberUp(member, presence.address, presence.pid))
 
         self._call(member, member.process.actor.begin, order_bytes, number, took=took)
         self._ask_for_news(member, None)
@@ -252,6 +255,8 @@ class Gang:
                 if deadline is not None and time.monotonic() >= deadline:
                     return None
                 continue
+            if isinstance(event, MemberUp):
+                self.pool.is_up(event.member.process, event.pid)
             if isinstance(event, StopAsked | ResizeAsked) or event.member in self.members:
                 return event
 

@@ -5,6 +5,8 @@ same shape. Idle ones never stand in the way: whoever needs their room ends them
 where there is room.
 """
 
+import contextlib
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -24,6 +26,8 @@ SPARE_RETRY_S = 30.0
 """How long after a spare worker has failed before the next is made."""
 SILENT_S = POLL_S + 10.0
 """How long an idle worker may owe an answer."""
+WARM_UP_S = 60.0
+"""How long a spare worker may take to come up and to get warm."""
 LOOK_EVERY_S = 1.0
 
 log = structlog.get_logger()
@@ -52,13 +56,15 @@ class Pool:
 
     def __init__(self, fleet: Fleet, warmth: Warmth, tell_changed: Callable[[], None]) -> None:
         self._fleet, self._warmth, self._tell_changed = fleet, warmth, tell_changed
-        self._changed = threading.Condition(threading.RLock())
+        self._lock = threading.RLock()
+        self._answers: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._processes: dict[str, Process] = {}
         self._wanted_shape, self._wanted_owner = Shape(), ""
         self._spare_at = 0.0
 
     def start(self) -> None:
         """Begin to look after idle workers; returns at once."""
+        self._spare_at = max(self._spare_at, time.monotonic() + QUIET_S)  # jobs may wait
         threading.Thread(target=self._keep, name="pool", daemon=True).start()
 
     # For those who need workers.
@@ -73,7 +79,7 @@ class Pool:
             fresh: it must be a new one.
         """
         shape = Shape.of(order.spec.resources)
-        with self._changed:
+        with self._lock:
             self._wanted_shape, self._wanted_owner = shape, order.owner
             fitting = [] if fresh else [process for process in self._fitting() if process.node_id == node_id]
             if fitting:
@@ -90,16 +96,16 @@ class Pool:
             self._has_changed()
             return process
 
-    def came_up(self, process: Process, pid: int) -> None:
-        """Note that a process that was taken is there."""
-        with self._changed:
+    def is_up(self, process: Process, pid: int) -> None:
+        """Note that a process that was taken has answered."""
+        with self._lock:
             if process.pid != pid:
                 process.pid = pid
                 self._tell_changed()
 
     def give_back(self, process: Process, memory_bytes: int) -> None:
         """Take a process back that is as good as a new one."""
-        with self._changed:
+        with self._lock:
             assignment, process.assignment = process.assignment, ""
             if process.is_ended:
                 return
@@ -112,15 +118,16 @@ class Pool:
 
     def end(self, process: Process) -> None:
         """End a process, whatever it does; harmless when it has ended."""
-        with self._changed:
-            self._fleet.end(process)
+        with self._lock:
             process.idle_since = None
-            if self._processes.pop(process.name, None) is not None:
+            was_there = self._processes.pop(process.name, None) is not None
+            self._fleet.end(process)
+            if was_there:
                 self._has_changed()
 
     def adopt(self, process: Process, assignment: str) -> None:
         """Take over a process of an earlier launcher; an empty assignment means that it is idle."""
-        with self._changed:
+        with self._lock:
             self._processes[process.name] = process
             process.assignment = assignment
             if not assignment:
@@ -129,14 +136,14 @@ class Pool:
 
     def drain(self) -> None:
         """Keep no worker warm from now on."""
-        with self._changed:
+        with self._lock:
             self._warmth = Warmth(0.0, 0)
             for process in self._idle():
                 self.end(process)
 
     def processes(self) -> list[WorkerProcess]:
         """All of them as the coordinator is told."""
-        with self._changed:
+        with self._lock:
             return [_message_of(process) for process in self._processes.values()]
 
     # Idle ones.
@@ -155,9 +162,9 @@ class Pool:
         """Idle ones that hold what a new worker on their node needs, while they do."""
         for process in self._idle():
             room = self._fleet.room().get(node_id)
-            if room is not None and shape.fits(room):
+            if room is None or not (lacking := shape.lacking(room)):
                 return
-            if process.node_id == node_id:
+            if process.node_id == node_id and any(process.shape[kind] > 0 for kind in lacking):
                 yield process
 
     def _rest(self, process: Process, assignment: str) -> None:
@@ -165,24 +172,36 @@ class Pool:
         process.idle_since = idle_since = time.time()
         self._ask(process, idle_since, lambda: process.actor.rest.remote(assignment, 0.0))
 
-    def _ask(self, process: Process, idle_since: float, ask: Callable[[], Any]) -> None:
-        def answered(future: Any) -> None:
-            error = future.exception()
-            with self._changed:
-                if process.idle_since != idle_since:  # it has found work meanwhile, or was ended
-                    return
-                if error is None:
-                    self._has_answered(process, future.result())
-                    self._ask(process, idle_since, lambda: process.actor.rest.remote(""))
-                elif isinstance(error, ActorUnavailableError):
-                    threading.Timer(ASK_AGAIN_AFTER_S, self._ask, (process, idle_since, ask)).start()
-                else:
-                    log.warning("an idle worker is gone", worker=process.name, node_id=process.node_id)
-                    self._spare_at = time.monotonic() + (QUIET_S if process.is_warm else SPARE_RETRY_S)
-                    self.end(process)
+    def _ask_again(self, process: Process, idle_since: float, ask: Callable[[], Any]) -> None:
+        with self._lock:
+            if process.idle_since == idle_since:
+                self._ask(process, idle_since, ask, is_first=False)
 
-        process.asked_at = time.monotonic()
+    def _ask(self, process: Process, idle_since: float, ask: Callable[[], Any], *, is_first: bool = True) -> None:
+        def answered(future: Any) -> None:
+            # Ray waits for this call, and whoever holds the lock may wait for Ray.
+            self._answers.put(lambda: self._take_answer(process, idle_since, ask, future))
+
+        if is_first:  # else it still owes the answer
+            process.asked_at = time.monotonic()
         ask().future().add_done_callback(answered)
+
+    def _take_answer(self, process: Process, idle_since: float, ask: Callable[[], Any], future: Any) -> None:
+        error = future.exception()
+        with self._lock:
+            if process.idle_since != idle_since:  # it has found work meanwhile, or was ended
+                return
+            if error is None:
+                self._has_answered(process, future.result())
+                self._ask(process, idle_since, lambda: process.actor.rest.remote(""))
+            elif isinstance(error, ActorUnavailableError):
+                again = threading.Timer(ASK_AGAIN_AFTER_S, self._ask_again, (process, idle_since, ask))
+                again.daemon = True
+                again.start()
+            else:
+                log.warning("an idle worker is gone", worker=process.name, node_id=process.node_id)
+                self._spare_at = time.monotonic() + (QUIET_S if process.is_warm else SPARE_RETRY_S)
+                self.end(process)
 
     def _has_answered(self, process: Process, rest: Rest) -> None:
         known = (process.is_warm, process.pid, process.memory_bytes, process.data_bytes)
@@ -192,30 +211,38 @@ class Pool:
 
     def _has_changed(self) -> None:
         self._spare_at = max(self._spare_at, time.monotonic() + QUIET_S)
-        self._changed.notify_all()
         self._tell_changed()
 
     def _keep(self) -> None:
-        """End idle workers whose time is over or that do not answer, and make spares."""
         while True:
-            with self._changed:
-                try:
-                    self._look_after()
-                except Exception:  # Ray may be away for a while
-                    log.exception("the idle workers could not be looked after")
-                self._changed.wait(LOOK_EVERY_S)
+            try:
+                self.hear(LOOK_EVERY_S)
+                self.look_after()
+            except Exception:  # Ray may be away for a while
+                log.exception("the idle workers could not be looked after")
 
-    def _look_after(self) -> None:
-        idle = self._idle()
-        for process in idle:
-            if process.is_warm and time.monotonic() - process.asked_at > SILENT_S:
-                log.warning("ended an idle worker that does not answer", worker=process.name)
-                self.end(process)
-        for process in idle[: max(0, len(idle) - self._warmth.spares)]:
-            if time.time() - (process.idle_since or 0.0) > self._warmth.ttl_s:
-                self.end(process)
-        if len(self._fitting()) < self._warmth.spares and time.monotonic() >= self._spare_at:
-            self._make_spare()
+    def hear(self, wait_s: float) -> None:
+        """Take what idle workers have answered; waits so long for the first of it."""
+        with contextlib.suppress(queue.Empty):
+            self._answers.get(timeout=wait_s)()
+            while True:
+                self._answers.get_nowait()()
+
+    def look_after(self) -> None:
+        """End idle workers whose time is over or that do not answer, and make a spare if one is missing."""
+        with self._lock:
+            now, spares = time.monotonic(), self._warmth.spares
+            for process in self._idle():
+                if now - process.asked_at > (SILENT_S if process.is_warm else WARM_UP_S):
+                    log.warning("ended an idle worker that does not answer", worker=process.name)
+                    self.end(process)
+                    self._spare_at = max(self._spare_at, now + (QUIET_S if process.is_warm else SPARE_RETRY_S))
+            kept = self._fitting()[-spares:] if spares else []
+            for process in self._idle():
+                if process not in kept and time.time() - (process.idle_since or 0.0) > self._warmth.ttl_s:
+                    self.end(process)
+            if len(kept) < spares and now >= self._spare_at:
+                self._make_spare()
 
     def _make_spare(self) -> None:
         shape = self._wanted_shape

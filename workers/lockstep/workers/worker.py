@@ -11,7 +11,7 @@ import ray
 import structlog
 
 from lockstep.v1.internal_service_pb2 import StartGang
-from lockstep.workers.assignment import Assignment, News
+from lockstep.workers.assignment import Assignment, News, name_of
 from lockstep.workers.datasets import DataCache
 from lockstep.workers.engine import ENGINE_VERSION
 from lockstep.workers.reset import CleanSlate, free_memory, memory_bytes
@@ -90,6 +90,10 @@ class Description(NamedTuple):
     hardware: str = ""
 
 
+class Unfit(Exception):
+    """A worker was given an assignment that it must not take."""
+
+
 class Worker:
     """One worker process.
 
@@ -108,9 +112,11 @@ class Worker:
         self._owner: str | None = None
         self._changed = threading.Condition()
         self._assignment: Assignment | None = None
+        self._forgotten = ""
         self._is_warming_up = threading.Lock()
         self._slate = CleanSlate()
         self._orphaned = threading.Timer(ORPHANED_AFTER_S, self._end)
+        self._look_after()
 
     # Idle.
 
@@ -131,7 +137,7 @@ class Worker:
         """
         with self._changed:
             if self._assignment is not None and self._assignment.name == assignment:
-                self._assignment = None
+                self._assignment, self._forgotten = None, assignment
             self._look_after()
             self._changed.wait_for(lambda: self._assignment is not None, wait_s)
             return self._how_it_is()
@@ -160,16 +166,34 @@ class Worker:
         Args:
             order_bytes: the serialized StartGang.
             number: of this worker in the attempt.
+
+        Raises:
+            Unfit: this worker must not take it.
         """
         order = StartGang.FromString(order_bytes)
         with self._changed:
-            if self._assignment is None:
+            current = self._assignment
+            if current is None or current.name != name_of(order, number):
+                self._check_that_it_may_take(order, number)
                 self._epoch, self._owner = max(order.epoch, self._epoch), order.owner
-                self._assignment = Assignment(order, number, self._host, self._data, self._prepare, self._clear_away)
+                self._forgotten = current.name if current is not None else self._forgotten
+                current = Assignment(order, number, self._host, self._data, self._prepare, self._clear_away)
+                self._assignment = current
                 self._look_after()
-                self._assignment.start()
+                current.start()
                 self._changed.notify_all()
-            return Presence(self._assignment.address, os.getpid())
+            return Presence(current.address, os.getpid())
+
+    def _check_that_it_may_take(self, order: StartGang, number: int) -> None:
+        # One that is over is forgotten by a call that may come later than this.
+        if self._assignment is not None and not self._assignment.has_ended:
+            raise Unfit(f"the worker is busy with {self._assignment.name}")
+        if name_of(order, number) == self._forgotten:
+            raise Unfit(f"{self._forgotten} is over")
+        if order.epoch < self._epoch:
+            raise Unfit(f"the order is of epoch {order.epoch}, of an earlier coordinator than {self._epoch}")
+        if self._owner not in (None, order.owner):
+            raise Unfit("the worker has worked for another owner")
 
     def form(self, assignment: str, epoch: int, generation: int, rank: int, addresses: list[str], why: str) -> None:
         """Belong to a new generation of an assignment.

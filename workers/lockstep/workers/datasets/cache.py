@@ -1,6 +1,7 @@
 """Data that stays in a process for the jobs after, known by the content of its files."""
 
 import hashlib
+import operator
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,27 +13,34 @@ from torch import Tensor
 from lockstep.workers.engine import DataModule
 
 SETTLED_AFTER_S = 2.0
-"""A file that was written more lately than this may be written again without getting another time."""
+"""A file that was changed more lately than this may be changed again without getting another time."""
+MOST_FILES = 1000
+"""Files of which the digest is remembered."""
 BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """What tells without reading a file that it is as it was."""
+    """What tells without reading a file that it is as it was.
 
+    Nobody can set the time of the last change back, as one can that of the last writing.
+    """
+
+    device: int
     inode: int
     size_bytes: int
     mtime_ns: int
+    ctime_ns: int
 
     @classmethod
     def of(cls, path: Path) -> "Stamp":
         status = path.stat()
-        return cls(status.st_ino, status.st_size, status.st_mtime_ns)
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
     @property
     def is_settled(self) -> bool:
         """Whether a later change would show."""
-        return time.time() - self.mtime_ns / 1e9 > SETTLED_AFTER_S
+        return time.time() - self.ctime_ns / 1e9 > SETTLED_AFTER_S
 
 
 class Digests:
@@ -55,8 +63,11 @@ class Digests:
         with path.open("rb") as file:
             while block := file.read(BLOCK_BYTES):
                 digest.update(block)
+        self._known.pop(path, None)
         if stamp.is_settled:
             self._known[path] = stamp, digest.hexdigest()
+        while len(self._known) > MOST_FILES:
+            del self._known[next(iter(self._known))]
         return digest.hexdigest()
 
     def are_certain(self, paths: Iterable[Path]) -> bool:
@@ -72,23 +83,28 @@ class Entry:
     """Data that is kept.
 
     Attributes:
-        versions: how often each of its tensors was written to.
+        tensors: as they were loaded.
+        versions: how often each of them was written to then.
     """
 
     data: DataModule
+    tensors: list[Tensor]
     versions: list[int]
 
     @classmethod
     def of(cls, data: DataModule) -> "Entry":
-        return cls(data, _versions(data))
+        tensors = [*data.train, *data.validation]
+        return cls(data, tensors, [tensor._version for tensor in tensors])
 
     def is_unspoilt(self) -> bool:
-        """Whether nobody has written into its tensors since."""
-        return self.versions == _versions(self.data)
+        """Whether nobody has replaced its tensors or written into them since."""
+        now = Entry.of(self.data)
+        are_the_same = all(map(operator.is_, self.tensors, now.tensors))
+        return are_the_same and self.versions == now.versions
 
     @property
     def size_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in _tensors(self.data))
+        return sum(tensor.nbytes for tensor in self.tensors)
 
 
 class DataCache:
@@ -106,7 +122,7 @@ class DataCache:
     @property
     def size_bytes(self) -> int:
         """What the tensors take now, in the memory of the device where they lie."""
-        return sum(entry.size_bytes for entry in self._entries.values())
+        return sum(entry.size_bytes for entry in list(self._entries.values()))  # another thread may train
 
     def get(self, name: bytes, device: torch.device, data: DataModule) -> DataModule:
         """Data on `device`: as it was loaded before, or `data`, which is loaded then.
@@ -125,11 +141,13 @@ class DataCache:
         except OSError:
             key = ()  # loading tells what is wrong
         entry = self._entries.pop(key, None)
-        if entry is None or not entry.is_unspoilt():
+        is_known = entry is not None and entry.is_unspoilt()
+        if entry is None or not is_known:
             data.load()
             data.train, data.validation = data.train.to(device), data.validation.to(device)
             entry = Entry.of(data)
-        if key and entry.size_bytes <= self._max_bytes and self._digests.are_certain(paths):
+        # What was loaded now may be of files that were changed after their digests were taken.
+        if is_known or (key and entry.size_bytes <= self._max_bytes and self._digests.are_certain(paths)):
             self._entries[key] = entry
             while self.size_bytes > self._max_bytes:
                 del self._entries[next(iter(self._entries))]
@@ -138,11 +156,3 @@ class DataCache:
     def clear(self) -> None:
         """Keep nothing."""
         self._entries.clear()
-
-
-def _tensors(data: DataModule) -> list[Tensor]:
-    return [*data.train, *data.validation]
-
-
-def _versions(data: DataModule) -> list[int]:
-    return [tensor._version for tensor in _tensors(data)]
