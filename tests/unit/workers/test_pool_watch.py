@@ -19,7 +19,7 @@ from tests.unit.workers.pool_stage import TTL_S, Clock, Make, PoolStage
 
 def test_an_idle_one_is_asked_again_and_again(stage: PoolStage) -> None:
     process = stage.idle()
-    assert process.actor.asked[0][:2] == ("rest", ("job-0/1/0",))
+    assert process.actor.asked[0][:2] == ("rest", ("job-0/1/0", 0.0))
     process.actor.answers(memory_bytes=300, data_bytes=20)
     stage.pool.hear(WAIT_S)
     assert process.actor.asked[0][:2] == ("rest", ("",))
@@ -58,7 +58,7 @@ def test_one_that_cannot_be_reached_is_asked_again_but_not_for_ever(stage: PoolS
     process.actor.fails(ActorUnavailableError("the network is broken", None))
     stage.pool.hear(WAIT_S)
     process.actor.wait_until_asked()
-    assert process.actor.asked[0][:2] == ("rest", ("job-0/1/0",))
+    assert process.actor.asked[0][:2] == ("rest", ("job-0/1/0", 0.0))
     assert not process.is_ended
     stage.passes(SILENT_S)
     process.actor.fails(ActorUnavailableError("the network is broken", None))
@@ -131,7 +131,7 @@ def test_processes_are_told_as_they_are(make: Make) -> None:
 
 def launcher_on(fleet: PlayedFleet) -> Launcher:
     config = Config(
-        "", "", 1, "", "", "json", warm_ttl_s=TTL_S, warm_workers=0, warm_memory_bytes=0, data_cache_bytes=0
+        "", "", "", 1, "", "", "json", warm_ttl_s=TTL_S, warm_workers=0, warm_memory_bytes=0, data_cache_bytes=0
     )
     return Launcher(config, fleet, Lifeline())
 
@@ -149,7 +149,7 @@ def test_a_launcher_puts_the_workers_of_the_one_before_where_they_belong(clock: 
     launcher = launcher_on(fleet)
     [attempt] = launcher._take_over()
     assert [actor.is_killed for actor in fleet.actors] == [False, False, True, False, True]
-    assert [actor.asked[0][:2] for actor in fleet.actors[:2]] == [("rest", ("",))] * 2
+    assert [actor.asked[0][:2] for actor in fleet.actors[:2]] == [("rest", ("", 0.0))] * 2
     told = {message.pid: message for message in launcher._pool.processes()}
     assert [told[pid].HasField("idle_since") for pid in (11, 12, 13)] == [True, True, False]
     assert (told[13].job_id, told[13].attempt, told[13].number, told[13].owner) == ("job-1", 2, 3, "ann")
