@@ -6,18 +6,20 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 
 from lockstep.server.errors import InvalidRequest
 from lockstep.server.job import Progress, Reported
 from lockstep.server.rules import is_path, show
 from lockstep.server.store import News, StoredCheckpoint, StoredFile, StoredPoint
 from lockstep.v1.checkpoint_service_pb2 import Checkpoint, CheckpointFile
-from lockstep.v1.internal_service_pb2 import ReportProgressRequest
+from lockstep.v1.internal_service_pb2 import ReportLogsRequest, ReportProgressRequest
 from lockstep.v1.metrics_service_pb2 import METRIC_KIND_UNSPECIFIED, MetricKind, MetricPoint
 
 _MAX_NAME = 128
 _MAX_NOTES = 100
 _MAX_NOTE = 2_000
+_MAX_LINE = 8 << 10
 _MAX_FILES = 10_000
 _MAX_CHECKPOINTS = 10_000
 _HEX = frozenset("0123456789abcdef")
@@ -74,6 +76,23 @@ def read_report(request: ReportProgressRequest, token: bytes) -> Report:
     points = tuple(_point(number, point) for number, point in enumerate(request.points))
     news = News(points, checkpoints)
     return Report(request.job_id, request.attempt, token.decode("utf-8", "replace"), event, news)
+
+
+def check_log_report(request: ReportLogsRequest) -> None:
+    """Check what a worker says that it has printed.
+
+    Raises:
+        InvalidRequest: it is not what a worker of ours sends; nothing of it is taken.
+    """
+    if request.number < 0:
+        raise InvalidRequest.of("number", f"is {request.number}; allowed: 0 or greater")
+    if len(request.ends) != len(request.lines):
+        raise InvalidRequest.of("ends", f"has {len(request.ends):,} items for {len(request.lines):,} lines")
+    if any(later <= earlier for earlier, later in pairwise(request.ends)) or min(request.ends, default=1) < 1:
+        raise InvalidRequest.of("ends", "does not grow from one line to the next")
+    longest = max((len(line.text) for line in request.lines), default=0)
+    if longest > _MAX_LINE:
+        raise InvalidRequest.of("lines", f"holds one of {longest:,} characters; allowed: at most {_MAX_LINE:,}")
 
 
 def _notes(notes: Iterable[str]) -> tuple[str, ...]:
