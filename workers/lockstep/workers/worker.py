@@ -14,7 +14,6 @@ from lockstep.v1.internal_service_pb2 import StartGang
 from lockstep.workers.assignment import Assignment, News
 from lockstep.workers.datasets import DataCache
 from lockstep.workers.engine import ENGINE_VERSION
-from lockstep.workers.log_spool import folder_of
 from lockstep.workers.reset import CleanSlate, free_memory, memory_bytes
 from lockstep.workers.training import train_once
 
@@ -104,7 +103,6 @@ class Worker:
         self._limits, self._cpus, self._gpus = limits, cpus, gpus
         self._node_id: str = ray.get_runtime_context().get_node_id()
         self._host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        self._spools = folder_of(ray.get_runtime_context().namespace)
         self._data = DataCache(limits.data_bytes)
         self._epoch = 0
         self._owner: str | None = None
@@ -167,9 +165,7 @@ class Worker:
         with self._changed:
             if self._assignment is None:
                 self._epoch, self._owner = max(order.epoch, self._epoch), order.owner
-                self._assignment = Assignment(
-                    order, number, self._host, self._data, self._prepare, self._clear_away, self._spools
-                )
+                self._assignment = Assignment(order, number, self._host, self._data, self._prepare, self._clear_away)
                 self._look_after()
                 self._assignment.start()
                 self._changed.notify_all()
@@ -204,8 +200,10 @@ class Worker:
 
     def news(self, assignment: str, known: News | None) -> News:
         """What has happened, as soon as it differs from what is known, or after a while."""
-        current = self._current(assignment)
-        return current.news(known, POLL_S) if current is not None else News(has_ended=True)
+        with self._changed:  # this call may overtake the one that begins
+            self._changed.wait_for(lambda: self._current(assignment) is not None, POLL_S)
+            current = self._current(assignment)
+        return current.news(known, POLL_S) if current is not None else News()
 
     def why_hung(self, assignment: str) -> str | None:
         """Why this worker counts as hung; None when it does not. Answering at all is a sign of life."""
