@@ -111,7 +111,8 @@ class Shipper:
             return False
         before = self._lines.state()
         lines = self._lines.read(to_the_end=is_closing)
-        self._allowed_bytes -= self._lines.position - before.position + LINE_BYTES * len(lines)
+        read_bytes = 0 if lines and lines[0].is_notice else self._lines.position - before.position
+        self._allowed_bytes -= read_bytes + LINE_BYTES * len(lines)
         if self._lines.position == before.position:
             return False
         if lines and not self._deliver(lines, before):
