@@ -189,7 +189,7 @@ def test_the_oldest_lines_go_first_and_a_notice_says_how_many(tmp_path: Path) ->
             notice, *kept = await read(server, gang)
             assert notice.is_notice
             assert notice.text == (
-                f"{30_000 - len(kept):,} lines were dropped here: a job's log may take 1,048,576 bytes "
+                f"{30_000 - len(kept):,} lines were dropped here: the log of a job may take 1,048,576 bytes "
                 "(--log-bytes-per-job)"
             )
             assert len(kept) > 5_000
