@@ -192,6 +192,18 @@ def test_a_spool_of_a_living_writer_is_nobody_elses(base: Path, spool: Spool) ->
     assert list((base / "here").iterdir()) == []
 
 
+def test_what_a_process_was_about_to_make_when_it_died_is_removed_later(base: Path, spool: Spool) -> None:
+    names = ("half", "half.draft")
+    for name in names:
+        (base / "here" / name).touch()
+    assert list(Spool.orphans(base / "here")) == []
+    assert all((base / "here" / name).exists() for name in names)  # it may be about to
+    for path in (base / "here").iterdir():
+        os.utime(path, (0, 0))
+    assert list(Spool.orphans(base / "here")) == []
+    assert len(list((base / "here").iterdir())) == 2  # the spool and its note
+
+
 def test_a_folder_that_others_can_read_is_refused(base: Path) -> None:
     base.mkdir(mode=0o755)
     with pytest.raises(PermissionError, match="remove it"):

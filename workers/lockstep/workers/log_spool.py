@@ -5,6 +5,7 @@ ended. Its front is given back to the file system as it is delivered, by punchin
 number of bytes ever printed, and nobody who prints meanwhile is in the way.
 """
 
+import contextlib
 import ctypes
 import fcntl
 import json
@@ -13,6 +14,7 @@ import secrets
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +22,8 @@ from typing import NamedTuple, Self
 
 MARK = b"\x1e"
 """Begins a line that is not printed text but says which rank the worker has from there on."""
+UNFINISHED_S = 3600.0
+"""How long a file may be without a note before it counts as left over."""
 KEEP_SIZE_AND_PUNCH_HOLE = 1 | 2
 
 BASE = Path(tempfile.gettempdir()) / f"lockstep-logs-{os.getuid()}"
@@ -115,8 +119,7 @@ class Spool:
     @classmethod
     def orphans(cls, folder: Path) -> Iterator[Self]:
         """Those whose process is gone, one after another; each is locked until it is closed."""
-        for draft in folder.glob("*.draft"):  # of a process that died while it made it
-            draft.unlink(missing_ok=True)
+        _remove_unfinished(folder)
         for note_path in sorted(folder.glob("*.json")):
             path = note_path.with_suffix("")
             try:
@@ -171,6 +174,15 @@ class Spool:
             fcntl.flock(self._note, fcntl.LOCK_UN)  # a process that was forked from this one has it open too
             os.close(self._note)
             os.close(self.data)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove files without a note: their process died while it made or removed them, some time ago."""
+    for path in folder.glob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            is_old = time.time() - path.stat().st_mtime > UNFINISHED_S
+            if is_old and path.suffix != ".json" and not _note_of(path).exists():
+                path.unlink()
 
 
 def _note_of(path: Path) -> Path:
