@@ -23,6 +23,7 @@ METHODS = (
     "/lockstep.v1.MetricsService/ListMetrics",
     "/lockstep.v1.ClusterService/ListNodes",
     "/lockstep.v1.InternalService/ReportProgress",
+    "/lockstep.v1.InternalService/ReportLogs",
 )
 PYTHON_WORDS = ("Traceback", "Exception", "Error parsing", "DecodeError", "None", "object at", "self")
 
@@ -41,6 +42,7 @@ def test_bytes_that_are_no_message_are_refused_in_words_of_ours(tmp_path: Path) 
             for method in (
                 "/lockstep.v1.JobService/WatchJob",
                 "/lockstep.v1.MetricsService/StreamMetrics",
+                "/lockstep.v1.LogService/StreamLogs",
                 "/lockstep.v1.CheckpointService/DownloadCheckpoint",
             ):
                 error = await status_of(server.channel.unary_stream(method)(b"\xff\xff").read())

@@ -20,6 +20,7 @@ from lockstep.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from lockstep.v1.checkpoint_service_pb2_grpc import CheckpointServiceStub
 from lockstep.v1.cluster_service_pb2_grpc import ClusterServiceStub
 from lockstep.v1.job_service_pb2_grpc import JobServiceStub
+from lockstep.v1.log_service_pb2_grpc import LogServiceStub
 from lockstep.v1.metrics_service_pb2_grpc import MetricsServiceStub
 
 DEFAULT_TARGET = "127.0.0.1:50051"
@@ -46,6 +47,7 @@ class Client:
         self._connection = Connection(self.target, token or os.environ.get("LOCKSTEP_TOKEN"))
         self._jobs = JobServiceStub(self._connection.channel)
         self._metrics = MetricsServiceStub(self._connection.channel)
+        self._logs = LogServiceStub(self._connection.channel)
         self._catalog = CatalogServiceStub(self._connection.channel)
         self._checkpoints = CheckpointServiceStub(self._connection.channel)
         self._cluster = ClusterServiceStub(self._connection.channel)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, overload
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from lockstep.client import checkpoints
+from lockstep.client import checkpoints, logs
 from lockstep.client._connection import UNARY_TIMEOUT_S
 from lockstep.client.errors import DeadlineExceeded, InvalidSpec, JobCancelled, JobFailed, LockstepError, WaitTimeout
 from lockstep.client.types import (
@@ -19,6 +19,7 @@ from lockstep.client.types import (
     JobEvent,
     JobState,
     JobUpdate,
+    LogLine,
     MetricKind,
     MetricPoint,
     Progress,
@@ -284,6 +285,23 @@ class Job:
         if follow:
             return self._follow_metrics(wanted, after_step, chosen)
         return list(self._list_metrics(wanted, after_step, chosen))
+
+    def logs(
+        self,
+        follow: bool = False,
+        rank: int | None = None,
+        tail: int | None = None,
+        since: datetime | timedelta | None = None,
+    ) -> Iterator[LogLine]:
+        """Yield what the job's workers have printed, in order, of all attempts; see README.md for what is kept.
+
+        Args:
+            follow: go on until the job has ended. A broken connection is opened again; nothing is lost or comes twice.
+            rank: only lines of this rank. Default: all.
+            tail: begin with the last so many.
+            since: only lines from this time on, or not older than this.
+        """
+        return logs.stream_logs(self._client, self._stored_id(), follow=follow, rank=rank, tail=tail, since=since)
 
     def checkpoints(self) -> Iterator[Checkpoint]:
         """Yield the job's checkpoints that are kept, newest first."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from lockstep.v1 import catalog_service_pb2, checkpoint_service_pb2, job_pb2, metrics_service_pb2
+from lockstep.v1 import catalog_service_pb2, checkpoint_service_pb2, job_pb2, log_service_pb2, metrics_service_pb2
 
 if TYPE_CHECKING:
     from lockstep.client.job import Job
@@ -138,6 +138,27 @@ class JobEvent:
     def from_proto(cls, event: job_pb2.JobEvent) -> Self:
         time = to_datetime(event.time) if event.HasField("time") else None
         return cls(event.sequence, time, JobState.from_proto(event.state), event.attempt, event.message)
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line that a worker has printed, or with `is_notice` a word of the service on lines that were dropped there.
+
+    `worker` is the worker's number within the attempt and stays; `rank` may change, and is None before it has one.
+    """
+
+    time: datetime | None
+    attempt: int
+    worker: int
+    rank: int | None
+    text: str
+    is_notice: bool
+
+    @classmethod
+    def from_proto(cls, line: log_service_pb2.LogLine) -> Self:
+        time = to_datetime(line.time) if line.HasField("time") else None
+        rank = line.rank if line.HasField("rank") else None
+        return cls(time, line.attempt, line.worker, rank, line.text, line.is_notice)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from lockstep.v1 import checkpoint_service_pb2 as _checkpoint_service_pb2
 from lockstep.v1 import job_pb2 as _job_pb2
 from lockstep.v1 import job_spec_pb2 as _job_spec_pb2
+from lockstep.v1 import log_service_pb2 as _log_service_pb2
 from lockstep.v1 import metrics_service_pb2 as _metrics_service_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
@@ -252,3 +253,21 @@ class ReportProgressResponse(_message.Message):
     ACKNOWLEDGED_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     acknowledged_sequence: int
     def __init__(self, acknowledged_sequence: _Optional[int] = ...) -> None: ...
+
+class ReportLogsRequest(_message.Message):
+    __slots__ = ("job_id", "attempt", "number", "lines", "ends")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    LINES_FIELD_NUMBER: _ClassVar[int]
+    ENDS_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    attempt: int
+    number: int
+    lines: _containers.RepeatedCompositeFieldContainer[_log_service_pb2.LogLine]
+    ends: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., number: _Optional[int] = ..., lines: _Optional[_Iterable[_Union[_log_service_pb2.LogLine, _Mapping]]] = ..., ends: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class ReportLogsResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

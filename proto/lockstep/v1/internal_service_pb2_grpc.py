@@ -45,6 +45,11 @@ class InternalServiceStub(object):
                 request_serializer=lockstep_dot_v1_dot_internal__service__pb2.ReportProgressRequest.SerializeToString,
                 response_deserializer=lockstep_dot_v1_dot_internal__service__pb2.ReportProgressResponse.FromString,
                 _registered_method=True)
+        self.ReportLogs = channel.unary_unary(
+                '/lockstep.v1.InternalService/ReportLogs',
+                request_serializer=lockstep_dot_v1_dot_internal__service__pb2.ReportLogsRequest.SerializeToString,
+                response_deserializer=lockstep_dot_v1_dot_internal__service__pb2.ReportLogsResponse.FromString,
+                _registered_method=True)
 
 
 class InternalServiceServicer(object):
@@ -67,6 +72,14 @@ class InternalServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportLogs(self, request, context):
+        """What a worker has printed; every worker sends, also after the end of its attempt. Metadata: lockstep-attempt-token.
+        Lines that are stored already are dropped. PERMISSION_DENIED: the token is not that of the attempt.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InternalServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -79,6 +92,11 @@ def add_InternalServiceServicer_to_server(servicer, server):
                     servicer.ReportProgress,
                     request_deserializer=lockstep_dot_v1_dot_internal__service__pb2.ReportProgressRequest.FromString,
                     response_serializer=lockstep_dot_v1_dot_internal__service__pb2.ReportProgressResponse.SerializeToString,
+            ),
+            'ReportLogs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportLogs,
+                    request_deserializer=lockstep_dot_v1_dot_internal__service__pb2.ReportLogsRequest.FromString,
+                    response_serializer=lockstep_dot_v1_dot_internal__service__pb2.ReportLogsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -136,6 +154,33 @@ class InternalService(object):
             '/lockstep.v1.InternalService/ReportProgress',
             lockstep_dot_v1_dot_internal__service__pb2.ReportProgressRequest.SerializeToString,
             lockstep_dot_v1_dot_internal__service__pb2.ReportProgressResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportLogs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lockstep.v1.InternalService/ReportLogs',
+            lockstep_dot_v1_dot_internal__service__pb2.ReportLogsRequest.SerializeToString,
+            lockstep_dot_v1_dot_internal__service__pb2.ReportLogsResponse.FromString,
             options,
             channel_credentials,
             insecure,

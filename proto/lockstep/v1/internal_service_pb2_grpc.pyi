@@ -41,6 +41,10 @@ class InternalServiceStub:
     """A worker's report; only rank 0 sends them. Metadata: lockstep-attempt-token. PERMISSION_DENIED: this attempt is
     over; the worker must stop.
     """
+    ReportLogs: _grpc.UnaryUnaryMultiCallable[_internal_service_pb2.ReportLogsRequest, _internal_service_pb2.ReportLogsResponse]
+    """What a worker has printed; every worker sends, also after the end of its attempt. Metadata: lockstep-attempt-token.
+    Lines that are stored already are dropped. PERMISSION_DENIED: the token is not that of the attempt.
+    """
 
 @_typing.type_check_only
 class InternalServiceAsyncStub(InternalServiceStub):
@@ -54,6 +58,10 @@ class InternalServiceAsyncStub(InternalServiceStub):
     ReportProgress: _aio.UnaryUnaryMultiCallable[_internal_service_pb2.ReportProgressRequest, _internal_service_pb2.ReportProgressResponse]  # type: ignore[assignment]
     """A worker's report; only rank 0 sends them. Metadata: lockstep-attempt-token. PERMISSION_DENIED: this attempt is
     over; the worker must stop.
+    """
+    ReportLogs: _aio.UnaryUnaryMultiCallable[_internal_service_pb2.ReportLogsRequest, _internal_service_pb2.ReportLogsResponse]  # type: ignore[assignment]
+    """What a worker has printed; every worker sends, also after the end of its attempt. Metadata: lockstep-attempt-token.
+    Lines that are stored already are dropped. PERMISSION_DENIED: the token is not that of the attempt.
     """
 
 class InternalServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -77,6 +85,16 @@ class InternalServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_internal_service_pb2.ReportProgressResponse, _abc.Awaitable[_internal_service_pb2.ReportProgressResponse]]:
         """A worker's report; only rank 0 sends them. Metadata: lockstep-attempt-token. PERMISSION_DENIED: this attempt is
         over; the worker must stop.
+        """
+
+    @_abc_1.abstractmethod
+    def ReportLogs(
+        self,
+        request: _internal_service_pb2.ReportLogsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_internal_service_pb2.ReportLogsResponse, _abc.Awaitable[_internal_service_pb2.ReportLogsResponse]]:
+        """What a worker has printed; every worker sends, also after the end of its attempt. Metadata: lockstep-attempt-token.
+        Lines that are stored already are dropped. PERMISSION_DENIED: the token is not that of the attempt.
         """
 
 def add_InternalServiceServicer_to_server(servicer: InternalServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -19,6 +19,7 @@ from lockstep.server.gangs import single_node
 from lockstep.server.grpc_server import GrpcServer
 from lockstep.server.http import HttpServer
 from lockstep.server.launcher_process import launcher_is_installed
+from lockstep.server.log_store import LogStore
 from lockstep.server.orders import Orders, read_secret
 from lockstep.server.ray_head import RayHead, write_atomically
 from lockstep.server.rules import Site
@@ -50,6 +51,7 @@ class Application:
         self._lock: IO[str] | None = None
         self._http: HttpServer | None = None
         self._store: Store | None = None
+        self._logs: LogStore | None = None
         self._grpc: GrpcServer | None = None
         self._keeper: ClusterKeeper | None = None
         self.coordinator: Coordinator | None = None
@@ -91,7 +93,8 @@ class Application:
             telemetry=telemetry,
             orders=orders,
         )
-        self._grpc = GrpcServer(self.coordinator, telemetry, self.launcher_token)
+        self._logs = LogStore(self._data_dir / "logs", settings.log_bytes_per_job)
+        self._grpc = GrpcServer(self.coordinator, self._logs, telemetry, self.launcher_token)
         bound = self._grpc.bind(listen)
         self.grpc_address, self.http_address = str(bound), str(self._http.address)
         orders.reports_address = self._reports_address()
@@ -149,6 +152,8 @@ class Application:
             self._http.fail_health()
         if self.coordinator is not None:
             await self.coordinator.drain()
+            if self._logs is not None:
+                self._logs.bells.close()
             await self.coordinator.stop()
         if self._grpc is not None:
             await self._grpc.stop(_CALLS_GRACE_S)
@@ -156,6 +161,8 @@ class Application:
             await self._keeper.stop()
         if self._http is not None:
             await asyncio.to_thread(self._http.stop)
+        if self._logs is not None:
+            await asyncio.to_thread(self._logs.close)
         if self._store is not None:
             await asyncio.to_thread(self._store.close)
         if self._lock is not None:

@@ -220,9 +220,7 @@ class Coordinator:
             PermissionDenied: the token is wrong, or the attempt or the generation is over.
             InvalidRequest: the report's number is not the next one.
         """
-        token = self._orders.token(report.job_id, report.attempt)
-        if not hmac.compare_digest(token.encode(), report.token.encode()):
-            raise PermissionDenied(f"the token is not that of attempt {report.attempt} of job {report.job_id[:80]!r}")
+        self.check_token(report.job_id, report.attempt, report.token.encode())
         entry = self._live.entries.get(report.job_id)
         if entry is None:
             # Its last report comes again, when a restart of the server took the answer along.
@@ -231,6 +229,20 @@ class Coordinator:
                 raise PermissionDenied(f"there is no job {report.job_id[:80]!r}; stop")
             entry = Entry(job)
         return await self._live.finish(self._take_report(entry, report))
+
+    def check_token(self, job_id: str, attempt: int, token: bytes) -> None:
+        """Make sure that a call comes from an attempt of a job; it may be over.
+
+        Raises:
+            PermissionDenied: the token is wrong.
+        """
+        if not hmac.compare_digest(self._orders.token(job_id, attempt).encode(), token):
+            raise PermissionDenied(f"the token is not that of attempt {attempt} of job {job_id[:80]!r}")
+
+    def has_workers(self, job_id: str) -> bool:
+        """Whether a job has workers, or had until it ended and they have not left yet."""
+        entry = self._live.entries.get(job_id)
+        return entry is not None and entry.gang is not None
 
     async def _take_report(self, entry: Entry, report: Report) -> int:
         event = report.event

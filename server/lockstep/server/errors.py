@@ -15,6 +15,7 @@ LockstepError
 ├── DataLoss                a file is not what was written
 ├── PermissionDenied        a report or a launcher that has no right to speak
 ├── MessageTooLarge
+├── LogNotStored            what a worker printed cannot be written; try again
 └── ShuttingDown            the server is going down; try again
 """
 
@@ -134,6 +135,10 @@ class MessageTooLarge(LockstepError):
     reason = "MESSAGE_TOO_LARGE"
 
 
+class LogNotStored(LockstepError):
+    reason = "LOG_NOT_STORED"
+
+
 class ShuttingDown(LockstepError):
     reason = "SHUTTING_DOWN"
 
@@ -156,6 +161,7 @@ STATUS_BY_ERROR: dict[type[LockstepError], grpc.StatusCode] = {
     DataLoss: grpc.StatusCode.DATA_LOSS,
     PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     MessageTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    LogNotStored: grpc.StatusCode.UNAVAILABLE,
     ShuttingDown: grpc.StatusCode.UNAVAILABLE,
 }
 

@@ -17,6 +17,8 @@ from lockstep.server.coordinator import Coordinator
 from lockstep.server.interceptors import TRANSPORT_MESSAGE_BYTES, CallInterceptor
 from lockstep.server.internal_service import InternalService
 from lockstep.server.job_service import JobService
+from lockstep.server.log_service import LogService
+from lockstep.server.log_store import LogStore
 from lockstep.server.metrics_service import MetricsService
 from lockstep.server.settings import Address, StartupError
 from lockstep.server.telemetry import Telemetry
@@ -25,6 +27,7 @@ from lockstep.v1 import (
     checkpoint_service_pb2,
     cluster_service_pb2,
     job_service_pb2,
+    log_service_pb2,
     metrics_service_pb2,
 )
 from lockstep.v1.catalog_service_pb2_grpc import add_CatalogServiceServicer_to_server
@@ -32,6 +35,7 @@ from lockstep.v1.checkpoint_service_pb2_grpc import add_CheckpointServiceService
 from lockstep.v1.cluster_service_pb2_grpc import add_ClusterServiceServicer_to_server
 from lockstep.v1.internal_service_pb2_grpc import add_InternalServiceServicer_to_server
 from lockstep.v1.job_service_pb2_grpc import add_JobServiceServicer_to_server
+from lockstep.v1.log_service_pb2_grpc import add_LogServiceServicer_to_server
 from lockstep.v1.metrics_service_pb2_grpc import add_MetricsServiceServicer_to_server
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -40,6 +44,7 @@ _SERVING = health_pb2.HealthCheckResponse.SERVING
 PUBLIC_SERVICES = (
     job_service_pb2.DESCRIPTOR.services_by_name["JobService"].full_name,
     metrics_service_pb2.DESCRIPTOR.services_by_name["MetricsService"].full_name,
+    log_service_pb2.DESCRIPTOR.services_by_name["LogService"].full_name,
     checkpoint_service_pb2.DESCRIPTOR.services_by_name["CheckpointService"].full_name,
     cluster_service_pb2.DESCRIPTOR.services_by_name["ClusterService"].full_name,
     catalog_service_pb2.DESCRIPTOR.services_by_name["CatalogService"].full_name,
@@ -63,14 +68,15 @@ _OPTIONS = (
 class GrpcServer:
     """The server of all services over one coordinator."""
 
-    def __init__(self, coordinator: Coordinator, telemetry: Telemetry, launcher_token: str) -> None:
+    def __init__(self, coordinator: Coordinator, logs: LogStore, telemetry: Telemetry, launcher_token: str) -> None:
         self._server = grpc.aio.server(interceptors=[CallInterceptor(telemetry)], options=_OPTIONS)
         add_JobServiceServicer_to_server(JobService(coordinator), self._server)
         add_MetricsServiceServicer_to_server(MetricsService(coordinator), self._server)
+        add_LogServiceServicer_to_server(LogService(coordinator, logs), self._server)
         add_CheckpointServiceServicer_to_server(CheckpointService(coordinator), self._server)
         add_ClusterServiceServicer_to_server(ClusterService(coordinator), self._server)
         add_CatalogServiceServicer_to_server(CatalogService(), self._server)
-        add_InternalServiceServicer_to_server(InternalService(coordinator, launcher_token), self._server)
+        add_InternalServiceServicer_to_server(InternalService(coordinator, logs, launcher_token), self._server)
         self._health = HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._add_reflection()

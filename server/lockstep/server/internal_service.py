@@ -12,10 +12,13 @@ from lockstep.server.coordinator import Coordinator
 from lockstep.server.errors import PermissionDenied, ShuttingDown
 from lockstep.server.gangs import LauncherLine
 from lockstep.server.interceptors import Context
-from lockstep.server.reports import read_report
+from lockstep.server.log_store import LogStore
+from lockstep.server.reports import check_log_report, read_report
 from lockstep.v1.internal_service_pb2 import (
     ConnectLauncherRequest,
     ConnectLauncherResponse,
+    ReportLogsRequest,
+    ReportLogsResponse,
     ReportProgressRequest,
     ReportProgressResponse,
 )
@@ -30,8 +33,9 @@ log = structlog.get_logger(__name__)
 class InternalService(InternalServiceServicer):
     """For launcher and workers only; each call proves by a token who it comes from."""
 
-    def __init__(self, coordinator: Coordinator, launcher_token: str) -> None:
+    def __init__(self, coordinator: Coordinator, logs: LogStore, launcher_token: str) -> None:
         self._coordinator = coordinator
+        self._logs = logs
         self._dispatcher = coordinator.dispatcher
         self._launcher_token = launcher_token
 
@@ -84,6 +88,12 @@ class InternalService(InternalServiceServicer):
     async def ReportProgress(self, request: ReportProgressRequest, context: Context) -> ReportProgressResponse:
         report = read_report(request, _metadata(context, ATTEMPT_TOKEN_KEY))
         return ReportProgressResponse(acknowledged_sequence=await self._coordinator.report(report))
+
+    async def ReportLogs(self, request: ReportLogsRequest, context: Context) -> ReportLogsResponse:
+        self._coordinator.check_token(request.job_id, request.attempt, _metadata(context, ATTEMPT_TOKEN_KEY))
+        check_log_report(request)
+        await self._logs.append(request)
+        return ReportLogsResponse()
 
 
 def _metadata(context: Context, key: str) -> bytes:

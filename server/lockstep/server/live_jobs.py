@@ -155,6 +155,7 @@ class LiveJobs:
     def drop_if_over(self, entry: Entry) -> None:
         """Forget a job that has ended and whose gang is gone."""
         if entry.job.state.has_ended and entry.gang is None and self.entries.pop(entry.job.job_id, None) is not None:
+            self._bells.ring(entry.job.job_id)
             task = asyncio.ensure_future(
                 asyncio.to_thread(forget_first_weights, entry.job.job_id, entry.job.init_from_uri)
             )

@@ -56,6 +56,9 @@ def serve(
     data_cache_bytes: Annotated[
         int | None, typer.Option(help="Most data that a worker keeps in memory for the next job. Default: 1 GiB.")
     ] = None,
+    log_bytes_per_job: Annotated[
+        int | None, typer.Option(help="Most disk that the log of one job takes, at least 1 MiB. Default: 64 MiB.")
+    ] = None,
     log_format: Annotated[str | None, typer.Option(help="console or json. Default: console.")] = None,
 ) -> None:
     """Run the server, until SIGTERM or Ctrl-C; a second one forces it to end.
@@ -76,6 +79,7 @@ def serve(
             warm_workers=warm_workers,
             warm_memory_bytes=warm_memory_bytes,
             data_cache_bytes=data_cache_bytes,
+            log_bytes_per_job=log_bytes_per_job,
             log_format=log_format,
         )
         logs.configure(settings.log_format)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 from lockstep.server.errors import InvalidRequest
 from lockstep.server.job import Progress, Reported
@@ -13,12 +14,13 @@ from lockstep.server.rules import is_path, show
 from lockstep.server.store import News, StoredCheckpoint, StoredFile, StoredPoint
 from lockstep.server.timeline import Timeline
 from lockstep.v1.checkpoint_service_pb2 import Checkpoint, CheckpointFile
-from lockstep.v1.internal_service_pb2 import ReportProgressRequest
+from lockstep.v1.internal_service_pb2 import ReportLogsRequest, ReportProgressRequest
 from lockstep.v1.metrics_service_pb2 import METRIC_KIND_UNSPECIFIED, MetricKind, MetricPoint
 
 _MAX_NAME = 128
 _MAX_NOTES = 100
 _MAX_NOTE = 2_000
+_MAX_LINE = 8 << 10
 _MAX_FILES = 10_000
 _MAX_CHECKPOINTS = 10_000
 _OLDEST_S = 100 * 365 * 86_400
@@ -88,6 +90,23 @@ def _reached(request: ReportProgressRequest) -> Timeline:
             raise InvalidRequest.of(f"startup.{name}", f"is {age}; allowed: 0 to {_OLDEST_S:,}")
     times = {name.removesuffix("_s"): now - timedelta(seconds=age) for name, age in told.items()}
     return Timeline(first_point=now if request.points else None, **times)
+
+
+def check_log_report(request: ReportLogsRequest) -> None:
+    """Check what a worker says that it has printed.
+
+    Raises:
+        InvalidRequest: it is not what a worker of ours sends; nothing of it is taken.
+    """
+    if request.number < 0:
+        raise InvalidRequest.of("number", f"is {request.number}; allowed: 0 or greater")
+    if len(request.ends) != len(request.lines):
+        raise InvalidRequest.of("ends", f"has {len(request.ends):,} items for {len(request.lines):,} lines")
+    if any(later <= earlier for earlier, later in pairwise(request.ends)) or min(request.ends, default=1) < 1:
+        raise InvalidRequest.of("ends", "does not grow from one line to the next")
+    longest = max((len(line.text) for line in request.lines), default=0)
+    if longest > _MAX_LINE:
+        raise InvalidRequest.of("lines", f"holds one of {longest:,} characters; allowed: at most {_MAX_LINE:,}")
 
 
 def _notes(notes: Iterable[str]) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ class Settings(BaseSettings):
         warm_workers: workers that are kept ready for whoever comes next, where there is room.
         warm_memory_bytes: the most memory that a worker may take while it waits; one that takes more is ended.
         data_cache_bytes: the most that data takes which a worker keeps for the next job.
+        log_bytes_per_job: the most that the log of one job takes on disk; the oldest lines go first.
         log_format: for people ("console") or for programs ("json").
     """
 
@@ -52,6 +53,7 @@ class Settings(BaseSettings):
     warm_workers: int = Field(default=1, ge=0, le=10_000)
     warm_memory_bytes: int = Field(default=4 << 30, ge=0)
     data_cache_bytes: int = Field(default=1 << 30, ge=0)
+    log_bytes_per_job: int = Field(default=64 << 20, ge=1 << 20)
     log_format: Literal["console", "json"] = "console"
 
 

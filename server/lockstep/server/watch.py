@@ -18,9 +18,14 @@ class Bells:
         self._closing = False
 
     @contextmanager
-    def listen(self, job_id: str) -> Iterator[asyncio.Event]:
-        """Yield an event that is set when the job has changed or the server shuts down; it starts unset."""
-        bell = asyncio.Event()
+    def listen(self, job_id: str, bell: asyncio.Event | None = None) -> Iterator[asyncio.Event]:
+        """Yield an event that is set when the job has changed or the server shuts down; it starts unset.
+
+        Args:
+            job_id: the job.
+            bell: an event to use, for whoever listens to two. Default: a new one.
+        """
+        bell = bell or asyncio.Event()
         self._by_job[job_id].add(bell)
         try:
             yield bell

@@ -25,6 +25,7 @@ from lockstep.v1 import (
     job_service_pb2,
     job_service_pb2_grpc,
     job_spec_pb2,
+    log_service_pb2_grpc,
     metrics_service_pb2,
     metrics_service_pb2_grpc,
 )
@@ -93,6 +94,8 @@ class ScriptedServer:
         metrics = metrics_service_pb2_grpc.MetricsServiceServicer()
         metrics.ListMetrics = self._unary("ListMetrics")  # type: ignore[method-assign]
         metrics.StreamMetrics = self._stream("StreamMetrics")  # type: ignore[method-assign]
+        logs = log_service_pb2_grpc.LogServiceServicer()
+        logs.StreamLogs = self._stream("StreamLogs")  # type: ignore[method-assign]
         catalog = catalog_service_pb2_grpc.CatalogServiceServicer()
         for name in ("ListModels", "ListDatasets"):
             setattr(catalog, name, self._unary(name))
@@ -104,6 +107,7 @@ class ScriptedServer:
         checkpoints.DownloadCheckpoint = self._stream("DownloadCheckpoint")  # type: ignore[method-assign]
         job_service_pb2_grpc.add_JobServiceServicer_to_server(jobs, self._server)
         metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(metrics, self._server)
+        log_service_pb2_grpc.add_LogServiceServicer_to_server(logs, self._server)
         catalog_service_pb2_grpc.add_CatalogServiceServicer_to_server(catalog, self._server)
         cluster_service_pb2_grpc.add_ClusterServiceServicer_to_server(cluster, self._server)
         checkpoint_service_pb2_grpc.add_CheckpointServiceServicer_to_server(checkpoints, self._server)

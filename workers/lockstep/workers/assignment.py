@@ -1,27 +1,30 @@
 """A worker's part in one attempt of a job, from the order to its end."""
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import structlog
+import ray
 
 from lockstep.v1.internal_service_pb2 import StartGang
 from lockstep.workers.datasets import DataCache
+from lockstep.workers.diary import Diary
 from lockstep.workers.engine import ENGINE_VERSION, Origin, Stopped
 from lockstep.workers.engine.checkpoint import Checkpoints
 from lockstep.workers.engine.determinism import hardware_class
 from lockstep.workers.engine.membership import Dismissed, Membership
 from lockstep.workers.engine.transport import Endpoint
 from lockstep.workers.failures import job_error
+from lockstep.workers.log_spool import folder_of
+from lockstep.workers.logs import LOGGER, WorkerLog, configure_logger
 from lockstep.workers.pulse import Pulse
-from lockstep.workers.report import Reporter
 from lockstep.workers.training import device_of, train
 
 LAST_WORDS_S = 5.0
-"""How long a worker that failed goes on trying to report what it has seen before."""
+"""How long a worker that ends goes on trying to report what it has seen before, and to deliver what it has printed."""
 
-log = structlog.get_logger()
+log = logging.getLogger(LOGGER)
 
 
 class News(NamedTuple):
@@ -73,7 +76,8 @@ class Assignment:
         endpoint = Endpoint(host)
         self.address = endpoint.address
         self.pulse = Pulse(order.spec.recovery.hang_timeout_s)
-        self.reporter = Reporter(order, self.pulse, self._went_on)
+        self.reporter = Diary(order, self.pulse, self._went_on)
+        self._printed = WorkerLog(order, number, folder_of(ray.get_runtime_context().namespace))
         self._device = device_of(order.spec)
         self.membership = Membership(endpoint, order.attempt_token.encode(), self._device, self._lost)
         self._cache, self._prepare, self._clear_away = cache, prepare, clear_away
@@ -97,6 +101,8 @@ class Assignment:
             if generation > self.membership.current.number:
                 self.reporter.pauses(why)
                 self.reporter.lead(generation, rank == 0)
+                self._printed.mark_rank(rank)
+                log.info("joined as rank %d of %d", rank, len(addresses))
                 self.membership.form(generation, rank, addresses)
 
     def news(self, known: News | None, wait_s: float) -> News:
@@ -127,6 +133,8 @@ class Assignment:
         ended: dict[str, Any] = {}
         try:
             self._prepare()
+            configure_logger()
+            self._printed.begin()
             origin = Origin(checkpoints_of(order), recovery.checkpoint_every_steps, order.init_from_uri)
             try:
                 train(
@@ -138,18 +146,21 @@ class Assignment:
                     cache=self._cache,
                 )
             except Stopped:
+                log.info("stopped, as it was asked for")
                 self.reporter.flush()
         except Dismissed:
-            pass
+            log.info("left the job: this worker is not needed any more")
         except BaseException as error:
+            log.exception("this worker cannot go on")
             error_bytes = job_error(error, self.membership.current.rank).SerializeToString()
         try:
+            self._printed.end(LAST_WORDS_S)
             self.reporter.close(LAST_WORDS_S)
             self.membership.close()
             if not error_bytes:  # one in which anything went wrong is not used again
                 ended = self._clear_away()
         except Exception:
-            log.exception("the process is not used again", job_id=order.job_id)
+            log.exception("the process is not used again")
         self._tell(has_ended=True, error_bytes=error_bytes, **ended)
 
 

@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lockstep.v1.internal_service_pb2 import ClusterCapacity, NodeCapacity
 from lockstep.v1.job_spec_pb2 import ResourcesSpec
+from lockstep.workers.log_sweeps import LogSweeps
 from lockstep.workers.worker import CONTROL_CALLS, Description, Limits, Worker
 
 ANSWER_TIMEOUT_S = 5.0
@@ -90,6 +91,9 @@ class Fleet:
         namespace: Ray namespace of this coordinator's actors.
         limits: what idle workers may hold.
 
+    Attributes:
+        log_sweeps: brings in what dead workers have printed.
+
     Raises:
         ConnectionError: there is no such cluster.
     """
@@ -103,6 +107,7 @@ class Fleet:
         )
         self._actor_class = ray.remote(Worker)
         self._limits = limits
+        self.log_sweeps = LogSweeps(namespace)
         # Resources by node, as (CPUs, GPUs): what actors of this fleet hold, and what is not held by others.
         self._lock = threading.Lock()
         self._held: dict[str, tuple[float, float]] = {}
@@ -150,6 +155,8 @@ class Fleet:
             was_ended, process.is_ended = process.is_ended, True
         if not was_ended:
             self._hold(process, -1)
+            if process.assignment:  # it may not have delivered all that it has printed
+                self.log_sweeps.soon(process.node_id)
         self.kill(process.actor)
 
     def kill(self, actor: Actor) -> None:
@@ -189,6 +196,7 @@ class Fleet:
             )
         with self._lock:
             self._usable = {node.node_id: (node.cpus, node.gpus) for node in nodes}
+        self.log_sweeps.found(node.node_id for node in nodes)
         return ClusterCapacity(nodes=nodes)
 
     def _without_others(

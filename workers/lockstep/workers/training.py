@@ -1,6 +1,8 @@
 """From a resolved spec to a training run."""
 
+import logging
 import os
+import time
 
 import torch
 from google.protobuf import json_format
@@ -10,6 +12,8 @@ from lockstep.workers.datasets import DataCache, build_data
 from lockstep.workers.engine import Group, Listener, Origin, Phase, Regroup, Result, Trainer
 from lockstep.workers.models import build_model
 from lockstep.workers.optimizers import build_optimizer
+
+log = logging.getLogger("lockstep")
 
 
 def build_trainer(spec: JobSpec) -> Trainer:
@@ -74,7 +78,10 @@ def train(
     if listener is not None:
         listener.entered(Phase.LOAD, 0)
     device = device_of(spec)
+    began_at = time.monotonic()
     data = build_data(spec.data, device, cache)
+    sizes = (len(data.train), len(data.validation))
+    log.info("read %d training and %d validation examples in %.2f s", *sizes, time.monotonic() - began_at)
     return trainer.fit(
         build_model(spec.model, data, spec.training.seed),
         data,

@@ -1,0 +1,76 @@
+"""When nodes are swept for what dead workers have printed."""
+
+from concurrent.futures import Future
+
+import pytest
+
+from lockstep.workers import log_sweeps
+from lockstep.workers.log_sweeps import LogSweeps
+
+
+class Tasks:
+    """Stands in for Ray's tasks."""
+
+    def __init__(self) -> None:
+        self.started: list[tuple[str, str]] = []
+
+    def __call__(self, node_id: str, address: str) -> "Future[int]":
+        self.started.append((node_id, address))
+        done: Future[int] = Future()
+        done.set_result(0)
+        return done
+
+
+@pytest.fixture
+def timers(monkeypatch: pytest.MonkeyPatch) -> list["Timer"]:
+    made: list[Timer] = []
+
+    def make(_: float, function: object, arguments: tuple[str]) -> "Timer":
+        made.append(Timer(function, arguments))
+        return made[-1]
+
+    monkeypatch.setattr(log_sweeps.threading, "Timer", make)
+    return made
+
+
+class Timer:
+    """A timer that the test lets run."""
+
+    def __init__(self, function: object, arguments: tuple[str]) -> None:
+        self.function, self.arguments, self.daemon = function, arguments, False
+
+    def start(self) -> None:
+        pass
+
+    def ring(self) -> None:
+        assert callable(self.function)
+        self.function(*self.arguments)
+
+
+def test_a_node_is_swept_once_when_it_is_found_and_once_for_workers_that_die_together(timers: list[Timer]) -> None:
+    tasks = Tasks()
+    sweeps = LogSweeps("here", tasks)
+    sweeps.found(["a"])
+    assert timers == []  # nobody has said where the lines go
+    sweeps.begin("host:1")
+    sweeps.found(["a"])
+    sweeps.found(["a", "b"])
+    sweeps.soon("a")
+    assert [timer.arguments for timer in timers] == [("a",), ("b",)]
+    for timer in timers:
+        timer.ring()
+    assert tasks.started == [("a", "host:1"), ("b", "host:1")]
+    sweeps.soon("a")
+    assert len(timers) == 3
+
+
+def test_a_sweep_that_cannot_begin_harms_nobody(timers: list[Timer]) -> None:
+    def fail(node_id: str, address: str) -> object:
+        raise RuntimeError("Ray is away")
+
+    sweeps = LogSweeps("here", fail)
+    sweeps.begin("host:1")
+    sweeps.soon("a")
+    timers[0].ring()
+    sweeps.soon("a")
+    assert len(timers) == 2

@@ -1,0 +1,213 @@
+"""Brings what a worker prints to the coordinator: at a bounded rate, and however long the coordinator is away."""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+
+import grpc
+
+from lockstep.v1.internal_service_pb2 import ReportLogsRequest
+from lockstep.v1.internal_service_pb2_grpc import InternalServiceStub
+from lockstep.workers.log_lines import CHUNK_BYTES, Line, Lines
+from lockstep.workers.log_spool import Spool, State
+
+BYTES_PER_S = 256 << 10
+"""What one worker may print in the long run, each line counted as LINE_BYTES more than it has."""
+BURST_BYTES = 8 << 20
+"""What it may print at once after it was quiet."""
+LINE_BYTES = 64
+SLACK_BYTES = 1 << 20
+"""How far delivery may lag behind what is allowed before lines are dropped."""
+UNFREED_BYTES = 64 << 20
+"""What a worker may print in all where the file system cannot free the front of a file."""
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 0.25
+CALL_TIMEOUT_S = 10.0
+RETRY_AFTER_S = 0.5
+CHANNEL_OPTIONS = (("grpc.max_reconnect_backoff_ms", 1_000),)
+FINAL_CODES = (
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNIMPLEMENTED,
+)
+"""Answers that the same lines would get again."""
+
+TOO_FAST = f"the worker printed more than {BYTES_PER_S >> 10} KiB a second"
+NO_SERVER = "the server was away for too long"
+NOT_FREED = "nothing more that this worker prints is kept, for the file system of its log cannot free what was read"
+
+
+class Shipper:
+    """Delivers one spool, from a thread of its own between `start` and `close`, or at once by `deliver_rest`.
+
+    Args:
+        spool: where the lines are. It is removed when all has arrived at the end, else only closed.
+        address: tells where the coordinator is now, host:port.
+    """
+
+    def __init__(self, spool: Spool, address: Callable[[], str]) -> None:
+        self._spool, self._address = spool, address
+        self._lines = Lines(spool)
+        self._target = ""
+        self._channel: grpc.Channel | None = None
+        self._changed = threading.Condition()
+        self._closes_at: float | None = None
+        self._allowed_bytes, self._allowed_at = float(BURST_BYTES), time.monotonic()
+        self._freed_to = spool.state.position
+        self._time: float | None = None
+        self._is_refused = False
+        self._is_kept = True
+        self._is_done = False
+        self._thread = threading.Thread(target=self._run, name="logs", daemon=True)
+
+    def start(self) -> None:
+        """Begin to deliver what comes; returns at once."""
+        self._thread.start()
+
+    def close(self, patience_s: float) -> None:
+        """Deliver the rest, within a time, and end; nothing more may be printed into the spool."""
+        with self._changed:
+            self._closes_at = time.monotonic() + patience_s
+            self._changed.notify_all()
+        self._thread.join()
+
+    def deliver_rest(self, patience_s: float) -> bool:
+        """Deliver what a worker that is gone has left; False when it has not arrived in time."""
+        self._time = self._spool.printed_at()
+        self._closes_at = time.monotonic() + patience_s
+        self._is_kept = False  # nothing is printed any more
+        self._run()
+        return self._is_done
+
+    def _run(self) -> None:
+        try:
+            self._ship()
+        except OSError:  # the disk is full, or worse: whoever prints must not make it still fuller
+            self._keep_nothing()
+        finally:
+            if self._channel is not None:
+                self._channel.close()
+            self._is_done = self._is_refused or self._spool.state.position == self._spool.size()
+            (self._spool.remove if self._is_done else self._spool.close)()
+
+    def _ship(self) -> None:
+        pause_s = SHORTEST_PAUSE_S
+        while True:
+            closes_at = self._closes_at
+            has_come = self._ship_some(closes_at is not None)
+            if closes_at is not None and (not has_come or time.monotonic() >= closes_at):
+                return
+            pause_s = SHORTEST_PAUSE_S if has_come else min(2 * pause_s, LONGEST_PAUSE_S)
+            if self._lines.backlog_bytes() < CHUNK_BYTES or not has_come:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closes_at is not None, pause_s)
+
+    def _ship_some(self, is_closing: bool) -> bool:
+        """Deliver the next lines if there are any that may go now; False when there was nothing to do."""
+        self._drop_what_is_too_much(TOO_FAST)
+        if self._is_too_fast() and not is_closing:
+            return False
+        before = self._lines.state()
+        lines = self._lines.read(to_the_end=is_closing)
+        read_bytes = 0 if lines and lines[0].is_notice else self._lines.position - before.position
+        self._allowed_bytes -= read_bytes + LINE_BYTES * len(lines)
+        if self._lines.position == before.position:
+            return False
+        if lines and not self._deliver(lines, before):
+            return False
+        self._spool.save(self._lines.state())
+        if self._freed_to + CHUNK_BYTES <= self._lines.position:
+            self._free(self._lines.position)
+        return True
+
+    def _is_too_fast(self) -> bool:
+        """Whether nothing may go for a while; a chunk goes when it may go whole."""
+        now = time.monotonic()
+        grown = self._allowed_bytes + BYTES_PER_S * (now - self._allowed_at)
+        self._allowed_bytes, self._allowed_at = min(grown, BURST_BYTES), now
+        return self._allowed_bytes < CHUNK_BYTES
+
+    def _drop_what_is_too_much(self, why: str, before: State | None = None) -> None:
+        """Bound what waits, and with it the file.
+
+        Args:
+            why: there is too much.
+            before: what was delivered, when a part of what was read is still under way.
+        """
+        if self._lines.backlog_bytes() <= SLACK_BYTES + max(0.0, self._allowed_bytes):
+            return
+        self._lines.drop(why)
+        delivered = before or self._lines.state()
+        gap = self._lines.gap
+        self._spool.save(State(delivered.position, delivered.rank, gap))
+        if gap is not None and not self._spool.free(gap.start, gap.end):
+            self._stop_keeping()
+
+    def _free(self, end: int) -> None:
+        if self._spool.free(self._freed_to, end):
+            self._freed_to = end
+        else:
+            self._stop_keeping()
+
+    def _stop_keeping(self) -> None:
+        """Where nothing can be freed: once there is much, what is printed goes nowhere."""
+        if self._is_kept and self._spool.size() > UNFREED_BYTES:
+            os.write(self._spool.data, f"{NOT_FREED}\n".encode())
+            self._keep_nothing()
+
+    def _keep_nothing(self) -> None:
+        with self._changed:
+            if self._is_kept and self._closes_at is None:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                for descriptor in (1, 2):
+                    os.dup2(nowhere, descriptor)
+                os.close(nowhere)
+            self._is_kept = False
+
+    def _deliver(self, lines: list[Line], before: State) -> bool:
+        """Have lines arrive; False when they did not in time."""
+        request = self._request(lines)
+        metadata = (("lockstep-attempt-token", self._spool.label.token),)
+        while not self._is_refused:
+            try:
+                self._stub().ReportLogs(request, metadata=metadata, timeout=self._call_timeout_s())
+                return True
+            except grpc.RpcError as error:
+                if error.code() in FINAL_CODES:
+                    self._is_refused = True
+                    break
+            self._is_too_fast()  # what may be printed grows meanwhile
+            self._drop_what_is_too_much(NO_SERVER, before)
+            with self._changed:
+                if self._closes_at is None:
+                    self._changed.wait_for(lambda: self._closes_at is not None, RETRY_AFTER_S)
+                elif (left_s := self._closes_at - time.monotonic()) > 0:
+                    self._changed.wait(min(RETRY_AFTER_S, left_s))
+                else:
+                    return False
+        return True  # whoever refuses lines gets none of those that follow
+
+    def _call_timeout_s(self) -> float:
+        if self._closes_at is None:
+            return CALL_TIMEOUT_S
+        return max(0.1, self._closes_at - time.monotonic())
+
+    def _stub(self) -> InternalServiceStub:
+        if self._channel is None or self._target != self._address():
+            if self._channel is not None:
+                self._channel.close()
+            self._target = self._address()
+            self._channel = grpc.insecure_channel(self._target, options=CHANNEL_OPTIONS)
+        return InternalServiceStub(self._channel)
+
+    def _request(self, lines: list[Line]) -> ReportLogsRequest:
+        label = self._spool.label
+        request = ReportLogsRequest(job_id=label.job_id, attempt=label.attempt, number=label.number)
+        microseconds = int(1e6 * (self._time or time.time()))
+        for line in lines:
+            told = request.lines.add(rank=line.rank, text=line.text, is_notice=line.is_notice)
+            told.time.FromMicroseconds(microseconds)
+            request.ends.append(line.end)
+        return request

@@ -1,0 +1,77 @@
+"""When the launcher has a node swept: some time after it has found the node or lost a worker there."""
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import ray
+import structlog
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from lockstep.workers.log_spool import folder_of
+from lockstep.workers.log_sweep import sweep
+
+DELAY_S = 2.0
+"""How long a sweep waits: other workers may be lost in the same moment, and those that are left want to go on first."""
+
+log = structlog.get_logger()
+
+
+class LogSweeps:
+    """Sweeps nodes by short tasks of Ray on them. Nothing depends on them: what fails is logged.
+
+    Args:
+        namespace: of this server's actors.
+        start: begins a sweep of a node: by default a task there.
+    """
+
+    def __init__(self, namespace: str, start: "Callable[[str, str], Any] | None" = None) -> None:
+        self._namespace = namespace
+        self._start = start or self._start_task
+        self._coordinator_address = ""
+        self._lock = threading.Lock()
+        self._seen: set[str] = set()
+        self._waiting: set[str] = set()
+
+    def begin(self, coordinator_address: str) -> None:
+        """Say where the lines go; nothing is swept before this."""
+        self._coordinator_address = coordinator_address
+
+    def found(self, node_ids: Iterable[str]) -> None:
+        """Sweep each node once; an earlier server's crash may have left something there."""
+        for node_id in node_ids:
+            if self._coordinator_address and node_id not in self._seen:
+                self._seen.add(node_id)
+                self.soon(node_id)
+
+    def soon(self, node_id: str) -> None:
+        """Sweep a node in a while: a worker there is gone."""
+        with self._lock:
+            if not self._coordinator_address or node_id in self._waiting:
+                return
+            self._waiting.add(node_id)
+        timer = threading.Timer(DELAY_S, self._sweep, (node_id,))
+        timer.daemon = True
+        timer.start()
+
+    def _sweep(self, node_id: str) -> None:
+        with self._lock:
+            self._waiting.discard(node_id)
+        try:
+            self._start(node_id, self._coordinator_address).add_done_callback(lambda task: _tell(node_id, task))
+        except Exception as error:  # whatever Ray raises when it is away
+            log.warning("a node could not be swept for logs", node_id=node_id, error=str(error))
+
+    def _start_task(self, node_id: str, coordinator_address: str) -> Any:
+        task = ray.remote(sweep).options(
+            num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)
+        )
+        return task.remote(folder_of(self._namespace), coordinator_address).future()
+
+
+def _tell(node_id: str, task: Any) -> None:
+    error = task.exception()
+    if error is not None:
+        log.warning("a node could not be swept for logs", node_id=node_id, error=str(error).splitlines()[0])
+    elif task.result():
+        log.info("delivered what dead workers had printed", node_id=node_id, workers=task.result())
