@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, Self, overload
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from lockstep.client import checkpoints, logs
+from lockstep.client import checkpoints, logs, metrics
 from lockstep.client._connection import UNARY_TIMEOUT_S
 from lockstep.client.errors import DeadlineExceeded, InvalidSpec, JobCancelled, JobFailed, LockstepError, WaitTimeout
 from lockstep.client.types import (
@@ -27,15 +27,13 @@ from lockstep.client.types import (
     Timeline,
     to_datetime,
 )
-from lockstep.v1 import job_pb2, job_service_pb2, metrics_service_pb2
+from lockstep.v1 import job_pb2, job_service_pb2
 from lockstep.v1.job_spec_pb2 import JobSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from lockstep.client.client import Client
-
-_METRICS_PAGE_SIZE = 5_000
 
 
 class Job:
@@ -282,9 +280,9 @@ class Job:
         """
         chosen = MetricKind(kind.upper()) if kind is not None else MetricKind.UNSPECIFIED
         wanted = [names] if isinstance(names, str) else list(names or ())
-        if follow:
-            return self._follow_metrics(wanted, after_step, chosen)
-        return list(self._list_metrics(wanted, after_step, chosen))
+        read = metrics.follow_metrics if follow else metrics.list_metrics
+        points = read(self._client, self._stored_id(), wanted, after_step, chosen)
+        return points if follow else list(points)
 
     def logs(
         self,
@@ -349,28 +347,6 @@ class Job:
             DataLoss: the bytes are not those that were written.
         """
         return checkpoints.load_state_dict(self._client, self._stored_id(), step)
-
-    def _list_metrics(self, names: list[str], after_step: int, kind: MetricKind) -> Iterator[MetricPoint]:
-        request = metrics_service_pb2.ListMetricsRequest(
-            job_id=self._stored_id(),
-            names=names,
-            after_step=after_step,
-            kind=kind.to_proto(),
-            page_size=_METRICS_PAGE_SIZE,
-        )
-        while True:
-            page = self._client._connection.call(self._client._metrics.ListMetrics, request)
-            yield from map(MetricPoint.from_proto, page.points)
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
-
-    def _follow_metrics(self, names: list[str], after_step: int, kind: MetricKind) -> Iterator[MetricPoint]:
-        request = metrics_service_pb2.StreamMetricsRequest(job_id=self._stored_id(), names=names, kind=kind.to_proto())
-        for message in self._client._connection.follow(self._client._metrics.StreamMetrics, lambda: request):
-            # The cursor stands after all points of its message, and a message arrives whole or not at all.
-            request.cursor = message.cursor
-            yield from (MetricPoint.from_proto(point) for point in message.points if point.step > after_step)
 
     def _watch(self, timeout_s: float | None, after: int = 0) -> Iterator[JobUpdate]:
         request = job_service_pb2.WatchJobRequest(job_id=self._stored_id(), after_sequence=after)

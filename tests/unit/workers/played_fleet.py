@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from ray.exceptions import ActorDiedError
 
 from lockstep.workers.fleet import Fleet, Process, Shape
+from lockstep.workers.log_sweeps import LogSweeps
 from lockstep.workers.worker import Description, Rest
 
 WAIT_S = 20.0
@@ -85,6 +86,7 @@ class PlayedFleet(Fleet):
         self._lock = threading.Lock()
         self._held, self._usable, self._taken_by_others = {}, usable, {}
         self.left: list[Description | None] = []
+        self.log_sweeps = LogSweeps("tests")  # never begun
 
     def create(self, shape: Shape, node_id: str) -> Process:
         self.actors.append(PlayedActor())

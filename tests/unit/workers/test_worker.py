@@ -21,6 +21,8 @@ attempts = itertools.count(1)
 
 
 class RayContext:
+    namespace = "tests-of-a-worker"
+
     def get_node_id(self) -> str:
         return "node-1"
 

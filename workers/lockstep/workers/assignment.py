@@ -3,9 +3,8 @@
 import logging
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
-
-import ray
 
 from lockstep.v1.internal_service_pb2 import StartGang
 from lockstep.workers.datasets import DataCache
@@ -16,7 +15,6 @@ from lockstep.workers.engine.determinism import hardware_class
 from lockstep.workers.engine.membership import Dismissed, Membership
 from lockstep.workers.engine.transport import Endpoint
 from lockstep.workers.failures import job_error
-from lockstep.workers.log_spool import folder_of
 from lockstep.workers.logs import LOGGER, WorkerLog, configure_logger
 from lockstep.workers.pulse import Pulse
 from lockstep.workers.training import device_of, train
@@ -59,6 +57,7 @@ class Assignment:
         number: of the worker within the attempt.
         host: name or address of this machine that the other ranks can reach.
         cache: data that is in memory already.
+        logs: folder of what workers on this machine print.
         prepare: called by the thread first.
         clear_away: called by the thread at its end, when all was in order; what it returns is told with the end.
     """
@@ -69,6 +68,7 @@ class Assignment:
         number: int,
         host: str,
         cache: DataCache,
+        logs: Path,
         prepare: Callable[[], None],
         clear_away: Callable[[], dict[str, Any]],
     ) -> None:
@@ -77,7 +77,7 @@ class Assignment:
         self.address = endpoint.address
         self.pulse = Pulse(order.spec.recovery.hang_timeout_s)
         self.reporter = Diary(order, self.pulse, self._went_on)
-        self._printed = WorkerLog(order, number, folder_of(ray.get_runtime_context().namespace))
+        self._printed = WorkerLog(order, number, logs)
         self._device = device_of(order.spec)
         self.membership = Membership(endpoint, order.attempt_token.encode(), self._device, self._lost)
         self._cache, self._prepare, self._clear_away = cache, prepare, clear_away

@@ -250,7 +250,7 @@ def main() -> None:
     try:
         limits = Limits(config.data_cache_bytes, config.warm_memory_bytes)
         fleet = Fleet(config.ray_address, config.namespace, limits)
-        fleet.log_sweeps.begin(config.coordinator_address)
+        fleet.log_sweeps.begin(config.reports_address)
     except Exception as error:  # whatever Ray raises; the coordinator tries again
         log.error("no use of Ray", address=config.ray_address, error=f"{type(error).__name__}: {error}".splitlines()[0])
         sys.exit(1)

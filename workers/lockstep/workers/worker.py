@@ -14,6 +14,7 @@ from lockstep.v1.internal_service_pb2 import StartGang
 from lockstep.workers.assignment import Assignment, News, name_of
 from lockstep.workers.datasets import DataCache
 from lockstep.workers.engine import ENGINE_VERSION
+from lockstep.workers.log_spool import folder_of
 from lockstep.workers.reset import CleanSlate, free_memory, memory_bytes
 from lockstep.workers.training import train_once
 
@@ -105,7 +106,9 @@ class Worker:
 
     def __init__(self, limits: Limits, cpus: float, gpus: float) -> None:
         self._limits, self._cpus, self._gpus = limits, cpus, gpus
-        self._node_id: str = ray.get_runtime_context().get_node_id()
+        context = ray.get_runtime_context()
+        self._node_id: str = context.get_node_id()
+        self._logs = folder_of(context.namespace)
         self._host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         self._data = DataCache(limits.data_bytes)
         self._epoch = 0
@@ -177,7 +180,7 @@ class Worker:
                 self._check_that_it_may_take(order, number)
                 self._epoch, self._owner = max(order.epoch, self._epoch), order.owner
                 self._forgotten = current.name if current is not None else self._forgotten
-                current = Assignment(order, number, self._host, self._data, self._prepare, self._clear_away)
+                current = Assignment(order, number, self._host, self._data, self._logs, self._prepare, self._clear_away)
                 self._assignment = current
                 self._look_after()
                 current.start()
