@@ -8,7 +8,7 @@ from collections.abc import Callable
 import grpc
 
 from lockstep.v1.internal_service_pb2 import ReportLogsRequest
-from lockstep.v1.internal_service_pb2_grpc import InternalServiceStub
+from lockstep.workers.connection import COORDINATOR
 from lockstep.workers.log_lines import CHUNK_BYTES, Line, Lines
 from lockstep.workers.log_spool import Spool, State
 
@@ -24,7 +24,6 @@ UNFREED_BYTES = 64 << 20
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 0.25
 CALL_TIMEOUT_S = 10.0
 RETRY_AFTER_S = 0.5
-CHANNEL_OPTIONS = (("grpc.max_reconnect_backoff_ms", 1_000),)
 FINAL_CODES = (
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
@@ -50,8 +49,6 @@ class Shipper:
     def __init__(self, spool: Spool, address: Callable[[], str]) -> None:
         self._spool, self._address = spool, address
         self._lines = Lines(spool)
-        self._target = ""
-        self._channel: grpc.Channel | None = None
         self._changed = threading.Condition()
         self._closes_at: float | None = None
         self._allowed_bytes, self._allowed_at = float(BURST_BYTES), time.monotonic()
@@ -87,12 +84,12 @@ class Shipper:
         except OSError:  # the disk is full, or worse: whoever prints must not make it still fuller
             self._keep_nothing()
         finally:
-            if self._channel is not None:
-                self._channel.close()
             self._is_done = self._is_refused or self._spool.state.position == self._spool.size()
             (self._spool.remove if self._is_done else self._spool.close)()
 
     def _ship(self) -> None:
+        with self._changed:  # a job that begins has better things to do than to tell that it does
+            self._changed.wait_for(lambda: self._closes_at is not None, LONGEST_PAUSE_S)
         pause_s = SHORTEST_PAUSE_S
         while True:
             closes_at = self._closes_at
@@ -172,8 +169,11 @@ class Shipper:
         metadata = (("lockstep-attempt-token", self._spool.label.token),)
         while not self._is_refused:
             try:
-                self._stub().ReportLogs(request, metadata=metadata, timeout=self._call_timeout_s())
+                stub = COORDINATOR.stub(self._address())
+                stub.ReportLogs(request, metadata=metadata, timeout=self._call_timeout_s())
                 return True
+            except ValueError:  # the coordinator has just moved
+                continue
             except grpc.RpcError as error:
                 if error.code() in FINAL_CODES:
                     self._is_refused = True
@@ -193,14 +193,6 @@ class Shipper:
         if self._closes_at is None:
             return CALL_TIMEOUT_S
         return max(0.1, self._closes_at - time.monotonic())
-
-    def _stub(self) -> InternalServiceStub:
-        if self._channel is None or self._target != self._address():
-            if self._channel is not None:
-                self._channel.close()
-            self._target = self._address()
-            self._channel = grpc.insecure_channel(self._target, options=CHANNEL_OPTIONS)
-        return InternalServiceStub(self._channel)
 
     def _request(self, lines: list[Line]) -> ReportLogsRequest:
         label = self._spool.label

@@ -15,9 +15,9 @@ import grpc
 from lockstep.v1.checkpoint_service_pb2 import Checkpoint as CheckpointMessage
 from lockstep.v1.checkpoint_service_pb2 import CheckpointFile
 from lockstep.v1.internal_service_pb2 import KeptCheckpoints, ReportProgressRequest, StartGang, Startup
-from lockstep.v1.internal_service_pb2_grpc import InternalServiceStub
 from lockstep.v1.job_pb2 import JobProgress, JobResult
 from lockstep.v1.metrics_service_pb2 import METRIC_KIND_RESULT, METRIC_KIND_TIMING, MetricPoint
+from lockstep.workers.connection import COORDINATOR
 from lockstep.workers.engine import Listener, Phase, Point, Progress, Result, Wish
 from lockstep.workers.engine.checkpoint import Checkpoint
 from lockstep.workers.pulse import Pulse
@@ -68,7 +68,6 @@ class Reporter(Listener):
         self._pauses: list[str] = []
         self._reached: dict[str, float] = {}  # of the timeline, until it is stored
         self._has_told_startup = False
-        self._channel = grpc.insecure_channel(order.coordinator_address)
         self._thread = threading.Thread(target=self._deliver, name="reporter", daemon=True)
         self._thread.start()
 
@@ -93,10 +92,8 @@ class Reporter(Listener):
     def redirect(self, address: str) -> None:
         """Report to another address from now on: the coordinator has come back elsewhere."""
         with self._changed:
-            if address != self._order.coordinator_address:
-                self._order.coordinator_address = address
-                self._channel.close()
-                self._channel = grpc.insecure_channel(address)
+            self._order.coordinator_address = address
+        COORDINATOR.stub(address)  # breaks calls to where it was
 
     def stop(self, keep: bool) -> None:
         """Ask training to stop at the next step boundary, with a checkpoint or without."""
@@ -227,7 +224,6 @@ class Reporter(Listener):
             self._is_closed = True
             self._changed.notify_all()
         self._thread.join()
-        self._channel.close()
 
     def _note(self, progress: Progress) -> None:
         self._progress = JobProgress(step=progress.step, total_steps=progress.total_steps, epoch=progress.epoch)
@@ -306,7 +302,7 @@ class Reporter(Listener):
                     report.generation, report.sequence = self._generation, self._sequence
                 now = time.monotonic()
                 report.startup.CopyFrom(Startup(**{stage: now - since for stage, since in self._reached.items()}))
-                stub = InternalServiceStub(self._channel)
+                stub = COORDINATOR.stub(self._order.coordinator_address)
             try:
                 stub.ReportProgress(report, metadata=metadata, timeout=CALL_TIMEOUT_S)
                 return True
