@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from lockstep.v1.internal_service_pb2 import StartGang
-from lockstep.workers import worker
+from lockstep.workers import assignment, worker
 from lockstep.workers.assignment import Assignment, News, name_of
 from lockstep.workers.engine import ENGINE_VERSION
 from lockstep.workers.worker import Description, Limits, Unfit, Worker
@@ -55,6 +55,7 @@ def make_worker(monkeypatch: pytest.MonkeyPatch, slate: PlayedSlate) -> Iterator
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
     monkeypatch.setattr(worker, "CleanSlate", lambda: slate)
     monkeypatch.setattr(worker, "POLL_S", 0.2)
+    monkeypatch.setattr(assignment, "LAST_WORDS_S", 0.0)  # there is no coordinator
     made = []
 
     def make(limits: Limits = ROOMY) -> Worker:
