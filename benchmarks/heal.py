@@ -17,7 +17,6 @@ import os
 import random
 import re
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from figures import show
 from lockstep.client import Client, Job
 from serving import MARK, marked, server, workers_of
 
@@ -182,15 +182,6 @@ def peer(data: Path, kills: int) -> list[float]:
     return pauses
 
 
-def shown(name: str, pauses: list[float]) -> float:
-    """Print a line; returns the median."""
-    ordered = sorted(pauses)
-    p99 = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
-    median = statistics.median(ordered)
-    print(f"{name:12} {len(ordered):4} pauses  p50 {median:7.3f} s  p99 {p99:7.3f} s  worst {ordered[-1]:7.3f} s")
-    return median
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
@@ -201,11 +192,11 @@ def main() -> None:
     if options.ray_train is not None:
         ray_train(options.data, options.ray_train)
         return
-    ours = shown("lockstep", lockstep(options.data, options.kills))
+    ours = show("lockstep", "pauses", lockstep(options.data, options.kills))
     if not options.peer_kills:
         return
     try:
-        theirs = shown("ray train", peer(options.data, options.peer_kills))
+        theirs = show("ray train", "pauses", peer(options.data, options.peer_kills))
     except RuntimeError as error:
         print(f"ray train could not run: {error}")
     else:

@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from figures import show
 from lockstep.client import Client
 from serving import server
 
@@ -165,15 +166,6 @@ def plain_small() -> None:
         optimizer.step()
 
 
-def shown(name: str, times: list[float]) -> float:
-    """Print a line; returns the median."""
-    ordered = sorted(times)
-    p99 = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
-    median = statistics.median(ordered)
-    print(f"{name:22} {len(ordered):4} starts  p50 {median:7.3f} s  p99 {p99:7.3f} s  worst {ordered[-1]:7.3f} s")
-    return median
-
-
 def first_steps(options: argparse.Namespace, warm: Client, cold: Client, ray_train: RayTrain | None) -> None:
     times: dict[str, list[float]] = {"warm": [], "cold": [], "torchrun": [], "ray train": []}
     legs: dict[str, list[float]] = {}
@@ -189,7 +181,7 @@ def first_steps(options: argparse.Namespace, warm: Client, cold: Client, ray_tra
         if ray_train is not None:
             times["ray train"].append(ray_train.start())
         print("  " + ", ".join(f"{name} {values[-1]:.3f} s" for name, values in times.items() if values), flush=True)
-    medians = {name: shown(name, values) for name, values in times.items() if values}
+    medians = {name: show(name, "starts", values) for name, values in times.items() if values}
     for name, median in medians.items():
         if name != "warm":
             print(f"{name} takes {median / medians['warm']:.0f}x as long as warm")

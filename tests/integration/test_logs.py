@@ -5,6 +5,8 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from lockstep.client import Client, Job
 from tests.integration.conftest import Server, endless, quick, wait_for_step
 
@@ -57,6 +59,7 @@ def test_a_killed_worker_leaves_its_last_words_and_the_log_goes_on(server: Serve
     server.wait_until(lambda: not list(spool.parent.glob(f"{job.job_id}.*")))
 
 
+@pytest.mark.exhaustive
 def test_what_is_printed_while_the_server_is_away_comes_later_once(make_server: Callable[..., Server]) -> None:
     server = make_server("--num-cpus", "2").start()
     with server.client() as client:
