@@ -38,9 +38,10 @@ async def say(
     at_s: int = TIME_S,
     token: str | None = None,
     ends: Sequence[int] | None = None,
+    spool: int = 7,
 ) -> None:
     """Deliver lines as a worker does, the first of which begins at position `start`."""
-    request = ReportLogsRequest(job_id=gang.job_id, attempt=gang.attempt, number=number)
+    request = ReportLogsRequest(job_id=gang.job_id, attempt=gang.attempt, number=number, spool=spool)
     for text in texts:
         line = request.lines.add(text=text, rank=rank)
         line.time.FromSeconds(at_s)
@@ -95,6 +96,33 @@ def test_lines_that_come_again_are_stored_once_also_by_the_next_server(tmp_path:
             await say(server, gang, ["three", "four"], start=8)
             await say(server, gang, ["one"], number=1)
             assert await texts(server, gang) == ["one", "two", "three", "four", "one"]
+
+    run(scenario())
+
+
+def test_a_worker_that_gets_the_number_of_one_before_it_has_lines_of_its_own(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            _, gang = await start_job(server)
+            await say(server, gang, ["of the first"], spool=1)
+        async with serving(tmp_path) as server:
+            await say(server, gang, ["of the 2nd"], spool=2)
+            assert await texts(server, gang) == ["of the first", "of the 2nd"]
+
+    run(scenario())
+
+
+def test_a_record_that_the_disk_has_damaged_hides_none_that_come_later(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            _, gang = await start_job(server)
+            await say(server, gang, ["one"])
+            await say(server, gang, ["two"], start=4)
+        (segment,) = (tmp_path / "logs" / gang.job_id).iterdir()
+        segment.write_bytes(segment.read_bytes().replace(b"one", b"0ne"))
+        async with serving(tmp_path) as server:
+            await say(server, gang, ["three"], start=8)
+            assert (await texts(server, gang))[-2:] == ["two", "three"]
 
     run(scenario())
 

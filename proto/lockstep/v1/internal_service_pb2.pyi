@@ -255,18 +255,20 @@ class ReportProgressResponse(_message.Message):
     def __init__(self, acknowledged_sequence: _Optional[int] = ...) -> None: ...
 
 class ReportLogsRequest(_message.Message):
-    __slots__ = ("job_id", "attempt", "number", "lines", "ends")
+    __slots__ = ("job_id", "attempt", "number", "lines", "ends", "spool")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     LINES_FIELD_NUMBER: _ClassVar[int]
     ENDS_FIELD_NUMBER: _ClassVar[int]
+    SPOOL_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     attempt: int
     number: int
     lines: _containers.RepeatedCompositeFieldContainer[_log_service_pb2.LogLine]
     ends: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., number: _Optional[int] = ..., lines: _Optional[_Iterable[_Union[_log_service_pb2.LogLine, _Mapping]]] = ..., ends: _Optional[_Iterable[int]] = ...) -> None: ...
+    spool: int
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., number: _Optional[int] = ..., lines: _Optional[_Iterable[_Union[_log_service_pb2.LogLine, _Mapping]]] = ..., ends: _Optional[_Iterable[int]] = ..., spool: _Optional[int] = ...) -> None: ...
 
 class ReportLogsResponse(_message.Message):
     __slots__ = ()

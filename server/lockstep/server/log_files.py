@@ -21,7 +21,7 @@ from lockstep.v1.internal_service_pb2 import ReportLogsRequest
 SEGMENTS = 16
 _SUFFIX = ".log"
 # Size and CRC-32 of the payload, lines, attempt, worker, its position behind the lines, time of the last line in µs.
-_HEADER = struct.Struct("<IIIiiqq")
+_HEADER = struct.Struct("<IIIiiIqq")
 
 
 class Header(NamedTuple):
@@ -32,6 +32,7 @@ class Header(NamedTuple):
     lines: int
     attempt: int
     number: int
+    spool: int
     end: int
     time_us: int
 
@@ -68,7 +69,7 @@ class JobLog:
             OSError: it cannot be read, or what an unclean end has left cannot be cut off.
         """
         self._folder, self._limit_bytes = folder, limit_bytes
-        self._ends: dict[tuple[int, int], int] = {}
+        self._ends: dict[tuple[int, int, int], int] = {}
         self._sizes: dict[int, int] = {}  # of the segments, by their first lines, in order
         self._next_line = 0
         for first in segments_of(folder):
@@ -76,7 +77,7 @@ class JobLog:
             for _, header in _headers(_path(folder, first)):
                 self._next_line += header.lines
                 self._sizes[first] += _HEADER.size + header.size_bytes
-                self._remember(header.attempt, header.number, header.end)
+                self._remember((header.attempt, header.number, header.spool), header.end)
             os.truncate(_path(folder, first), self._sizes[first])  # a record that was not written whole
 
     def append(self, request: ReportLogsRequest) -> int:
@@ -85,7 +86,8 @@ class JobLog:
         Returns:
             How many that were.
         """
-        known = self._ends.get((request.attempt, request.number), 0)
+        source = request.attempt, request.number, request.spool
+        known = self._ends.get(source, 0)
         if stored := bisect_right(request.ends, known):  # lines that come again
             del request.lines[:stored]
             del request.ends[:stored]
@@ -94,7 +96,7 @@ class JobLog:
         for line in request.lines:
             line.attempt, line.worker = request.attempt, request.number
         self._write(request)
-        self._remember(request.attempt, request.number, request.ends[-1])
+        self._remember(source, request.ends[-1])
         return len(request.lines)
 
     def _write(self, request: ReportLogsRequest) -> None:
@@ -106,6 +108,7 @@ class JobLog:
             len(request.lines),
             request.attempt,
             request.number,
+            request.spool,
             request.ends[-1],
             time_us,
         )
@@ -134,8 +137,8 @@ class JobLog:
             _path(self._folder, oldest).unlink(missing_ok=True)
             del self._sizes[oldest]
 
-    def _remember(self, attempt: int, number: int, end: int) -> None:
-        self._ends[attempt, number] = max(end, self._ends.get((attempt, number), 0))
+    def _remember(self, source: tuple[int, int, int], end: int) -> None:
+        self._ends[source] = max(end, self._ends.get(source, 0))
 
 
 def segments_of(folder: Path) -> list[int]:
@@ -165,9 +168,8 @@ def read_records(folder: Path, place: Place, since_us: int = 0) -> Iterator[Reco
                     if header.time_us >= since_us:
                         file.seek(offset + _HEADER.size)
                         payload = file.read(header.size_bytes)
-                        if zlib.crc32(payload) != header.checksum:
-                            break  # the disk has damaged it; the next segment is whole again
-                        request = ReportLogsRequest.FromString(payload)
+                        if zlib.crc32(payload) == header.checksum:  # else the disk has damaged it
+                            request = ReportLogsRequest.FromString(payload)
                     yield Record(here, after, request)
                     here = after
         except FileNotFoundError:  # removed meanwhile

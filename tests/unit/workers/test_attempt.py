@@ -274,3 +274,21 @@ def test_a_warm_worker_that_dies_after_it_came_up_is_lost_as_any_other(stage: St
     stage.fleet.actors[1].die()
     stage.next_change("1 worker go on")
     assert len(stage.fleet.actors) == 2
+
+
+def test_when_all_that_train_have_ended_nobody_waits_for_one_that_still_comes(stage: Stage) -> None:
+    joiner = grow(stage, "node-late")
+    for actor in stage.fleet.actors[:2]:
+        actor.end(is_reusable=True)
+    assert not stage.end().HasField("error")
+    assert joiner.is_killed
+    assert stage.fleet.given_back == ["worker-0", "worker-1"]
+
+
+def test_a_worker_that_is_ready_when_the_others_have_ended_does_not_train_alone(stage: Stage) -> None:
+    joiner = grow(stage, "node-late")
+    stage.fleet.actors[0].end(is_reusable=True)
+    stage.fleet.wait_for(lambda: joiner.is_killed)
+    stage.fleet.actors[1].end(is_reusable=True)
+    stage.end()
+    assert joiner.told("form") == []

@@ -25,7 +25,7 @@ class Tasks:
 def timers(monkeypatch: pytest.MonkeyPatch) -> list["Timer"]:
     made: list[Timer] = []
 
-    def make(_: float, function: object, arguments: tuple[str]) -> "Timer":
+    def make(_: float, function: object, arguments: tuple[str, float]) -> "Timer":
         made.append(Timer(function, arguments))
         return made[-1]
 
@@ -36,7 +36,7 @@ def timers(monkeypatch: pytest.MonkeyPatch) -> list["Timer"]:
 class Timer:
     """A timer that the test lets run."""
 
-    def __init__(self, function: object, arguments: tuple[str]) -> None:
+    def __init__(self, function: object, arguments: tuple[str, float]) -> None:
         self.function, self.arguments, self.daemon = function, arguments, False
 
     def start(self) -> None:
@@ -56,12 +56,13 @@ def test_a_node_is_swept_once_when_it_is_found_and_once_for_workers_that_die_tog
     sweeps.found(["a"])
     sweeps.found(["a", "b"])
     sweeps.soon("a")
-    assert [timer.arguments for timer in timers] == [("a",), ("b",)]
-    for timer in timers:
+    early, late = log_sweeps.DELAYS_S
+    assert [timer.arguments for timer in timers] == [("a", early), ("a", late), ("b", early), ("b", late)]
+    for timer in timers[::2]:
         timer.ring()
     assert tasks.started == [("a", "host:1"), ("b", "host:1")]
     sweeps.soon("a")
-    assert len(timers) == 3
+    assert [timer.arguments for timer in timers[4:]] == [("a", early)]  # the late one is still to come
 
 
 def test_a_sweep_that_cannot_begin_harms_nobody(timers: list[Timer]) -> None:
@@ -73,4 +74,4 @@ def test_a_sweep_that_cannot_begin_harms_nobody(timers: list[Timer]) -> None:
     sweeps.soon("a")
     timers[0].ring()
     sweeps.soon("a")
-    assert len(timers) == 2
+    assert len(timers) == 3

@@ -123,12 +123,9 @@ def test_lines_are_read_with_the_rank_that_the_worker_had(spool: Spool) -> None:
 
 
 def test_what_is_no_mark_of_a_rank_is_text(spool: Spool) -> None:
-    say(spool, b'\x1e{"rank": "x"}\n\x1e\n\xff\n')
-    assert [text for _, text in shown(Lines(spool).read())] == [
-        '\x1e{"rank": "x"}',
-        "\x1e",
-        "\N{REPLACEMENT CHARACTER}",
-    ]
+    say(spool, b'\x1e{"rank": "x"}\n\x1e{"rank": 3000000000}\n\x1e\n\xff\n')
+    texts = ['\x1e{"rank": "x"}', '\x1e{"rank": 3000000000}', "\x1e", "\N{REPLACEMENT CHARACTER}"]
+    assert [text for _, text in shown(Lines(spool).read())] == texts
 
 
 def test_a_line_waits_for_its_end_but_not_for_long(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,3 +361,38 @@ def test_a_sweep_of_a_server_that_is_away_keeps_everything(
     spool.close()
     assert sweep(base / "here", "127.0.0.1:1") == 0
     assert len(list((base / "here").iterdir())) == 2
+
+
+def test_a_log_that_cannot_be_kept_any_more_writes_into_no_file_that_is_opened_later(
+    base: Path, spool: Spool, coordinator: tuple[Coordinator, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "save", lambda state: os.close(-1))  # an OSError
+    shipper = Shipper(spool, lambda: coordinator[1])
+    given_up = threading.Event()
+    monkeypatch.setattr(shipper, "_keep_nothing", given_up.set)
+    say(spool, "words\n")
+    shipper.start()
+    assert given_up.wait(20)
+    opened = os.open(base / "checkpoint", os.O_RDWR | os.O_CREAT)
+    spool.mark_rank(0)
+    assert opened != spool.data
+    assert os.fstat(opened).st_size == 0
+    os.close(opened)
+    shipper.close(0.0)
+
+
+def test_a_spool_that_cannot_be_read_is_removed_and_keeps_no_other_from_being_delivered(
+    base: Path, spool: Spool, coordinator: tuple[Coordinator, str]
+) -> None:
+    damaged = Spool.create(base / "here", Label("job-0", 1, 0, "the token"))
+    os.pwrite(damaged._note, b"{" * 10, 0)
+    damaged.close()
+    strange = Spool.create(base / "here", Label("job-0", 1, 1, "the token"))
+    say(strange, "strange\n")
+    strange.save(State(0, 1 << 40, None))  # a rank that no message holds
+    strange.close()
+    say(spool, "words\n")
+    spool.close()
+    sweep(base / "here", coordinator[1])
+    assert coordinator[0].texts() == ["words"]
+    assert list((base / "here").iterdir()) == []

@@ -170,6 +170,8 @@ class Attempt:
             if not news.error_bytes:
                 if member.is_training and not member.is_leaving:
                     self._ending.has_left()
+                    for joiner in [other for other in self._gang.members if other.rank is None]:
+                        self._gang.remove(joiner)
                 self._tell_changed("")
             elif member.is_surplus:
                 self._tell_changed(f"worker {member.number}, which was let go, failed: {error.message}")
@@ -214,8 +216,8 @@ class Attempt:
 
     def _meet(self) -> None:
         """Let those who are prepared meet: at first all together, later whoever has come."""
-        if self._ending.deadline is not None:  # they would interrupt those who write their last checkpoint
-            return
+        if self._ending.deadline is not None or self._ending.is_agreed:
+            return  # they would interrupt those who write their last checkpoint
         ready = [member for member in self._gang.staying if member.is_up and member.is_prepared]
         if self._gang.generation == 0:
             if ready and ready == self._gang.staying:
@@ -337,7 +339,7 @@ class Attempt:
     def _resize(self, asked: ResizeAsked) -> None:
         """Take in workers on nodes that lack one, and let go those that are too many there."""
         self._revision = max(asked.revision, self._revision)
-        if self._ending.is_stopping or self._ending.errors:
+        if self._ending.is_stopping or self._ending.is_agreed or self._ending.errors:
             return
         wanted = list(asked.node_ids)
         leaving = []

@@ -20,10 +20,11 @@ class Ending:
         is_too_small: they were, since fewer than `resources.min_workers` were left.
         deadline: when those are killed that are still there, as time.monotonic() tells; None while it goes on.
         errors: what workers have failed with.
+        is_agreed: a worker that trained has left in order, as all of them will: nobody joins any more.
     """
 
     def __init__(self) -> None:
-        self.is_stopping = self.is_too_small = False
+        self.is_stopping = self.is_too_small = self.is_agreed = False
         self.deadline: float | None = None
         self.errors: list[JobError] = []
         self._too_small_because = ""
@@ -51,6 +52,7 @@ class Ending:
 
     def has_left(self) -> None:
         """A worker that trained has left in order; when it was told to stop, it has kept what it had."""
+        self.is_agreed = True
         self._has_left_in_order = self._has_left_in_order or self.is_stopping
 
     def outcome(self) -> JobError | None:

@@ -16,7 +16,7 @@ KEPT_BYTES = CHUNK_BYTES
 """How much of the newest is kept when lines are dropped."""
 SCAN_BYTES = 1 << 20
 
-_RANK = re.compile(re.escape(MARK) + rb'\{"rank": ([0-9]+)\}')
+_RANK = re.compile(re.escape(MARK) + rb'\{"rank": ([0-9]{1,6})\}')
 
 
 class Line(NamedTuple):

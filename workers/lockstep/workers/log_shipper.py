@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 import grpc
+import structlog
 
 from lockstep.v1.internal_service_pb2 import ReportLogsRequest
 from lockstep.workers.connection import COORDINATOR
@@ -32,6 +33,8 @@ FINAL_CODES = (
     grpc.StatusCode.UNIMPLEMENTED,
 )
 """Answers that the same lines would get again."""
+
+log = structlog.get_logger()
 
 TOO_FAST = f"the worker printed more than {BYTES_PER_S >> 10} KiB a second"
 NO_SERVER = "the server was away for too long"
@@ -81,11 +84,21 @@ class Shipper:
     def _run(self) -> None:
         try:
             self._ship()
-        except OSError:  # the disk is full, or worse: whoever prints must not make it still fuller
-            self._keep_nothing()
+        except OSError as error:  # the disk is full, or worse: whoever prints must not make it still fuller
+            self._give_up(error)
+        except Exception as error:  # what stands there is of no use to the next sweep either
+            self._is_refused = True
+            self._give_up(error)
         finally:
             self._is_done = self._is_refused or self._spool.state.position == self._spool.size()
             (self._spool.remove if self._is_done else self._spool.close)()
+
+    def _give_up(self, error: Exception) -> None:
+        """Keep nothing more, but hold the files as long as somebody may write to them: their numbers are used again."""
+        log.warning("what the worker prints is not kept", job_id=self._spool.label.job_id, error=str(error))
+        self._keep_nothing()
+        with self._changed:
+            self._changed.wait_for(lambda: self._closes_at is not None)
 
     def _ship(self) -> None:
         with self._changed:  # a job that begins has better things to do than to tell that it does
@@ -196,7 +209,9 @@ class Shipper:
 
     def _request(self, lines: list[Line]) -> ReportLogsRequest:
         label = self._spool.label
-        request = ReportLogsRequest(job_id=label.job_id, attempt=label.attempt, number=label.number)
+        request = ReportLogsRequest(
+            job_id=label.job_id, attempt=label.attempt, number=label.number, spool=self._spool.key
+        )
         microseconds = int(1e6 * (self._time or time.time()))
         for line in lines:
             told = request.lines.add(rank=line.rank, text=line.text, is_notice=line.is_notice)

@@ -85,14 +85,20 @@ class Spool:
         label: whose it is.
         state: what of it has arrived.
         data: descriptor of the file itself.
+        path: of the file itself.
     """
 
     label: Label
     state: State
     data: int
     _note: int
-    _path: Path
+    path: Path
     _is_open: bool = field(default=True, init=False)
+
+    @property
+    def key(self) -> int:
+        """What is like no other spool's, of the same worker neither."""
+        return int(self.path.suffix.removeprefix("."), 16)
 
     @classmethod
     def create(cls, folder: Path, label: Label) -> Self:
@@ -135,6 +141,11 @@ class Spool:
             except OSError:  # somebody has it, or has just removed it
                 os.close(note)
                 continue
+            except (ValueError, KeyError, TypeError):  # the disk has damaged it
+                note_path.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+                os.close(note)
+                continue
             yield cls(label, State(**told), data, note, path)
 
     def save(self, state: State) -> None:
@@ -163,8 +174,8 @@ class Spool:
 
     def remove(self) -> None:
         """Remove both files: all has arrived, or nobody wants it. Closes them."""
-        _note_of(self._path).unlink(missing_ok=True)
-        self._path.unlink(missing_ok=True)
+        _note_of(self.path).unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
         self.close()
 
     def close(self) -> None:

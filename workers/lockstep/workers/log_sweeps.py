@@ -11,8 +11,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from lockstep.workers.log_spool import folder_of
 from lockstep.workers.log_sweep import sweep
 
-DELAY_S = 2.0
-"""How long a sweep waits: other workers may be lost in the same moment, and those that are left want to go on first."""
+DELAYS_S = (2.0, 30.0)
+"""When a node is swept: other workers may be lost in the same moment, and those that are left want to go on first; and
+once more, since a process may take long to die."""
 
 log = structlog.get_logger()
 
@@ -31,7 +32,7 @@ class LogSweeps:
         self._coordinator_address = ""
         self._lock = threading.Lock()
         self._seen: set[str] = set()
-        self._waiting: set[str] = set()
+        self._waiting: set[tuple[str, float]] = set()
 
     def begin(self, coordinator_address: str) -> None:
         """Say where the lines go; nothing is swept before this."""
@@ -47,16 +48,18 @@ class LogSweeps:
     def soon(self, node_id: str) -> None:
         """Sweep a node in a while: a worker there is gone."""
         with self._lock:
-            if not self._coordinator_address or node_id in self._waiting:
+            delays_s = [delay_s for delay_s in DELAYS_S if (node_id, delay_s) not in self._waiting]
+            if not self._coordinator_address:
                 return
-            self._waiting.add(node_id)
-        timer = threading.Timer(DELAY_S, self._sweep, (node_id,))
-        timer.daemon = True
-        timer.start()
+            self._waiting.update((node_id, delay_s) for delay_s in delays_s)
+        for delay_s in delays_s:
+            timer = threading.Timer(delay_s, self._sweep, (node_id, delay_s))
+            timer.daemon = True
+            timer.start()
 
-    def _sweep(self, node_id: str) -> None:
+    def _sweep(self, node_id: str, delay_s: float) -> None:
         with self._lock:
-            self._waiting.discard(node_id)
+            self._waiting.discard((node_id, delay_s))
         try:
             self._start(node_id, self._coordinator_address).add_done_callback(lambda task: _tell(node_id, task))
         except Exception as error:  # whatever Ray raises when it is away
