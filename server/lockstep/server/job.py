@@ -71,8 +71,8 @@ class Job:
     Attributes:
         number: place in the order of submits, from 1; the queue's order.
         placement_failures: how many attempts in a row could not be placed.
-        too_small_in_a_row: how many attempts in a row had too few workers left and got no further; never stored.
-        too_small_at_step: the furthest step at which one of them ended; never stored.
+        ended_early_in_a_row: how many attempts in a row lost their workers and got no further; never stored.
+        ended_early_at_step: the furthest step at which one of them ended; never stored.
         heals: how often training went on without a worker that was lost.
         running_workers: workers that train now; known only while the server and its launcher run, never stored.
         event_count: sequence number of the last event in the job's log.
@@ -95,8 +95,8 @@ class Job:
     attempt: int = 0
     restarts: int = 0
     placement_failures: int = 0
-    too_small_in_a_row: int = 0
-    too_small_at_step: int = -1
+    ended_early_in_a_row: int = 0
+    ended_early_at_step: int = -1
     heals: int = 0
     running_workers: int = 0
     start_time: datetime | None = None

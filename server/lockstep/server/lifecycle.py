@@ -47,7 +47,6 @@ PAUSE_GRACE_S = 60.0
 PLACEMENT_RETRY_S = 3.0
 MAX_PLACEMENT_FAILURES = 5
 # A node that took workers along is still counted for a moment.
-TOO_SMALL_RETRY_S = 1.0
 FIRST_RESTART_DELAY_S = 1.0
 LONGEST_RESTART_DELAY_S = 60.0
 
@@ -210,15 +209,11 @@ def _gang_gone(job: Job, event: GangGone, now: datetime) -> Step:
 
 
 def _too_small(job: Job) -> Step:
-    """Wait for more workers: longer each time if the job has got no further since it was too small before."""
-    step = job.progress.step
-    in_a_row = 1 if step > job.too_small_at_step else job.too_small_in_a_row + 1
-    delay_s = min(TOO_SMALL_RETRY_S * 2.0 ** min(in_a_row - 1, 10), LONGEST_RESTART_DELAY_S)
+    job, delay_s, in_a_row = _ended_early(job)
     least = job.spec.resources.min_workers
     words = f"fewer workers were left than resources.min_workers, which is {least}; the job {_goes_on(job)}"
-    if in_a_row > 1:
-        words += f"; that makes {in_a_row} attempts in a row that got no further, so it waits {delay_s:g} s"
-    job = replace(job, too_small_in_a_row=in_a_row, too_small_at_step=max(step, job.too_small_at_step))
+    if in_a_row:
+        words += f"; {in_a_row}, so it waits {delay_s:g} s"
     return _requeued(job, words), [RetryAfter(delay_s)]
 
 
@@ -228,13 +223,25 @@ def _all_lost(job: Job, error: JobError, now: datetime) -> Step:
         return _failed(
             job, _with_words(error, f"The job may not start again: recovery.max_restarts is {allowed}."), now
         )
-    restarts = job.restarts + 1
-    delay_s = min(FIRST_RESTART_DELAY_S * 2.0 ** min(restarts - 1, 10), LONGEST_RESTART_DELAY_S)
+    job, delay_s, in_a_row = _ended_early(job)
     words = (
-        f"attempt {job.attempt} lost all of its workers; restart {restarts} of at most {allowed} in {delay_s:g} s, "
-        f"which {_goes_on(job)}: {error.message}"
+        f"attempt {job.attempt} lost all of its workers; restart {job.restarts + 1} of at most {allowed} in "
+        f"{delay_s:g} s{f' ({in_a_row})' if in_a_row else ''}, which {_goes_on(job)}: {error.message}"
     )
-    return replace(_requeued(job, words), restarts=restarts), [RetryAfter(delay_s)]
+    return replace(_requeued(job, words), restarts=job.restarts + 1), [RetryAfter(delay_s)]
+
+
+def _ended_early(job: Job) -> tuple[Job, float, str]:
+    """Count an attempt that has ended early: the next waits longer each time, unless the job has got further.
+
+    Returns:
+        The job, seconds to wait, and words if it has not got further.
+    """
+    step = job.progress.step
+    in_a_row = 1 if step > job.ended_early_at_step else job.ended_early_in_a_row + 1
+    delay_s = min(FIRST_RESTART_DELAY_S * 2.0 ** min(in_a_row - 1, 10), LONGEST_RESTART_DELAY_S)
+    job = replace(job, ended_early_in_a_row=in_a_row, ended_early_at_step=max(step, job.ended_early_at_step))
+    return job, delay_s, f"that makes {in_a_row} attempts in a row that got no further" if in_a_row > 1 else ""
 
 
 def _placement_failed(job: Job, error: JobError, now: datetime) -> Step:

@@ -233,18 +233,6 @@ def test_an_attempt_that_lost_all_workers_is_followed_by_another_until_the_resta
     )
 
 
-def test_each_restart_waits_longer_than_the_one_before_up_to_a_minute() -> None:
-    delays = []
-    for restarts in range(9):
-        job = replace(job_in(State.RUNNING, max_restarts=1000), restarts=restarts)
-        _, [command] = advance(job, GangGone(LOST), NOW)
-        assert isinstance(command, RetryAfter)
-        delays.append(command.delay_s)
-    assert delays == [1, 2, 4, 8, 16, 32, 60, 60, 60]
-    job = replace(job_in(State.RUNNING, max_restarts=1000), restarts=999)
-    assert advance(job, GangGone(LOST), NOW)[1] == [RetryAfter(60)]
-
-
 def test_a_job_without_a_checkpoint_says_that_it_starts_from_the_beginning() -> None:
     job, _ = advance(job_in(State.RUNNING), GangGone(LOST), NOW)
     assert "starts from the beginning, since it has no checkpoint" in job.state_reason
@@ -257,21 +245,22 @@ def test_a_gang_that_became_too_small_costs_no_restart() -> None:
     assert commands == [RetryAfter(1.0)]
 
 
-def test_a_job_that_is_too_small_again_and_again_waits_longer_each_time_until_it_gets_further() -> None:
-    job = job_in(State.RUNNING, max_restarts=0)
+@pytest.mark.parametrize("gone", [GangGone(LOST), GangGone(is_too_small=True)])
+def test_a_job_that_loses_its_workers_again_and_again_waits_longer_until_it_gets_further(gone: GangGone) -> None:
+    job = job_in(State.RUNNING, max_restarts=1000)
     delays = []
     for step in (0, 0, 0, 0, 7, 7, 3, 8):
         job, _ = advance(job, Reported(Progress(step, 9)), NOW)
-        job, [command] = advance(job, GangGone(is_too_small=True), NOW)
+        job, [command] = advance(job, gone, NOW)
         assert isinstance(command, RetryAfter)
         delays.append(command.delay_s)
         job, _ = advance(job, Admitted(("a", "b")), NOW)
     assert delays == [1, 2, 4, 8, 1, 2, 4, 1]
     for _ in range(9):
-        job, commands = advance(job, GangGone(is_too_small=True), NOW)
+        job, commands = advance(job, gone, NOW)
         assert "attempts in a row that got no further" in job.state_reason
         job, _ = advance(job, Admitted(("a", "b")), NOW)
-    assert (commands, job.restarts) == ([RetryAfter(60)], 0)
+    assert (commands, job.restarts) == ([RetryAfter(60)], 0 if gone.is_too_small else 17)
 
 
 def test_workers_that_leave_without_a_word_count_as_lost() -> None:
