@@ -23,31 +23,32 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from lockstep.v1 import telemetry_pb2 as lockstep_dot_v1_dot_telemetry__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!lockstep/v1/cluster_service.proto\x12\x0blockstep.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x13\n\x11GetClusterRequest\"9\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"N\n\x11ListNodesResponse\x12 \n\x05nodes\x18\x01 \x03(\x0b\x32\x11.lockstep.v1.Node\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\'\n\tResources\x12\x0c\n\x04\x63pus\x18\x01 \x01(\x01\x12\x0c\n\x04gpus\x18\x02 \x01(\x01\"\xa3\x02\n\x07\x43luster\x12\x10\n\x08is_ready\x18\x01 \x01(\x08\x12\x18\n\x10not_ready_reason\x18\x02 \x01(\t\x12\r\n\x05nodes\x18\x03 \x01(\x05\x12%\n\x05total\x18\x04 \x01(\x0b\x32\x16.lockstep.v1.Resources\x12&\n\x06usable\x18\x05 \x01(\x0b\x32\x16.lockstep.v1.Resources\x12,\n\x0cheld_by_jobs\x18\x06 \x01(\x0b\x32\x16.lockstep.v1.Resources\x12\x34\n\x14held_by_warm_workers\x18\x07 \x01(\x0b\x32\x16.lockstep.v1.Resources\x12\x14\n\x0cjobs_running\x18\x08 \x01(\x05\x12\x14\n\x0cjobs_waiting\x18\t \x01(\x05\"\xfe\x01\n\x04Node\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12%\n\x05total\x18\x03 \x01(\x0b\x32\x16.lockstep.v1.Resources\x12&\n\x06usable\x18\x04 \x01(\x0b\x32\x16.lockstep.v1.Resources\x12,\n\x0cheld_by_jobs\x18\x05 \x01(\x0b\x32\x16.lockstep.v1.Resources\x12\x34\n\x14held_by_warm_workers\x18\x06 \x01(\x0b\x32\x16.lockstep.v1.Resources\x12$\n\x07workers\x18\x07 \x03(\x0b\x32\x13.lockstep.v1.Worker\"\xa2\x02\n\x06Worker\x12\x0b\n\x03pid\x18\x01 \x01(\x03\x12)\n\tresources\x18\x02 \x01(\x0b\x32\x16.lockstep.v1.Resources\x12\'\n\x05state\x18\x03 \x01(\x0e\x32\x18.lockstep.v1.WorkerState\x12\x0e\n\x06job_id\x18\x04 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\x12\x13\n\x06number\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\x05owner\x18\x07 \x01(\tH\x01\x88\x01\x01\x12.\n\nidle_since\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cmemory_bytes\x18\t \x01(\x03\x12\x12\n\ndata_bytes\x18\n \x01(\x03\x42\t\n\x07_numberB\x08\n\x06_owner*\x94\x01\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15WORKER_STATE_STARTING\x10\x01\x12\x18\n\x14WORKER_STATE_WORKING\x10\x02\x12\x1b\n\x17WORKER_STATE_WARMING_UP\x10\x03\x12\x15\n\x11WORKER_STATE_WARM\x10\x04\x32\xa0\x01\n\x0e\x43lusterService\x12\x42\n\nGetCluster\x12\x1e.lockstep.v1.GetClusterRequest\x1a\x14.lockstep.v1.Cluster\x12J\n\tListNodes\x12\x1d.lockstep.v1.ListNodesRequest\x1a\x1e.lockstep.v1.ListNodesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!lockstep/v1/cluster_service.proto\x12\x0blockstep.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1blockstep/v1/telemetry.proto\"\x13\n\x11GetClusterRequest\"9\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"N\n\x11ListNodesResponse\x12 \n\x05nodes\x18\x01 \x03(\x0b\x32\x11.lockstep.v1.Node\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\'\n\tResources\x12\x0c\n\x04\x63pus\x18\x01 \x01(\x01\x12\x0c\n\x04gpus\x18\x02 \x01(\x01\"\xa3\x02\n\x07\x43luster\x12\x10\n\x08is_ready\x18\x01 \x01(\x08\x12\x18\n\x10not_ready_reason\x18\x02 \x01(\t\x12\r\n\x05nodes\x18\x03 \x01(\x05\x12%\n\x05total\x18\x04 \x01(\x0b\x32\x16.lockstep.v1.Resources\x12&\n\x06usable\x18\x05 \x01(\x0b\x32\x16.lockstep.v1.Resources\x12,\n\x0cheld_by_jobs\x18\x06 \x01(\x0b\x32\x16.lockstep.v1.Resources\x12\x34\n\x14held_by_warm_workers\x18\x07 \x01(\x0b\x32\x16.lockstep.v1.Resources\x12\x14\n\x0cjobs_running\x18\x08 \x01(\x05\x12\x14\n\x0cjobs_waiting\x18\t \x01(\x05\"\xad\x02\n\x04Node\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12%\n\x05total\x18\x03 \x01(\x0b\x32\x16.lockstep.v1.Resources\x12&\n\x06usable\x18\x04 \x01(\x0b\x32\x16.lockstep.v1.Resources\x12,\n\x0cheld_by_jobs\x18\x05 \x01(\x0b\x32\x16.lockstep.v1.Resources\x12\x34\n\x14held_by_warm_workers\x18\x06 \x01(\x0b\x32\x16.lockstep.v1.Resources\x12$\n\x07workers\x18\x07 \x03(\x0b\x32\x13.lockstep.v1.Worker\x12-\n\ttelemetry\x18\x08 \x01(\x0b\x32\x1a.lockstep.v1.NodeTelemetry\"\xd3\x02\n\x06Worker\x12\x0b\n\x03pid\x18\x01 \x01(\x03\x12)\n\tresources\x18\x02 \x01(\x0b\x32\x16.lockstep.v1.Resources\x12\'\n\x05state\x18\x03 \x01(\x0e\x32\x18.lockstep.v1.WorkerState\x12\x0e\n\x06job_id\x18\x04 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\x12\x13\n\x06number\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\x05owner\x18\x07 \x01(\tH\x01\x88\x01\x01\x12.\n\nidle_since\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cmemory_bytes\x18\t \x01(\x03\x12\x12\n\ndata_bytes\x18\n \x01(\x03\x12\x11\n\x04rank\x18\x0b \x01(\x05H\x02\x88\x01\x01\x12\x13\n\x0bgpu_indexes\x18\x0c \x03(\x05\x42\t\n\x07_numberB\x08\n\x06_ownerB\x07\n\x05_rank*\x94\x01\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15WORKER_STATE_STARTING\x10\x01\x12\x18\n\x14WORKER_STATE_WORKING\x10\x02\x12\x1b\n\x17WORKER_STATE_WARMING_UP\x10\x03\x12\x15\n\x11WORKER_STATE_WARM\x10\x04\x32\xa0\x01\n\x0e\x43lusterService\x12\x42\n\nGetCluster\x12\x1e.lockstep.v1.GetClusterRequest\x1a\x14.lockstep.v1.Cluster\x12J\n\tListNodes\x12\x1d.lockstep.v1.ListNodesRequest\x1a\x1e.lockstep.v1.ListNodesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lockstep.v1.cluster_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WORKERSTATE']._serialized_start=1129
-  _globals['_WORKERSTATE']._serialized_end=1277
-  _globals['_GETCLUSTERREQUEST']._serialized_start=83
-  _globals['_GETCLUSTERREQUEST']._serialized_end=102
-  _globals['_LISTNODESREQUEST']._serialized_start=104
-  _globals['_LISTNODESREQUEST']._serialized_end=161
-  _globals['_LISTNODESRESPONSE']._serialized_start=163
-  _globals['_LISTNODESRESPONSE']._serialized_end=241
-  _globals['_RESOURCES']._serialized_start=243
-  _globals['_RESOURCES']._serialized_end=282
-  _globals['_CLUSTER']._serialized_start=285
-  _globals['_CLUSTER']._serialized_end=576
-  _globals['_NODE']._serialized_start=579
-  _globals['_NODE']._serialized_end=833
-  _globals['_WORKER']._serialized_start=836
-  _globals['_WORKER']._serialized_end=1126
-  _globals['_CLUSTERSERVICE']._serialized_start=1280
-  _globals['_CLUSTERSERVICE']._serialized_end=1440
+  _globals['_WORKERSTATE']._serialized_start=1254
+  _globals['_WORKERSTATE']._serialized_end=1402
+  _globals['_GETCLUSTERREQUEST']._serialized_start=112
+  _globals['_GETCLUSTERREQUEST']._serialized_end=131
+  _globals['_LISTNODESREQUEST']._serialized_start=133
+  _globals['_LISTNODESREQUEST']._serialized_end=190
+  _globals['_LISTNODESRESPONSE']._serialized_start=192
+  _globals['_LISTNODESRESPONSE']._serialized_end=270
+  _globals['_RESOURCES']._serialized_start=272
+  _globals['_RESOURCES']._serialized_end=311
+  _globals['_CLUSTER']._serialized_start=314
+  _globals['_CLUSTER']._serialized_end=605
+  _globals['_NODE']._serialized_start=608
+  _globals['_NODE']._serialized_end=909
+  _globals['_WORKER']._serialized_start=912
+  _globals['_WORKER']._serialized_end=1251
+  _globals['_CLUSTERSERVICE']._serialized_start=1405
+  _globals['_CLUSTERSERVICE']._serialized_end=1565
 # @@protoc_insertion_point(module_scope)

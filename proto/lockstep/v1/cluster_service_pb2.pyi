@@ -1,6 +1,7 @@
 import datetime
 
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from lockstep.v1 import telemetry_pb2 as _telemetry_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -74,7 +75,7 @@ class Cluster(_message.Message):
     def __init__(self, is_ready: bool = ..., not_ready_reason: _Optional[str] = ..., nodes: _Optional[int] = ..., total: _Optional[_Union[Resources, _Mapping]] = ..., usable: _Optional[_Union[Resources, _Mapping]] = ..., held_by_jobs: _Optional[_Union[Resources, _Mapping]] = ..., held_by_warm_workers: _Optional[_Union[Resources, _Mapping]] = ..., jobs_running: _Optional[int] = ..., jobs_waiting: _Optional[int] = ...) -> None: ...
 
 class Node(_message.Message):
-    __slots__ = ("node_id", "name", "total", "usable", "held_by_jobs", "held_by_warm_workers", "workers")
+    __slots__ = ("node_id", "name", "total", "usable", "held_by_jobs", "held_by_warm_workers", "workers", "telemetry")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     TOTAL_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +83,7 @@ class Node(_message.Message):
     HELD_BY_JOBS_FIELD_NUMBER: _ClassVar[int]
     HELD_BY_WARM_WORKERS_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
+    TELEMETRY_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     name: str
     total: Resources
@@ -89,10 +91,11 @@ class Node(_message.Message):
     held_by_jobs: Resources
     held_by_warm_workers: Resources
     workers: _containers.RepeatedCompositeFieldContainer[Worker]
-    def __init__(self, node_id: _Optional[str] = ..., name: _Optional[str] = ..., total: _Optional[_Union[Resources, _Mapping]] = ..., usable: _Optional[_Union[Resources, _Mapping]] = ..., held_by_jobs: _Optional[_Union[Resources, _Mapping]] = ..., held_by_warm_workers: _Optional[_Union[Resources, _Mapping]] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ...) -> None: ...
+    telemetry: _telemetry_pb2.NodeTelemetry
+    def __init__(self, node_id: _Optional[str] = ..., name: _Optional[str] = ..., total: _Optional[_Union[Resources, _Mapping]] = ..., usable: _Optional[_Union[Resources, _Mapping]] = ..., held_by_jobs: _Optional[_Union[Resources, _Mapping]] = ..., held_by_warm_workers: _Optional[_Union[Resources, _Mapping]] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., telemetry: _Optional[_Union[_telemetry_pb2.NodeTelemetry, _Mapping]] = ...) -> None: ...
 
 class Worker(_message.Message):
-    __slots__ = ("pid", "resources", "state", "job_id", "attempt", "number", "owner", "idle_since", "memory_bytes", "data_bytes")
+    __slots__ = ("pid", "resources", "state", "job_id", "attempt", "number", "owner", "idle_since", "memory_bytes", "data_bytes", "rank", "gpu_indexes")
     PID_FIELD_NUMBER: _ClassVar[int]
     RESOURCES_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -103,6 +106,8 @@ class Worker(_message.Message):
     IDLE_SINCE_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     DATA_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    GPU_INDEXES_FIELD_NUMBER: _ClassVar[int]
     pid: int
     resources: Resources
     state: WorkerState
@@ -113,4 +118,6 @@ class Worker(_message.Message):
     idle_since: _timestamp_pb2.Timestamp
     memory_bytes: int
     data_bytes: int
-    def __init__(self, pid: _Optional[int] = ..., resources: _Optional[_Union[Resources, _Mapping]] = ..., state: _Optional[_Union[WorkerState, str]] = ..., job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., number: _Optional[int] = ..., owner: _Optional[str] = ..., idle_since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., memory_bytes: _Optional[int] = ..., data_bytes: _Optional[int] = ...) -> None: ...
+    rank: int
+    gpu_indexes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, pid: _Optional[int] = ..., resources: _Optional[_Union[Resources, _Mapping]] = ..., state: _Optional[_Union[WorkerState, str]] = ..., job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., number: _Optional[int] = ..., owner: _Optional[str] = ..., idle_since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., memory_bytes: _Optional[int] = ..., data_bytes: _Optional[int] = ..., rank: _Optional[int] = ..., gpu_indexes: _Optional[_Iterable[int]] = ...) -> None: ...

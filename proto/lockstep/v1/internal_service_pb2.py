@@ -26,59 +26,71 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from lockstep.v1 import checkpoint_service_pb2 as lockstep_dot_v1_dot_checkpoint__service__pb2
 from lockstep.v1 import job_pb2 as lockstep_dot_v1_dot_job__pb2
 from lockstep.v1 import job_spec_pb2 as lockstep_dot_v1_dot_job__spec__pb2
+from lockstep.v1 import ledger_pb2 as lockstep_dot_v1_dot_ledger__pb2
 from lockstep.v1 import log_service_pb2 as lockstep_dot_v1_dot_log__service__pb2
 from lockstep.v1 import metrics_service_pb2 as lockstep_dot_v1_dot_metrics__service__pb2
+from lockstep.v1 import telemetry_pb2 as lockstep_dot_v1_dot_telemetry__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"lockstep/v1/internal_service.proto\x12\x0blockstep.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$lockstep/v1/checkpoint_service.proto\x1a\x15lockstep/v1/job.proto\x1a\x1alockstep/v1/job_spec.proto\x1a\x1dlockstep/v1/log_service.proto\x1a!lockstep/v1/metrics_service.proto\"\xf5\x02\n\x16\x43onnectLauncherRequest\x12+\n\x05ready\x18\x01 \x01(\x0b\x32\x1a.lockstep.v1.LauncherReadyH\x00\x12\x30\n\x08\x63\x61pacity\x18\x02 \x01(\x0b\x32\x1c.lockstep.v1.ClusterCapacityH\x00\x12\x30\n\x0cgang_started\x18\x03 \x01(\x0b\x32\x18.lockstep.v1.GangStartedH\x00\x12\x30\n\x0cgang_stopped\x18\x04 \x01(\x0b\x32\x18.lockstep.v1.GangStoppedH\x00\x12\x30\n\x0cgang_changed\x18\x05 \x01(\x0b\x32\x18.lockstep.v1.GangChangedH\x00\x12+\n\theartbeat\x18\x06 \x01(\x0b\x32\x16.lockstep.v1.HeartbeatH\x00\x12\x31\n\tprocesses\x18\x07 \x01(\x0b\x32\x1c.lockstep.v1.WorkerProcessesH\x00\x42\x06\n\x04\x66\x61\x63t\"\x0b\n\tHeartbeat\"G\n\rLauncherReady\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\'\n\x05gangs\x18\x02 \x03(\x0b\x32\x18.lockstep.v1.GangChanged\";\n\x0f\x43lusterCapacity\x12(\n\x05nodes\x18\x01 \x03(\x0b\x32\x19.lockstep.v1.NodeCapacity\"v\n\x0cNodeCapacity\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\tnode_name\x18\x02 \x01(\t\x12\x0c\n\x04\x63pus\x18\x03 \x01(\x01\x12\x0c\n\x04gpus\x18\x04 \x01(\x01\x12\x12\n\ntotal_cpus\x18\x05 \x01(\x01\x12\x12\n\ntotal_gpus\x18\x06 \x01(\x01\"@\n\x0fWorkerProcesses\x12-\n\tprocesses\x18\x01 \x03(\x0b\x32\x1a.lockstep.v1.WorkerProcess\"\x83\x02\n\rWorkerProcess\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x03\x12\x0c\n\x04\x63pus\x18\x03 \x01(\x01\x12\x0c\n\x04gpus\x18\x04 \x01(\x01\x12\x12\n\x05owner\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x0f\n\x07is_warm\x18\x06 \x01(\x08\x12\x14\n\x0cmemory_bytes\x18\x07 \x01(\x03\x12\x12\n\ndata_bytes\x18\x08 \x01(\x03\x12.\n\nidle_since\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06job_id\x18\n \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x0b \x01(\x05\x12\x0e\n\x06number\x18\x0c \x01(\x05\x42\x08\n\x06_owner\".\n\x0bGangStarted\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\"j\n\x0bGangStopped\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12$\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x15.lockstep.v1.JobError\x12\x14\n\x0cis_too_small\x18\x04 \x01(\x08\"\x96\x01\n\x0bGangChanged\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x10\n\x08node_ids\x18\x04 \x03(\t\x12\x17\n\x0frunning_workers\x18\x05 \x01(\x05\x12\x0f\n\x07message\x18\x06 \x01(\t\x12\x18\n\x10refused_node_ids\x18\x07 \x03(\t\"\xd1\x01\n\x17\x43onnectLauncherResponse\x12,\n\nstart_gang\x18\x01 \x01(\x0b\x32\x16.lockstep.v1.StartGangH\x00\x12*\n\tstop_gang\x18\x02 \x01(\x0b\x32\x15.lockstep.v1.StopGangH\x00\x12.\n\x0bresize_gang\x18\x03 \x01(\x0b\x32\x17.lockstep.v1.ResizeGangH\x00\x12#\n\x05\x64rain\x18\x04 \x01(\x0b\x32\x12.lockstep.v1.DrainH\x00\x42\x07\n\x05order\"\x07\n\x05\x44rain\"\xe3\x01\n\tStartGang\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\"\n\x04spec\x18\x03 \x01(\x0b\x32\x14.lockstep.v1.JobSpec\x12\x10\n\x08node_ids\x18\x04 \x03(\t\x12\x1b\n\x13\x63oordinator_address\x18\x05 \x01(\t\x12\x15\n\rattempt_token\x18\x06 \x01(\t\x12\r\n\x05\x65poch\x18\x07 \x01(\x03\x12\x16\n\x0e\x63heckpoint_uri\x18\x08 \x01(\t\x12\x15\n\rinit_from_uri\x18\t \x01(\t\x12\r\n\x05owner\x18\n \x01(\t\"`\n\nResizeGang\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x10\n\x08node_ids\x18\x04 \x03(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x03\"J\n\x08StopGang\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0f\n\x07grace_s\x18\x03 \x01(\x01\x12\x0c\n\x04keep\x18\x04 \x01(\x08\"\xa4\x03\n\x15ReportProgressRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x12\n\ngeneration\x18\x03 \x01(\x05\x12\x10\n\x08sequence\x18\x04 \x01(\x03\x12*\n\x08progress\x18\x05 \x01(\x0b\x32\x18.lockstep.v1.JobProgress\x12(\n\x06points\x18\x06 \x03(\x0b\x32\x18.lockstep.v1.MetricPoint\x12\x16\n\x0ehardware_class\x18\x07 \x01(\t\x12&\n\x06result\x18\x08 \x01(\x0b\x32\x16.lockstep.v1.JobResult\x12\r\n\x05notes\x18\x0b \x03(\t\x12\r\n\x05heals\x18\x0c \x01(\x05\x12\x36\n\x10kept_checkpoints\x18\r \x01(\x0b\x32\x1c.lockstep.v1.KeptCheckpoints\x12%\n\x07startup\x18\x0e \x01(\x0b\x32\x14.lockstep.v1.StartupJ\x04\x08\t\x10\nJ\x04\x08\n\x10\x0bR\x0b\x63heckpointsR\x18removed_checkpoint_steps\"\x85\x01\n\x07Startup\x12\x19\n\x0c\x64\x61ta_ready_s\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08joined_s\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x19\n\x0c\x66irst_step_s\x18\x03 \x01(\x01H\x02\x88\x01\x01\x42\x0f\n\r_data_ready_sB\x0b\n\t_joined_sB\x0f\n\r_first_step_s\"?\n\x0fKeptCheckpoints\x12,\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x17.lockstep.v1.Checkpoint\"7\n\x16ReportProgressResponse\x12\x1d\n\x15\x61\x63knowledged_sequence\x18\x01 \x01(\x03\"\x86\x01\n\x11ReportLogsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0e\n\x06number\x18\x03 \x01(\x05\x12#\n\x05lines\x18\x04 \x03(\x0b\x32\x14.lockstep.v1.LogLine\x12\x0c\n\x04\x65nds\x18\x05 \x03(\x03\x12\r\n\x05spool\x18\x06 \x01(\r\"\x14\n\x12ReportLogsResponse2\x9d\x02\n\x0fInternalService\x12`\n\x0f\x43onnectLauncher\x12#.lockstep.v1.ConnectLauncherRequest\x1a$.lockstep.v1.ConnectLauncherResponse(\x01\x30\x01\x12Y\n\x0eReportProgress\x12\".lockstep.v1.ReportProgressRequest\x1a#.lockstep.v1.ReportProgressResponse\x12M\n\nReportLogs\x12\x1e.lockstep.v1.ReportLogsRequest\x1a\x1f.lockstep.v1.ReportLogsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"lockstep/v1/internal_service.proto\x12\x0blockstep.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$lockstep/v1/checkpoint_service.proto\x1a\x15lockstep/v1/job.proto\x1a\x1alockstep/v1/job_spec.proto\x1a\x18lockstep/v1/ledger.proto\x1a\x1dlockstep/v1/log_service.proto\x1a!lockstep/v1/metrics_service.proto\x1a\x1blockstep/v1/telemetry.proto\"\xf5\x02\n\x16\x43onnectLauncherRequest\x12+\n\x05ready\x18\x01 \x01(\x0b\x32\x1a.lockstep.v1.LauncherReadyH\x00\x12\x30\n\x08\x63\x61pacity\x18\x02 \x01(\x0b\x32\x1c.lockstep.v1.ClusterCapacityH\x00\x12\x30\n\x0cgang_started\x18\x03 \x01(\x0b\x32\x18.lockstep.v1.GangStartedH\x00\x12\x30\n\x0cgang_stopped\x18\x04 \x01(\x0b\x32\x18.lockstep.v1.GangStoppedH\x00\x12\x30\n\x0cgang_changed\x18\x05 \x01(\x0b\x32\x18.lockstep.v1.GangChangedH\x00\x12+\n\theartbeat\x18\x06 \x01(\x0b\x32\x16.lockstep.v1.HeartbeatH\x00\x12\x31\n\tprocesses\x18\x07 \x01(\x0b\x32\x1c.lockstep.v1.WorkerProcessesH\x00\x42\x06\n\x04\x66\x61\x63t\"\x0b\n\tHeartbeat\"G\n\rLauncherReady\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\'\n\x05gangs\x18\x02 \x03(\x0b\x32\x18.lockstep.v1.GangChanged\";\n\x0f\x43lusterCapacity\x12(\n\x05nodes\x18\x01 \x03(\x0b\x32\x19.lockstep.v1.NodeCapacity\"v\n\x0cNodeCapacity\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\tnode_name\x18\x02 \x01(\t\x12\x0c\n\x04\x63pus\x18\x03 \x01(\x01\x12\x0c\n\x04gpus\x18\x04 \x01(\x01\x12\x12\n\ntotal_cpus\x18\x05 \x01(\x01\x12\x12\n\ntotal_gpus\x18\x06 \x01(\x01\"@\n\x0fWorkerProcesses\x12-\n\tprocesses\x18\x01 \x03(\x0b\x32\x1a.lockstep.v1.WorkerProcess\"\x94\x02\n\rWorkerProcess\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x03\x12\x0c\n\x04\x63pus\x18\x03 \x01(\x01\x12\x0c\n\x04gpus\x18\x04 \x01(\x01\x12\x12\n\x05owner\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x0f\n\x07is_warm\x18\x06 \x01(\x08\x12\x14\n\x0cmemory_bytes\x18\x07 \x01(\x03\x12\x12\n\ndata_bytes\x18\x08 \x01(\x03\x12.\n\nidle_since\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06job_id\x18\n \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x0b \x01(\x05\x12\x0e\n\x06number\x18\x0c \x01(\x05\x12\x0f\n\x07gpu_ids\x18\r \x03(\tB\x08\n\x06_owner\".\n\x0bGangStarted\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\"j\n\x0bGangStopped\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12$\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x15.lockstep.v1.JobError\x12\x14\n\x0cis_too_small\x18\x04 \x01(\x08\"\x96\x01\n\x0bGangChanged\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x10\n\x08node_ids\x18\x04 \x03(\t\x12\x17\n\x0frunning_workers\x18\x05 \x01(\x05\x12\x0f\n\x07message\x18\x06 \x01(\t\x12\x18\n\x10refused_node_ids\x18\x07 \x03(\t\"\xd1\x01\n\x17\x43onnectLauncherResponse\x12,\n\nstart_gang\x18\x01 \x01(\x0b\x32\x16.lockstep.v1.StartGangH\x00\x12*\n\tstop_gang\x18\x02 \x01(\x0b\x32\x15.lockstep.v1.StopGangH\x00\x12.\n\x0bresize_gang\x18\x03 \x01(\x0b\x32\x17.lockstep.v1.ResizeGangH\x00\x12#\n\x05\x64rain\x18\x04 \x01(\x0b\x32\x12.lockstep.v1.DrainH\x00\x42\x07\n\x05order\"\x07\n\x05\x44rain\"\xe3\x01\n\tStartGang\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\"\n\x04spec\x18\x03 \x01(\x0b\x32\x14.lockstep.v1.JobSpec\x12\x10\n\x08node_ids\x18\x04 \x03(\t\x12\x1b\n\x13\x63oordinator_address\x18\x05 \x01(\t\x12\x15\n\rattempt_token\x18\x06 \x01(\t\x12\r\n\x05\x65poch\x18\x07 \x01(\x03\x12\x16\n\x0e\x63heckpoint_uri\x18\x08 \x01(\t\x12\x15\n\rinit_from_uri\x18\t \x01(\t\x12\r\n\x05owner\x18\n \x01(\t\"`\n\nResizeGang\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x10\n\x08node_ids\x18\x04 \x03(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x03\"J\n\x08StopGang\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0f\n\x07grace_s\x18\x03 \x01(\x01\x12\x0c\n\x04keep\x18\x04 \x01(\x08\"\xa4\x03\n\x15ReportProgressRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x12\n\ngeneration\x18\x03 \x01(\x05\x12\x10\n\x08sequence\x18\x04 \x01(\x03\x12*\n\x08progress\x18\x05 \x01(\x0b\x32\x18.lockstep.v1.JobProgress\x12(\n\x06points\x18\x06 \x03(\x0b\x32\x18.lockstep.v1.MetricPoint\x12\x16\n\x0ehardware_class\x18\x07 \x01(\t\x12&\n\x06result\x18\x08 \x01(\x0b\x32\x16.lockstep.v1.JobResult\x12\r\n\x05notes\x18\x0b \x03(\t\x12\r\n\x05heals\x18\x0c \x01(\x05\x12\x36\n\x10kept_checkpoints\x18\r \x01(\x0b\x32\x1c.lockstep.v1.KeptCheckpoints\x12%\n\x07startup\x18\x0e \x01(\x0b\x32\x14.lockstep.v1.StartupJ\x04\x08\t\x10\nJ\x04\x08\n\x10\x0bR\x0b\x63heckpointsR\x18removed_checkpoint_steps\"\x85\x01\n\x07Startup\x12\x19\n\x0c\x64\x61ta_ready_s\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08joined_s\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x19\n\x0c\x66irst_step_s\x18\x03 \x01(\x01H\x02\x88\x01\x01\x42\x0f\n\r_data_ready_sB\x0b\n\t_joined_sB\x0f\n\r_first_step_s\"?\n\x0fKeptCheckpoints\x12,\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x17.lockstep.v1.Checkpoint\"7\n\x16ReportProgressResponse\x12\x1d\n\x15\x61\x63knowledged_sequence\x18\x01 \x01(\x03\"\x86\x01\n\x11ReportLogsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0e\n\x06number\x18\x03 \x01(\x05\x12#\n\x05lines\x18\x04 \x03(\x0b\x32\x14.lockstep.v1.LogLine\x12\x0c\n\x04\x65nds\x18\x05 \x03(\x03\x12\r\n\x05spool\x18\x06 \x01(\r\"\x14\n\x12ReportLogsResponse\"\xed\x02\n\x13ReportLedgerRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0e\n\x06number\x18\x03 \x01(\x05\x12\x0c\n\x04rank\x18\x04 \x01(\x05\x12\x0f\n\x07node_id\x18\x05 \x01(\t\x12\x10\n\x08sequence\x18\x06 \x01(\x03\x12*\n\x07seconds\x18\x07 \x01(\x0b\x32\x19.lockstep.v1.PhaseSeconds\x12\r\n\x05steps\x18\x08 \x01(\x03\x12\x10\n\x08\x65xamples\x18\t \x01(\x03\x12\x1c\n\x14step_duration_counts\x18\n \x03(\x03\x12\x1b\n\x13step_duration_sum_s\x18\x0b \x01(\x01\x12\x16\n\x0e\x66lops_per_step\x18\x0c \x01(\x01\x12\x13\n\x0b\x63pu_seconds\x18\r \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x0e \x01(\x03\x12\x18\n\x10gpu_memory_bytes\x18\x0f \x01(\x03\x12\x0f\n\x07is_last\x18\x10 \x01(\x08\"\x16\n\x14ReportLedgerResponse\"S\n\x11ReportNodeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12-\n\ttelemetry\x18\x02 \x01(\x0b\x32\x1a.lockstep.v1.NodeTelemetry\";\n\x12ReportNodeResponse\x12%\n\x08gpu_uses\x18\x01 \x03(\x0b\x32\x13.lockstep.v1.GpuUse\"\'\n\x06GpuUse\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0e\n\x06job_id\x18\x02 \x01(\t2\xc1\x03\n\x0fInternalService\x12`\n\x0f\x43onnectLauncher\x12#.lockstep.v1.ConnectLauncherRequest\x1a$.lockstep.v1.ConnectLauncherResponse(\x01\x30\x01\x12Y\n\x0eReportProgress\x12\".lockstep.v1.ReportProgressRequest\x1a#.lockstep.v1.ReportProgressResponse\x12M\n\nReportLogs\x12\x1e.lockstep.v1.ReportLogsRequest\x1a\x1f.lockstep.v1.ReportLogsResponse\x12S\n\x0cReportLedger\x12 .lockstep.v1.ReportLedgerRequest\x1a!.lockstep.v1.ReportLedgerResponse\x12M\n\nReportNode\x12\x1e.lockstep.v1.ReportNodeRequest\x1a\x1f.lockstep.v1.ReportNodeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lockstep.v1.internal_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CONNECTLAUNCHERREQUEST']._serialized_start=240
-  _globals['_CONNECTLAUNCHERREQUEST']._serialized_end=613
-  _globals['_HEARTBEAT']._serialized_start=615
-  _globals['_HEARTBEAT']._serialized_end=626
-  _globals['_LAUNCHERREADY']._serialized_start=628
-  _globals['_LAUNCHERREADY']._serialized_end=699
-  _globals['_CLUSTERCAPACITY']._serialized_start=701
-  _globals['_CLUSTERCAPACITY']._serialized_end=760
-  _globals['_NODECAPACITY']._serialized_start=762
-  _globals['_NODECAPACITY']._serialized_end=880
-  _globals['_WORKERPROCESSES']._serialized_start=882
-  _globals['_WORKERPROCESSES']._serialized_end=946
-  _globals['_WORKERPROCESS']._serialized_start=949
-  _globals['_WORKERPROCESS']._serialized_end=1208
-  _globals['_GANGSTARTED']._serialized_start=1210
-  _globals['_GANGSTARTED']._serialized_end=1256
-  _globals['_GANGSTOPPED']._serialized_start=1258
-  _globals['_GANGSTOPPED']._serialized_end=1364
-  _globals['_GANGCHANGED']._serialized_start=1367
-  _globals['_GANGCHANGED']._serialized_end=1517
-  _globals['_CONNECTLAUNCHERRESPONSE']._serialized_start=1520
-  _globals['_CONNECTLAUNCHERRESPONSE']._serialized_end=1729
-  _globals['_DRAIN']._serialized_start=1731
-  _globals['_DRAIN']._serialized_end=1738
-  _globals['_STARTGANG']._serialized_start=1741
-  _globals['_STARTGANG']._serialized_end=1968
-  _globals['_RESIZEGANG']._serialized_start=1970
-  _globals['_RESIZEGANG']._serialized_end=2066
-  _globals['_STOPGANG']._serialized_start=2068
-  _globals['_STOPGANG']._serialized_end=2142
-  _globals['_REPORTPROGRESSREQUEST']._serialized_start=2145
-  _globals['_REPORTPROGRESSREQUEST']._serialized_end=2565
-  _globals['_STARTUP']._serialized_start=2568
-  _globals['_STARTUP']._serialized_end=2701
-  _globals['_KEPTCHECKPOINTS']._serialized_start=2703
-  _globals['_KEPTCHECKPOINTS']._serialized_end=2766
-  _globals['_REPORTPROGRESSRESPONSE']._serialized_start=2768
-  _globals['_REPORTPROGRESSRESPONSE']._serialized_end=2823
-  _globals['_REPORTLOGSREQUEST']._serialized_start=2826
-  _globals['_REPORTLOGSREQUEST']._serialized_end=2960
-  _globals['_REPORTLOGSRESPONSE']._serialized_start=2962
-  _globals['_REPORTLOGSRESPONSE']._serialized_end=2982
-  _globals['_INTERNALSERVICE']._serialized_start=2985
-  _globals['_INTERNALSERVICE']._serialized_end=3270
+  _globals['_CONNECTLAUNCHERREQUEST']._serialized_start=295
+  _globals['_CONNECTLAUNCHERREQUEST']._serialized_end=668
+  _globals['_HEARTBEAT']._serialized_start=670
+  _globals['_HEARTBEAT']._serialized_end=681
+  _globals['_LAUNCHERREADY']._serialized_start=683
+  _globals['_LAUNCHERREADY']._serialized_end=754
+  _globals['_CLUSTERCAPACITY']._serialized_start=756
+  _globals['_CLUSTERCAPACITY']._serialized_end=815
+  _globals['_NODECAPACITY']._serialized_start=817
+  _globals['_NODECAPACITY']._serialized_end=935
+  _globals['_WORKERPROCESSES']._serialized_start=937
+  _globals['_WORKERPROCESSES']._serialized_end=1001
+  _globals['_WORKERPROCESS']._serialized_start=1004
+  _globals['_WORKERPROCESS']._serialized_end=1280
+  _globals['_GANGSTARTED']._serialized_start=1282
+  _globals['_GANGSTARTED']._serialized_end=1328
+  _globals['_GANGSTOPPED']._serialized_start=1330
+  _globals['_GANGSTOPPED']._serialized_end=1436
+  _globals['_GANGCHANGED']._serialized_start=1439
+  _globals['_GANGCHANGED']._serialized_end=1589
+  _globals['_CONNECTLAUNCHERRESPONSE']._serialized_start=1592
+  _globals['_CONNECTLAUNCHERRESPONSE']._serialized_end=1801
+  _globals['_DRAIN']._serialized_start=1803
+  _globals['_DRAIN']._serialized_end=1810
+  _globals['_STARTGANG']._serialized_start=1813
+  _globals['_STARTGANG']._serialized_end=2040
+  _globals['_RESIZEGANG']._serialized_start=2042
+  _globals['_RESIZEGANG']._serialized_end=2138
+  _globals['_STOPGANG']._serialized_start=2140
+  _globals['_STOPGANG']._serialized_end=2214
+  _globals['_REPORTPROGRESSREQUEST']._serialized_start=2217
+  _globals['_REPORTPROGRESSREQUEST']._serialized_end=2637
+  _globals['_STARTUP']._serialized_start=2640
+  _globals['_STARTUP']._serialized_end=2773
+  _globals['_KEPTCHECKPOINTS']._serialized_start=2775
+  _globals['_KEPTCHECKPOINTS']._serialized_end=2838
+  _globals['_REPORTPROGRESSRESPONSE']._serialized_start=2840
+  _globals['_REPORTPROGRESSRESPONSE']._serialized_end=2895
+  _globals['_REPORTLOGSREQUEST']._serialized_start=2898
+  _globals['_REPORTLOGSREQUEST']._serialized_end=3032
+  _globals['_REPORTLOGSRESPONSE']._serialized_start=3034
+  _globals['_REPORTLOGSRESPONSE']._serialized_end=3054
+  _globals['_REPORTLEDGERREQUEST']._serialized_start=3057
+  _globals['_REPORTLEDGERREQUEST']._serialized_end=3422
+  _globals['_REPORTLEDGERRESPONSE']._serialized_start=3424
+  _globals['_REPORTLEDGERRESPONSE']._serialized_end=3446
+  _globals['_REPORTNODEREQUEST']._serialized_start=3448
+  _globals['_REPORTNODEREQUEST']._serialized_end=3531
+  _globals['_REPORTNODERESPONSE']._serialized_start=3533
+  _globals['_REPORTNODERESPONSE']._serialized_end=3592
+  _globals['_GPUUSE']._serialized_start=3594
+  _globals['_GPUUSE']._serialized_end=3633
+  _globals['_INTERNALSERVICE']._serialized_start=3636
+  _globals['_INTERNALSERVICE']._serialized_end=4085
 # @@protoc_insertion_point(module_scope)

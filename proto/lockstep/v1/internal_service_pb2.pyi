@@ -4,8 +4,10 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from lockstep.v1 import checkpoint_service_pb2 as _checkpoint_service_pb2
 from lockstep.v1 import job_pb2 as _job_pb2
 from lockstep.v1 import job_spec_pb2 as _job_spec_pb2
+from lockstep.v1 import ledger_pb2 as _ledger_pb2
 from lockstep.v1 import log_service_pb2 as _log_service_pb2
 from lockstep.v1 import metrics_service_pb2 as _metrics_service_pb2
+from lockstep.v1 import telemetry_pb2 as _telemetry_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -73,7 +75,7 @@ class WorkerProcesses(_message.Message):
     def __init__(self, processes: _Optional[_Iterable[_Union[WorkerProcess, _Mapping]]] = ...) -> None: ...
 
 class WorkerProcess(_message.Message):
-    __slots__ = ("node_id", "pid", "cpus", "gpus", "owner", "is_warm", "memory_bytes", "data_bytes", "idle_since", "job_id", "attempt", "number")
+    __slots__ = ("node_id", "pid", "cpus", "gpus", "owner", "is_warm", "memory_bytes", "data_bytes", "idle_since", "job_id", "attempt", "number", "gpu_ids")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     CPUS_FIELD_NUMBER: _ClassVar[int]
@@ -86,6 +88,7 @@ class WorkerProcess(_message.Message):
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
+    GPU_IDS_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     pid: int
     cpus: float
@@ -98,7 +101,8 @@ class WorkerProcess(_message.Message):
     job_id: str
     attempt: int
     number: int
-    def __init__(self, node_id: _Optional[str] = ..., pid: _Optional[int] = ..., cpus: _Optional[float] = ..., gpus: _Optional[float] = ..., owner: _Optional[str] = ..., is_warm: bool = ..., memory_bytes: _Optional[int] = ..., data_bytes: _Optional[int] = ..., idle_since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., number: _Optional[int] = ...) -> None: ...
+    gpu_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, node_id: _Optional[str] = ..., pid: _Optional[int] = ..., cpus: _Optional[float] = ..., gpus: _Optional[float] = ..., owner: _Optional[str] = ..., is_warm: bool = ..., memory_bytes: _Optional[int] = ..., data_bytes: _Optional[int] = ..., idle_since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., number: _Optional[int] = ..., gpu_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GangStarted(_message.Message):
     __slots__ = ("job_id", "attempt")
@@ -273,3 +277,65 @@ class ReportLogsRequest(_message.Message):
 class ReportLogsResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class ReportLedgerRequest(_message.Message):
+    __slots__ = ("job_id", "attempt", "number", "rank", "node_id", "sequence", "seconds", "steps", "examples", "step_duration_counts", "step_duration_sum_s", "flops_per_step", "cpu_seconds", "memory_bytes", "gpu_memory_bytes", "is_last")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    STEP_DURATION_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    STEP_DURATION_SUM_S_FIELD_NUMBER: _ClassVar[int]
+    FLOPS_PER_STEP_FIELD_NUMBER: _ClassVar[int]
+    CPU_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GPU_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    IS_LAST_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    attempt: int
+    number: int
+    rank: int
+    node_id: str
+    sequence: int
+    seconds: _ledger_pb2.PhaseSeconds
+    steps: int
+    examples: int
+    step_duration_counts: _containers.RepeatedScalarFieldContainer[int]
+    step_duration_sum_s: float
+    flops_per_step: float
+    cpu_seconds: float
+    memory_bytes: int
+    gpu_memory_bytes: int
+    is_last: bool
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., number: _Optional[int] = ..., rank: _Optional[int] = ..., node_id: _Optional[str] = ..., sequence: _Optional[int] = ..., seconds: _Optional[_Union[_ledger_pb2.PhaseSeconds, _Mapping]] = ..., steps: _Optional[int] = ..., examples: _Optional[int] = ..., step_duration_counts: _Optional[_Iterable[int]] = ..., step_duration_sum_s: _Optional[float] = ..., flops_per_step: _Optional[float] = ..., cpu_seconds: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., gpu_memory_bytes: _Optional[int] = ..., is_last: bool = ...) -> None: ...
+
+class ReportLedgerResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ReportNodeRequest(_message.Message):
+    __slots__ = ("node_id", "telemetry")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    TELEMETRY_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    telemetry: _telemetry_pb2.NodeTelemetry
+    def __init__(self, node_id: _Optional[str] = ..., telemetry: _Optional[_Union[_telemetry_pb2.NodeTelemetry, _Mapping]] = ...) -> None: ...
+
+class ReportNodeResponse(_message.Message):
+    __slots__ = ("gpu_uses",)
+    GPU_USES_FIELD_NUMBER: _ClassVar[int]
+    gpu_uses: _containers.RepeatedCompositeFieldContainer[GpuUse]
+    def __init__(self, gpu_uses: _Optional[_Iterable[_Union[GpuUse, _Mapping]]] = ...) -> None: ...
+
+class GpuUse(_message.Message):
+    __slots__ = ("index", "job_id")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    job_id: str
+    def __init__(self, index: _Optional[int] = ..., job_id: _Optional[str] = ...) -> None: ...

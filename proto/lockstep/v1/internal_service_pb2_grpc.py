@@ -50,6 +50,16 @@ class InternalServiceStub(object):
                 request_serializer=lockstep_dot_v1_dot_internal__service__pb2.ReportLogsRequest.SerializeToString,
                 response_deserializer=lockstep_dot_v1_dot_internal__service__pb2.ReportLogsResponse.FromString,
                 _registered_method=True)
+        self.ReportLedger = channel.unary_unary(
+                '/lockstep.v1.InternalService/ReportLedger',
+                request_serializer=lockstep_dot_v1_dot_internal__service__pb2.ReportLedgerRequest.SerializeToString,
+                response_deserializer=lockstep_dot_v1_dot_internal__service__pb2.ReportLedgerResponse.FromString,
+                _registered_method=True)
+        self.ReportNode = channel.unary_unary(
+                '/lockstep.v1.InternalService/ReportNode',
+                request_serializer=lockstep_dot_v1_dot_internal__service__pb2.ReportNodeRequest.SerializeToString,
+                response_deserializer=lockstep_dot_v1_dot_internal__service__pb2.ReportNodeResponse.FromString,
+                _registered_method=True)
 
 
 class InternalServiceServicer(object):
@@ -80,6 +90,21 @@ class InternalServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportLedger(self, request, context):
+        """Where a worker's time went; every worker sends, at its end too. Metadata: lockstep-attempt-token.
+        PERMISSION_DENIED: the token is not that of the attempt.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportNode(self, request, context):
+        """What a node's agent has measured. Metadata: lockstep-node-token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InternalServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -97,6 +122,16 @@ def add_InternalServiceServicer_to_server(servicer, server):
                     servicer.ReportLogs,
                     request_deserializer=lockstep_dot_v1_dot_internal__service__pb2.ReportLogsRequest.FromString,
                     response_serializer=lockstep_dot_v1_dot_internal__service__pb2.ReportLogsResponse.SerializeToString,
+            ),
+            'ReportLedger': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportLedger,
+                    request_deserializer=lockstep_dot_v1_dot_internal__service__pb2.ReportLedgerRequest.FromString,
+                    response_serializer=lockstep_dot_v1_dot_internal__service__pb2.ReportLedgerResponse.SerializeToString,
+            ),
+            'ReportNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportNode,
+                    request_deserializer=lockstep_dot_v1_dot_internal__service__pb2.ReportNodeRequest.FromString,
+                    response_serializer=lockstep_dot_v1_dot_internal__service__pb2.ReportNodeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -181,6 +216,60 @@ class InternalService(object):
             '/lockstep.v1.InternalService/ReportLogs',
             lockstep_dot_v1_dot_internal__service__pb2.ReportLogsRequest.SerializeToString,
             lockstep_dot_v1_dot_internal__service__pb2.ReportLogsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportLedger(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lockstep.v1.InternalService/ReportLedger',
+            lockstep_dot_v1_dot_internal__service__pb2.ReportLedgerRequest.SerializeToString,
+            lockstep_dot_v1_dot_internal__service__pb2.ReportLedgerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lockstep.v1.InternalService/ReportNode',
+            lockstep_dot_v1_dot_internal__service__pb2.ReportNodeRequest.SerializeToString,
+            lockstep_dot_v1_dot_internal__service__pb2.ReportNodeResponse.FromString,
             options,
             channel_credentials,
             insecure,

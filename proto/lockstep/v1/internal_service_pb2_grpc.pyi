@@ -45,6 +45,12 @@ class InternalServiceStub:
     """What a worker has printed; every worker sends, also after the end of its attempt. Metadata: lockstep-attempt-token.
     Lines that are stored already are dropped. PERMISSION_DENIED: the token is not that of the attempt.
     """
+    ReportLedger: _grpc.UnaryUnaryMultiCallable[_internal_service_pb2.ReportLedgerRequest, _internal_service_pb2.ReportLedgerResponse]
+    """Where a worker's time went; every worker sends, at its end too. Metadata: lockstep-attempt-token.
+    PERMISSION_DENIED: the token is not that of the attempt.
+    """
+    ReportNode: _grpc.UnaryUnaryMultiCallable[_internal_service_pb2.ReportNodeRequest, _internal_service_pb2.ReportNodeResponse]
+    """What a node's agent has measured. Metadata: lockstep-node-token."""
 
 @_typing.type_check_only
 class InternalServiceAsyncStub(InternalServiceStub):
@@ -63,6 +69,12 @@ class InternalServiceAsyncStub(InternalServiceStub):
     """What a worker has printed; every worker sends, also after the end of its attempt. Metadata: lockstep-attempt-token.
     Lines that are stored already are dropped. PERMISSION_DENIED: the token is not that of the attempt.
     """
+    ReportLedger: _aio.UnaryUnaryMultiCallable[_internal_service_pb2.ReportLedgerRequest, _internal_service_pb2.ReportLedgerResponse]  # type: ignore[assignment]
+    """Where a worker's time went; every worker sends, at its end too. Metadata: lockstep-attempt-token.
+    PERMISSION_DENIED: the token is not that of the attempt.
+    """
+    ReportNode: _aio.UnaryUnaryMultiCallable[_internal_service_pb2.ReportNodeRequest, _internal_service_pb2.ReportNodeResponse]  # type: ignore[assignment]
+    """What a node's agent has measured. Metadata: lockstep-node-token."""
 
 class InternalServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served beside the public services, left out of reflection, guarded by tokens in the call's metadata."""
@@ -96,5 +108,23 @@ class InternalServiceServicer(metaclass=_abc_1.ABCMeta):
         """What a worker has printed; every worker sends, also after the end of its attempt. Metadata: lockstep-attempt-token.
         Lines that are stored already are dropped. PERMISSION_DENIED: the token is not that of the attempt.
         """
+
+    @_abc_1.abstractmethod
+    def ReportLedger(
+        self,
+        request: _internal_service_pb2.ReportLedgerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_internal_service_pb2.ReportLedgerResponse, _abc.Awaitable[_internal_service_pb2.ReportLedgerResponse]]:
+        """Where a worker's time went; every worker sends, at its end too. Metadata: lockstep-attempt-token.
+        PERMISSION_DENIED: the token is not that of the attempt.
+        """
+
+    @_abc_1.abstractmethod
+    def ReportNode(
+        self,
+        request: _internal_service_pb2.ReportNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_internal_service_pb2.ReportNodeResponse, _abc.Awaitable[_internal_service_pb2.ReportNodeResponse]]:
+        """What a node's agent has measured. Metadata: lockstep-node-token."""
 
 def add_InternalServiceServicer_to_server(servicer: InternalServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

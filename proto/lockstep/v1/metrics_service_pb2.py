@@ -22,27 +22,30 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from lockstep.v1 import ledger_pb2 as lockstep_dot_v1_dot_ledger__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!lockstep/v1/metrics_service.proto\x12\x0blockstep.v1\"n\n\x0bMetricPoint\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\r\n\x05\x65poch\x18\x03 \x01(\x01\x12\r\n\x05value\x18\x04 \x01(\x01\x12%\n\x04kind\x18\x05 \x01(\x0e\x32\x17.lockstep.v1.MetricKind\"\x95\x01\n\x12ListMetricsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05names\x18\x02 \x03(\t\x12\x12\n\nafter_step\x18\x03 \x01(\x03\x12%\n\x04kind\x18\x04 \x01(\x0e\x32\x17.lockstep.v1.MetricKind\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\"X\n\x13ListMetricsResponse\x12(\n\x06points\x18\x01 \x03(\x0b\x32\x18.lockstep.v1.MetricPoint\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"l\n\x14StreamMetricsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05names\x18\x02 \x03(\t\x12%\n\x04kind\x18\x03 \x01(\x0e\x32\x17.lockstep.v1.MetricKind\x12\x0e\n\x06\x63ursor\x18\x04 \x01(\t\"Q\n\x15StreamMetricsResponse\x12(\n\x06points\x18\x01 \x03(\x0b\x32\x18.lockstep.v1.MetricPoint\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t*Y\n\nMetricKind\x12\x1b\n\x17METRIC_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12METRIC_KIND_RESULT\x10\x01\x12\x16\n\x12METRIC_KIND_TIMING\x10\x02\x32\xbc\x01\n\x0eMetricsService\x12P\n\x0bListMetrics\x12\x1f.lockstep.v1.ListMetricsRequest\x1a .lockstep.v1.ListMetricsResponse\x12X\n\rStreamMetrics\x12!.lockstep.v1.StreamMetricsRequest\x1a\".lockstep.v1.StreamMetricsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!lockstep/v1/metrics_service.proto\x12\x0blockstep.v1\x1a\x18lockstep/v1/ledger.proto\"n\n\x0bMetricPoint\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\r\n\x05\x65poch\x18\x03 \x01(\x01\x12\r\n\x05value\x18\x04 \x01(\x01\x12%\n\x04kind\x18\x05 \x01(\x0e\x32\x17.lockstep.v1.MetricKind\"\x95\x01\n\x12ListMetricsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05names\x18\x02 \x03(\t\x12\x12\n\nafter_step\x18\x03 \x01(\x03\x12%\n\x04kind\x18\x04 \x01(\x0e\x32\x17.lockstep.v1.MetricKind\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\"X\n\x13ListMetricsResponse\x12(\n\x06points\x18\x01 \x03(\x0b\x32\x18.lockstep.v1.MetricPoint\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"l\n\x14StreamMetricsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05names\x18\x02 \x03(\t\x12%\n\x04kind\x18\x03 \x01(\x0e\x32\x17.lockstep.v1.MetricKind\x12\x0e\n\x06\x63ursor\x18\x04 \x01(\t\"Q\n\x15StreamMetricsResponse\x12(\n\x06points\x18\x01 \x03(\x0b\x32\x18.lockstep.v1.MetricPoint\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\"\"\n\x10GetLedgerRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t*Y\n\nMetricKind\x12\x1b\n\x17METRIC_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12METRIC_KIND_RESULT\x10\x01\x12\x16\n\x12METRIC_KIND_TIMING\x10\x02\x32\xfd\x01\n\x0eMetricsService\x12P\n\x0bListMetrics\x12\x1f.lockstep.v1.ListMetricsRequest\x1a .lockstep.v1.ListMetricsResponse\x12X\n\rStreamMetrics\x12!.lockstep.v1.StreamMetricsRequest\x1a\".lockstep.v1.StreamMetricsResponse0\x01\x12?\n\tGetLedger\x12\x1d.lockstep.v1.GetLedgerRequest\x1a\x13.lockstep.v1.Ledgerb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lockstep.v1.metrics_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_METRICKIND']._serialized_start=597
-  _globals['_METRICKIND']._serialized_end=686
-  _globals['_METRICPOINT']._serialized_start=50
-  _globals['_METRICPOINT']._serialized_end=160
-  _globals['_LISTMETRICSREQUEST']._serialized_start=163
-  _globals['_LISTMETRICSREQUEST']._serialized_end=312
-  _globals['_LISTMETRICSRESPONSE']._serialized_start=314
-  _globals['_LISTMETRICSRESPONSE']._serialized_end=402
-  _globals['_STREAMMETRICSREQUEST']._serialized_start=404
-  _globals['_STREAMMETRICSREQUEST']._serialized_end=512
-  _globals['_STREAMMETRICSRESPONSE']._serialized_start=514
-  _globals['_STREAMMETRICSRESPONSE']._serialized_end=595
-  _globals['_METRICSSERVICE']._serialized_start=689
-  _globals['_METRICSSERVICE']._serialized_end=877
+  _globals['_METRICKIND']._serialized_start=659
+  _globals['_METRICKIND']._serialized_end=748
+  _globals['_METRICPOINT']._serialized_start=76
+  _globals['_METRICPOINT']._serialized_end=186
+  _globals['_LISTMETRICSREQUEST']._serialized_start=189
+  _globals['_LISTMETRICSREQUEST']._serialized_end=338
+  _globals['_LISTMETRICSRESPONSE']._serialized_start=340
+  _globals['_LISTMETRICSRESPONSE']._serialized_end=428
+  _globals['_STREAMMETRICSREQUEST']._serialized_start=430
+  _globals['_STREAMMETRICSREQUEST']._serialized_end=538
+  _globals['_STREAMMETRICSRESPONSE']._serialized_start=540
+  _globals['_STREAMMETRICSRESPONSE']._serialized_end=621
+  _globals['_GETLEDGERREQUEST']._serialized_start=623
+  _globals['_GETLEDGERREQUEST']._serialized_end=657
+  _globals['_METRICSSERVICE']._serialized_start=751
+  _globals['_METRICSSERVICE']._serialized_end=1004
 # @@protoc_insertion_point(module_scope)

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from lockstep.v1 import ledger_pb2 as lockstep_dot_v1_dot_ledger__pb2
 from lockstep.v1 import metrics_service_pb2 as lockstep_dot_v1_dot_metrics__service__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
@@ -45,6 +46,11 @@ class MetricsServiceStub(object):
                 request_serializer=lockstep_dot_v1_dot_metrics__service__pb2.StreamMetricsRequest.SerializeToString,
                 response_deserializer=lockstep_dot_v1_dot_metrics__service__pb2.StreamMetricsResponse.FromString,
                 _registered_method=True)
+        self.GetLedger = channel.unary_unary(
+                '/lockstep.v1.MetricsService/GetLedger',
+                request_serializer=lockstep_dot_v1_dot_metrics__service__pb2.GetLedgerRequest.SerializeToString,
+                response_deserializer=lockstep_dot_v1_dot_ledger__pb2.Ledger.FromString,
+                _registered_method=True)
 
 
 class MetricsServiceServicer(object):
@@ -66,6 +72,14 @@ class MetricsServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetLedger(self, request, context):
+        """Reads where the time of a job's workers went. It is a few seconds old while they train.
+        NOT_FOUND: there is no such job.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MetricsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +92,11 @@ def add_MetricsServiceServicer_to_server(servicer, server):
                     servicer.StreamMetrics,
                     request_deserializer=lockstep_dot_v1_dot_metrics__service__pb2.StreamMetricsRequest.FromString,
                     response_serializer=lockstep_dot_v1_dot_metrics__service__pb2.StreamMetricsResponse.SerializeToString,
+            ),
+            'GetLedger': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLedger,
+                    request_deserializer=lockstep_dot_v1_dot_metrics__service__pb2.GetLedgerRequest.FromString,
+                    response_serializer=lockstep_dot_v1_dot_ledger__pb2.Ledger.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +154,33 @@ class MetricsService(object):
             '/lockstep.v1.MetricsService/StreamMetrics',
             lockstep_dot_v1_dot_metrics__service__pb2.StreamMetricsRequest.SerializeToString,
             lockstep_dot_v1_dot_metrics__service__pb2.StreamMetricsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLedger(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lockstep.v1.MetricsService/GetLedger',
+            lockstep_dot_v1_dot_metrics__service__pb2.GetLedgerRequest.SerializeToString,
+            lockstep_dot_v1_dot_ledger__pb2.Ledger.FromString,
             options,
             channel_credentials,
             insecure,

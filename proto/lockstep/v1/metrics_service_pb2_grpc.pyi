@@ -5,6 +5,7 @@ Read the metrics of jobs."""
 
 from collections import abc as _abc
 from grpc import aio as _aio
+from lockstep.v1 import ledger_pb2 as _ledger_pb2
 from lockstep.v1 import metrics_service_pb2 as _metrics_service_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -39,6 +40,10 @@ class MetricsServiceStub:
     """
     StreamMetrics: _grpc.UnaryStreamMultiCallable[_metrics_service_pb2.StreamMetricsRequest, _metrics_service_pb2.StreamMetricsResponse]
     """Streams points in the order they were stored: those there are, then each new one, until the job has ended."""
+    GetLedger: _grpc.UnaryUnaryMultiCallable[_metrics_service_pb2.GetLedgerRequest, _ledger_pb2.Ledger]
+    """Reads where the time of a job's workers went. It is a few seconds old while they train.
+    NOT_FOUND: there is no such job.
+    """
 
 @_typing.type_check_only
 class MetricsServiceAsyncStub(MetricsServiceStub):
@@ -51,6 +56,10 @@ class MetricsServiceAsyncStub(MetricsServiceStub):
     """
     StreamMetrics: _aio.UnaryStreamMultiCallable[_metrics_service_pb2.StreamMetricsRequest, _metrics_service_pb2.StreamMetricsResponse]  # type: ignore[assignment]
     """Streams points in the order they were stored: those there are, then each new one, until the job has ended."""
+    GetLedger: _aio.UnaryUnaryMultiCallable[_metrics_service_pb2.GetLedgerRequest, _ledger_pb2.Ledger]  # type: ignore[assignment]
+    """Reads where the time of a job's workers went. It is a few seconds old while they train.
+    NOT_FOUND: there is no such job.
+    """
 
 class MetricsServiceServicer(metaclass=_abc_1.ABCMeta):
     """Metrics of jobs."""
@@ -72,5 +81,15 @@ class MetricsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_metrics_service_pb2.StreamMetricsResponse], _abc.AsyncIterator[_metrics_service_pb2.StreamMetricsResponse]]:
         """Streams points in the order they were stored: those there are, then each new one, until the job has ended."""
+
+    @_abc_1.abstractmethod
+    def GetLedger(
+        self,
+        request: _metrics_service_pb2.GetLedgerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.Ledger, _abc.Awaitable[_ledger_pb2.Ledger]]:
+        """Reads where the time of a job's workers went. It is a few seconds old while they train.
+        NOT_FOUND: there is no such job.
+        """
 
 def add_MetricsServiceServicer_to_server(servicer: MetricsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
