@@ -25,7 +25,7 @@ import torch.distributed as dist
 import throughput
 from lockstep.v1.job_spec_pb2 import ModelSpec
 from lockstep.workers.datasets.idx import IdxDataset
-from lockstep.workers.engine import Group, Origin, Phase
+from lockstep.workers.engine import Activity, Group, Origin
 from lockstep.workers.engine.checkpoint import Checkpoints
 from throughput import WORLD_SIZE, Stopwatch, ddp, in_memory, lockstep
 
@@ -36,17 +36,17 @@ throughput.LOG_EVERY = 10
 
 
 class Profiler(Stopwatch):
-    """Accounts for the time of each phase."""
+    """Accounts for the time of each activity."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seconds: dict[Phase, float] = defaultdict(float)
-        self._phase, self._since = Phase.JOIN, time.perf_counter()
+        self.seconds: dict[Activity, float] = defaultdict(float)
+        self._activity, self._since = Activity.JOIN, time.perf_counter()
 
-    def entered(self, phase: Phase, step: int) -> None:
+    def entered(self, activity: Activity, step: int) -> None:
         now = time.perf_counter()
-        self.seconds[self._phase] += now - self._since
-        self._phase, self._since = phase, now
+        self.seconds[self._activity] += now - self._since
+        self._activity, self._since = activity, now
 
 
 def peak_mib() -> float:
@@ -103,9 +103,9 @@ def show(figures: dict[str, list[float]], profiler: Profiler) -> None:
         to_plain = statistics.median(value / peer for value, peer in zip(values, figures["lockstep"], strict=True))
         median = statistics.median(values)
         print(f"  {name:40} {median:7,.0f} samples/s  {to_ddp:5.3f}x ddp  {to_plain:5.3f}x lockstep")
-    total = sum(profiler.seconds[phase] for phase in (Phase.COMPUTE, Phase.EXCHANGE, Phase.UPDATE))
-    for phase in (Phase.COMPUTE, Phase.EXCHANGE, Phase.UPDATE):
-        print(f"  profile of a step: {phase.value:10} {profiler.seconds[phase] / total:6.1%}", flush=True)
+    total = sum(profiler.seconds[activity] for activity in (Activity.COMPUTE, Activity.EXCHANGE, Activity.UPDATE))
+    for activity in (Activity.COMPUTE, Activity.EXCHANGE, Activity.UPDATE):
+        print(f"  profile of a step: {activity.value:10} {profiler.seconds[activity] / total:6.1%}", flush=True)
 
 
 def main() -> None:

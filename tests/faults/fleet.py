@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from lockstep.workers.engine import Group, Listener, Phase, Point, Progress, Stopped
+from lockstep.workers.engine import Activity, Group, Listener, Point, Progress, Stopped
 from lockstep.workers.engine.checkpoint import Checkpoint
 from lockstep.workers.engine.membership import Dismissed, Membership
 from lockstep.workers.engine.transport import Endpoint, Transport
@@ -29,14 +29,14 @@ class Fault(NamedTuple):
 
     Attributes:
         member: which process, by its number in the fleet.
-        phase: at the beginning of which phase; or "swap": in the middle of a collective, when one peer has a half of
-            what it gets; or "uneven": when one peer has all of it and the others nothing.
+        activity: at the beginning of which activity; or "swap": in the middle of a collective, when one peer has a half
+            of what it gets; or "uneven": when one peer has all of it and the others nothing.
         step: in which step.
         nth: at the how manieth time that it gets there, from 1.
     """
 
     member: int
-    phase: Phase | str
+    activity: Activity | str
     step: int
     nth: int = 1
 
@@ -58,23 +58,23 @@ class Recorder(Listener):
         self.membership, self.pause_after = membership, pause_after
         self.points: list[Point] = []
         self.visits: dict[tuple[Any, int], int] = {}
-        self.phase: Phase | None = None
+        self.activity: Activity | None = None
         self.step = 0
 
-    def entered(self, phase: Phase, step: int) -> None:
-        self.phase, self.step = phase, step
-        self.visit(phase, step)
-        if self.pause_after is not None and phase is Phase.EXCHANGE and step > self.pause_after:
+    def entered(self, activity: Activity, step: int) -> None:
+        self.activity, self.step = activity, step
+        self.visit(activity, step)
+        if self.pause_after is not None and activity is Activity.EXCHANGE and step > self.pause_after:
             self.pause_after = None
             generation = self.membership.current.number
             self.send(("paused", step))
             while self.membership.current.number == generation:
                 time.sleep(0.001)
 
-    def visit(self, place: Phase | str, step: int) -> None:
+    def visit(self, place: Activity | str, step: int) -> None:
         count = self.visits[place, step] = self.visits.get((place, step), 0) + 1
         for fault in self.faults:
-            if (fault.phase, fault.step, fault.nth) == (place, step, count):
+            if (fault.activity, fault.step, fault.nth) == (place, step, count):
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def progressed(self, progress: Progress, points: list[Point]) -> None:
@@ -249,9 +249,9 @@ def _train(membership: Membership, listener: Recorder, function: Any, args: Any)
     def swap(self: Transport, buffers: Any) -> None:
         count = listener.visits.get(("swap", listener.step), 0) + 1
         for fault in faults:
-            if fault.phase in ("swap", "uneven") and (fault.step, fault.nth) == (listener.step, count):
+            if fault.activity in ("swap", "uneven") and (fault.step, fault.nth) == (listener.step, count):
                 peer, (outgoing, _) = next(iter(buffers.items()))
-                part = outgoing if fault.phase == "uneven" else outgoing[: min(max(1, len(outgoing) // 2), 4096)]
+                part = outgoing if fault.activity == "uneven" else outgoing[: min(max(1, len(outgoing) // 2), 4096)]
                 assert self.links[peer].socket.send(part) == len(part)
                 os.kill(os.getpid(), signal.SIGKILL)
         listener.visit("swap", listener.step)

@@ -9,7 +9,7 @@ import pytest
 from google.protobuf import json_format
 
 from lockstep.v1.job_spec_pb2 import JobSpec
-from lockstep.workers.engine import Origin, Phase, Point, Wish
+from lockstep.workers.engine import Activity, Origin, Point, Wish
 from lockstep.workers.engine.checkpoint import MANIFEST_FILE, MODEL_FILE, Checkpoints
 from lockstep.workers.training import train
 from tests.faults.fleet import Context, Fault, Fleet
@@ -66,7 +66,9 @@ def test_a_run_that_stopped_goes_on_exactly_on_any_number_of_workers(
     assert ("noted", "going on from the checkpoint of step 5") in fleet.messages
 
 
-@pytest.mark.parametrize("place", [(Phase.CHECKPOINT, 4), (Phase.CHECKPOINT, STEPS), (Phase.FINISH, STEPS)], ids=str)
+@pytest.mark.parametrize(
+    "place", [(Activity.CHECKPOINT, 4), (Activity.CHECKPOINT, STEPS), (Activity.FINISH, STEPS)], ids=str
+)
 def test_a_death_while_a_checkpoint_is_written_leaves_the_curve_as_it_was(
     fleet: Fleet, undisturbed: tuple[str, list[Point]], tmp_path: Path, place: tuple[Any, int]
 ) -> None:
@@ -80,7 +82,7 @@ def test_a_rank_that_takes_over_tells_of_all_checkpoints_that_there_are(
     fleet: Fleet, undisturbed: tuple[str, list[Point]], tmp_path: Path
 ) -> None:
     fleet.run(1, train_with_checkpoints, SPEC, str(tmp_path), 5, None, 5)
-    faults = [Fault(0, Phase.COMPUTE, 8)]
+    faults = [Fault(0, Activity.COMPUTE, 8)]
     outcomes = fleet.run(2, train_with_checkpoints, SPEC, str(tmp_path), None, None, 5, faults=faults)
     assert_undisturbed(outcomes, undisturbed, 1)
     told = [value for kind, value in fleet.messages if kind == "kept"]
@@ -91,7 +93,7 @@ def test_a_rank_that_takes_over_tells_of_all_checkpoints_that_there_are(
 def test_when_all_are_gone_the_newest_checkpoint_is_where_it_goes_on(
     fleet: Fleet, undisturbed: tuple[str, list[Point]], tmp_path: Path
 ) -> None:
-    everyone = [Fault(number, Phase.COMPUTE, 8) for number in range(2)]
+    everyone = [Fault(number, Activity.COMPUTE, 8) for number in range(2)]
     assert fleet.run(2, train_with_checkpoints, SPEC, str(tmp_path), faults=everyone) == []
     assert steps_in(tmp_path)[0] in (4, 6), "the last one was perhaps still being written"
     assert_undisturbed(fleet.run(2, train_with_checkpoints, SPEC, str(tmp_path)), undisturbed, 2)

@@ -7,7 +7,7 @@ import pytest
 from google.protobuf import json_format
 
 from lockstep.v1.job_spec_pb2 import JobSpec
-from lockstep.workers.engine import Phase, Point
+from lockstep.workers.engine import Activity, Point
 from lockstep.workers.training import train
 from tests.faults.fleet import Context, Fault, Fleet
 
@@ -55,20 +55,20 @@ def undisturbed(fleet: Fleet) -> tuple[str, list[Point]]:
 
 
 PLACES = [
-    (Phase.HAND_OVER, 0, 1),
-    (Phase.COMPUTE, 1, 1),
-    (Phase.COMPUTE, 5, 1),
-    (Phase.EXCHANGE, 5, 1),
+    (Activity.HAND_OVER, 0, 1),
+    (Activity.COMPUTE, 1, 1),
+    (Activity.COMPUTE, 5, 1),
+    (Activity.EXCHANGE, 5, 1),
     ("swap", 5, 1),
     ("uneven", 5, 1),
-    (Phase.UPDATE, 5, 1),
-    (Phase.EVALUATE, 4, 1),
+    (Activity.UPDATE, 5, 1),
+    (Activity.EVALUATE, 4, 1),
     ("swap", 4, 2),
-    (Phase.REPORT, 6, 1),
+    (Activity.REPORT, 6, 1),
     ("swap", 6, 2),
     ("swap", 6, 3),
     ("uneven", 6, 3),
-    (Phase.FINISH, STEPS, 1),
+    (Activity.FINISH, STEPS, 1),
 ]
 
 
@@ -100,19 +100,19 @@ def assert_undisturbed(outcomes: list[Any], undisturbed: tuple[str, list[Point]]
 @pytest.mark.parametrize(
     "faults",
     [
-        [Fault(0, Phase.COMPUTE, 5), Fault(1, Phase.COMPUTE, 5)],
-        pytest.param([Fault(1, Phase.EXCHANGE, 5), Fault(2, Phase.EXCHANGE, 5)], marks=pytest.mark.exhaustive),
+        [Fault(0, Activity.COMPUTE, 5), Fault(1, Activity.COMPUTE, 5)],
+        pytest.param([Fault(1, Activity.EXCHANGE, 5), Fault(2, Activity.EXCHANGE, 5)], marks=pytest.mark.exhaustive),
         pytest.param(
-            [Fault(0, Phase.COMPUTE, 5), Fault(1, Phase.COMPUTE, 6), Fault(2, Phase.COMPUTE, 7)],
+            [Fault(0, Activity.COMPUTE, 5), Fault(1, Activity.COMPUTE, 6), Fault(2, Activity.COMPUTE, 7)],
             marks=pytest.mark.exhaustive,
         ),
-        [Fault(3, Phase.COMPUTE, 5), Fault(0, Phase.HAND_OVER, 4)],
-        pytest.param([Fault(0, Phase.COMPUTE, 5), Fault(1, "swap", 4, 3)], marks=pytest.mark.exhaustive),
+        [Fault(3, Activity.COMPUTE, 5), Fault(0, Activity.HAND_OVER, 4)],
+        pytest.param([Fault(0, Activity.COMPUTE, 5), Fault(1, "swap", 4, 3)], marks=pytest.mark.exhaustive),
         # Rank 1 has what it needs of step 5 and the others have not: it hands over, or it dies before it can.
-        [Fault(0, "uneven", 5), Fault(1, Phase.HAND_OVER, 5)],
-        [Fault(0, "uneven", 5), Fault(2, Phase.HAND_OVER, 4)],
-        pytest.param([Fault(0, "uneven", 5), Fault(3, Phase.HAND_OVER, 4)], marks=pytest.mark.exhaustive),
-        [Fault(0, Phase.FINISH, STEPS), Fault(1, Phase.FINISH, STEPS)],
+        [Fault(0, "uneven", 5), Fault(1, Activity.HAND_OVER, 5)],
+        [Fault(0, "uneven", 5), Fault(2, Activity.HAND_OVER, 4)],
+        pytest.param([Fault(0, "uneven", 5), Fault(3, Activity.HAND_OVER, 4)], marks=pytest.mark.exhaustive),
+        [Fault(0, Activity.FINISH, STEPS), Fault(1, Activity.FINISH, STEPS)],
     ],
     ids=str,
 )
@@ -130,17 +130,17 @@ def test_a_worker_that_joins_on_the_way_leaves_the_curve_as_it_was(fleet: Fleet)
     (alone,) = fleet.run(1, train_and_tell, LONG)
     outcomes = fleet.run(2, train_and_tell, LONG, joins_after_step=100)
     assert_undisturbed(outcomes, alone, 3)
-    outcomes = fleet.run(1, train_and_tell, LONG, joins_after_step=100, faults=[Fault(0, Phase.COMPUTE, 300)])
+    outcomes = fleet.run(1, train_and_tell, LONG, joins_after_step=100, faults=[Fault(0, Activity.COMPUTE, 300)])
     assert_undisturbed(outcomes, alone, 1)
 
 
 @pytest.mark.parametrize(
     "fault",
     [
-        Fault(0, Phase.JOIN, 100),
-        Fault(1, Phase.JOIN, 100),
-        Fault(0, Phase.HAND_OVER, 100),  # which is the one that hands over
-        Fault(2, Phase.HAND_OVER, 0),  # which is the one that joins
+        Fault(0, Activity.JOIN, 100),
+        Fault(1, Activity.JOIN, 100),
+        Fault(0, Activity.HAND_OVER, 100),  # which is the one that hands over
+        Fault(2, Activity.HAND_OVER, 0),  # which is the one that joins
     ],
     ids=str,
 )

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lockstep.workers.engine import Phase, Point
+from lockstep.workers.engine import Activity, Point
 from tests.faults.fleet import Fault, Fleet
 from tests.faults.test_healing import SPEC, STEPS, assert_undisturbed, train_and_tell
 
@@ -40,5 +40,5 @@ def test_a_death_in_any_bucket_leaves_the_curve_as_it_was(
 def test_a_death_on_the_way_to_the_end_leaves_the_curve_as_it_was(
     fleet: Fleet, undisturbed: tuple[str, list[Point]]
 ) -> None:
-    outcomes = fleet.run(3, train_and_tell, LARGE, faults=[Fault(0, Phase.COMPUTE, 5), Fault(1, "swap", STEPS, 2)])
+    outcomes = fleet.run(3, train_and_tell, LARGE, faults=[Fault(0, Activity.COMPUTE, 5), Fault(1, "swap", STEPS, 2)])
     assert_undisturbed(outcomes, undisturbed, 1)

@@ -34,6 +34,7 @@ from lockstep.client.errors import (
     WaitTimeout,
 )
 from lockstep.client.job import Job
+from lockstep.client.ledger import Ledger, RankLedger
 from lockstep.client.spec import load_spec
 from lockstep.client.types import (
     CatalogEntry,
@@ -77,6 +78,7 @@ __all__ = [
     "JobSpec",
     "JobState",
     "JobUpdate",
+    "Ledger",
     "LockstepError",
     "LogLine",
     "MetricKind",
@@ -87,6 +89,7 @@ __all__ = [
     "OutOfRange",
     "PermissionDenied",
     "Progress",
+    "RankLedger",
     "ResourceExhausted",
     "Resources",
     "Result",

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Literal, Self, overload
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from lockstep.client import checkpoints, logs, metrics
+from lockstep.client import ledger as ledgers
 from lockstep.client._connection import UNARY_TIMEOUT_S
 from lockstep.client.errors import DeadlineExceeded, InvalidSpec, JobCancelled, JobFailed, LockstepError, WaitTimeout
+from lockstep.client.ledger import Ledger
 from lockstep.client.types import (
     Checkpoint,
     Failure,
@@ -283,6 +285,10 @@ class Job:
         read = metrics.follow_metrics if follow else metrics.list_metrics
         points = read(self._client, self._stored_id(), wanted, after_step, chosen)
         return points if follow else list(points)
+
+    def ledger(self) -> Ledger:
+        """Read where the time of the job's workers went, by rank and phase; a few seconds old while they train."""
+        return ledgers.get_ledger(self._client, self._stored_id())
 
     def logs(
         self,

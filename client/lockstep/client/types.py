@@ -228,9 +228,10 @@ class Timeline:
         return cls(**{name: to_datetime(getattr(timeline, name)) for name in names if timeline.HasField(name)})
 
     def legs(self) -> list[tuple[str, float]]:
-        """The stages that were reached, in their order, each with its seconds since the one before."""
-        reached = [(field.name, getattr(self, field.name)) for field in fields(self)]
-        reached = [(name, time) for name, time in reached if time is not None]
+        """The stages that were reached, as they came, each with its seconds since the one before."""
+        times = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        # A worker that was warm has its data before the last one is up.
+        reached = sorted((stage for stage in times if stage[1] is not None), key=lambda stage: stage[1])
         return [(name, (time - before).total_seconds()) for (_, before), (name, time) in pairwise(reached)]
 
 

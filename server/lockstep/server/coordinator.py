@@ -23,6 +23,7 @@ from lockstep.server.init_from import (
     keep_first_weights,
 )
 from lockstep.server.job import CancelAsked, Event, Job, PauseAsked, ResumeAsked, Scaled, State
+from lockstep.server.ledger_book import LedgerBook
 from lockstep.server.live_jobs import LiveJobs
 from lockstep.server.orders import Orders
 from lockstep.server.reports import Report
@@ -43,12 +44,14 @@ class Coordinator:
     Attributes:
         store: what is known of all jobs.
         bells: wake who watches a job.
+        ledgers: where the time of workers went.
         dispatcher: the launcher's side.
     """
 
     def __init__(self, store: Store, *, site: Site, cluster: Cluster, telemetry: Telemetry, orders: Orders) -> None:
         self.store = store
         self.bells = Bells()
+        self.ledgers = LedgerBook(store)
         self._orders = orders
         self._live = LiveJobs(store, self.bells, telemetry, orders)
         self.dispatcher = Dispatcher(self._live, orders, store, cluster)
@@ -63,6 +66,7 @@ class Coordinator:
         await forget_what_is_over(self.store, self._orders.checkpoint_root)
         for job in await self.store.live_jobs():
             self._live.add(replace(job, spec=fill_in_defaults(job.spec)))
+        self.ledgers.start()
         self.dispatcher.start()
 
     async def drain(self) -> None:
@@ -74,6 +78,7 @@ class Coordinator:
         self.bells.close()
         await self.dispatcher.stop()
         await self._live.close()
+        await self.ledgers.stop()
 
     # What users ask for.
 

@@ -13,12 +13,16 @@ from lockstep.server.errors import PermissionDenied, ShuttingDown
 from lockstep.server.gangs import LauncherLine
 from lockstep.server.interceptors import Context
 from lockstep.server.log_store import LogStore
-from lockstep.server.reports import check_log_report, read_report
+from lockstep.server.reports import check_ledger_report, check_log_report, read_report
 from lockstep.v1.internal_service_pb2 import (
     ConnectLauncherRequest,
     ConnectLauncherResponse,
+    ReportLedgerRequest,
+    ReportLedgerResponse,
     ReportLogsRequest,
     ReportLogsResponse,
+    ReportNodeRequest,
+    ReportNodeResponse,
     ReportProgressRequest,
     ReportProgressResponse,
 )
@@ -56,6 +60,15 @@ class InternalService(InternalServiceServicer):
             self._dispatcher.launcher_disconnected(line)  # before any wait, which the end of the call may cancel
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
+
+    async def ReportLedger(self, request: ReportLedgerRequest, context: Context) -> ReportLedgerResponse:
+        self._coordinator.check_token(request.job_id, request.attempt, _metadata(context, ATTEMPT_TOKEN_KEY))
+        check_ledger_report(request)
+        await self._coordinator.ledgers.report(request)
+        return ReportLedgerResponse()
+
+    async def ReportNode(self, request: ReportNodeRequest, context: Context) -> ReportNodeResponse:
+        raise PermissionDenied("no agents yet")
 
     async def _read_facts(self, line: LauncherLine, requests: AsyncIterator[ConnectLauncherRequest]) -> None:
         try:

@@ -9,8 +9,10 @@ from lockstep.server.errors import InvalidRequest
 from lockstep.server.interceptors import Context
 from lockstep.server.job_service import required_job_id
 from lockstep.server.paging import make_token, not_negative, page_size, read_token
-from lockstep.server.translate import point_to_proto
+from lockstep.server.translate import ledger_to_proto, point_to_proto
+from lockstep.v1.ledger_pb2 import Ledger
 from lockstep.v1.metrics_service_pb2 import (
+    GetLedgerRequest,
     ListMetricsRequest,
     ListMetricsResponse,
     MetricKind,
@@ -79,6 +81,12 @@ class MetricsService(MetricsServiceServicer):
                     return
                 self._coordinator.bells.check()
                 await bell.wait()
+
+    async def GetLedger(self, request: GetLedgerRequest, context: Context) -> Ledger:
+        job_id = required_job_id(request.job_id)
+        await self._coordinator.get(job_id)
+        names = {node.node_id: node.name for node in self._coordinator.dispatcher.nodes_seen}
+        return ledger_to_proto(await self._coordinator.ledgers.read(job_id), names)
 
 
 def _names(names: Iterable[str]) -> list[str]:

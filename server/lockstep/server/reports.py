@@ -10,16 +10,18 @@ from itertools import pairwise
 
 from lockstep.server.errors import InvalidRequest
 from lockstep.server.job import Progress, Reported
+from lockstep.server.ledger import PHASES, STEP_BOUNDS_S
 from lockstep.server.rules import is_path, show
 from lockstep.server.store import News, StoredCheckpoint, StoredFile, StoredPoint
 from lockstep.server.timeline import Timeline
 from lockstep.v1.checkpoint_service_pb2 import Checkpoint, CheckpointFile
-from lockstep.v1.internal_service_pb2 import ReportLogsRequest, ReportProgressRequest
+from lockstep.v1.internal_service_pb2 import ReportLedgerRequest, ReportLogsRequest, ReportProgressRequest
 from lockstep.v1.metrics_service_pb2 import METRIC_KIND_UNSPECIFIED, MetricKind, MetricPoint
 
 _MAX_NAME = 128
 _MAX_NOTES = 100
 _MAX_NOTE = 2_000
+_MAX_RANKS = 100_000
 _MAX_LINE = 8 << 10
 _MAX_FILES = 10_000
 _MAX_CHECKPOINTS = 10_000
@@ -107,6 +109,29 @@ def check_log_report(request: ReportLogsRequest) -> None:
     longest = max((len(line.text) for line in request.lines), default=0)
     if longest > _MAX_LINE:
         raise InvalidRequest.of("lines", f"holds one of {longest:,} characters; allowed: at most {_MAX_LINE:,}")
+
+
+def check_ledger_report(request: ReportLedgerRequest) -> None:
+    """Check what a worker says of its time.
+
+    Raises:
+        InvalidRequest: it is not what a worker of ours sends; nothing of it is taken.
+    """
+    for field, value in (("job_id", request.job_id), ("attempt", request.attempt), ("sequence", request.sequence)):
+        if not value or (isinstance(value, int) and value < 0):
+            raise InvalidRequest.of(field, f"is {value!r}; a report must say it")
+    whole = ("number", "rank", "steps", "examples", "memory_bytes", "gpu_memory_bytes")
+    seconds = [(f"seconds.{phase}_s", getattr(request.seconds, f"{phase}_s")) for phase in PHASES]
+    others = [(name, getattr(request, name)) for name in ("step_duration_sum_s", "flops_per_step", "cpu_seconds")]
+    for field, value in [(name, getattr(request, name)) for name in whole] + seconds + others:
+        if not 0 <= value < math.inf:
+            raise InvalidRequest.of(field, f"is {value}; allowed: 0 or greater")
+    if request.rank >= _MAX_RANKS:
+        raise InvalidRequest.of("rank", f"is {request.rank}; allowed: less than {_MAX_RANKS:,}")
+    if len(request.step_duration_counts) != len(STEP_BOUNDS_S) + 1 or min(request.step_duration_counts) < 0:
+        raise InvalidRequest.of("step_duration_counts", f"is not {len(STEP_BOUNDS_S) + 1} counts")
+    if len(request.node_id) > _MAX_NAME:
+        raise InvalidRequest.of("node_id", f"has {len(request.node_id)} characters; allowed: up to {_MAX_NAME}")
 
 
 def _notes(notes: Iterable[str]) -> tuple[str, ...]:

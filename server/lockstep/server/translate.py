@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import cast
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from lockstep.server.job import Job, State
+from lockstep.server.ledger import PHASES, JobLedger
 from lockstep.server.store import StoredCheckpoint, StoredEvent, StoredFile, StoredPoint
 from lockstep.v1 import job_pb2
 from lockstep.v1.checkpoint_service_pb2 import Checkpoint, CheckpointFile
+from lockstep.v1.ledger_pb2 import Ledger, PhaseSeconds
 from lockstep.v1.metrics_service_pb2 import MetricKind, MetricPoint
 
 # The stubs take enums for classes; to protobuf their values are plain numbers.
@@ -91,3 +94,23 @@ def checkpoint_to_proto(checkpoint: StoredCheckpoint) -> Checkpoint:
 
 def file_to_proto(file: StoredFile) -> CheckpointFile:
     return CheckpointFile(name=file.name, size_bytes=file.size_bytes, sha256=file.sha256)
+
+
+def ledger_to_proto(ledger: JobLedger, node_names: Mapping[str, str]) -> Ledger:
+    """Write a ledger as users see it."""
+    written = Ledger(flops_per_step=ledger.flops_per_step)
+    for rank, account in sorted(ledger.ranks.items()):
+        seconds = {f"{phase}_s": value for phase, value in zip(PHASES, account.seconds, strict=True)}
+        written.ranks.add(
+            rank=rank,
+            seconds=PhaseSeconds(**seconds),
+            node_id=account.node_id,
+            node_name=node_names.get(account.node_id, ""),
+            steps=account.steps,
+            memory_bytes=account.memory_bytes,
+            gpu_memory_bytes=account.gpu_memory_bytes,
+        )
+    straggler = ledger.straggler()
+    if straggler is not None:
+        written.straggler_rank, written.straggler_lag_ratio = straggler
+    return written

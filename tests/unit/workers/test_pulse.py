@@ -3,7 +3,7 @@
 import pytest
 
 from lockstep.workers import pulse
-from lockstep.workers.engine import Phase
+from lockstep.workers.engine import Activity
 from lockstep.workers.pulse import Pulse
 
 
@@ -20,15 +20,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def run_steps(beating: Pulse, clock: Clock, steps: int, shard_s: float) -> None:
     for step in range(1, steps + 1):
-        beating.beat(Phase.COMPUTE, step)
+        beating.beat(Activity.COMPUTE, step)
         clock.now += shard_s
-        beating.beat(Phase.EXCHANGE, step)
+        beating.beat(Activity.EXCHANGE, step)
 
 
 def test_a_worker_that_computes_too_long_is_hung(clock: Clock) -> None:
     beating = Pulse(hang_timeout_s=30)
     run_steps(beating, clock, 5, shard_s=0.1)
-    beating.beat(Phase.COMPUTE, 6)
+    beating.beat(Activity.COMPUTE, 6)
     clock.now += 29
     assert beating.why_hung() is None
     clock.now += 2
@@ -38,7 +38,7 @@ def test_a_worker_that_computes_too_long_is_hung(clock: Clock) -> None:
 def test_slow_shards_may_take_ten_times_their_median(clock: Clock) -> None:
     beating = Pulse(hang_timeout_s=30)
     run_steps(beating, clock, 5, shard_s=20)
-    beating.beat(Phase.COMPUTE, 6)
+    beating.beat(Activity.COMPUTE, 6)
     clock.now += 199
     assert beating.why_hung() is None
     clock.now += 2
@@ -46,17 +46,17 @@ def test_slow_shards_may_take_ten_times_their_median(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize(
-    ("phase", "step", "what"),
+    ("activity", "step", "what"),
     [
-        (Phase.LOAD, 0, "was reading its data or a checkpoint"),
-        (Phase.COMPUTE, 101, "was in phase compute of step 101"),
+        (Activity.LOAD, 0, "was reading its data or a checkpoint"),
+        (Activity.COMPUTE, 101, "was in phase compute of step 101"),
     ],
 )
 def test_what_nothing_is_known_of_yet_may_take_long_but_not_for_ever(
-    clock: Clock, phase: Phase, step: int, what: str
+    clock: Clock, activity: Activity, step: int, what: str
 ) -> None:
     beating = Pulse(hang_timeout_s=30)
-    beating.beat(phase, step)
+    beating.beat(activity, step)
     clock.now += 599
     assert beating.why_hung() is None
     clock.now += 2
@@ -65,15 +65,15 @@ def test_what_nothing_is_known_of_yet_may_take_long_but_not_for_ever(
 
 def evaluate(beating: Pulse, clock: Clock, batches: int, batch_s: float) -> None:
     for _ in range(batches):
-        beating.beat(Phase.EVALUATE, 5)
+        beating.beat(Activity.EVALUATE, 5)
         clock.now += batch_s
-    beating.beat(Phase.EXCHANGE, 5)
+    beating.beat(Activity.EXCHANGE, 5)
 
 
 def test_a_batch_of_the_validation_is_not_measured_by_a_shard_of_training(clock: Clock) -> None:
     beating = Pulse(hang_timeout_s=30)
     run_steps(beating, clock, 5, shard_s=0.1)
-    beating.beat(Phase.EVALUATE, 5)
+    beating.beat(Activity.EVALUATE, 5)
     clock.now += 599
     assert beating.why_hung() is None
     clock.now += 2
@@ -88,7 +88,7 @@ def test_a_later_batch_of_the_validation_is_measured_by_those_before(
     beating = Pulse(hang_timeout_s=30)
     run_steps(beating, clock, 5, shard_s=0.01)
     evaluate(beating, clock, 3, batch_s)
-    beating.beat(Phase.EVALUATE, 10)
+    beating.beat(Activity.EVALUATE, 10)
     clock.now += limit_s - 1
     assert beating.why_hung() is None
     clock.now += 2
@@ -99,24 +99,26 @@ def test_slow_validation_makes_training_no_more_patient(clock: Clock) -> None:
     beating = Pulse(hang_timeout_s=30)
     run_steps(beating, clock, 5, shard_s=0.1)
     evaluate(beating, clock, 64, batch_s=20)
-    beating.beat(Phase.COMPUTE, 6)
+    beating.beat(Activity.COMPUTE, 6)
     clock.now += 31
     assert beating.why_hung() is not None
 
 
 def test_a_long_step_after_a_long_time_of_reading_is_measured_anew(clock: Clock) -> None:
     beating = Pulse(hang_timeout_s=30)
-    beating.beat(Phase.LOAD, 0)
+    beating.beat(Activity.LOAD, 0)
     clock.now += 10_000
-    beating.beat(Phase.JOIN, 0)
+    beating.beat(Activity.JOIN, 0)
     clock.now += 10_000
     assert beating.why_hung() is None
 
 
-@pytest.mark.parametrize("phase", [Phase.EXCHANGE, Phase.JOIN, Phase.REPORT, Phase.FINISH, Phase.CHECKPOINT])
-def test_whoever_waits_is_not_hung(clock: Clock, phase: Phase) -> None:
+@pytest.mark.parametrize(
+    "activity", [Activity.EXCHANGE, Activity.JOIN, Activity.REPORT, Activity.FINISH, Activity.CHECKPOINT]
+)
+def test_whoever_waits_is_not_hung(clock: Clock, activity: Activity) -> None:
     beating = Pulse(hang_timeout_s=30)
     run_steps(beating, clock, 5, shard_s=0.1)
-    beating.beat(phase, 6)
+    beating.beat(activity, 6)
     clock.now += 10_000
     assert beating.why_hung() is None

@@ -89,7 +89,7 @@ def order_of(attempt: int = 0, epoch: int = 1, owner: str = "ann") -> StartGang:
 
 def begin(one: Worker, order: StartGang, number: int = 0) -> str:
     """Give a worker an assignment; returns its name, when the worker waits for a group."""
-    one.begin(order.SerializeToString(), number)
+    one.begin(order.SerializeToString(), number, 0.0)
     name = name_of(order, number)
     wait_for_news(one, name, "is_prepared")
     return name
@@ -118,9 +118,9 @@ def end(one: Worker) -> News:
 
 def test_an_assignment_that_is_begun_twice_is_begun_once(idle: Worker) -> None:
     order = order_of()
-    first = idle.begin(order.SerializeToString(), 0)
+    first = idle.begin(order.SerializeToString(), 0, 0.0)
     current = idle._assignment
-    assert idle.begin(order.SerializeToString(), 0) == first
+    assert idle.begin(order.SerializeToString(), 0, 0.0) == first
     assert idle._assignment is current
 
 
@@ -144,7 +144,7 @@ def test_a_new_assignment_may_come_before_the_call_that_forgets_the_one_before(i
     assert idle._assignment.name == name
     end(idle)
     with pytest.raises(Unfit, match=f"{before} is over"):
-        idle.begin(order_of(attempt=int(before.split("/")[1])).SerializeToString(), 0)
+        idle.begin(order_of(attempt=int(before.split("/")[1])).SerializeToString(), 0, 0.0)
 
 
 def test_an_assignment_that_is_forgotten_is_not_begun_again(idle: Worker) -> None:
@@ -153,13 +153,13 @@ def test_an_assignment_that_is_forgotten_is_not_begun_again(idle: Worker) -> Non
     end(idle)
     idle.rest(name, 0)
     with pytest.raises(Unfit, match="is over"):
-        idle.begin(order.SerializeToString(), 0)
+        idle.begin(order.SerializeToString(), 0, 0.0)
 
 
 def test_a_busy_worker_takes_no_other_assignment(idle: Worker) -> None:
     name = begin(idle, order_of())
     with pytest.raises(Unfit, match=f"busy with {name}"):
-        idle.begin(order_of().SerializeToString(), 0)
+        idle.begin(order_of().SerializeToString(), 0, 0.0)
 
 
 def test_no_worker_takes_an_assignment_of_another_owner(idle: Worker) -> None:
@@ -167,14 +167,14 @@ def test_no_worker_takes_an_assignment_of_another_owner(idle: Worker) -> None:
     end(idle)
     idle.rest(name, 0)
     with pytest.raises(Unfit, match="another owner"):
-        idle.begin(order_of(owner="bob").SerializeToString(), 0)
+        idle.begin(order_of(owner="bob").SerializeToString(), 0, 0.0)
     assert idle.describe(1, "").owner == "ann"
 
 
 def test_an_assignment_of_an_earlier_coordinator_is_not_taken(idle: Worker) -> None:
     idle.describe(7, "")
     with pytest.raises(Unfit, match="of epoch 6, of an earlier coordinator than 7"):
-        idle.begin(order_of(epoch=6).SerializeToString(), 0)
+        idle.begin(order_of(epoch=6).SerializeToString(), 0, 0.0)
     begin(idle, order_of(epoch=7))
 
 
@@ -219,7 +219,7 @@ def test_news_may_be_asked_for_before_the_assignment_has_come(idle: Worker, monk
     asking = threading.Thread(target=lambda: told.append(idle.news(name_of(order, 3), None)))
     asking.start()
     assert asks.wait(WAIT_S)
-    idle.begin(order.SerializeToString(), 3)
+    idle.begin(order.SerializeToString(), 3, 0.0)
     asking.join(WAIT_S)
     assert told, "it has not waited in vain"
 
@@ -276,7 +276,7 @@ def test_a_worker_whose_job_has_failed_is_not_used_again(idle: Worker) -> None:
 
 
 def begin_only(one: Worker, order: StartGang) -> str:
-    one.begin(order.SerializeToString(), 0)
+    one.begin(order.SerializeToString(), 0, 0.0)
     return name_of(order, 0)
 
 

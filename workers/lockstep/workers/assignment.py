@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,18 +10,22 @@ from typing import Any, NamedTuple
 from lockstep.v1.internal_service_pb2 import StartGang
 from lockstep.workers.datasets import DataCache
 from lockstep.workers.diary import Diary
-from lockstep.workers.engine import ENGINE_VERSION, Origin, Stopped
+from lockstep.workers.engine import ENGINE_VERSION, Ledger, Origin, Phase, Stopped
 from lockstep.workers.engine.checkpoint import Checkpoints
 from lockstep.workers.engine.determinism import hardware_class
 from lockstep.workers.engine.membership import Dismissed, Membership
 from lockstep.workers.engine.transport import Endpoint
 from lockstep.workers.failures import job_error
+from lockstep.workers.ledger_report import LedgerReports
 from lockstep.workers.logs import LOGGER, WorkerLog, configure_logger
 from lockstep.workers.pulse import Pulse
 from lockstep.workers.training import device_of, train
 
 LAST_WORDS_S = 5.0
 """How long a worker that ends goes on trying to report what it has seen before, and to deliver what it has printed."""
+
+LONGEST_START_S = 3_600.0
+"""How long a process can have taken to come up; the clock of another machine may tell anything."""
 
 log = logging.getLogger(LOGGER)
 
@@ -49,13 +54,21 @@ class News(NamedTuple):
     memory_bytes: int = 0
 
 
+class Place(NamedTuple):
+    """Where a worker is: the name or address of its machine that other ranks can reach, and Ray's id of its node."""
+
+    host: str
+    node_id: str
+
+
 class Assignment:
     """One worker of one attempt. Training runs in a thread of its own.
 
     Args:
         order: what to do.
         number: of the worker within the attempt.
-        host: name or address of this machine that the other ranks can reach.
+        ordered_at: when the launcher wanted this worker, as time.time() tells there.
+        place: where this worker is.
         cache: data that is in memory already.
         logs: folder of what workers on this machine print.
         prepare: called by the thread first.
@@ -66,14 +79,17 @@ class Assignment:
         self,
         order: StartGang,
         number: int,
-        host: str,
+        ordered_at: float,
+        place: Place,
         cache: DataCache,
         logs: Path,
         prepare: Callable[[], None],
         clear_away: Callable[[], dict[str, Any]],
     ) -> None:
         self.order, self.number, self.name = order, number, name_of(order, number)
-        endpoint = Endpoint(host)
+        endpoint = Endpoint(place.host)
+        self._ledger = Ledger(min(max(0.0, time.time() - ordered_at), LONGEST_START_S))
+        self._ledger_reports = LedgerReports(order, number, place.node_id, self._ledger, self._rank)
         self.address = endpoint.address
         self.pulse = Pulse(order.spec.recovery.hang_timeout_s)
         self.reporter = Diary(order, self.pulse, self._went_on)
@@ -105,6 +121,10 @@ class Assignment:
                 log.info("joined as rank %d of %d", rank, len(addresses))
                 self.membership.form(generation, rank, addresses)
 
+    def _rank(self) -> int | None:
+        told = self.membership.current
+        return told.rank if told.number else None
+
     def news(self, known: News | None, wait_s: float) -> News:
         """What has happened, as soon as it differs from what is known, or after a while."""
         with self._changed:
@@ -135,6 +155,7 @@ class Assignment:
             self._prepare()
             configure_logger()
             self._printed.begin()
+            self._ledger_reports.start()
             origin = Origin(checkpoints_of(order), recovery.checkpoint_every_steps, order.init_from_uri)
             try:
                 train(
@@ -144,6 +165,7 @@ class Assignment:
                     regroup=self.membership.next_group,
                     origin=origin,
                     cache=self._cache,
+                    ledger=self._ledger,
                 )
             except Stopped:
                 log.info("stopped, as it was asked for")
@@ -153,10 +175,12 @@ class Assignment:
         except BaseException as error:
             log.exception("this worker cannot go on")
             error_bytes = job_error(error, self.membership.current.rank).SerializeToString()
+        self._ledger.enter(Phase.IDLE)
         try:
             self._printed.end(LAST_WORDS_S)
             self.reporter.close(LAST_WORDS_S)
             self.membership.close()
+            self._ledger_reports.close(LAST_WORDS_S)
             if not error_bytes:  # one in which anything went wrong is not used again
                 ended = self._clear_away()
         except Exception:

@@ -168,7 +168,7 @@ class Gang:
             node_id: where.
             fresh: in a new process.
         """
-        number = self._created
+        number, ordered_at = self._created, time.time()
         self._created += 1
         member = Member(number, self.pool.take(self.order, node_id, number, fresh=fresh))
         if member.process.is_reused:
@@ -180,7 +180,7 @@ class Gang:
         def took(presence: Presence) -> None:
             self.events.put(MemberUp(member, presence.address, presence.pid))
 
-        self._call(member, member.process.actor.begin, order_bytes, number, took=took)
+        self._call(member, member.process.actor.begin, order_bytes, number, ordered_at, took=took)
         self._ask_for_news(member, None)
         return member
 

@@ -5,10 +5,10 @@ import threading
 import time
 from collections import deque
 
-from lockstep.workers.engine import Phase
+from lockstep.workers.engine import Activity
 
-OWN_WORK = frozenset({Phase.LOAD, Phase.COMPUTE, Phase.UPDATE, Phase.EVALUATE})
-"""Phases in which a rank waits for nobody else."""
+OWN_WORK = frozenset({Activity.LOAD, Activity.COMPUTE, Activity.UPDATE, Activity.EVALUATE})
+"""Activities in which a rank waits for nobody else."""
 BEATS_REMEMBERED = 64
 MEDIAN_FACTOR = 10
 FIRST_FACTOR = 20
@@ -25,34 +25,36 @@ class Pulse:
     def __init__(self, hang_timeout_s: float) -> None:
         self._hang_timeout_s = hang_timeout_s
         self._lock = threading.Lock()
-        self._phase: Phase | None = None
+        self._activity: Activity | None = None
         self._step = 0
         self._first_step: int | None = None
         self._since = time.monotonic()
         # What one beat covers is a shard of a minibatch here, and a batch as large as a minibatch there.
-        self._seconds = {phase: deque[float](maxlen=BEATS_REMEMBERED) for phase in (Phase.COMPUTE, Phase.EVALUATE)}
+        self._seconds = {
+            activity: deque[float](maxlen=BEATS_REMEMBERED) for activity in (Activity.COMPUTE, Activity.EVALUATE)
+        }
 
-    def beat(self, phase: Phase, step: int) -> None:
-        """A phase begins; called for every shard, and for every batch of the validation."""
+    def beat(self, activity: Activity, step: int) -> None:
+        """An activity begins; called for every shard, and for every batch of the validation."""
         now = time.monotonic()
         with self._lock:
-            if self._phase in self._seconds:
-                self._seconds[self._phase].append(now - self._since)
-            if phase is Phase.COMPUTE and self._first_step is None:
+            if self._activity in self._seconds:
+                self._seconds[self._activity].append(now - self._since)
+            if activity is Activity.COMPUTE and self._first_step is None:
                 self._first_step = step
-            self._phase, self._step, self._since = phase, step, now
+            self._activity, self._step, self._since = activity, step, now
 
     def why_hung(self) -> str | None:
         """Why this rank counts as hung, in words; None when it does not."""
         with self._lock:
-            if self._phase not in OWN_WORK:
+            if self._activity not in OWN_WORK:
                 return None
             limit_s, words = FIRST_FACTOR * self._hang_timeout_s, f"{FIRST_FACTOR} times recovery.hang_timeout_s"
-            what = f"was in phase {self._phase.value} of step {self._step}"
-            if self._phase is Phase.LOAD:
+            what = f"was in phase {self._activity.value} of step {self._step}"
+            if self._activity is Activity.LOAD:
                 what = "was reading its data or a checkpoint"
             elif self._is_known():
-                seconds = self._seconds[Phase.EVALUATE if self._phase is Phase.EVALUATE else Phase.COMPUTE]
+                seconds = self._seconds[Activity.EVALUATE if self._activity is Activity.EVALUATE else Activity.COMPUTE]
                 limit_s = max(self._hang_timeout_s, MEDIAN_FACTOR * statistics.median(seconds or [0.0]))
                 words = ""
             idle_s = time.monotonic() - self._since
@@ -61,7 +63,7 @@ class Pulse:
             return f"{what} for {idle_s:.0f} s (allowed: {limit_s:.0f} s{', ' if words else ''}{words})"
 
     def _is_known(self) -> bool:
-        """Whether there is something to measure the phase by."""
-        if self._phase is Phase.EVALUATE:
-            return bool(self._seconds[Phase.EVALUATE])
+        """Whether there is something to measure the activity by."""
+        if self._activity is Activity.EVALUATE:
+            return bool(self._seconds[Activity.EVALUATE])
         return self._first_step is not None and self._step > self._first_step

@@ -18,7 +18,7 @@ from lockstep.v1.internal_service_pb2 import KeptCheckpoints, ReportProgressRequ
 from lockstep.v1.job_pb2 import JobProgress, JobResult
 from lockstep.v1.metrics_service_pb2 import METRIC_KIND_RESULT, METRIC_KIND_TIMING, MetricPoint
 from lockstep.workers.connection import COORDINATOR
-from lockstep.workers.engine import Listener, Phase, Point, Progress, Result, Wish
+from lockstep.workers.engine import Activity, Listener, Point, Progress, Result, Wish
 from lockstep.workers.engine.checkpoint import Checkpoint
 from lockstep.workers.pulse import Pulse
 
@@ -103,9 +103,9 @@ class Reporter(Listener):
 
     # Told by the engine.
 
-    def entered(self, phase: Phase, step: int) -> None:
+    def entered(self, activity: Activity, step: int) -> None:
         """A sign of life."""
-        self._pulse.beat(phase, step)
+        self._pulse.beat(activity, step)
 
     def wish(self) -> Wish:
         """What this rank was asked for; to stop once its reports are of no use."""

@@ -9,7 +9,7 @@ from google.protobuf import json_format
 
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.workers.datasets import DataCache, build_data
-from lockstep.workers.engine import Group, Listener, Origin, Phase, Regroup, Result, Trainer
+from lockstep.workers.engine import Activity, Group, Ledger, Listener, Origin, Regroup, Result, Trainer
 from lockstep.workers.models import build_model
 from lockstep.workers.optimizers import build_optimizer
 
@@ -43,7 +43,7 @@ SMALLEST = {
     "model": {"mlp": {"hidden_units": [2], "activation": "relu", "dropout": [0.5]}},
     "data": {"synthetic_regression": {"w": [1.0], "train_size": 2, "validation_size": 1}},
     "optimizer": {"sgd": {"learning_rate": 0.1, "momentum": 0.9}},
-    "training": {"max_steps": 1, "batch_size": 2, "log_every_steps": 1},
+    "training": {"max_steps": 2, "batch_size": 2, "log_every_steps": 1},
     "resources": {"shards": 2, "cpus_per_worker": 1.0},
 }
 """A job that goes through everything that takes long in a process the first time."""
@@ -66,6 +66,7 @@ def train(
     regroup: Regroup | None = None,
     origin: Origin | None = None,
     cache: DataCache | None = None,
+    ledger: Ledger | None = None,
 ) -> Result:
     """Run a resolved spec as one rank of `group`, or alone, with data from the cache if it is there.
 
@@ -76,7 +77,7 @@ def train(
     """
     trainer = build_trainer(spec)
     if listener is not None:
-        listener.entered(Phase.LOAD, 0)
+        listener.entered(Activity.LOAD, 0)
     device = device_of(spec)
     began_at = time.monotonic()
     data = build_data(spec.data, device, cache)
@@ -91,4 +92,5 @@ def train(
         device=device,
         listener=listener,
         origin=origin,
+        ledger=ledger,
     )

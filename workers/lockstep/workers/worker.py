@@ -11,7 +11,7 @@ import ray
 import structlog
 
 from lockstep.v1.internal_service_pb2 import StartGang
-from lockstep.workers.assignment import Assignment, News, name_of
+from lockstep.workers.assignment import Assignment, News, Place, name_of
 from lockstep.workers.datasets import DataCache
 from lockstep.workers.engine import ENGINE_VERSION
 from lockstep.workers.log_spool import folder_of
@@ -109,7 +109,7 @@ class Worker:
         context = ray.get_runtime_context()
         self._node_id: str = context.get_node_id()
         self._logs = folder_of(context.namespace)
-        self._host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        self._place = Place(ray.util.get_node_ip_address(), self._node_id)  # type: ignore[no-untyped-call]
         self._data = DataCache(limits.data_bytes)
         self._epoch = 0
         self._owner: str | None = None
@@ -163,12 +163,13 @@ class Worker:
 
     # An assignment.
 
-    def begin(self, order_bytes: bytes, number: int) -> Presence:
+    def begin(self, order_bytes: bytes, number: int, ordered_at: float) -> Presence:
         """Take an assignment; returns at once where this worker listens for the others.
 
         Args:
             order_bytes: the serialized StartGang.
             number: of this worker in the attempt.
+            ordered_at: when it was wanted, as time.time() tells.
 
         Raises:
             Unfit: this worker must not take it.
@@ -180,7 +181,9 @@ class Worker:
                 self._check_that_it_may_take(order, number)
                 self._epoch, self._owner = max(order.epoch, self._epoch), order.owner
                 self._forgotten = current.name if current is not None else self._forgotten
-                current = Assignment(order, number, self._host, self._data, self._logs, self._prepare, self._clear_away)
+                current = Assignment(
+                    order, number, ordered_at, self._place, self._data, self._logs, self._prepare, self._clear_away
+                )
                 self._assignment = current
                 self._look_after()
                 current.start()

@@ -9,13 +9,15 @@ from rich.text import Text
 
 from lockstep.client import _yaml
 from lockstep.client.cli import output
+from lockstep.client.cli.ledger import straggler_line, table_of
 from lockstep.client.job import Job
+from lockstep.client.ledger import Ledger
 from lockstep.client.progress import describe_epoch, describe_workers
 from lockstep.client.spec import message_to_dict
 from lockstep.client.types import Checkpoint, Failure, JobEvent, Result, Timeline
 
 
-def print_job(job: Job, events: Sequence[JobEvent], newest: Checkpoint | None) -> None:
+def print_job(job: Job, events: Sequence[JobEvent], newest: Checkpoint | None, ledger: Ledger) -> None:
     """Print everything about a job that a person may ask; `newest` is its newest checkpoint."""
     console = output.console()
     facts = output.make_table(show_header=False)
@@ -29,6 +31,11 @@ def print_job(job: Job, events: Sequence[JobEvent], newest: Checkpoint | None) -
         _print_result(console, job.result)
     if job.error is not None:
         _print_failure(console, job.error)
+    if ledger.ranks:
+        _heading(console, "Time")
+        console.print(table_of(ledger))
+        if straggler := straggler_line(ledger):
+            console.print(straggler, soft_wrap=True)
     _heading(console, "Events")
     for event in events:
         console.print(output.event_line(event), soft_wrap=True)

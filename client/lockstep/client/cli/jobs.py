@@ -115,7 +115,7 @@ def describe_job(context: typer.Context, job_id: JobId) -> None:
 
     with client_of(context) as client:
         job = client.get_job(job_id)
-        describe.print_job(job, job.events(), next(job.checkpoints(), None))
+        describe.print_job(job, job.events(), next(job.checkpoints(), None), job.ledger())
 
 
 def watch(context: typer.Context, job_id: JobId) -> None:

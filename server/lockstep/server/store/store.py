@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select, tuple_, update
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
@@ -44,6 +44,10 @@ _INSERT_LABEL = insert(tables.labels)
 _INSERT_EVENT = insert(tables.job_events)
 _INSERT_REQUEST = insert(tables.requests)
 _INSERT_POINT = sqlite_insert(tables.metric_points).on_conflict_do_nothing(index_elements=["job_id", "name", "step"])
+_INSERT_LEDGER = sqlite_insert(tables.ledgers)
+_UPSERT_LEDGER = _INSERT_LEDGER.on_conflict_do_update(
+    index_elements=["job_id"], set_={"ledger": _INSERT_LEDGER.excluded.ledger}
+)
 _UPDATE_JOB = update(tables.jobs).where(tables.jobs.c.job_id == bindparam("of_job"))
 _SELECT_REQUEST = select(tables.requests.c.job_id, tables.requests.c.spec_digest).where(
     tables.requests.c.principal == bindparam("of_principal"),
@@ -160,6 +164,11 @@ class Store:
         """
         return await self._writer.write(lambda connection: _save(connection, job, messages, now, news, writes_spec))
 
+    async def save_ledgers(self, ledgers: Mapping[str, Mapping[str, Any]]) -> None:
+        """Store ledgers by job_id, in place of those before."""
+        rows = [{"job_id": job_id, "ledger": ledger} for job_id, ledger in ledgers.items()]
+        await self._writer.write(lambda connection: connection.execute(_UPSERT_LEDGER, rows))
+
     # Reading.
 
     async def read(self, query: Callable[[Connection], T]) -> T:
@@ -267,6 +276,12 @@ class Store:
         query = select(tables.checkpoints).where(checkpoints.job_id == job_id, checkpoints.step == step)
         row = await self.read(lambda connection: connection.execute(query).one_or_none())
         return None if row is None else checkpoint_of(row)
+
+    async def load_ledger(self, job_id: str) -> Mapping[str, Any] | None:
+        """Read a job's ledger; None if there is none."""
+        query = select(tables.ledgers.c.ledger).where(tables.ledgers.c.job_id == job_id)
+        ledger: Mapping[str, Any] | None = await self.read(lambda connection: connection.execute(query).scalar())
+        return ledger
 
 
 def _points(job_id: str, names: Sequence[str], kind: int) -> Select[tuple[object, ...]]:

@@ -138,6 +138,14 @@ checkpoints = Table(
     Column("files", JSON, nullable=False),
 )
 
+# Where the time of a job's workers went, as ledger.py says it in JSON.
+ledgers = Table(
+    "ledgers",
+    metadata,
+    Column("job_id", String(64), ForeignKey("jobs.job_id"), primary_key=True),
+    Column("ledger", JSON, nullable=False),
+)
+
 requests = Table(
     "requests",
     metadata,

@@ -12,7 +12,8 @@ from lockstep.workers.engine.errors import (
     Stopped,
 )
 from lockstep.workers.engine.group import Group
-from lockstep.workers.engine.listener import Listener, Phase, Result, Wish
+from lockstep.workers.engine.ledger import STEP_BOUNDS_S, Account, Ledger, Phase
+from lockstep.workers.engine.listener import Activity, Listener, Result, Wish
 from lockstep.workers.engine.loop import Origin, Regroup
 from lockstep.workers.engine.metrics import Point, Progress
 from lockstep.workers.engine.module import Classifier, Module, Regressor
@@ -20,6 +21,9 @@ from lockstep.workers.engine.trainer import ENGINE_VERSION, Trainer, initialisat
 
 __all__ = [
     "ENGINE_VERSION",
+    "STEP_BOUNDS_S",
+    "Account",
+    "Activity",
     "Classifier",
     "DataError",
     "DataModule",
@@ -27,6 +31,7 @@ __all__ = [
     "Examples",
     "Group",
     "HardwareDiffers",
+    "Ledger",
     "Listener",
     "Module",
     "NonFiniteLoss",

@@ -117,6 +117,10 @@ class Group:
         else:
             self._transport.swap({peer: (_bytes(sent), _bytes(received)) for peer, (sent, received) in tensors.items()})
 
+    def waited_s(self) -> float:
+        """How long this rank has waited for others in `swap`, in any thread, in seconds; none of it over NCCL."""
+        return self._transport.waited_s if self._transport is not None else 0.0
+
     def check(self) -> None:
         """Raise PeerLost if this membership was superseded: what a collective brought is worthless then."""
         if self._transport is not None:

@@ -17,7 +17,7 @@ class Wish(IntEnum):
     """Stop with a checkpoint."""
 
 
-class Phase(Enum):
+class Activity(Enum):
     """What a rank is doing."""
 
     LOAD = "load"
@@ -48,8 +48,8 @@ class Result(NamedTuple):
 class Listener:
     """Told of everything, on every rank; rank 0 is the one that passes it on. This one does nothing."""
 
-    def entered(self, phase: Phase, step: int) -> None:
-        """A phase begins, of the step with this number; a sign of life. Called for every shard."""
+    def entered(self, activity: Activity, step: int) -> None:
+        """An activity begins, of the step with this number; a sign of life. Called for every shard."""
 
     def started(self, progress: Progress, hardware: str) -> None:
         """Everything is ready; the next step comes now. Called in every generation."""

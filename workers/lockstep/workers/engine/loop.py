@@ -13,7 +13,8 @@ from lockstep.workers.engine.determinism import hardware_class
 from lockstep.workers.engine.digest import fingerprint, weights_digest
 from lockstep.workers.engine.errors import DataError, HardwareDiffers, NonFiniteParameters, PeerLost, Stopped
 from lockstep.workers.engine.group import Group
-from lockstep.workers.engine.listener import Listener, Phase, Result
+from lockstep.workers.engine.ledger import Phase
+from lockstep.workers.engine.listener import Activity, Listener, Result
 from lockstep.workers.engine.metrics import Point, Progress, Window
 from lockstep.workers.engine.state import StateMismatch, TrainState, first_non_finite, put_weights
 from lockstep.workers.engine.stepper import Stepper
@@ -91,7 +92,7 @@ class Loop:
     ) -> None:
         self.stepper, self.schedule, self.has_accuracy = stepper, schedule, has_accuracy
         self.listener, self.origin = listener, origin
-        self.module, self.optimizer = stepper.module, stepper.optimizer
+        self.module, self.optimizer, self.ledger = stepper.module, stepper.optimizer, stepper.ledger
         self.trainable = {name: value for name, value in self.module.named_parameters() if value.requires_grad}
         self.position = Position()
         self.window = Window()
@@ -106,7 +107,7 @@ class Loop:
 
     def run(self, group: Group | None, regroup: Regroup | None) -> Result:
         """Take all steps, with one group after another until none is lost."""
-        self.listener.entered(Phase.JOIN, self.position.step)
+        self.listener.entered(Activity.JOIN, self.position.step)
         group = group or (regroup() if regroup is not None else Group())
         try:
             while True:
@@ -119,9 +120,10 @@ class Loop:
                 except PeerLost:
                     if regroup is None:
                         raise
+                    self.ledger.lose_step()
                     self.stepper.leave()
                     group.leave()
-                    self.listener.entered(Phase.JOIN, self.position.step)
+                    self.listener.entered(Activity.JOIN, self.position.step)
                     group = regroup()
         finally:
             self.stepper.leave()
@@ -132,7 +134,7 @@ class Loop:
         """On rank 0 of a run that begins: go on from the newest checkpoint, or start from the given weights."""
         if self.group.rank != 0 or self.has_looked_back or self.position > Position():
             return
-        self.listener.entered(Phase.LOAD, self.position.step)
+        self.listener.entered(Activity.LOAD, self.position.step)
         if self.origin.checkpoints is not None:
             self.resume(self.origin.checkpoints)
         if self.origin.init_from_uri and self.position == Position():
@@ -165,7 +167,7 @@ class Loop:
 
     def catch_up(self) -> None:
         """Bring every rank to where the one that is furthest ahead is."""
-        self.listener.entered(Phase.HAND_OVER, self.position.step)
+        self.listener.entered(Activity.HAND_OVER, self.position.step)
         table = self.group.gather(torch.tensor(self.position, dtype=torch.int64)).tolist()
         furthest = max(table)
         behind = [rank for rank, position in enumerate(table) if position != furthest]
@@ -198,7 +200,8 @@ class Loop:
 
     def finish(self) -> Result:
         """Agree on the result, and stay until it has arrived: whoever is left may have to tell it again."""
-        self.listener.entered(Phase.FINISH, self.position.step)
+        self.listener.entered(Activity.FINISH, self.position.step)
+        self.ledger.enter(Phase.CHECKPOINT)
         name = first_non_finite(self.trainable.items())
         if name is not None:
             raise NonFiniteParameters(self.position.step, name)
@@ -206,12 +209,14 @@ class Loop:
         self.group.agree("the final state of the model", digest)
         self.write_checkpoint(and_wait=True)
         result = Result(digest, self.final_metrics)
+        self.ledger.enter(Phase.IDLE)
         self.listener.finished(result)
         self.group.agree("the end", digest)
         return result
 
     def leave_state_behind(self, stopped: Stopped) -> None:
         """Before a stop: write a checkpoint if one is wanted; everybody stays until it is written."""
+        self.ledger.enter(Phase.IDLE)
         self.listener.progressed(self.progress(stopped.step), [])
         if stopped.is_kept:
             if self.position.step > 0:
@@ -244,7 +249,8 @@ class Loop:
         """On rank 0: write this state in another thread."""
         if self.writer is None or self.group.rank != 0:
             return
-        self.listener.entered(Phase.CHECKPOINT, self.position.step)
+        self.listener.entered(Activity.CHECKPOINT, self.position.step)
+        self.ledger.enter(Phase.CHECKPOINT)
         if and_wait:
             self.writer.wait()
         if self.writer.write(self.position.step, self.state, is_last=and_wait) and and_wait:
@@ -258,8 +264,10 @@ class Loop:
     def take_step(self, step: int) -> None:
         """Take one step and note what it brought; see `Stepper.take_step`."""
         began = time.perf_counter()
+        self.ledger.begin_step()
         taken = self.stepper.take_step(step, norm_is_wanted=self.schedule.is_logged(step))
         now = time.perf_counter()
+        self.ledger.end_step(now - began, taken.examples)
         self.window.add(taken.sums, taken.examples, now - began)
         self.gradient_norm = taken.gradient_norm
         self.position = Position(step, is_settled=False, is_loaded=self.position.is_loaded)
@@ -298,11 +306,13 @@ class Loop:
 
     def report(self, step: int, metrics: dict[str, float], timings: dict[str, float]) -> None:
         """Tell the listener, once it is sure that all ranks hold the same parameters."""
-        self.listener.entered(Phase.REPORT, step)
+        self.listener.entered(Activity.REPORT, step)
+        self.ledger.enter(Phase.EXCHANGE)
         self.group.agree(f"the model after step {step}", fingerprint(self.stepper.model.parameters))
         arrived = self.group.gather(torch.tensor([self.listener.acknowledged_step()]))
         if self.group.rank != 0:
             self.listener.acknowledge(int(arrived[0]))
+        self.ledger.enter(Phase.IDLE)
         self.final_metrics |= metrics
         progress = self.progress(step)
         points = [Point(name, step, progress.epoch, value) for name, value in metrics.items()]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,8 +13,10 @@ from lockstep.workers.engine.data_module import DataModule
 from lockstep.workers.engine.determinism import seed_generators
 from lockstep.workers.engine.errors import DataError, EngineError, NonFiniteLoss, Stopped
 from lockstep.workers.engine.flat import FlatModel, l2_norm
+from lockstep.workers.engine.flops import counted_flops
 from lockstep.workers.engine.group import Group
-from lockstep.workers.engine.listener import Listener, Phase, Wish
+from lockstep.workers.engine.ledger import Ledger, Phase, marks_of
+from lockstep.workers.engine.listener import Activity, Listener, Wish
 from lockstep.workers.engine.metrics import Sums
 from lockstep.workers.engine.module import Module, has_batch_statistics, materialise
 from lockstep.workers.engine.order import EpochOrder, derive_seed
@@ -23,6 +26,8 @@ from lockstep.workers.engine.shards import Placement, part
 
 # Slots at the front of the exchanged row; each wish is counted.
 LOSS, WEIGHT, CORRECT, STOP, KEEP, SLOTS = 0, 1, 2, 3, 4, 5
+# The step whose arithmetic is counted: in the first one much is done for the first time.
+FLOPS_COUNTED_IN = 2
 # Minibatches whose order is computed at once: enough to make the work per minibatch vanish.
 ORDER_AHEAD = 64
 
@@ -62,7 +67,8 @@ class Stepper:
         data: loaded, alike on every rank.
         optimizer: makes the optimizer over the one flat parameter.
         device: where this rank computes.
-        listener: told of each phase, asked for its wish.
+        listener: told of each activity, asked for its wish.
+        ledger: told of each phase.
 
     Raises:
         DataError: the data does not fit the settings.
@@ -76,8 +82,11 @@ class Stepper:
         optimizer: OptimizerFactory,
         device: torch.device,
         listener: Listener,
+        ledger: Ledger,
     ) -> None:
         self.settings, self.data, self.device, self.listener = settings, data, device, listener
+        self.ledger = ledger
+        self.steps_begun = 0
         self.train_set, self.validation_set = data.train.to(device), data.validation.to(device)
         if settings.batch_size > len(self.train_set):
             raise DataError(
@@ -102,6 +111,7 @@ class Stepper:
     def enter(self, group: Group) -> None:
         """Take this rank's place in a group."""
         self.group = group
+        self.ledger.follow(group.waited_s, marks_of(self.device))
         placement = Placement.deal(self.settings.shards, group.world_size)
         self.my_shards = placement.owned[group.rank]
         width = padded(self.gradient_part.stop, group.world_size)
@@ -133,13 +143,15 @@ class Stepper:
             NonFiniteLoss: the loss is not finite; nothing has changed.
             Stopped: some rank wants to stop; nothing has changed.
         """
+        self.steps_begun += 1
         if not self.module.training:
             self.module.train()
         self.model.remember_buffers()
         epoch, position, examples, active_shards = self.minibatch(step)
         try:
             self.compute(step, epoch, position, examples, active_shards)
-            self.listener.entered(Phase.EXCHANGE, step)
+            self.listener.entered(Activity.EXCHANGE, step)
+            self.ledger.enter(Phase.EXCHANGE)
             assert self.exchange is not None
             total = self.exchange.total()
             # This wait for the device confirms the exchange before anything is done with what it brought.
@@ -152,7 +164,8 @@ class Stepper:
         except EngineError:
             self.model.restore_buffers()
             raise
-        self.listener.entered(Phase.UPDATE, step)
+        self.listener.entered(Activity.UPDATE, step)
+        self.ledger.enter(Phase.OPTIMIZER)
         norm = self.apply(total, weight, active_shards, norm_is_wanted)
         if not self.gradients_are_checked:
             self.model.check_gradients_lie_in(self.sums.accumulator[self.gradient_part])
@@ -163,23 +176,34 @@ class Stepper:
         """Sum up this rank's shards of the minibatch at `position` of an epoch, and its wish."""
         wish = self.listener.wish()
         for shard in self.sums.each():
-            self.listener.entered(Phase.COMPUTE, step)
+            self.listener.entered(Activity.COMPUTE, step)
             if shard == self.my_shards[-1] and self.exchange is not None:
                 self.exchange.before_last()
             if shard < active_shards:
                 shard_range = part(examples, shard, active_shards)
-                inputs, targets = self.data.take(self.train_set, self.indices(epoch, position, shard_range))
-                self.model.restore_buffers()
-                seed_generators(derive_seed(self.settings.seed, step, shard), self.device)
-                outputs = self.module(inputs)
-                losses = self.module.loss(outputs, targets)
-                loss = losses.sum()
-                self.add_gradients(loss)
-                self.count(loss.detach(), losses, outputs.detach(), targets)
+                is_counted = self.steps_begun == FLOPS_COUNTED_IN and shard == self.my_shards.start
+                with counted_flops() if is_counted else nullcontext() as flops:
+                    self.compute_shard(step, shard, self.indices(epoch, position, shard_range))
+                if flops is not None:
+                    self.ledger.flops_per_step = flops() / len(shard_range) * self.settings.batch_size
             if shard == self.my_shards.start and wish is not Wish.GO_ON:
                 self.scalars[STOP].add_(1.0)
                 self.scalars[KEEP].add_(float(wish is Wish.KEEP_AND_STOP))
             wait_for_device(self.device)
+
+    def compute_shard(self, step: int, shard: int, indices: Tensor) -> None:
+        """Add the loss and the gradient of a shard, of the examples at `indices`, to the row."""
+        self.ledger.enter(Phase.DATA)
+        inputs, targets = self.data.take(self.train_set, indices)
+        self.ledger.enter(Phase.FORWARD)
+        self.model.restore_buffers()
+        seed_generators(derive_seed(self.settings.seed, step, shard), self.device)
+        outputs = self.module(inputs)
+        losses = self.module.loss(outputs, targets)
+        loss = losses.sum()
+        self.count(loss.detach(), losses, outputs.detach(), targets)
+        self.ledger.enter(Phase.BACKWARD)
+        self.add_gradients(loss)
 
     def add_gradients(self, loss: Tensor) -> None:
         """Have autograd add the gradient of a shard's loss to what is in the row."""
@@ -241,11 +265,12 @@ class Stepper:
         Raises:
             PeerLost: a rank left.
         """
+        self.ledger.enter(Phase.VALIDATION)
         self.module.eval()
         table = torch.zeros(self.settings.shards, 3, dtype=torch.float64)
         for shard in self.my_shards:
             table[shard] = self.evaluate_shard(part(len(self.validation_set), shard, self.settings.shards), step)
-        self.listener.entered(Phase.EXCHANGE, step)
+        self.listener.entered(Activity.EXCHANGE, step)
         self.group.fill_in(table)
         return Sums.over(table.tolist())
 
@@ -253,7 +278,7 @@ class Stepper:
         """Sums of loss, weight and right answers over a range of the validation set, float64, (3,)."""
         total = torch.zeros(3, dtype=torch.float64, device=self.device)
         for start in range(examples.start, examples.stop, self.settings.batch_size):
-            self.listener.entered(Phase.EVALUATE, step)
+            self.listener.entered(Activity.EVALUATE, step)
             batch = slice(start, min(start + self.settings.batch_size, examples.stop))
             inputs, targets = self.data.take(self.validation_set, batch)
             outputs = self.module(inputs)

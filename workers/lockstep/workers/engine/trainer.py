@@ -11,6 +11,7 @@ import torch
 from lockstep.workers.engine.data_module import DataModule
 from lockstep.workers.engine.determinism import fix_arithmetic
 from lockstep.workers.engine.group import Group
+from lockstep.workers.engine.ledger import Ledger
 from lockstep.workers.engine.listener import Listener, Result
 from lockstep.workers.engine.loop import Loop, Origin, Regroup, Schedule
 from lockstep.workers.engine.module import Module
@@ -64,6 +65,7 @@ class Trainer:
         device: torch.device | str = "cpu",
         listener: Listener | None = None,
         origin: Origin | None = None,
+        ledger: Ledger | None = None,
     ) -> Result:
         """Train `module` in place.
 
@@ -76,6 +78,7 @@ class Trainer:
             device: where this rank computes.
             listener: told of the progress.
             origin: checkpoints, to go on from and to write.
+            ledger: told where the time goes.
 
         Raises:
             DataError: the data, or the weights to start from, do not fit these settings.
@@ -88,7 +91,7 @@ class Trainer:
         fix_arithmetic(self.threads)
         listener = listener or Listener()
         settings = Settings(self.batch_size, self.shards, self.seed, self.gradient_clip_norm)
-        stepper = Stepper(settings, module, data, optimizer, torch.device(device), listener)
+        stepper = Stepper(settings, module, data, optimizer, torch.device(device), listener, ledger or Ledger())
         schedule = Schedule(
             total_steps=self.max_steps or (self.max_epochs or 0) * stepper.steps_per_epoch,
             log_every=self.log_every_steps,

@@ -277,11 +277,13 @@ class Transport:
 
     Attributes:
         links: the connection to each peer.
+        waited_s: how long `swap` has waited in all, in seconds.
     """
 
     def __init__(self, endpoint: Endpoint, generation: int) -> None:
         self._endpoint = endpoint
         self.generation = generation
+        self.waited_s = 0.0
         self.links: dict[int, Link] = {}
 
     def swap(self, buffers: Mapping[int, tuple[memoryview, memoryview]]) -> None:
@@ -298,7 +300,9 @@ class Transport:
             if not link.advance():
                 pending.append(link)
         while pending:
+            began = time.perf_counter()
             self._endpoint.wait(self.generation, [(link.socket, link.events) for link in pending], None)
+            self.waited_s += time.perf_counter() - began
             pending = [link for link in pending if not link.advance()]
 
     def wait(self, sock: socket.socket, deadline: float) -> bool:

@@ -1,0 +1,163 @@
+"""Where the time of a job's workers went: their accounts, put together by rank."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lockstep.v1.internal_service_pb2 import ReportLedgerRequest
+from lockstep.v1.ledger_pb2 import PhaseSeconds
+
+PHASES = tuple(field.name.removesuffix("_s") for field in PhaseSeconds.DESCRIPTOR.fields)
+"""Names of the phases."""
+STEP_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Bounds of the counts of step durations, as the workers count."""
+CAUSES = {"start_up": "start_up", "checkpoint": "checkpoint", "healing": "healing", "idle": "idle"}
+"""What the time of a worker was spent for, by phase; every other phase is productive."""
+LEAST_LAG_RATIO = 0.05
+"""By how much less of its time than the others a rank must wait to count as the straggler."""
+
+_WAIT = PHASES.index("exchange_wait")
+_OF_A_STEP = [
+    PHASES.index(phase)
+    for phase in ("data", "host_to_device", "forward", "backward", "exchange", "exchange_wait", "optimizer")
+]
+
+
+@dataclass
+class RankAccount:
+    """What the workers that had a rank have done in it.
+
+    Attributes:
+        seconds: time by phase, in the order of PHASES.
+        step_counts: of step durations, in the order of STEP_BOUNDS_S; the last one counts what took longer.
+        node_id: of the worker that had it last.
+        heard_at: when that was heard of last, as time.time() tells.
+        is_there: it has not said that it has ended.
+    """
+
+    seconds: list[float] = field(default_factory=lambda: [0.0] * len(PHASES))
+    steps: int = 0
+    examples: int = 0
+    step_counts: list[int] = field(default_factory=lambda: [0] * (len(STEP_BOUNDS_S) + 1))
+    step_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    memory_bytes: int = 0
+    gpu_memory_bytes: int = 0
+    node_id: str = ""
+    attempt: int = 0
+    number: int = 0
+    heard_at: float = 0.0
+    is_there: bool = False
+
+
+@dataclass
+class WorkerAccount:
+    """What a worker has told last: the part of its rank's account that is known already."""
+
+    sequence: int = 0
+    rank: int = 0
+    seconds: list[float] = field(default_factory=lambda: [0.0] * len(PHASES))
+    steps: int = 0
+    examples: int = 0
+    step_counts: list[int] = field(default_factory=lambda: [0] * (len(STEP_BOUNDS_S) + 1))
+    step_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+
+@dataclass
+class JobLedger:
+    """The ledger of one job over all attempts.
+
+    Attributes:
+        ranks: accounts by rank.
+        workers: by attempt and number, those of the newest attempts.
+        flops_per_step: on all ranks; 0 while they are not counted.
+        last_step_at: when rank 0 had taken a step last, as time.time() tells; 0 if it never has.
+    """
+
+    ranks: dict[int, RankAccount] = field(default_factory=dict)
+    workers: dict[tuple[int, int], WorkerAccount] = field(default_factory=dict)
+    flops_per_step: float = 0.0
+    last_step_at: float = 0.0
+
+    def add(self, told: ReportLedgerRequest, now: float) -> bool:
+        """Add what a worker has done since its report before to the account of its rank; False if that is old news."""
+        worker = self.workers.get((told.attempt, told.number))
+        if worker is None:
+            newest = max((attempt for attempt, _ in self.workers), default=0)
+            if told.attempt < newest - 1:  # nobody remembers what is known of it
+                return False
+            if told.attempt > newest:
+                self.workers = {key: known for key, known in self.workers.items() if key[0] >= told.attempt - 1}
+            worker = self.workers[told.attempt, told.number] = WorkerAccount()
+        if told.sequence <= worker.sequence:
+            return False
+        account = self.ranks.setdefault(told.rank, RankAccount())
+        if told.rank == 0 and told.steps > worker.steps:
+            self.last_step_at = now
+        seconds = [getattr(told.seconds, f"{phase}_s") for phase in PHASES]
+        account.seconds = _grown(account.seconds, seconds, worker.seconds)
+        account.step_counts = _grown(account.step_counts, told.step_duration_counts, worker.step_counts)
+        account.steps += max(0, told.steps - worker.steps)
+        account.examples += max(0, told.examples - worker.examples)
+        account.step_seconds += max(0.0, told.step_duration_sum_s - worker.step_seconds)
+        account.cpu_seconds += max(0.0, told.cpu_seconds - worker.cpu_seconds)
+        account.memory_bytes, account.gpu_memory_bytes = told.memory_bytes, told.gpu_memory_bytes
+        account.node_id, account.attempt, account.number = told.node_id, told.attempt, told.number
+        account.heard_at, account.is_there = now, not told.is_last
+        if worker.rank != told.rank and worker.sequence:
+            before = self.ranks.get(worker.rank)
+            if before is not None and (before.attempt, before.number) == (told.attempt, told.number):
+                before.is_there = False
+        worker.sequence, worker.rank, worker.seconds = told.sequence, told.rank, seconds
+        worker.steps, worker.examples, worker.step_counts = told.steps, told.examples, list(told.step_duration_counts)
+        worker.step_seconds, worker.cpu_seconds = told.step_duration_sum_s, told.cpu_seconds
+        self.flops_per_step = told.flops_per_step or self.flops_per_step
+        return True
+
+    def straggler(self) -> tuple[int, float] | None:
+        """The rank that waits least for the others, and by how much less of its steps' time; see ledger.proto."""
+        waits = {}
+        for rank, account in self.ranks.items():
+            stepping = sum(account.seconds[phase] for phase in _OF_A_STEP)
+            if stepping > 0:
+                waits[rank] = account.seconds[_WAIT] / stepping
+        if len(waits) < 2:
+            return None
+        slowest = min(waits, key=lambda rank: waits[rank])
+        lag = statistics.median(wait for rank, wait in waits.items() if rank != slowest) - waits[slowest]
+        return (slowest, lag) if lag > LEAST_LAG_RATIO else None
+
+    def by_cause(self) -> dict[str, float]:
+        """Seconds of all workers by what they were spent for."""
+        seconds = dict.fromkeys(("productive", *CAUSES.values()), 0.0)
+        for account in self.ranks.values():
+            for phase, value in zip(PHASES, account.seconds, strict=True):
+                seconds[CAUSES.get(phase, "productive")] += value
+        return seconds
+
+    def to_json(self) -> dict[str, Any]:
+        """The ledger as JSON can say it."""
+        return {
+            "flops_per_step": self.flops_per_step,
+            "last_step_at": self.last_step_at,
+            "ranks": {str(rank): asdict(account) for rank, account in self.ranks.items()},
+            "workers": [[*key, asdict(account)] for key, account in self.workers.items()],
+        }
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> JobLedger:
+        """The reverse of `to_json`."""
+        return cls(
+            ranks={int(rank): RankAccount(**account) for rank, account in said["ranks"].items()},
+            workers={(attempt, number): WorkerAccount(**account) for attempt, number, account in said["workers"]},
+            flops_per_step=said["flops_per_step"],
+            last_step_at=said["last_step_at"],
+        )
+
+
+def _grown(sums: list[Any], told: Iterable[Any], known: list[Any]) -> list[Any]:
+    return [total + max(0, new - old) for total, new, old in zip(sums, told, known, strict=True)]

@@ -1,0 +1,205 @@
+"""A ledger accounts for all the time that passes, and for nothing else."""
+
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from lockstep.server import ledger as server_ledger
+from lockstep.workers.datasets.synthetic import SyntheticRegression
+from lockstep.workers.engine import STEP_BOUNDS_S, Ledger, Listener, Phase, Point, Progress, Trainer
+from lockstep.workers.engine import ledger as ledgers
+from lockstep.workers.models.linear import LinearRegression
+
+
+class Clock:
+    """A clock that moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(ledgers, "time", clock)
+    return clock
+
+
+def spend(ledger: Ledger, clock: Clock, *phases: tuple[Phase, float]) -> None:
+    for phase, seconds in phases:
+        ledger.enter(phase)
+        clock.now += seconds
+
+
+def step(ledger: Ledger, clock: Clock, *phases: tuple[Phase, float]) -> None:
+    began = clock.now
+    ledger.begin_step()
+    spend(ledger, clock, *phases)
+    ledger.end_step(clock.now - began, examples=32)
+
+
+def told(ledger: Ledger) -> dict[Phase, float]:
+    return {phase: round(s, 9) for phase, s in zip(Phase, ledger.account().seconds, strict=True) if round(s, 9)}
+
+
+def test_every_second_belongs_to_the_phase_that_was_entered_last(clock: Clock) -> None:
+    ledger = Ledger(spent_s=2.0)
+    clock.now += 1.0
+    step(ledger, clock, (Phase.FORWARD, 0.5), (Phase.BACKWARD, 0.75), (Phase.EXCHANGE, 0.25), (Phase.OPTIMIZER, 0.125))
+    spend(ledger, clock, (Phase.VALIDATION, 4.0), (Phase.IDLE, 8.0))
+    assert told(ledger) == {
+        Phase.START_UP: 3.0,
+        Phase.FORWARD: 0.5,
+        Phase.BACKWARD: 0.75,
+        Phase.EXCHANGE: 0.25,
+        Phase.OPTIMIZER: 0.125,
+        Phase.VALIDATION: 4.0,
+        Phase.IDLE: 8.0,
+    }
+
+
+def test_the_part_of_an_exchange_in_which_the_rank_waits_is_told_apart(clock: Clock) -> None:
+    waited = [5.0]
+    ledger = Ledger()
+    ledger.follow(lambda: waited[0])
+    waited[0] += 1.0  # hidden behind the backward pass: of no interest
+    ledger.enter(Phase.EXCHANGE)
+    clock.now += 0.5
+    waited[0] += 0.25
+    ledger.enter(Phase.EXCHANGE)
+    clock.now += 0.5
+    waited[0] += 3.0  # another thread waited meanwhile, and before
+    ledger.enter(Phase.OPTIMIZER)
+    assert told(ledger) == {Phase.EXCHANGE: 0.25, Phase.EXCHANGE_WAIT: 0.75}
+
+
+def test_a_step_that_is_lost_was_spent_on_healing(clock: Clock) -> None:
+    ledger = Ledger()
+    step(ledger, clock, (Phase.FORWARD, 1.0))
+    ledger.begin_step()
+    spend(ledger, clock, (Phase.FORWARD, 1.0), (Phase.EXCHANGE, 2.0))
+    ledger.lose_step()
+    clock.now += 4.0
+    step(ledger, clock, (Phase.FORWARD, 1.0))
+    assert told(ledger) == {Phase.FORWARD: 2.0, Phase.HEALING: 7.0}
+    assert ledger.account().steps == 2
+
+
+def test_what_was_done_before_a_rank_is_lost_between_two_steps_is_not_undone(clock: Clock) -> None:
+    ledger = Ledger()
+    step(ledger, clock, (Phase.FORWARD, 1.0))
+    spend(ledger, clock, (Phase.VALIDATION, 2.0))
+    ledger.lose_step()
+    clock.now += 4.0
+    assert told(ledger) == {Phase.FORWARD: 1.0, Phase.VALIDATION: 2.0, Phase.HEALING: 4.0}
+
+
+def test_a_rank_that_is_lost_before_the_first_step_still_starts(clock: Clock) -> None:
+    ledger = Ledger()
+    clock.now += 1.0
+    ledger.lose_step()
+    clock.now += 1.0
+    assert told(ledger) == {Phase.START_UP: 2.0}
+
+
+def test_steps_are_counted_by_their_duration(clock: Clock) -> None:
+    ledger = Ledger()
+    for seconds in (0.001, 0.0011, 0.7, 1000.0):
+        ledger.end_step(seconds, examples=10)
+    account = ledger.account()
+    assert (account.steps, account.examples, account.step_seconds) == (4, 40, pytest.approx(1000.7021))
+    counted = {
+        bound: count for bound, count in zip((*STEP_BOUNDS_S, "more"), account.step_counts, strict=True) if count
+    }
+    assert counted == {0.001: 1, 0.0025: 1, 1.0: 1, "more": 1}
+
+
+def test_workers_and_server_count_durations_and_phases_alike() -> None:
+    assert server_ledger.STEP_BOUNDS_S == STEP_BOUNDS_S
+    assert tuple(phase.name.lower() for phase in Phase) == server_ledger.PHASES
+
+
+class DeviceMarks:
+    """A device that is busy for 1 part with each forward pass and 3 with each backward pass."""
+
+    def __init__(self) -> None:
+        self.phases: list[Phase] = []
+        self.reads = 0
+
+    def set(self, phase: Phase) -> None:
+        self.phases.append(phase)
+
+    def shares(self) -> dict[Phase, float]:
+        self.reads += 1
+        phases, self.phases = self.phases, []
+        return {phase: {Phase.FORWARD: 1.0, Phase.BACKWARD: 3.0}.get(phase, 0.0) for phase in phases}
+
+
+def test_on_a_device_the_time_of_all_steps_is_divided_as_in_the_one_that_was_measured(clock: Clock) -> None:
+    marks = DeviceMarks()
+    ledger = Ledger()
+    ledger.follow(lambda: 0.0, marks)
+    before = [0.0] * len(Phase)
+    for _ in range(2 * ledgers.SAMPLED_EVERY + 1):  # launches return at once; the host waits at the end
+        step(ledger, clock, (Phase.FORWARD, 0.0), (Phase.BACKWARD, 0.0), (Phase.EXCHANGE, 1.0))
+        seconds = ledger.account().seconds
+        assert all(now >= then - 1e-9 for now, then in zip(seconds, before, strict=True))
+        before = list(seconds)
+    assert marks.reads == 3
+    assert told(ledger) == {Phase.FORWARD: 8.25, Phase.BACKWARD: 24.75}
+    spend(ledger, clock, (Phase.VALIDATION, 2.0))
+    assert told(ledger)[Phase.VALIDATION] == 2.0
+
+
+def test_a_step_that_is_lost_on_a_device_was_spent_on_healing(clock: Clock) -> None:
+    ledger = Ledger()
+    ledger.follow(lambda: 0.0, DeviceMarks())
+    step(ledger, clock, (Phase.FORWARD, 4.0))
+    ledger.begin_step()
+    spend(ledger, clock, (Phase.FORWARD, 0.0), (Phase.EXCHANGE, 2.0))
+    ledger.lose_step()
+    clock.now += 1.0
+    assert told(ledger) == {Phase.FORWARD: 4.0, Phase.HEALING: 3.0}
+
+
+class EndOfTraining(Listener):
+    """Notes when the result is told."""
+
+    def progressed(self, progress: Progress, points: list[Point]) -> None:
+        self.progress = progress
+
+
+def train(**settings: Any) -> tuple[Ledger, float]:
+    """The ledger of a run, and the seconds that it took."""
+    data = SyntheticRegression((2.0, -3.4, 1.0), 4.2, 0.01, train_size=1000, validation_size=500, seed=0)
+    data.load()
+    began = time.perf_counter()
+    ledger = Ledger()
+    Trainer(**settings).fit(
+        LinearRegression(3), data, lambda parameters: torch.optim.SGD(parameters, lr=0.1), ledger=ledger
+    )
+    account = ledger.account()
+    took = time.perf_counter() - began
+    assert sum(account.seconds) == pytest.approx(took, rel=0.02)
+    return ledger, took
+
+
+def test_the_phases_of_a_run_add_up_to_its_time() -> None:
+    account = train(max_epochs=5, batch_size=30, shards=4, log_every_steps=10)[0].account()
+    for phase in (Phase.START_UP, Phase.DATA, Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER, Phase.VALIDATION):
+        assert account.seconds[phase] > 0, phase
+    assert account.seconds[Phase.EXCHANGE_WAIT] == account.seconds[Phase.HEALING] == 0
+    assert (account.steps, account.examples) == (170, 5000)
+    assert sum(account.step_counts) == 170
+
+
+@pytest.mark.parametrize("batch_size", [30, 33])
+def test_the_operations_of_a_step_are_those_of_its_whole_minibatch(batch_size: int) -> None:
+    account = train(max_steps=3, batch_size=batch_size, shards=4)[0].account()
+    # A multiplication and an addition for each weight, forward and backward: the data needs no gradient.
+    assert account.flops_per_step == 2 * 2 * 3 * batch_size

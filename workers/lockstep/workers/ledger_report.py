@@ -1,0 +1,94 @@
+"""Tells the coordinator where a worker's time goes: now and then, and at the end."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import grpc
+import torch
+
+from lockstep.v1.internal_service_pb2 import ReportLedgerRequest, StartGang
+from lockstep.v1.ledger_pb2 import PhaseSeconds
+from lockstep.workers.connection import COORDINATOR
+from lockstep.workers.engine import Ledger, Phase
+from lockstep.workers.reset import memory_bytes
+
+EVERY_S = 5.0
+CALL_TIMEOUT_S = 5.0
+RETRY_AFTER_S = 0.2
+
+
+class LedgerReports:
+    """Reports of one part in an attempt. Each one is whole, so that one which is lost does no harm.
+
+    Args:
+        order: the attempt, with the coordinator's address as it is now.
+        number: of the worker in the attempt.
+        node_id: Ray's id of its node.
+        ledger: what is reported.
+        rank: tells the worker's rank; None before it has one, when nothing is reported.
+    """
+
+    def __init__(
+        self, order: StartGang, number: int, node_id: str, ledger: Ledger, rank: Callable[[], int | None]
+    ) -> None:
+        self._order, self._number, self._node_id = order, number, node_id
+        self._ledger, self._rank = ledger, rank
+        self._sequence = 0
+        self._cpu_before = time.process_time()
+        self._uses_gpu = order.spec.resources.gpus_per_worker > 0
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
+
+    def start(self) -> None:
+        """Begin to report; returns at once."""
+        if self._uses_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        self._thread.start()
+
+    def close(self, patience_s: float) -> None:
+        """Report the end, unless that takes longer than `patience_s` seconds."""
+        self._closing.set()
+        self._thread.join()
+        deadline = time.monotonic() + patience_s
+        while not self._report(is_last=True) and time.monotonic() + RETRY_AFTER_S < deadline:
+            time.sleep(RETRY_AFTER_S)
+
+    def _run(self) -> None:
+        while not self._closing.wait(EVERY_S):
+            self._report()
+
+    def _report(self, *, is_last: bool = False) -> bool:
+        """Send one report; False when it may be of use to send it again."""
+        rank = self._rank()
+        if rank is None:
+            return True
+        self._sequence += 1
+        account = self._ledger.account()
+        request = ReportLedgerRequest(
+            job_id=self._order.job_id,
+            attempt=self._order.attempt,
+            number=self._number,
+            rank=rank,
+            node_id=self._node_id,
+            sequence=self._sequence,
+            seconds=PhaseSeconds(**{f"{phase.name.lower()}_s": account.seconds[phase] for phase in Phase}),
+            steps=account.steps,
+            examples=account.examples,
+            step_duration_counts=account.step_counts,
+            step_duration_sum_s=account.step_seconds,
+            flops_per_step=account.flops_per_step,
+            cpu_seconds=time.process_time() - self._cpu_before,
+            memory_bytes=memory_bytes(),
+            gpu_memory_bytes=torch.cuda.max_memory_allocated() if self._uses_gpu else 0,
+            is_last=is_last,
+        )
+        metadata = (("lockstep-attempt-token", self._order.attempt_token),)
+        try:
+            stub = COORDINATOR.stub(self._order.coordinator_address)
+            stub.ReportLedger(request, metadata=metadata, timeout=CALL_TIMEOUT_S)
+        except ValueError:  # the coordinator has just moved
+            return False
+        except grpc.RpcError as error:
+            return error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+        return True
