@@ -26,8 +26,11 @@ from lockstep.server.rules import Site
 from lockstep.server.settings import Settings, StartupError, available_cpus, available_gpus, loopback_address
 from lockstep.server.store import Store, StoreError
 from lockstep.server.telemetry import Telemetry
+from lockstep.server.telemetry.collector import SnapshotCollector
+from lockstep.server.telemetry.snapshot import Camera
 
 _CALLS_GRACE_S = 5.0
+_LAG_MEASURED_EVERY_S = 0.5
 
 log = structlog.get_logger(__name__)
 
@@ -54,6 +57,7 @@ class Application:
         self._logs: LogStore | None = None
         self._grpc: GrpcServer | None = None
         self._keeper: ClusterKeeper | None = None
+        self._lag_meter: asyncio.Task[None] | None = None
         self.coordinator: Coordinator | None = None
 
     async def start(self) -> None:
@@ -80,7 +84,7 @@ class Application:
         num_cpus, num_gpus = settings.num_cpus or available_cpus(), _gpus(settings)
         telemetry = Telemetry()
         self._http = HttpServer(http, telemetry.registry)
-        self._store = _open_store(self._data_dir)
+        self._store = _open_store(self._data_dir, telemetry)
         orders = Orders(
             epoch=self._store.epoch,
             secret=_secret(self._data_dir),
@@ -99,6 +103,8 @@ class Application:
         self.grpc_address, self.http_address = str(bound), str(self._http.address)
         orders.reports_address = self._reports_address()
         await self.coordinator.start()
+        telemetry.registry.register(SnapshotCollector(Camera(self.coordinator, telemetry, asyncio.get_running_loop())))
+        self._lag_meter = asyncio.create_task(measure_lag(telemetry), name="event loop lag")
         await self._grpc.start()
         self._http.start()
         self._write_addresses()
@@ -148,6 +154,8 @@ class Application:
 
     async def stop(self) -> None:
         """Let workers keep what they have, take no more calls, end the cluster's processes, close the store."""
+        if self._lag_meter is not None:
+            self._lag_meter.cancel()
         if self._http is not None:
             self._http.fail_health()
         if self.coordinator is not None:
@@ -178,13 +186,22 @@ class Application:
             self._keeper.kill()
 
 
+async def measure_lag(telemetry: Telemetry) -> None:
+    """Count how late the event loop calls back, for as long as it runs."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + _LAG_MEASURED_EVERY_S
+        await asyncio.sleep(_LAG_MEASURED_EVERY_S)
+        telemetry.loop_lagged(loop.time() - due)
+
+
 def _gpus(settings: Settings) -> int:
     return available_gpus() if settings.num_gpus is None else settings.num_gpus
 
 
-def _open_store(data_dir: Path) -> Store:
+def _open_store(data_dir: Path, telemetry: Telemetry) -> Store:
     try:
-        return Store(data_dir / "lockstep.db")
+        return Store(data_dir / "lockstep.db", telemetry.committed)
     except StoreError as error:
         raise StartupError(str(error)) from error
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
-from lockstep.server.cluster_view import NodeView
+from lockstep.server.cluster_view import NodeView, worker_state
 from lockstep.server.coordinator import Coordinator
 from lockstep.server.interceptors import Context
 from lockstep.server.paging import make_token, page_size, read_token
@@ -23,6 +24,10 @@ from lockstep.v1.cluster_service_pb2_grpc import ClusterServiceServicer
 from lockstep.v1.internal_service_pb2 import WorkerProcess
 
 _SCOPE = ["nodes"]
+_STATES = {
+    name.removeprefix("WORKER_STATE_").lower(): cast("cluster_service_pb2.WorkerState", number)
+    for name, number in cluster_service_pb2.WorkerState.items()
+}
 
 
 class ClusterService(ClusterServiceServicer):
@@ -82,7 +87,7 @@ def _worker_to_proto(process: WorkerProcess) -> Worker:
     worker = Worker(
         pid=process.pid,
         resources=Resources(cpus=process.cpus, gpus=process.gpus),
-        state=_state_of(process),
+        state=_STATES[worker_state(process)],
         owner=process.owner if process.HasField("owner") else None,
         idle_since=process.idle_since if process.HasField("idle_since") else None,
         memory_bytes=process.memory_bytes,
@@ -91,9 +96,3 @@ def _worker_to_proto(process: WorkerProcess) -> Worker:
     if process.job_id:
         worker.job_id, worker.attempt, worker.number = process.job_id, process.attempt, process.number
     return worker
-
-
-def _state_of(process: WorkerProcess) -> cluster_service_pb2.WorkerState:
-    if process.job_id:
-        return cluster_service_pb2.WORKER_STATE_WORKING if process.pid else cluster_service_pb2.WORKER_STATE_STARTING
-    return cluster_service_pb2.WORKER_STATE_WARM if process.is_warm else cluster_service_pb2.WORKER_STATE_WARMING_UP

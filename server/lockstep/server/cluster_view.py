@@ -81,6 +81,13 @@ def view(
     )
 
 
+def worker_state(process: WorkerProcess) -> str:
+    """Say what a worker process does: starting, working, warming_up or warm; the contract's WorkerState in small."""
+    if process.job_id:
+        return "working" if process.pid else "starting"
+    return "warm" if process.is_warm else "warming_up"
+
+
 def _held_by_idle(processes: Iterable[WorkerProcess]) -> Amount:
     held = Amount()
     for process in processes:

@@ -7,7 +7,7 @@ import hmac
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import structlog
 
@@ -30,7 +30,7 @@ from lockstep.server.reports import Report
 from lockstep.server.rules import Site, show
 from lockstep.server.spec import ENGINE_VERSION, curve_digest, submit_digest
 from lockstep.server.store import NewJob, Store
-from lockstep.server.telemetry import Telemetry
+from lockstep.server.telemetry import KEPT_S, Telemetry
 from lockstep.server.validation import fill_in_defaults, resolve
 from lockstep.server.watch import Bells
 from lockstep.v1.job_spec_pb2 import JobSpec
@@ -66,6 +66,10 @@ class Coordinator:
         await forget_what_is_over(self.store, self._orders.checkpoint_root)
         for job in await self.store.live_jobs():
             self._live.add(replace(job, spec=fill_in_defaults(job.spec)))
+            newest = await self.store.get_checkpoint(job.job_id, None)
+            self._telemetry.job_taken_up(job, newest.create_time if newest is not None else None)
+        for job in await self.store.jobs_ended_since(datetime.now(UTC) - timedelta(seconds=KEPT_S)):
+            self._telemetry.job_taken_up(job)
         self.ledgers.start()
         self.dispatcher.start()
 
@@ -140,7 +144,7 @@ class Coordinator:
                 await asyncio.to_thread(forget_first_weights, kept.job_id, kept.init_from_uri)
         if not is_new:
             return await self.get(job.job_id)
-        self._telemetry.job_submitted()
+        self._telemetry.job_submitted(job)
         self._live.add(job)
         log.info("job submitted", job_id=job.job_id, name=job.spec.name, workers=job.spec.resources.workers)
         return job
@@ -268,6 +272,17 @@ class Coordinator:
                 raise InvalidRequest.of("sequence", f"is {event.sequence}; the next report is {stored + 1}")
             await self._live.apply(entry, event, report.news)
             return event.sequence
+
+    def queued(self) -> list[str]:
+        """Return the job_ids of the queued jobs, first come first."""
+        return self._live.queued()
+
+    def live_jobs(self) -> dict[str, tuple[Job, int]]:
+        """Return the jobs in memory and how many workers each holds, by job_id."""
+        return {
+            job_id: (entry.job, len(entry.gang.node_ids) if entry.gang is not None else 0)
+            for job_id, entry in self._live.entries.items()
+        }
 
     def look_at_cluster(self) -> ClusterView:
         """Say what the cluster has, what runs where and what is warm."""

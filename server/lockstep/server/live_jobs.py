@@ -98,17 +98,16 @@ class LiveJobs:
             after, messages=messages, now=now, news=news, writes_spec=after.spec is not before.spec
         )
         entry.job = saved.job
-        self._tell_operators(before, after, messages, saved.disagreements)
+        self._tell_operators(after, messages, saved.disagreements)
+        self._telemetry.job_changed(before, after, news, saved.new_points)
         if tells:
-            self._telemetry.job_moved(before.state, after.state)
             self._requeue(before, after)
         self._bells.ring(after.job_id)
         for command in commands:
             self._run(entry, command)
         self.drop_if_over(entry)
 
-    def _tell_operators(self, before: Job, after: Job, messages: list[str], disagreements: tuple[str, ...]) -> None:
-        self._telemetry.job_recovered(heals=after.heals - before.heals, restarts=after.restarts - before.restarts)
+    def _tell_operators(self, after: Job, messages: list[str], disagreements: tuple[str, ...]) -> None:
         for text in disagreements:
             log.error("the promise of one curve is broken", job_id=after.job_id, disagreement=text)
         for text in messages:
@@ -184,6 +183,10 @@ class LiveJobs:
     def _end_delay(self, gang: Gang) -> None:
         gang.delay = None
         self.has_changed.set()
+
+    def queued(self) -> list[str]:
+        """Return the job_ids of the queued jobs, first come first."""
+        return [job_id for _, job_id in self._queue]
 
     def waiting(self) -> Iterator[Request]:
         """Yield what the queued jobs ask for, first come first."""

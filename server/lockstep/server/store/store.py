@@ -85,17 +85,23 @@ class Saved:
     Attributes:
         job: as it is stored now.
         disagreements: in words, each result metric that came again with another value.
+        new_points: how many points were not there before.
     """
 
     job: Job
     disagreements: tuple[str, ...] = ()
+    new_points: int = 0
 
 
 class Store:
     """The store of one data folder. Writes go through one thread; reads are their own short connections."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, committed: Callable[[int, float], None] = lambda changes, seconds: None) -> None:
         """Open the store and bring its tables up to date.
+
+        Args:
+            path: of its file; the folder is there.
+            committed: told of each commit by the writer's thread: how many changes it held and how long it took.
 
         Raises:
             StoreError: it cannot be opened.
@@ -114,7 +120,7 @@ class Store:
         except StoreError:
             self._dispose()
             raise
-        self._writer = Writer(self._writing)
+        self._writer = Writer(self._writing, committed)
 
     def _dispose(self) -> None:
         self._writing.dispose()
@@ -210,6 +216,11 @@ class Store:
         """Read all jobs that have not ended, oldest first."""
         states = [state.value for state in LIVE]
         query = _JOBS.where(tables.jobs.c.state.in_(states)).order_by(tables.jobs.c.number)
+        return [job_of(row) for row in await self.read(lambda connection: connection.execute(query).all())]
+
+    async def jobs_ended_since(self, time: datetime) -> list[Job]:
+        """Read the jobs that have ended since then, oldest first."""
+        query = _JOBS.where(tables.jobs.c.end_time >= to_microseconds(time)).order_by(tables.jobs.c.number)
         return [job_of(row) for row in await self.read(lambda connection: connection.execute(query).all())]
 
     async def first_weights_of_ended(self) -> list[tuple[str, str]]:
@@ -328,7 +339,7 @@ def _save(
     connection: Connection, job: Job, messages: Sequence[str], now: datetime, news: News, writes_spec: bool
 ) -> Saved:
     # Disagreements come before the state's own event, so that the event of the end stays the last one.
-    disagreements = _insert_points(connection, job.job_id, news.points)
+    disagreements, new_points = _insert_points(connection, job.job_id, news.points)
     if news.checkpoints is not None:
         _replace_checkpoints(connection, job.job_id, news.checkpoints)
     for text in (*disagreements, *messages):
@@ -338,7 +349,7 @@ def _save(
     if writes_spec:
         columns["spec"] = job.spec.SerializeToString(deterministic=True)
     connection.execute(_UPDATE_JOB, columns | {"of_job": job.job_id})
-    return Saved(job, tuple(disagreements))
+    return Saved(job, tuple(disagreements), new_points)
 
 
 def _replace_checkpoints(connection: Connection, job_id: str, checkpoints: Sequence[StoredCheckpoint]) -> None:
@@ -354,17 +365,17 @@ def _insert_event(connection: Connection, job: Job, message: str, now: datetime)
     connection.execute(_INSERT_EVENT, row | {"attempt": job.attempt, "message": message})
 
 
-def _insert_points(connection: Connection, job_id: str, points: Sequence[StoredPoint]) -> list[str]:
+def _insert_points(connection: Connection, job_id: str, points: Sequence[StoredPoint]) -> tuple[list[str], int]:
     if not points:
-        return []
+        return [], 0
     rows = [
         {"job_id": job_id, "name": p.name, "step": p.step, "kind": p.kind, "epoch": p.epoch, "value": p.value}
         for p in points
     ]
     inserted = connection.execute(_INSERT_POINT, rows, execution_options={"preserve_rowcount": True})
     if inserted.rowcount == len(rows):
-        return []
-    return _disagreements(connection, job_id, points)
+        return [], len(rows)
+    return _disagreements(connection, job_id, points), max(0, inserted.rowcount)
 
 
 def _disagreements(connection: Connection, job_id: str, points: Sequence[StoredPoint]) -> list[str]:

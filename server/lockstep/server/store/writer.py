@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -44,8 +45,8 @@ class _Request(Generic[T]):
 class Writer:
     """A thread that owns the only connection that writes."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, committed: Callable[[int, float], None]) -> None:
+        self._engine, self._committed = engine, committed
         self._requests: queue.SimpleQueue[_Request[Any] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="lockstep-store-writer", daemon=True)
         self._closed = False
@@ -85,7 +86,9 @@ class Writer:
                         ends = True
                         break
                     group.append(request)
+                began = time.perf_counter()
                 self._write_group(connection, group)
+                self._committed(len(group), time.perf_counter() - began)
                 self._tell(group)
                 if ends:
                     break

@@ -1,0 +1,266 @@
+"""What Prometheus is told of nodes and GPUs. A node that is lost, or says nothing for a while, has no series."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from prometheus_client.core import Metric
+
+from lockstep.server.cluster_view import worker_state
+from lockstep.server.scheduler import UNITS
+from lockstep.server.telemetry.families import Row, counter, gauge
+from lockstep.server.telemetry.gpu_peaks import peak_flops
+from lockstep.server.telemetry.snapshot import Snapshot
+from lockstep.v1.telemetry_pb2 import GpuTelemetry
+
+_GPU = ["node", "gpu", "uuid"]
+_STATES = ("starting", "working", "warming_up", "warm")
+
+
+class _Figure(NamedTuple):
+    """A figure of a sample that may be unset: the metric's name without its front, the field, and what it tells."""
+
+    name: str
+    field: str
+    text: str
+
+
+_HOST_GAUGES = (
+    _Figure("cpu_utilization_ratio", "cpu_utilization_ratio", "Share of the CPUs' time in which they were busy, 0 to 1."),
+    _Figure("memory_total_bytes", "memory_total_bytes", "Memory of the node."),
+    _Figure("memory_used_bytes", "memory_used_bytes", "Memory that is not available to new processes."),
+    _Figure("disk_total_bytes", "disk_total_bytes", "Size of the file system with Ray's temporary folder and the logs."),
+    _Figure("disk_used_bytes", "disk_used_bytes", "What is used of that file system."),
+)
+_HOST_COUNTERS = (
+    _Figure("disk_read_bytes", "disk_read_bytes_total", "Bytes read from all disks."),
+    _Figure("disk_written_bytes", "disk_written_bytes_total", "Bytes written to all disks."),
+    _Figure("network_received_bytes", "network_received_bytes_total", "Bytes received, without loopback."),
+    _Figure("network_sent_bytes", "network_sent_bytes_total", "Bytes sent, without loopback."),
+)
+_GPU_GAUGES = (
+    _Figure(
+        "utilization_ratio",
+        "utilization_ratio",
+        "Share of the time in which some kernel ran, 0 to 1; it says nothing of how much of the GPU it used.",
+    ),
+    _Figure(
+        "memory_utilization_ratio", "memory_utilization_ratio", "Share of the time in which memory was used, 0 to 1."
+    ),
+    _Figure("memory_total_bytes", "memory_total_bytes", "Memory of the GPU."),
+    _Figure("memory_used_bytes", "memory_used_bytes", "Memory in use."),
+    _Figure("power_watts", "power_watts", "Power that the GPU draws, in watts."),
+    _Figure("power_limit_watts", "power_limit_watts", "Most power that it is allowed, in watts."),
+    _Figure("temperature_celsius", "temperature_celsius", "Temperature of the chip, in degrees Celsius."),
+    _Figure("sm_clock_hertz", "sm_clock_hertz", "Clock of the streaming multiprocessors, in hertz."),
+    _Figure("sm_clock_max_hertz", "sm_clock_max_hertz", "Most that this clock can be, in hertz."),
+    _Figure("memory_clock_hertz", "memory_clock_hertz", "Clock of the memory, in hertz."),
+    _Figure("sm_active_ratio", "sm_active_ratio", "Share of the multiprocessors' time with work, 0 to 1; from Hopper on."),
+    _Figure("sm_occupancy_ratio", "sm_occupancy_ratio", "Share of the possible warps that were there, 0 to 1; from Hopper on."),
+    _Figure("tensor_active_ratio", "tensor_active_ratio", "Share of the time with busy tensor cores, 0 to 1; from Hopper on."),
+    _Figure(
+        "memory_bandwidth_ratio", "memory_bandwidth_ratio", "Share of the memory's bandwidth in use, 0 to 1; from Hopper on."
+    ),
+)
+
+
+class IdleGpus:
+    """Adds up the time of GPUs that no job holds, from scrape to scrape."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._last: tuple[float, float] | None = None
+
+    def seconds(self, now: float, idle: float) -> float:
+        """GPU seconds up to now, when so many are idle."""
+        if self._last is not None:
+            before, idle_before = self._last
+            self._seconds += max(0.0, now - before) * (idle + idle_before) / 2
+        self._last = now, idle
+        return self._seconds
+
+
+def collect_nodes(snapshot: Snapshot, idle_gpus: IdleGpus) -> Iterator[Metric]:
+    """Yield what is told of the cluster, its nodes and its GPUs."""
+    names = snapshot.node_names
+    yield gauge("lockstep_launcher_up", "1 while a launcher is in service.", [], [([], float(snapshot.has_launcher))])
+    yield gauge("lockstep_watchers", "Streams of jobs, metrics and logs that are open.", [], [([], snapshot.watchers)])
+    yield gauge(
+        "lockstep_cluster_ready",
+        "1 while jobs can start.",
+        [],
+        [([], float(not snapshot.cluster.why_not_ready))],
+    )
+    yield gauge(
+        "lockstep_node_info",
+        "Always 1; its labels tell Ray's id of the node.",
+        ["node", "node_id"],
+        (([name, node_id], 1) for node_id, name in names.items()),
+    )
+    yield gauge(
+        "lockstep_node_resources",
+        "CPUs and GPUs of a node: total; usable, without what others on the Ray cluster hold; allocated to jobs; held by "
+        "warm workers.",
+        ["node", "resource", "state"],
+        _resources(snapshot, names),
+    )
+    yield gauge(
+        "lockstep_node_workers",
+        "Worker processes by what they do: starting, working, warming_up or warm.",
+        ["node", "state"],
+        _workers(snapshot, names),
+    )
+    yield from _hosts(snapshot, names)
+    gpus = [
+        ([names[node_id], str(gpu.index), gpu.uuid], gpu)
+        for node_id, sample in snapshot.node_telemetry.items()
+        if node_id in names
+        for gpu in sample.gpus
+    ]
+    if gpus:
+        yield from _gpus(gpus)
+        yield _allocation(snapshot, names)
+    if gpus or any(view.node.total.gpu for view in snapshot.cluster.nodes):
+        yield _gpu_seconds(snapshot, idle_gpus)
+
+
+def _resources(snapshot: Snapshot, names: dict[str, str]) -> Iterator[Row]:
+    for view in snapshot.cluster.nodes:
+        name = names[view.node.node_id]
+        amounts = (
+            ("total", view.node.total),
+            ("usable", view.node.usable),
+            ("allocated", view.held_by_jobs),
+            ("warm", view.held_by_warm),
+        )
+        for state, amount in amounts:
+            yield [name, "cpu", state], amount.cpu / UNITS
+            yield [name, "gpu", state], amount.gpu / UNITS
+
+
+def _workers(snapshot: Snapshot, names: dict[str, str]) -> Iterator[Row]:
+    for view in snapshot.cluster.nodes:
+        states = [worker_state(process) for process in view.workers]
+        for state in _STATES:
+            yield [names[view.node.node_id], state], states.count(state)
+
+
+def _hosts(snapshot: Snapshot, names: dict[str, str]) -> Iterator[Metric]:
+    samples = [(names[node_id], sample) for node_id, sample in snapshot.node_telemetry.items() if node_id in names]
+    yield gauge(
+        "lockstep_node_telemetry_age_seconds",
+        "Age of the newest sample of the node.",
+        ["node"],
+        (
+            ([name], max(0.0, snapshot.time.timestamp() - sample.receive_time.ToMicroseconds() / 1e6))
+            for name, sample in samples
+        ),
+    )
+    for make, figures in ((gauge, _HOST_GAUGES), (counter, _HOST_COUNTERS)):
+        for figure in figures:
+            rows = (
+                ([name], getattr(sample.host, figure.field))
+                for name, sample in samples
+                if sample.host.HasField(figure.field)  # type: ignore[arg-type]
+            )
+            yield make(f"lockstep_node_{figure.name}", figure.text, ["node"], rows)
+
+
+def _gpus(gpus: list[tuple[list[str], GpuTelemetry]]) -> Iterator[Metric]:
+    yield gauge(
+        "lockstep_gpu_info",
+        "Always 1; its labels tell the product.",
+        [*_GPU, "name"],
+        (([*labels, gpu.name], 1) for labels, gpu in gpus),
+    )
+    for figure in _GPU_GAUGES:
+        yield _figure(gauge, figure, gpus)
+    energy = _Figure("energy_joules", "energy_joules_total", "Energy since the driver was loaded, in joules.")
+    yield _figure(counter, energy, gpus)
+    yield gauge(
+        "lockstep_gpu_peak_flops",
+        "Most FP32 operations per second, without tensor cores, where the product is known.",
+        _GPU,
+        ((labels, peak) for labels, gpu in gpus if (peak := peak_flops(gpu.name)) is not None),
+    )
+    yield gauge(
+        "lockstep_gpu_throttled",
+        "1 for each reason why the clocks are lower than they could be; a 0 without reason while they are not.",
+        [*_GPU, "reason"],
+        (
+            ([*labels, reason], float(bool(reason)))
+            for labels, gpu in gpus
+            if gpu.knows_throttle_reasons
+            for reason in (gpu.throttle_reasons or [""])
+        ),
+    )
+    yield counter(
+        "lockstep_gpu_xid_errors",
+        "Critical errors of the driver, by XID code; a 0 without code while there was none.",
+        [*_GPU, "xid"],
+        (
+            ([*labels, xid], count)
+            for labels, gpu in gpus
+            if gpu.knows_xid_errors
+            for xid, count in ([(str(code), count) for code, count in gpu.xid_errors.items()] or [("", 0)])
+        ),
+    )
+
+
+def _figure(
+    make: Callable[[str, str, list[str], Iterable[Row]], Metric],
+    figure: _Figure,
+    gpus: list[tuple[list[str], GpuTelemetry]],
+) -> Metric:
+    rows = (
+        (labels, getattr(gpu, figure.field))
+        for labels, gpu in gpus
+        if gpu.HasField(figure.field)  # type: ignore[arg-type]
+    )
+    return make(f"lockstep_gpu_{figure.name}", figure.text, _GPU, rows)
+
+
+def _allocation(snapshot: Snapshot, names: dict[str, str]) -> Metric:
+    ranks = {
+        (view.job.job_id, account.attempt, account.number): str(rank)
+        for view in snapshot.jobs
+        for rank, account in view.ledger.ranks.items()
+    }
+    return gauge(
+        "lockstep_gpu_allocation_info",
+        "Always 1; its labels tell which job and rank a GPU works for. The rank is empty while it is not known.",
+        [*_GPU, "job_id", "rank"],
+        (
+            (
+                [
+                    names[node_id],
+                    str(use.index),
+                    use.uuid,
+                    use.job_id,
+                    ranks.get((use.job_id, use.attempt, use.number), ""),
+                ],
+                1,
+            )
+            for node_id, uses in snapshot.gpu_uses.items()
+            if node_id in names
+            for use in uses
+        ),
+    )
+
+
+def _gpu_seconds(snapshot: Snapshot, idle_gpus: IdleGpus) -> Metric:
+    nodes = snapshot.cluster.nodes
+    idle = sum(max(0, view.node.usable.gpu - view.held_by_jobs.gpu) for view in nodes) / UNITS
+    rows: list[Row] = [(["", "idle"], idle_gpus.seconds(snapshot.time.timestamp(), idle))]
+    for view in snapshot.jobs:
+        gpus = view.job.spec.resources.gpus_per_worker
+        if gpus:
+            rows += [([view.job.job_id, cause], gpus * s) for cause, s in view.ledger.by_cause().items()]
+    return counter(
+        "lockstep_gpu_seconds",
+        "Time of GPUs by the job that held them, and by what it was spent for: productive, start_up, checkpoint, "
+        "healing or idle. Without a job: time of GPUs that no job held, summed up from scrape to scrape.",
+        ["job_id", "cause"],
+        rows,
+    )

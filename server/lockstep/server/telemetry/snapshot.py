@@ -1,0 +1,154 @@
+"""How things stand at one moment: taken on the event loop, read by the thread that answers a scrape."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from lockstep.server.cluster_view import ClusterView
+from lockstep.server.job import Job, State
+from lockstep.server.ledger import JobLedger
+from lockstep.server.node_telemetry import GpuUse
+from lockstep.server.telemetry.counters import JobRecord, Telemetry
+from lockstep.v1.telemetry_pb2 import NodeTelemetry as NodeTelemetryMessage
+
+if TYPE_CHECKING:
+    from lockstep.server.coordinator import Coordinator
+
+MOST_WAITING = 100
+"""Jobs that have never had workers and are told of one by one: those that have waited for longest."""
+_PATIENCE_S = 5.0
+
+
+@dataclass(frozen=True)
+class JobView:
+    """A job at one moment.
+
+    Attributes:
+        held_workers: that it has been given.
+        ledger: where their time went.
+    """
+
+    job: Job
+    record: JobRecord
+    held_workers: int
+    ledger: JobLedger
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A server at one moment.
+
+    Attributes:
+        jobs: those that are told of one by one.
+        states: how many jobs there are in each state.
+        queue_depth: jobs that wait for resources.
+        oldest_wait_s: how long the first of them has waited; 0 for none.
+        cluster: the cluster and its use.
+        has_launcher: a launcher is in service.
+        watchers: streams that are open.
+        node_telemetry: what nodes do, by id; only of those that told of it lately.
+        gpu_uses: by node, which worker holds which GPU.
+    """
+
+    time: datetime
+    jobs: tuple[JobView, ...]
+    states: Mapping[State, int]
+    queue_depth: int
+    oldest_wait_s: float
+    cluster: ClusterView
+    has_launcher: bool
+    watchers: int
+    node_telemetry: Mapping[str, NodeTelemetryMessage]
+    gpu_uses: Mapping[str, list[GpuUse]]
+
+    @property
+    def node_names(self) -> dict[str, str]:
+        """A name for each node, by id: no two have the same."""
+        nodes = [view.node for view in self.cluster.nodes]
+        times = Counter(node.name or node.node_id for node in nodes)
+        names = {}
+        for node in nodes:
+            name = node.name or node.node_id
+            names[node.node_id] = name if times[name] == 1 else f"{name}-{node.node_id[:8]}"
+        return names
+
+    @property
+    def devices(self) -> dict[tuple[str, int, int], str]:
+        """The GPUs of each worker, such as "gpu 0", by job, attempt and number."""
+        indexes: defaultdict[tuple[str, int, int], list[int]] = defaultdict(list)
+        for uses in self.gpu_uses.values():
+            for use in uses:
+                indexes[use.job_id, use.attempt, use.number].append(use.index)
+        return {worker: f"gpu {','.join(map(str, found))}" for worker, found in indexes.items()}
+
+
+class Camera:
+    """Takes snapshots of a running server.
+
+    Args:
+        coordinator: of the server.
+        telemetry: of the server.
+        loop: that it runs on.
+    """
+
+    def __init__(self, coordinator: Coordinator, telemetry: Telemetry, loop: asyncio.AbstractEventLoop) -> None:
+        self._coordinator, self._telemetry, self._loop = coordinator, telemetry, loop
+
+    def take(self) -> Snapshot:
+        """Take one; called from another thread than the event loop's.
+
+        Raises:
+            TimeoutError: the event loop does not get to it.
+        """
+        return asyncio.run_coroutine_threadsafe(self._take(), self._loop).result(_PATIENCE_S)
+
+    async def _take(self) -> Snapshot:
+        now = datetime.now(UTC)
+        coordinator, telemetry = self._coordinator, self._telemetry
+        telemetry.forget_old_jobs(now)
+        nodes = coordinator.node_telemetry
+        samples = nodes.all()
+        records = (telemetry.records.get(job_id) for job_id in coordinator.queued())
+        waits = [record.queued_time for record in records if record is not None and record.queued_time is not None]
+        return Snapshot(
+            now,
+            self._jobs(),
+            dict(telemetry.jobs),
+            telemetry.queue_depth,
+            max(((now - since).total_seconds() for since in waits), default=0.0),
+            coordinator.look_at_cluster(),
+            coordinator.dispatcher.cluster_is_ready.is_set(),
+            coordinator.bells.count(),
+            samples,
+            {node_id: nodes.gpu_uses(node_id) for node_id, sample in samples.items() if sample.gpus},
+        )
+
+    def _jobs(self) -> tuple[JobView, ...]:
+        views = []
+        never_placed = 0
+        live = self._coordinator.live_jobs()
+        ledgers = self._coordinator.ledgers.newest()
+        for job_id, record in self._telemetry.records.items():
+            job, held_workers = live.get(job_id, (record.ended, 0))
+            if job is None:
+                continue
+            if not job.attempt:
+                never_placed += 1
+                if never_placed > MOST_WAITING:
+                    continue
+            views.append(JobView(job, JobRecord(dict(record.metrics), record.checkpoint_time, record.queued_time), held_workers, _copied(ledgers.get(job_id))))
+        return tuple(views)
+
+
+def _copied(ledger: JobLedger | None) -> JobLedger:
+    """A copy of what changes; the lists in an account are replaced and never written to."""
+    if ledger is None:
+        return JobLedger()
+    ranks = {rank: copy(account) for rank, account in ledger.ranks.items()}
+    return JobLedger(ranks, {}, ledger.flops_per_step, ledger.last_step_at)
