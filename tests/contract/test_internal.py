@@ -183,7 +183,8 @@ def test_heals_and_notes_of_a_report_are_taken_once(tmp_path: Path) -> None:
             await launcher.finish(gang, 3)
             told = await server.messages(gang.job_id)
             assert told == [*told[:3], "rank 1 was lost", "x" * 1997 + "...", "all steps are done"]
-            assert "lockstep_job_heals_total 2.0" in fetch(server.application.http_address, "/metrics")[1]
+            heals = f'lockstep_job_heals_total{{job_id="{gang.job_id}"}} 2.0'
+            assert heals in (await fetch(server.application.http_address, "/metrics"))[1]
 
     run(scenario())
 

@@ -146,15 +146,13 @@ def test_prometheus_sees_jobs_queue_submits_and_calls(tmp_path: Path) -> None:
         async with serving(tmp_path) as server:
             await server.jobs.SubmitJob(SubmitJobRequest(spec=digits_spec()))
             await status_of(server.jobs.ListJobs(ListJobsRequest(page_size=-1)))
-            status, text = fetch(server.application.http_address, "/metrics")
+            status, text = await fetch(server.application.http_address, "/metrics")
             assert status == 200
             for line in (
-                'lockstep_jobs{state="QUEUED"} 1.0',
-                'lockstep_jobs{state="RUNNING"} 0.0',
-                'lockstep_jobs{state="PAUSING"} 0.0',
-                'lockstep_jobs{state="PAUSED"} 0.0',
-                "lockstep_job_heals_total 0.0",
-                "lockstep_job_restarts_total 0.0",
+                'lockstep_jobs{state="queued"} 1.0',
+                'lockstep_jobs{state="running"} 0.0',
+                'lockstep_jobs{state="pausing"} 0.0',
+                'lockstep_jobs{state="paused"} 0.0',
                 "lockstep_queue_depth 1.0",
                 "lockstep_jobs_submitted_total 1.0",
                 'grpc_server_started_total{grpc_method="SubmitJob",grpc_service="lockstep.v1.JobService"} 1.0',
@@ -164,8 +162,8 @@ def test_prometheus_sees_jobs_queue_submits_and_calls(tmp_path: Path) -> None:
                 "lockstep_build_info{engine_version=",
             ):
                 assert line in text
-            assert fetch(server.application.http_address, "/healthz") == (200, "ok\n")
-            assert fetch(server.application.http_address, "/else")[0] == 404
+            assert await fetch(server.application.http_address, "/healthz") == (200, "ok\n")
+            assert (await fetch(server.application.http_address, "/else"))[0] == 404
 
     run(scenario())
 

@@ -40,12 +40,14 @@ class Application:
 
     Attributes:
         launcher_token: what the launcher must show.
+        node_token: what the agents of nodes must show, once started.
         grpc_address: host:port, once started.
         http_address: host:port, once started.
     """
 
     def __init__(self, settings: Settings, *, keeps_cluster: bool = True) -> None:
         self.launcher_token = secrets.token_urlsafe(24)
+        self.node_token = ""
         self.grpc_address = ""
         self.http_address = ""
         self._settings = settings
@@ -90,6 +92,7 @@ class Application:
             secret=_secret(self._data_dir),
             checkpoint_root=str(self._data_dir.absolute() / "checkpoints"),
         )
+        self.node_token = orders.node_token()
         self.coordinator = Coordinator(
             self._store,
             site=Site(Path.cwd(), shares_files_with_workers=is_embedded),
@@ -146,6 +149,8 @@ class Application:
             warm_workers=settings.warm_workers,
             warm_memory_bytes=settings.warm_memory_bytes,
             data_cache_bytes=settings.data_cache_bytes,
+            node_token=self.node_token,
+            gpu_job_mapping_dir=str(settings.gpu_job_mapping_dir or ""),
         )
 
     def _write_addresses(self) -> None:

@@ -45,6 +45,8 @@ class LauncherFacts:
     warm_workers: int
     warm_memory_bytes: int
     data_cache_bytes: int
+    node_token: str
+    gpu_job_mapping_dir: str
 
     def orders(self, ray_address: str) -> LauncherOrders:
         return LauncherOrders(ray_address=ray_address, **vars(self))

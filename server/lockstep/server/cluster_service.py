@@ -8,6 +8,7 @@ from typing import cast
 from lockstep.server.cluster_view import NodeView, worker_state
 from lockstep.server.coordinator import Coordinator
 from lockstep.server.interceptors import Context
+from lockstep.server.node_telemetry import gpu_indexes
 from lockstep.server.paging import make_token, page_size, read_token
 from lockstep.server.scheduler import UNITS, Amount
 from lockstep.v1 import cluster_service_pb2
@@ -22,6 +23,7 @@ from lockstep.v1.cluster_service_pb2 import (
 )
 from lockstep.v1.cluster_service_pb2_grpc import ClusterServiceServicer
 from lockstep.v1.internal_service_pb2 import WorkerProcess
+from lockstep.v1.telemetry_pb2 import NodeTelemetry
 
 _SCOPE = ["nodes"]
 _STATES = {
@@ -57,7 +59,9 @@ class ClusterService(ClusterServiceServicer):
         nodes = self._coordinator.look_at_cluster().nodes
         if position is not None:
             nodes = tuple(node for node in nodes if node.node.node_id > position[0])
-        response = ListNodesResponse(nodes=map(_node_to_proto, nodes[:limit]))
+        telemetry = self._coordinator.node_telemetry.all()
+        pairs = [(node, telemetry.get(node.node.node_id)) for node in nodes[:limit]]
+        response = ListNodesResponse(nodes=[_node_to_proto(node, sample) for node, sample in pairs])
         if len(nodes) > limit:
             response.next_page_token = make_token([nodes[limit - 1].node.node_id], _SCOPE)
         return response
@@ -71,7 +75,7 @@ def _resources(amount: Amount) -> Resources:
     return Resources(cpus=amount.cpu / UNITS, gpus=amount.gpu / UNITS)
 
 
-def _node_to_proto(view: NodeView) -> Node:
+def _node_to_proto(view: NodeView, sample: NodeTelemetry | None) -> Node:
     return Node(
         node_id=view.node.node_id,
         name=view.node.name,
@@ -79,11 +83,12 @@ def _node_to_proto(view: NodeView) -> Node:
         usable=_resources(view.node.usable),
         held_by_jobs=_resources(view.held_by_jobs),
         held_by_warm_workers=_resources(view.held_by_warm),
-        workers=map(_worker_to_proto, view.workers),
+        workers=[_worker_to_proto(process, sample) for process in view.workers],
+        telemetry=sample,
     )
 
 
-def _worker_to_proto(process: WorkerProcess) -> Worker:
+def _worker_to_proto(process: WorkerProcess, sample: NodeTelemetry | None) -> Worker:
     worker = Worker(
         pid=process.pid,
         resources=Resources(cpus=process.cpus, gpus=process.gpus),
@@ -92,6 +97,7 @@ def _worker_to_proto(process: WorkerProcess) -> Worker:
         idle_since=process.idle_since if process.HasField("idle_since") else None,
         memory_bytes=process.memory_bytes,
         data_bytes=process.data_bytes,
+        gpu_indexes=gpu_indexes(process, sample),
     )
     if process.job_id:
         worker.job_id, worker.attempt, worker.number = process.job_id, process.attempt, process.number

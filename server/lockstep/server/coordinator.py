@@ -25,6 +25,7 @@ from lockstep.server.init_from import (
 from lockstep.server.job import CancelAsked, Event, Job, PauseAsked, ResumeAsked, Scaled, State
 from lockstep.server.ledger_book import LedgerBook
 from lockstep.server.live_jobs import LiveJobs
+from lockstep.server.node_telemetry import NodeTelemetry
 from lockstep.server.orders import Orders
 from lockstep.server.reports import Report
 from lockstep.server.rules import Site, show
@@ -46,6 +47,7 @@ class Coordinator:
         bells: wake who watches a job.
         ledgers: where the time of workers went.
         dispatcher: the launcher's side.
+        node_telemetry: what the nodes do.
     """
 
     def __init__(self, store: Store, *, site: Site, cluster: Cluster, telemetry: Telemetry, orders: Orders) -> None:
@@ -55,6 +57,10 @@ class Coordinator:
         self._orders = orders
         self._live = LiveJobs(store, self.bells, telemetry, orders)
         self.dispatcher = Dispatcher(self._live, orders, store, cluster)
+        self.node_telemetry = NodeTelemetry(
+            nodes=lambda: {node.node_id for node in self.dispatcher.nodes_seen},
+            processes=lambda: self.dispatcher.processes,
+        )
         self._site = site
         self._telemetry = telemetry
 
@@ -247,6 +253,15 @@ class Coordinator:
         """
         if not hmac.compare_digest(self._orders.token(job_id, attempt).encode(), token):
             raise PermissionDenied(f"the token is not that of attempt {attempt} of job {job_id[:80]!r}")
+
+    def check_node_token(self, token: bytes) -> None:
+        """Make sure that a call comes from the agent of a node.
+
+        Raises:
+            PermissionDenied: the token is wrong.
+        """
+        if not hmac.compare_digest(self._orders.node_token().encode(), token):
+            raise PermissionDenied("the token is not that of this server's node agents")
 
     def has_workers(self, job_id: str) -> bool:
         """Whether a job has workers, or had until it ended and they have not left yet."""

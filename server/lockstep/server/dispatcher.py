@@ -170,6 +170,12 @@ class Dispatcher:
         self.cluster_is_ready.clear()
         self._live.gang_has_left.set()  # Who waits for that has nobody to wait for.
 
+    @property
+    def has_launcher(self) -> bool:
+        """Whether a launcher is in service."""
+        line = self._orders.line
+        return line is not None and line.is_ready
+
     def why_not_ready(self) -> str:
         """Say why no job can start now, for people; empty when jobs can."""
         if self.cluster_is_ready.is_set():

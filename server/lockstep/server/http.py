@@ -10,9 +10,12 @@ from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
+import structlog
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from lockstep.server.settings import Address, StartupError
+
+log = structlog.get_logger(__name__)
 
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 
@@ -78,9 +81,13 @@ class HttpServer:
     def _respond(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
         if path == "/metrics":
-            page: Iterable[bytes] = self._metrics(environ, start_response)
-            return page
-        if path == "/healthz":
+            try:
+                page: Iterable[bytes] = self._metrics(environ, start_response)
+                return page
+            except Exception as error:  # the event loop is busy, or ends
+                log.warning("a scrape was not answered", error=f"{type(error).__name__}: {error}")
+                status, body = "503 Service Unavailable", b"the server is busy\n"
+        elif path == "/healthz":
             status, body = ("200 OK", b"ok\n") if self._is_well else ("503 Service Unavailable", b"shutting down\n")
         else:
             status, body = "404 Not Found", b"there are /metrics and /healthz\n"

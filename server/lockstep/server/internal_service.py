@@ -13,10 +13,12 @@ from lockstep.server.errors import PermissionDenied, ShuttingDown
 from lockstep.server.gangs import LauncherLine
 from lockstep.server.interceptors import Context
 from lockstep.server.log_store import LogStore
+from lockstep.server.node_reports import check_node_report
 from lockstep.server.reports import check_ledger_report, check_log_report, read_report
 from lockstep.v1.internal_service_pb2 import (
     ConnectLauncherRequest,
     ConnectLauncherResponse,
+    GpuUse,
     ReportLedgerRequest,
     ReportLedgerResponse,
     ReportLogsRequest,
@@ -30,6 +32,7 @@ from lockstep.v1.internal_service_pb2_grpc import InternalServiceServicer
 
 LAUNCHER_TOKEN_KEY = "lockstep-launcher-token"
 ATTEMPT_TOKEN_KEY = "lockstep-attempt-token"
+NODE_TOKEN_KEY = "lockstep-node-token"
 
 log = structlog.get_logger(__name__)
 
@@ -66,9 +69,6 @@ class InternalService(InternalServiceServicer):
         check_ledger_report(request)
         await self._coordinator.ledgers.report(request)
         return ReportLedgerResponse()
-
-    async def ReportNode(self, request: ReportNodeRequest, context: Context) -> ReportNodeResponse:
-        raise PermissionDenied("no agents yet")
 
     async def _read_facts(self, line: LauncherLine, requests: AsyncIterator[ConnectLauncherRequest]) -> None:
         try:
@@ -107,6 +107,14 @@ class InternalService(InternalServiceServicer):
         check_log_report(request)
         await self._logs.append(request)
         return ReportLogsResponse()
+
+    async def ReportNode(self, request: ReportNodeRequest, context: Context) -> ReportNodeResponse:
+        self._coordinator.check_node_token(_metadata(context, NODE_TOKEN_KEY))
+        check_node_report(request)
+        telemetry = self._coordinator.node_telemetry
+        telemetry.take(request.node_id, request.telemetry)
+        uses = telemetry.gpu_uses(request.node_id)
+        return ReportNodeResponse(gpu_uses=[GpuUse(index=use.index, job_id=use.job_id) for use in uses])
 
 
 def _metadata(context: Context, key: str) -> bytes:

@@ -38,6 +38,8 @@ class LauncherOrders:
     warm_workers: int
     warm_memory_bytes: int
     data_cache_bytes: int
+    node_token: str
+    gpu_job_mapping_dir: str
 
 
 def launcher_is_installed() -> bool:

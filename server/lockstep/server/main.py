@@ -59,6 +59,10 @@ def serve(
     log_bytes_per_job: Annotated[
         int | None, typer.Option(help="Most disk that the log of one job takes, at least 1 MiB. Default: 64 MiB.")
     ] = None,
+    gpu_job_mapping_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder on each node to write which jobs use which GPU, for dcgm-exporter. Default: none."),
+    ] = None,
     log_format: Annotated[str | None, typer.Option(help="console or json. Default: console.")] = None,
 ) -> None:
     """Run the server, until SIGTERM or Ctrl-C; a second one forces it to end.
@@ -80,6 +84,7 @@ def serve(
             warm_memory_bytes=warm_memory_bytes,
             data_cache_bytes=data_cache_bytes,
             log_bytes_per_job=log_bytes_per_job,
+            gpu_job_mapping_dir=gpu_job_mapping_dir,
             log_format=log_format,
         )
         logs.configure(settings.log_format)

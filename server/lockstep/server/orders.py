@@ -45,6 +45,10 @@ class Orders:
         """Return what proves that a report comes from this attempt, also to the server after a restart."""
         return hmac.new(self._secret, f"{job_id}/{attempt}".encode("utf-8", "replace"), hashlib.sha256).hexdigest()
 
+    def node_token(self) -> str:
+        """Return what proves that a sample comes from an agent of a node; no attempt's token is the same."""
+        return hmac.new(self._secret, b"node agent", hashlib.sha256).hexdigest()
+
     def checkpoint_uri(self, job: Job) -> str:
         """Return the folder of a job's checkpoints."""
         root = job.spec.recovery.checkpoint_uri or self.checkpoint_root

@@ -36,6 +36,8 @@ class Settings(BaseSettings):
         warm_memory_bytes: the most memory that a worker may take while it waits; one that takes more is ended.
         data_cache_bytes: the most that data takes which a worker keeps for the next job.
         log_bytes_per_job: the most that the log of one job takes on disk; the oldest lines go first.
+        gpu_job_mapping_dir: folder on each node where its agent writes which jobs use which GPU, for NVIDIA's
+            dcgm-exporter; an absolute path; None writes nothing.
         log_format: for people ("console") or for programs ("json").
     """
 
@@ -54,6 +56,7 @@ class Settings(BaseSettings):
     warm_memory_bytes: int = Field(default=4 << 30, ge=0)
     data_cache_bytes: int = Field(default=1 << 30, ge=0)
     log_bytes_per_job: int = Field(default=64 << 20, ge=1 << 20)
+    gpu_job_mapping_dir: Path | None = None
     log_format: Literal["console", "json"] = "console"
 
 
@@ -74,6 +77,11 @@ def load(**given: object) -> Settings:
         raise StartupError("; ".join(problems)) from error
     if settings.ray_address and (settings.num_cpus is not None or settings.num_gpus is not None):
         raise StartupError("--num-cpus and --num-gpus are for the embedded Ray; leave them out with --ray-address")
+    if settings.gpu_job_mapping_dir is not None and not settings.gpu_job_mapping_dir.is_absolute():
+        raise StartupError(
+            f"--gpu-job-mapping-dir is {str(settings.gpu_job_mapping_dir)!r}; allowed: an absolute path, such as "
+            "/run/gpu-jobs, since it is a folder on each node"
+        )
     if settings.ray_address is not None and not _HOST_AND_PORT.fullmatch(settings.ray_address):
         raise StartupError(f"--ray-address is {settings.ray_address!r}; allowed: host:port, such as 10.0.0.1:6379")
     return settings

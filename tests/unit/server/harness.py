@@ -280,7 +280,12 @@ async def status_of(call: Awaitable[Any]) -> grpc.aio.AioRpcError:
     raise AssertionError(f"the call succeeded: {response}")
 
 
-def fetch(address: str, path: str) -> tuple[int, str]:
+async def fetch(address: str, path: str) -> tuple[int, str]:
+    """Fetch a page of the HTTP port, without holding up the server, which runs on this event loop."""
+    return await asyncio.to_thread(_fetch, address, path)
+
+
+def _fetch(address: str, path: str) -> tuple[int, str]:
     try:
         with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as response:
             return response.status, response.read().decode()

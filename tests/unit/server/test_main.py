@@ -146,7 +146,7 @@ def test_the_addresses_of_a_killed_server_are_gone_before_the_next_one_opens_the
 ) -> None:
     (tmp_path / "server.json").write_text('{"pid": 1}')
 
-    def look(data_dir: Path) -> None:
+    def look(data_dir: Path, telemetry: object) -> None:
         assert not (data_dir / "server.json").exists()
         raise StartupError("seen")
 

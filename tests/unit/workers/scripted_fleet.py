@@ -138,7 +138,7 @@ class ScriptedFleet:
         process.is_reused = process.is_warm = self.warm and not fresh
         return process
 
-    def is_up(self, process: Process, pid: int) -> None:
+    def is_up(self, process: Process, pid: int, gpu_ids: tuple[str, ...]) -> None:
         process.pid = pid
 
     def give_back(self, process: Process, memory_bytes: int) -> None:

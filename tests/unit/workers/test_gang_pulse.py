@@ -39,7 +39,7 @@ class PlayedPool:
     def take(self, order: StartGang, node_id: str, number: int, *, fresh: bool) -> Process:
         return Process("worker", Reading(), node_id, Shape())
 
-    def is_up(self, process: Process, pid: int) -> None:
+    def is_up(self, process: Process, pid: int, gpu_ids: tuple[str, ...]) -> None:
         pass
 
 

@@ -114,12 +114,12 @@ def test_processes_are_told_as_they_are(make: Make) -> None:
     stage = make(a=(8.0, 2.0))
     working = stage.take(gpus=1)
     told = stage.told
-    stage.pool.is_up(working, 42)
+    stage.pool.is_up(working, 42, ("1",))
     assert stage.told == told + 1
     idle = stage.idle(owner="bob", cpus=2.5)
     first, second = stage.messages()
     assert first == WorkerProcess(
-        node_id="a", pid=42, cpus=1.0, gpus=1.0, owner="ann", job_id="job-0", attempt=1, number=0
+        node_id="a", pid=42, cpus=1.0, gpus=1.0, owner="ann", job_id="job-0", attempt=1, number=0, gpu_ids=["1"]
     )
     assert second.idle_since.ToMicroseconds() == int(1e6 * (idle.idle_since or 0.0))
     second.ClearField("idle_since")

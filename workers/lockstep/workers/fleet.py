@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from lockstep.v1.internal_service_pb2 import ClusterCapacity, NodeCapacity
 from lockstep.v1.job_spec_pb2 import ResourcesSpec
 from lockstep.workers.log_sweeps import LogSweeps
+from lockstep.workers.node.agents import NodeAgents
 from lockstep.workers.worker import CONTROL_CALLS, Description, Limits, Worker
 
 ANSWER_TIMEOUT_S = 5.0
@@ -58,6 +59,7 @@ class Process:
         shape: what it holds there.
         owner: of the jobs that it has worked for; None when it has for nobody.
         pid: its number on its node; 0 while it is not known.
+        gpu_ids: the GPUs that it holds, as Ray names them; none while that is not known.
         memory_bytes: what it takes, when it was idle last.
         data_bytes: what data in it takes, likewise.
         idle_since: since when it waits for a job, as time.time() tells; None when it does not.
@@ -73,6 +75,7 @@ class Process:
     shape: Shape
     owner: str | None = None
     pid: int = 0
+    gpu_ids: tuple[str, ...] = ()
     memory_bytes: int = 0
     data_bytes: int = 0
     idle_since: float | None = None
@@ -93,6 +96,7 @@ class Fleet:
 
     Attributes:
         log_sweeps: brings in what dead workers have printed.
+        agents: tell what the nodes do.
 
     Raises:
         ConnectionError: there is no such cluster.
@@ -108,6 +112,7 @@ class Fleet:
         self._actor_class = ray.remote(Worker)
         self._limits = limits
         self.log_sweeps = LogSweeps(namespace)
+        self.agents = NodeAgents()
         # Resources by node, as (CPUs, GPUs): what actors of this fleet hold, and what is not held by others.
         self._lock = threading.Lock()
         self._held: dict[str, tuple[float, float]] = {}
@@ -129,7 +134,8 @@ class Fleet:
     def _adopt(self, name: str, actor: Actor, told: Description | None) -> Process | None:
         if told is None:
             return None
-        process = Process(name, actor, told.node_id, Shape(told.cpus, told.gpus), told.owner, told.pid, is_warm=True)
+        shape = Shape(told.cpus, told.gpus)
+        process = Process(name, actor, told.node_id, shape, told.owner, told.pid, told.gpu_ids, is_warm=True)
         self._hold(process, 1)
         return process
 
@@ -197,6 +203,7 @@ class Fleet:
         with self._lock:
             self._usable = {node.node_id: (node.cpus, node.gpus) for node in nodes}
         self.log_sweeps.found(node.node_id for node in nodes)
+        self.agents.found(node.node_id for node in nodes)
         return ClusterCapacity(nodes=nodes)
 
     def _without_others(

@@ -82,6 +82,7 @@ class MemberUp:
     member: Member
     address: str
     pid: int
+    gpu_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ class Gang:
         order_bytes = self.order.SerializeToString()
 
         def took(presence: Presence) -> None:
-            self.events.put(MemberUp(member, presence.address, presence.pid))
+            self.events.put(MemberUp(member, *presence))
 
         self._call(member, member.process.actor.begin, order_bytes, number, ordered_at, took=took)
         self._ask_for_news(member, None)
@@ -256,7 +257,7 @@ class Gang:
                     return None
                 continue
             if isinstance(event, MemberUp):
-                self.pool.is_up(event.member.process, event.pid)
+                self.pool.is_up(event.member.process, event.pid, event.gpu_ids)
             if isinstance(event, StopAsked | ResizeAsked) or event.member in self.members:
                 return event
 

@@ -39,6 +39,7 @@ from lockstep.workers.attempt import Attempt
 from lockstep.workers.engine import ENGINE_VERSION
 from lockstep.workers.fleet import Fleet, Process
 from lockstep.workers.gang import Member
+from lockstep.workers.node.agent import Duty
 from lockstep.workers.pool import Pool, Warmth
 from lockstep.workers.worker import Description, Limits
 
@@ -57,6 +58,8 @@ class Config(NamedTuple):
     Attributes:
         coordinator_address: where this launcher reaches it.
         reports_address: where workers do, which may be on other machines.
+        node_token: what the agents of nodes show there.
+        gpu_job_mapping_dir: where they tell others which jobs use which GPU; empty for nowhere.
     """
 
     coordinator_address: str
@@ -70,6 +73,12 @@ class Config(NamedTuple):
     warm_workers: int
     warm_memory_bytes: int
     data_cache_bytes: int
+    node_token: str = ""
+    gpu_job_mapping_dir: str = ""
+
+    def duty_of(self, node_id: str) -> Duty:
+        """What the agent of a node is told."""
+        return Duty(node_id, self.reports_address, self.node_token, self.namespace, self.gpu_job_mapping_dir)
 
 
 class Lifeline:
@@ -111,6 +120,7 @@ class Launcher:
         self._pool = Pool(fleet, Warmth(config.warm_ttl_s, config.warm_workers), self._processes_changed)
         self._will_tell_processes = threading.Event()
         self._attempts: dict[tuple[str, int], Attempt] = {}
+        self._is_drained = False
 
     def run(self) -> None:
         """Serve orders until the coordinator is gone; workers that are there go on."""
@@ -129,6 +139,8 @@ class Launcher:
         finally:
             self._ended.set()
             self._facts.put(None)
+            if self._is_drained:
+                self._fleet.agents.retire()
 
     def _tell(self) -> Iterator[ConnectLauncherRequest]:
         """Facts as they come, and signs of life between them."""
@@ -222,6 +234,7 @@ class Launcher:
                 if (resize.job_id, resize.attempt) in self._attempts:
                     self._attempts[resize.job_id, resize.attempt].resize(resize)
             case "drain":
+                self._is_drained = True
                 self._pool.drain()
 
     def _report_capacity(self) -> None:
@@ -251,6 +264,7 @@ def main() -> None:
         limits = Limits(config.data_cache_bytes, config.warm_memory_bytes)
         fleet = Fleet(config.ray_address, config.namespace, limits)
         fleet.log_sweeps.begin(config.reports_address)
+        fleet.agents.begin(config.duty_of)
     except Exception as error:  # whatever Ray raises; the coordinator tries again
         log.error("no use of Ray", address=config.ray_address, error=f"{type(error).__name__}: {error}".splitlines()[0])
         sys.exit(1)

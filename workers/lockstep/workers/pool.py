@@ -96,11 +96,11 @@ class Pool:
             self._has_changed()
             return process
 
-    def is_up(self, process: Process, pid: int) -> None:
+    def is_up(self, process: Process, pid: int, gpu_ids: tuple[str, ...]) -> None:
         """Note that a process that was taken has answered."""
         with self._lock:
-            if process.pid != pid:
-                process.pid = pid
+            if (process.pid, process.gpu_ids) != (pid, gpu_ids):
+                process.pid, process.gpu_ids = pid, gpu_ids
                 self._tell_changed()
 
     def give_back(self, process: Process, memory_bytes: int) -> None:
@@ -204,8 +204,9 @@ class Pool:
                 self.end(process)
 
     def _has_answered(self, process: Process, rest: Rest) -> None:
-        known = (process.is_warm, process.pid, process.memory_bytes, process.data_bytes)
-        process.is_warm, process.pid, process.memory_bytes, process.data_bytes = True, *rest
+        known = (process.is_warm, process.pid, process.memory_bytes, process.data_bytes, process.gpu_ids)
+        process.is_warm = True
+        process.pid, process.memory_bytes, process.data_bytes, process.gpu_ids = rest
         if known != (True, *rest):
             self._tell_changed()
 
@@ -268,6 +269,7 @@ def _message_of(process: Process) -> WorkerProcess:
         is_warm=process.is_warm,
         memory_bytes=process.memory_bytes,
         data_bytes=process.data_bytes,
+        gpu_ids=process.gpu_ids,
     )
     if process.idle_since is not None:
         message.idle_since.FromMicroseconds(int(1e6 * process.idle_since))

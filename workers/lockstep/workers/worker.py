@@ -41,18 +41,20 @@ class Limits(NamedTuple):
 
 
 class Presence(NamedTuple):
-    """A worker that has taken an assignment: where it listens for the others, and its process."""
+    """A worker that has taken an assignment: where it listens for the others, its process, and its GPUs."""
 
     address: str
     pid: int
+    gpu_ids: tuple[str, ...] = ()
 
 
 class Rest(NamedTuple):
-    """How an idle worker is: its process, and the memory that it and its data take."""
+    """How an idle worker is: its process, the memory that it and its data take, and the GPUs that it holds."""
 
     pid: int
     memory_bytes: int
     data_bytes: int
+    gpu_ids: tuple[str, ...] = ()
 
 
 class Description(NamedTuple):
@@ -73,6 +75,7 @@ class Description(NamedTuple):
         since: the first generation that it was told of, 0 for none.
         hardware: what the bits of this worker depend on, in words; empty until it has read the data.
         pid: of its process.
+        gpu_ids: the GPUs that it holds, as Ray names them: numbers on its node, or UUIDs.
     """
 
     version: str
@@ -89,6 +92,7 @@ class Description(NamedTuple):
     members: int = 0
     since: int = 0
     hardware: str = ""
+    gpu_ids: tuple[str, ...] = ()
 
 
 class Unfit(Exception):
@@ -108,6 +112,7 @@ class Worker:
         self._limits, self._cpus, self._gpus = limits, cpus, gpus
         context = ray.get_runtime_context()
         self._node_id: str = context.get_node_id()
+        self._gpu_ids = tuple(context.get_accelerator_ids().get("GPU", ())) if gpus else ()
         self._logs = folder_of(context.namespace)
         self._place = Place(ray.util.get_node_ip_address(), self._node_id)  # type: ignore[no-untyped-call]
         self._data = DataCache(limits.data_bytes)
@@ -146,7 +151,7 @@ class Worker:
             return self._how_it_is()
 
     def _how_it_is(self) -> Rest:
-        return Rest(os.getpid(), memory_bytes(), self._data.size_bytes)
+        return Rest(os.getpid(), memory_bytes(), self._data.size_bytes, self._gpu_ids)
 
     def _look_after(self) -> None:
         """Somebody has asked: only a worker that is idle and that nobody asks for long ends itself."""
@@ -188,7 +193,7 @@ class Worker:
                 self._look_after()
                 current.start()
                 self._changed.notify_all()
-            return Presence(current.address, os.getpid())
+            return Presence(current.address, os.getpid(), self._gpu_ids)
 
     def _check_that_it_may_take(self, order: StartGang, number: int) -> None:
         # One that is over is forgotten by a call that may come later than this.
@@ -243,6 +248,7 @@ class Worker:
     def describe(self, epoch: int, reports_address: str) -> Description:
         """Tell a launcher of a newer epoch who this is, and report to its coordinator, at that address, from now on."""
         about = Description(ENGINE_VERSION, self._cpus, self._gpus, self._owner, self._node_id, os.getpid())
+        about = about._replace(gpu_ids=self._gpu_ids)
         with self._changed:
             current = self._assignment
         if current is None or self._obeying(current.name, epoch) is None:

@@ -53,11 +53,7 @@ def _about(jobs: Iterable[JobView]) -> Iterator[Metric]:
         "lockstep_job_state",
         "1 for the state that the job is in, 0 for every other.",
         ["job_id", "state"],
-        (
-            ([view.job.job_id, state.value.lower()], float(view.job.state is state))
-            for view in jobs
-            for state in State
-        ),
+        (([view.job.job_id, state.value.lower()], float(view.job.state is state)) for view in jobs for state in State),
     )
     yield _times("create", "When the job was submitted", jobs, lambda view: view.job.create_time)
 
@@ -65,7 +61,7 @@ def _about(jobs: Iterable[JobView]) -> Iterator[Metric]:
 def _facts(job: Job) -> list[str]:
     spec = job.spec
     device = "gpu" if spec.resources.gpus_per_worker else "cpu"
-    return [spec.name, spec.model.WhichOneof("model") or "", spec.data.WhichOneof("data") or "", PRINCIPAL, device]
+    return [spec.name, spec.model.WhichOneof("kind") or "", spec.data.WhichOneof("kind") or "", PRINCIPAL, device]
 
 
 def _progress(jobs: Iterable[JobView]) -> Iterator[Metric]:
@@ -159,11 +155,7 @@ def _ledgers(jobs: list[JobView], snapshot: Snapshot) -> Iterator[Metric]:
         "lockstep_worker_seconds",
         "Time of all workers of a job, by what it was spent for: productive, start_up, checkpoint, healing or idle.",
         ["job_id", "cause"],
-        (
-            ([view.job.job_id, cause], seconds)
-            for view in jobs
-            for cause, seconds in view.ledger.by_cause().items()
-        ),
+        (([view.job.job_id, cause], seconds) for view in jobs for cause, seconds in view.ledger.by_cause().items()),
     )
     first = [(view, view.ledger.ranks[0]) for view in jobs if 0 in view.ledger.ranks]
     yield counter(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client.core import Metric
 
@@ -12,57 +11,43 @@ from lockstep.server.scheduler import UNITS
 from lockstep.server.telemetry.families import Row, counter, gauge
 from lockstep.server.telemetry.gpu_peaks import peak_flops
 from lockstep.server.telemetry.snapshot import Snapshot
-from lockstep.v1.telemetry_pb2 import GpuTelemetry
+from lockstep.v1.telemetry_pb2 import GpuTelemetry, HostTelemetry
 
 _GPU = ["node", "gpu", "uuid"]
 _STATES = ("starting", "working", "warming_up", "warm")
 
 
-class _Figure(NamedTuple):
-    """A figure of a sample that may be unset: the metric's name without its front, the field, and what it tells."""
-
-    name: str
-    field: str
-    text: str
-
-
-_HOST_GAUGES = (
-    _Figure("cpu_utilization_ratio", "cpu_utilization_ratio", "Share of the CPUs' time in which they were busy, 0 to 1."),
-    _Figure("memory_total_bytes", "memory_total_bytes", "Memory of the node."),
-    _Figure("memory_used_bytes", "memory_used_bytes", "Memory that is not available to new processes."),
-    _Figure("disk_total_bytes", "disk_total_bytes", "Size of the file system with Ray's temporary folder and the logs."),
-    _Figure("disk_used_bytes", "disk_used_bytes", "What is used of that file system."),
-)
-_HOST_COUNTERS = (
-    _Figure("disk_read_bytes", "disk_read_bytes_total", "Bytes read from all disks."),
-    _Figure("disk_written_bytes", "disk_written_bytes_total", "Bytes written to all disks."),
-    _Figure("network_received_bytes", "network_received_bytes_total", "Bytes received, without loopback."),
-    _Figure("network_sent_bytes", "network_sent_bytes_total", "Bytes sent, without loopback."),
-)
-_GPU_GAUGES = (
-    _Figure(
-        "utilization_ratio",
-        "utilization_ratio",
-        "Share of the time in which some kernel ran, 0 to 1; it says nothing of how much of the GPU it used.",
-    ),
-    _Figure(
-        "memory_utilization_ratio", "memory_utilization_ratio", "Share of the time in which memory was used, 0 to 1."
-    ),
-    _Figure("memory_total_bytes", "memory_total_bytes", "Memory of the GPU."),
-    _Figure("memory_used_bytes", "memory_used_bytes", "Memory in use."),
-    _Figure("power_watts", "power_watts", "Power that the GPU draws, in watts."),
-    _Figure("power_limit_watts", "power_limit_watts", "Most power that it is allowed, in watts."),
-    _Figure("temperature_celsius", "temperature_celsius", "Temperature of the chip, in degrees Celsius."),
-    _Figure("sm_clock_hertz", "sm_clock_hertz", "Clock of the streaming multiprocessors, in hertz."),
-    _Figure("sm_clock_max_hertz", "sm_clock_max_hertz", "Most that this clock can be, in hertz."),
-    _Figure("memory_clock_hertz", "memory_clock_hertz", "Clock of the memory, in hertz."),
-    _Figure("sm_active_ratio", "sm_active_ratio", "Share of the multiprocessors' time with work, 0 to 1; from Hopper on."),
-    _Figure("sm_occupancy_ratio", "sm_occupancy_ratio", "Share of the possible warps that were there, 0 to 1; from Hopper on."),
-    _Figure("tensor_active_ratio", "tensor_active_ratio", "Share of the time with busy tensor cores, 0 to 1; from Hopper on."),
-    _Figure(
-        "memory_bandwidth_ratio", "memory_bandwidth_ratio", "Share of the memory's bandwidth in use, 0 to 1; from Hopper on."
-    ),
-)
+# Figures of a sample that may be unset: field, and what it tells. The metric is named after the field.
+_HOST_GAUGES = {
+    "cpu_utilization_ratio": "Share of the time of the CPUs in which they were busy, 0 to 1.",
+    "memory_total_bytes": "Memory of the node.",
+    "memory_used_bytes": "Memory that is not available to new processes.",
+    "disk_total_bytes": "Size of the file system that holds Ray's temporary folder and the logs.",
+    "disk_used_bytes": "What is used of that file system.",
+}
+_HOST_COUNTERS = {
+    "disk_read_bytes_total": "Bytes read from all disks.",
+    "disk_written_bytes_total": "Bytes written to all disks.",
+    "network_received_bytes_total": "Bytes received over the network, without loopback.",
+    "network_sent_bytes_total": "Bytes sent over the network, without loopback.",
+}
+_GPU_GAUGES = {
+    "utilization_ratio": "Share of the time in which some kernel ran, 0 to 1; not how much of the GPU it used.",
+    "memory_utilization_ratio": "Share of the time in which memory was read or written, 0 to 1.",
+    "memory_total_bytes": "Memory of the GPU.",
+    "memory_used_bytes": "Memory in use.",
+    "power_watts": "Power that the GPU draws, in watts.",
+    "power_limit_watts": "Most power that it is allowed, in watts.",
+    "temperature_celsius": "Temperature of the chip, in degrees Celsius.",
+    "sm_clock_hertz": "Clock of the streaming multiprocessors, in hertz.",
+    "sm_clock_max_hertz": "Most that this clock can be, in hertz.",
+    "memory_clock_hertz": "Clock of the memory, in hertz.",
+    "sm_active_ratio": "Share of the time in which the multiprocessors had work, 0 to 1; from Hopper on.",
+    "sm_occupancy_ratio": "Share of the possible warps that were resident, 0 to 1; from Hopper on.",
+    "tensor_active_ratio": "Share of the time in which tensor cores were busy, 0 to 1; from Hopper on.",
+    "memory_bandwidth_ratio": "Share of the bandwidth of the memory that was used, 0 to 1; from Hopper on.",
+}
+_GPU_COUNTERS = {"energy_joules_total": "Energy since the driver was loaded, in joules."}
 
 
 class IdleGpus:
@@ -100,8 +85,7 @@ def collect_nodes(snapshot: Snapshot, idle_gpus: IdleGpus) -> Iterator[Metric]:
     )
     yield gauge(
         "lockstep_node_resources",
-        "CPUs and GPUs of a node: total; usable, without what others on the Ray cluster hold; allocated to jobs; held by "
-        "warm workers.",
+        "CPUs and GPUs of a node: total; usable, without what others hold; allocated to jobs; held by warm workers.",
         ["node", "resource", "state"],
         _resources(snapshot, names),
     )
@@ -157,14 +141,8 @@ def _hosts(snapshot: Snapshot, names: dict[str, str]) -> Iterator[Metric]:
             for name, sample in samples
         ),
     )
-    for make, figures in ((gauge, _HOST_GAUGES), (counter, _HOST_COUNTERS)):
-        for figure in figures:
-            rows = (
-                ([name], getattr(sample.host, figure.field))
-                for name, sample in samples
-                if sample.host.HasField(figure.field)  # type: ignore[arg-type]
-            )
-            yield make(f"lockstep_node_{figure.name}", figure.text, ["node"], rows)
+    hosts = [([name], sample.host) for name, sample in samples]
+    yield from _figures("lockstep_node", ["node"], hosts, _HOST_GAUGES, _HOST_COUNTERS)
 
 
 def _gpus(gpus: list[tuple[list[str], GpuTelemetry]]) -> Iterator[Metric]:
@@ -174,10 +152,7 @@ def _gpus(gpus: list[tuple[list[str], GpuTelemetry]]) -> Iterator[Metric]:
         [*_GPU, "name"],
         (([*labels, gpu.name], 1) for labels, gpu in gpus),
     )
-    for figure in _GPU_GAUGES:
-        yield _figure(gauge, figure, gpus)
-    energy = _Figure("energy_joules", "energy_joules_total", "Energy since the driver was loaded, in joules.")
-    yield _figure(counter, energy, gpus)
+    yield from _figures("lockstep_gpu", _GPU, gpus, _GPU_GAUGES, _GPU_COUNTERS)
     yield gauge(
         "lockstep_gpu_peak_flops",
         "Most FP32 operations per second, without tensor cores, where the product is known.",
@@ -208,17 +183,18 @@ def _gpus(gpus: list[tuple[list[str], GpuTelemetry]]) -> Iterator[Metric]:
     )
 
 
-def _figure(
-    make: Callable[[str, str, list[str], Iterable[Row]], Metric],
-    figure: _Figure,
-    gpus: list[tuple[list[str], GpuTelemetry]],
-) -> Metric:
-    rows = (
-        (labels, getattr(gpu, figure.field))
-        for labels, gpu in gpus
-        if gpu.HasField(figure.field)  # type: ignore[arg-type]
-    )
-    return make(f"lockstep_gpu_{figure.name}", figure.text, _GPU, rows)
+def _figures(
+    front: str,
+    names: list[str],
+    samples: Sequence[tuple[list[str], HostTelemetry | GpuTelemetry]],
+    gauges: Mapping[str, str],
+    counters: Mapping[str, str],
+) -> Iterator[Metric]:
+    """A family for each figure, with the samples that have it."""
+    for make, texts in ((gauge, gauges), (counter, counters)):
+        for field, text in texts.items():
+            rows = ((labels, getattr(sample, field)) for labels, sample in samples if sample.HasField(field))
+            yield make(f"{front}_{field.removesuffix('_total')}", text, names, rows)
 
 
 def _allocation(snapshot: Snapshot, names: dict[str, str]) -> Metric:

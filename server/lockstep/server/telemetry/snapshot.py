@@ -123,7 +123,7 @@ class Camera:
             telemetry.queue_depth,
             max(((now - since).total_seconds() for since in waits), default=0.0),
             coordinator.look_at_cluster(),
-            coordinator.dispatcher.cluster_is_ready.is_set(),
+            coordinator.dispatcher.has_launcher,
             coordinator.bells.count(),
             samples,
             {node_id: nodes.gpu_uses(node_id) for node_id, sample in samples.items() if sample.gpus},
@@ -142,7 +142,8 @@ class Camera:
                 never_placed += 1
                 if never_placed > MOST_WAITING:
                     continue
-            views.append(JobView(job, JobRecord(dict(record.metrics), record.checkpoint_time, record.queued_time), held_workers, _copied(ledgers.get(job_id))))
+            told = JobRecord(dict(record.metrics), record.checkpoint_time, record.queued_time)
+            views.append(JobView(job, told, held_workers, _copied(ledgers.get(job_id))))
         return tuple(views)
 
 
