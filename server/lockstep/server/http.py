@@ -11,7 +11,7 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import structlog
-from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client import CollectorRegistry, disable_created_metrics, make_wsgi_app
 
 from lockstep.server.settings import Address, StartupError
 
@@ -43,6 +43,7 @@ class HttpServer:
         Raises:
             StartupError: the port is taken.
         """
+        disable_created_metrics()  # a series more for each one, of which Prometheus makes nothing
         self._metrics = make_wsgi_app(registry)
         self._is_well = True
         try:

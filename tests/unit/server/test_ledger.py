@@ -1,0 +1,111 @@
+"""The accounts of workers, put together by rank."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from lockstep.server.ledger import PHASES, STEP_BOUNDS_S, JobLedger
+from lockstep.v1.internal_service_pb2 import ReportLedgerRequest
+from lockstep.v1.ledger_pb2 import PhaseSeconds
+
+NOW = 1000.0
+
+
+def account(
+    rank: int, sequence: int, *, attempt: int = 1, number: int | None = None, **fields: Any
+) -> ReportLedgerRequest:
+    """What a worker tells; seconds of phases are given by their names."""
+    seconds = PhaseSeconds(**{f"{phase}_s": fields.pop(phase) for phase in PHASES if phase in fields})
+    counts = [0] * len(STEP_BOUNDS_S) + [fields.get("steps", 0)]
+    return ReportLedgerRequest(
+        job_id="job-1",
+        attempt=attempt,
+        number=rank if number is None else number,
+        rank=rank,
+        node_id=f"node-{rank}",
+        sequence=sequence,
+        seconds=seconds,
+        step_duration_counts=counts,
+        **fields,
+    )
+
+
+def seconds_of(ledger: JobLedger, rank: int) -> dict[str, float]:
+    pairs = zip(PHASES, ledger.ranks[rank].seconds, strict=True)
+    return {phase: value for phase, value in pairs if value}
+
+
+def test_a_later_account_of_a_worker_replaces_the_one_before() -> None:
+    ledger = JobLedger()
+    for sequence, forward in ((1, 1.0), (2, 5.0), (3, 6.5)):
+        assert ledger.add(account(0, sequence, forward=forward, steps=10 * sequence), NOW)
+    assert seconds_of(ledger, 0) == {"forward": 6.5}
+    assert (ledger.ranks[0].steps, ledger.ranks[0].step_counts[-1]) == (30, 30)
+
+
+def test_an_account_that_comes_late_or_twice_changes_nothing() -> None:
+    ledger = JobLedger()
+    ledger.add(account(0, 2, forward=5.0), NOW)
+    for sequence, forward in ((1, 1.0), (2, 5.0)):
+        assert not ledger.add(account(0, sequence, forward=forward), NOW)
+    assert seconds_of(ledger, 0) == {"forward": 5.0}
+
+
+def test_a_worker_that_gets_another_rank_goes_on_in_the_account_of_that_one() -> None:
+    ledger = JobLedger()
+    ledger.add(account(1, 1, number=7, forward=5.0), NOW)
+    ledger.add(account(0, 2, number=7, forward=6.0, healing=1.0), NOW)
+    assert seconds_of(ledger, 1) == {"forward": 5.0}
+    assert seconds_of(ledger, 0) == {"forward": 1.0, "healing": 1.0}
+    assert (ledger.ranks[0].is_there, ledger.ranks[1].is_there) == (True, False)
+
+
+def test_a_new_attempt_adds_to_the_accounts_of_those_before() -> None:
+    ledger = JobLedger()
+    ledger.add(account(0, 4, forward=5.0), NOW)
+    ledger.add(account(0, 1, attempt=2, forward=1.0), NOW)
+    ledger.add(account(0, 5, attempt=1, forward=5.5), NOW)  # the last words of a worker before
+    assert seconds_of(ledger, 0) == {"forward": 6.5}
+    ledger.add(account(0, 1, attempt=3, forward=1.0), NOW)
+    assert not ledger.add(account(0, 6, attempt=1, forward=9.0), NOW)
+    assert seconds_of(ledger, 0) == {"forward": 7.5}
+
+
+def test_a_ledger_goes_on_where_it_was_stored() -> None:
+    ledger = JobLedger()
+    ledger.add(account(0, 1, forward=5.0, steps=3, flops_per_step=64.0), NOW)
+    again = JobLedger.from_json(json.loads(json.dumps(ledger.to_json())))
+    assert again == ledger
+    again.add(account(0, 2, forward=6.0, steps=4), NOW)
+    assert (seconds_of(again, 0), again.ranks[0].steps, again.flops_per_step) == ({"forward": 6.0}, 4, 64.0)
+
+
+@pytest.mark.parametrize(
+    ("waits", "straggler"),
+    [
+        ([0.5, 0.1, 0.55], (1, 0.425)),  # of the others the median
+        ([0.5, 0.48, 0.51], None),
+        ([0.5], None),
+        ([], None),
+    ],
+)
+def test_the_straggler_is_the_rank_that_waits_much_less_than_the_others(
+    waits: list[float], straggler: tuple[int, float] | None
+) -> None:
+    ledger = JobLedger()
+    for rank, wait in enumerate(waits):
+        ledger.add(account(rank, 1, forward=1.0 - wait, exchange_wait=wait, start_up=100.0), NOW)
+    found = ledger.straggler()
+    assert found == (None if straggler is None else (straggler[0], pytest.approx(straggler[1])))
+
+
+def test_every_phase_was_spent_for_some_cause() -> None:
+    ledger = JobLedger()
+    ledger.add(account(0, 1, **{phase: float(2**i) for i, phase in enumerate(PHASES)}), NOW)
+    causes = ledger.by_cause()
+    assert sum(causes.values()) == 2 ** len(PHASES) - 1
+    assert causes["start_up"] == 2.0 ** PHASES.index("start_up")
+    assert list(causes) == ["productive", "start_up", "checkpoint", "healing", "idle"]
