@@ -7,9 +7,9 @@ how that divides is measured on the device, by events, in one step of SAMPLED_EV
 
 import bisect
 import itertools
-import time
 from collections.abc import Callable
 from enum import IntEnum
+from time import perf_counter
 from typing import NamedTuple, Protocol
 
 import torch
@@ -34,6 +34,9 @@ class Phase(IntEnum):
     CHECKPOINT = 9
     HEALING = 10
     IDLE = 11
+
+
+EXCHANGE = Phase.EXCHANGE  # quicker to get at than the member, for what is done many times in a step
 
 
 class Account(NamedTuple):
@@ -78,7 +81,7 @@ class Ledger:
         self._seconds = [0.0] * len(Phase)
         self._seconds[Phase.START_UP] = spent_s
         self._phase = Phase.START_UP
-        self._since = time.perf_counter()
+        self._since = perf_counter()
         self._waited_s: Callable[[], float] = _never
         self._waited_before = 0.0
         self._before_step: list[float] = []
@@ -107,14 +110,14 @@ class Ledger:
             if self._is_sampled and self._marks is not None:
                 self._marks.set(phase)
             return
-        now = time.perf_counter()
+        now = perf_counter()
         spent = now - self._since
-        if self._phase is Phase.EXCHANGE:
+        if self._phase is EXCHANGE:
             waited = min(spent, self._waited_s() - self._waited_before)
             self._seconds[Phase.EXCHANGE_WAIT] += waited
             spent -= waited
         self._seconds[self._phase] += spent
-        if phase is Phase.EXCHANGE:
+        if phase is EXCHANGE:
             self._waited_before = self._waited_s()
         self._phase, self._since = phase, now
 
@@ -161,7 +164,7 @@ class Ledger:
             seconds, undivided, shares = self._seconds.copy(), self._undivided_s, self._shares
             if since == self._since:  # else the other thread has written meanwhile
                 break
-        seconds[phase] += max(0.0, time.perf_counter() - since)
+        seconds[phase] += max(0.0, perf_counter() - since)
         for part, share in shares.items():
             seconds[part] += undivided * share
         counts = tuple(self._step_counts)
@@ -176,7 +179,7 @@ class Ledger:
             self._undivided_s = 0.0
             total = sum(seconds.values())
             self._shares = {phase: value / total for phase, value in seconds.items()} if total else {Phase.FORWARD: 1.0}
-        now = time.perf_counter()
+        now = perf_counter()
         self._undivided_s += now - self._since
         self._is_in_device_step = False
         self._phase, self._since = Phase.OPTIMIZER, now

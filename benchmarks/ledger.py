@@ -1,0 +1,103 @@
+"""What the ledger costs: steps with it, against steps of the same run without it.
+
+    python benchmarks/ledger.py [--steps 6000] [--data ../shared/data/mnist]
+
+Two workers on two cores, one thread each, as in throughput.py. The ledger is switched on and off every ten steps, on
+both ranks at once, so that whatever else the machine does meets both alike. The figure of each is the median over all
+of its steps; the result is the ratio of the throughputs.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lockstep.workers.datasets.idx import IdxDataset
+from lockstep.workers.engine import Group, Ledger, Trainer
+from lockstep.workers.models import build_model
+from throughput import BATCH_SIZE, LEARNING_RATE, MODELS, WORLD_SIZE
+
+BLOCK = 10
+WARM_UP = 100
+
+
+def nothing(*arguments: Any) -> None:
+    """In place of a method of the ledger."""
+
+
+class SwitchedLedger(Ledger):
+    """A ledger that is off in every other block of steps.
+
+    Attributes:
+        seconds: of the steps with it and of those without it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: dict[bool, list[float]] = {True: [], False: []}
+        self._begun = 0
+        self._began = 0.0
+        self._is_on = True
+
+    def begin_step(self) -> None:
+        now = time.perf_counter()
+        # The first step of a block also pays for the switch.
+        if self._begun > WARM_UP and self._begun % BLOCK != 1:
+            self.seconds[self._is_on].append(now - self._began)
+        if self._begun % BLOCK == 0:
+            self._is_on = not self._is_on
+            if self._is_on:
+                del self.enter, self.end_step
+            else:
+                self.enter = self.end_step = nothing  # type: ignore[method-assign]
+        self._begun += 1
+        self._began = now
+        if self._is_on:
+            super().begin_step()
+
+
+def compare(steps: int, root: Path) -> None:
+    """Train each model and print the figures on rank 0."""
+    group = Group.from_environment()
+    data = IdxDataset(str(root))
+    data.load()
+    for name, model in MODELS.items():
+        ledger = SwitchedLedger()
+        many = steps if name != "lenet" else steps // 4
+        Trainer(max_steps=many, batch_size=BATCH_SIZE, log_every_steps=10**9, evaluate_every_steps=10**9).fit(
+            build_model(model, data, 0),
+            data,
+            lambda parameters: torch.optim.SGD(parameters, lr=LEARNING_RATE, foreach=False),
+            group=group,
+            ledger=ledger,
+        )
+        if group.rank == 0:
+            with_ledger, without = (statistics.median(ledger.seconds[is_on]) for is_on in (True, False))
+            print(
+                f"{name:20} a step with the ledger {1e6 * with_ledger:8.1f} µs, without {1e6 * without:8.1f} µs: "
+                f"{without / with_ledger:.4f}x the throughput ({len(ledger.seconds[True])} steps of each)",
+                flush=True,
+            )
+    group.leave()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=6_000)
+    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data" / "mnist")
+    options = parser.parse_args()
+    if "RANK" in os.environ:
+        compare(options.steps, options.data)
+    else:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(WORLD_SIZE)]
+        subprocess.run([*torchrun, *sys.argv], check=True)
+
+
+if __name__ == "__main__":
+    main()
