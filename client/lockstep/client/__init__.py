@@ -35,6 +35,7 @@ from lockstep.client.errors import (
 )
 from lockstep.client.job import Job
 from lockstep.client.spec import load_spec
+from lockstep.client.telemetry import GpuTelemetry, HostTelemetry, NodeTelemetry
 from lockstep.client.types import (
     CatalogEntry,
     CatalogParameter,
@@ -67,6 +68,8 @@ __all__ = [
     "DeadlineExceeded",
     "FailedPrecondition",
     "Failure",
+    "GpuTelemetry",
+    "HostTelemetry",
     "InvalidRequest",
     "InvalidSpec",
     "Job",
@@ -83,6 +86,7 @@ __all__ = [
     "MetricPoint",
     "MissingPackage",
     "Node",
+    "NodeTelemetry",
     "NotFound",
     "OutOfRange",
     "PermissionDenied",

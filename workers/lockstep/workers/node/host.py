@@ -9,7 +9,6 @@ import psutil
 
 from lockstep.v1.telemetry_pb2 import HostTelemetry
 
-
 SHORTEST_S = 0.5
 """CPU time, of all CPUs together, from which on their use is told: what is shorter says nothing."""
 
