@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 import pytest
 
-from lockstep.workers.node.host import Host, existing
+from lockstep.workers.node.host import Host
 
 Times = namedtuple("Times", "user nice system idle iowait guest")
 TIMES = Times(100.0, 0.0, 10.0, 200.0, 5.0, 50.0)
@@ -77,8 +77,3 @@ def test_in_a_container_its_own_network_counts(tmp_path: Path, monkeypatch: pyte
     told = Host(tmp_path, tmp_path).sample()
     assert told.network_sent_bytes_total == 4
     assert not told.HasField("disk_read_bytes_total")
-
-
-def test_the_first_folder_that_exists_is_taken(tmp_path: Path) -> None:
-    assert existing([tmp_path / "none", tmp_path]) == tmp_path
-    assert existing([tmp_path / "none"]) == Path("/")
