@@ -45,6 +45,13 @@ def test_the_client_alone_is_light() -> None:
     assert loaded(script) == "[]"
 
 
+def test_the_node_agent_is_light() -> None:
+    script = (
+        "import lockstep.workers.node.agent, sys; print([n for n in ('torch', 'numpy', 'sklearn') if n in sys.modules])"
+    )
+    assert loaded(script) == "[]"
+
+
 def test_the_roots_are_one_namespace_package() -> None:
     for root in ("proto", "client", "server", "workers"):
         assert not (ROOT / root / "__init__.py").exists()

@@ -36,6 +36,7 @@ from lockstep.client.errors import (
 from lockstep.client.job import Job
 from lockstep.client.ledger import Ledger, RankLedger
 from lockstep.client.spec import load_spec
+from lockstep.client.telemetry import GpuTelemetry, HostTelemetry, NodeTelemetry
 from lockstep.client.types import (
     CatalogEntry,
     CatalogParameter,
@@ -68,6 +69,8 @@ __all__ = [
     "DeadlineExceeded",
     "FailedPrecondition",
     "Failure",
+    "GpuTelemetry",
+    "HostTelemetry",
     "InvalidRequest",
     "InvalidSpec",
     "Job",
@@ -85,6 +88,7 @@ __all__ = [
     "MetricPoint",
     "MissingPackage",
     "Node",
+    "NodeTelemetry",
     "NotFound",
     "OutOfRange",
     "PermissionDenied",

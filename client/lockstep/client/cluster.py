@@ -7,6 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Self
 
+from lockstep.client.telemetry import NodeTelemetry
 from lockstep.client.types import to_datetime
 from lockstep.v1 import cluster_service_pb2
 
@@ -54,6 +55,7 @@ class Worker:
         idle_since: since when it waits for a job, UTC; None while it has one.
         memory_bytes: memory of its process when it waited last; 0 if it never has.
         data_bytes: data that it keeps for the next job.
+        gpu_indexes: the GPUs that it holds, as GpuTelemetry.index counts; none while they are not known.
     """
 
     pid: int
@@ -66,6 +68,7 @@ class Worker:
     idle_since: datetime | None
     memory_bytes: int
     data_bytes: int
+    gpu_indexes: tuple[int, ...]
 
     @classmethod
     def from_proto(cls, worker: cluster_service_pb2.Worker) -> Self:
@@ -80,6 +83,7 @@ class Worker:
             to_datetime(worker.idle_since) if worker.HasField("idle_since") else None,
             worker.memory_bytes,
             worker.data_bytes,
+            tuple(worker.gpu_indexes),
         )
 
 
@@ -95,6 +99,7 @@ class Node:
         held_by_jobs: what jobs hold of the usable.
         held_by_warm_workers: what workers hold that wait for a job; given up at once to a job that needs it.
         workers: its worker processes, those of jobs first; none while no launcher is in service.
+        telemetry: what its agent measured last; None when nothing has come for a while.
     """
 
     node_id: str
@@ -104,6 +109,7 @@ class Node:
     held_by_jobs: Resources
     held_by_warm_workers: Resources
     workers: tuple[Worker, ...]
+    telemetry: NodeTelemetry | None
 
     @classmethod
     def from_proto(cls, node: cluster_service_pb2.Node) -> Self:
@@ -115,6 +121,7 @@ class Node:
             Resources.from_proto(node.held_by_jobs),
             Resources.from_proto(node.held_by_warm_workers),
             tuple(map(Worker.from_proto, node.workers)),
+            NodeTelemetry.from_proto(node.telemetry) if node.HasField("telemetry") else None,
         )
 
 

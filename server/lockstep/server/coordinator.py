@@ -58,7 +58,7 @@ class Coordinator:
         self._live = LiveJobs(store, self.bells, telemetry, orders)
         self.dispatcher = Dispatcher(self._live, orders, store, cluster)
         self.node_telemetry = NodeTelemetry(
-            nodes=lambda: {node.node_id for node in self.dispatcher.nodes_seen},
+            nodes=lambda: self.dispatcher.nodes_seen,
             processes=lambda: self.dispatcher.processes,
         )
         self._site = site

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
+from lockstep.server.scheduler import Node
 from lockstep.v1.internal_service_pb2 import WorkerProcess
 from lockstep.v1.telemetry_pb2 import NodeTelemetry as NodeTelemetryMessage
 
@@ -34,6 +34,13 @@ class GpuUse:
     number: int
 
 
+class _Sample(NamedTuple):
+    """A sample, and when it was taken."""
+
+    taken_at: float
+    message: NodeTelemetryMessage
+
+
 class NodeTelemetry:
     """The newest sample of each node, for a while. The event loop writes; any thread may read.
 
@@ -42,38 +49,50 @@ class NodeTelemetry:
 
     def __init__(
         self,
-        nodes: Callable[[], Collection[str]],
+        nodes: Callable[[], Sequence[Node]],
         processes: Callable[[], Iterable[WorkerProcess]],
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare to take samples.
 
         Args:
-            nodes: names the nodes that there are, by node_id; samples of others are dropped.
+            nodes: tells the nodes that there are; samples of others are dropped.
             processes: tells the worker processes that there are.
             now: tells the time in seconds, from any start.
         """
         self._nodes = nodes
         self._processes = processes
         self._now = now
-        # Samples are replaced and never changed, and so is the whole, since readers may be in another thread.
-        self._samples: dict[str, tuple[float, NodeTelemetryMessage]] = {}
+        # A sample is replaced and never changed, since readers may be in another thread.
+        self._samples: dict[str, _Sample] = {}
 
     def take(self, node_id: str, telemetry: NodeTelemetryMessage) -> None:
         """Keep a sample that was checked, in place of the one before."""
-        sample = NodeTelemetryMessage()
-        sample.CopyFrom(telemetry)
-        sample.receive_time.CopyFrom(_this_time())
-        taken = self._samples | {node_id: (self._now(), sample)}
-        self._samples = self._valid(taken)
+        message = NodeTelemetryMessage()
+        message.CopyFrom(telemetry)
+        message.receive_time.GetCurrentTime()
+        self._samples[node_id] = _Sample(self._now(), message)
+        if len(self._samples) > len(self._nodes()):
+            valid = self.all()
+            self._samples = {node_id: sample for node_id, sample in self._samples.items() if node_id in valid}
 
     def newest(self, node_id: str) -> NodeTelemetryMessage | None:
         """Return the newest sample of a node; None when nothing has come for a while, or there is no such node."""
-        return self.all().get(node_id)
+        sample = self._samples.get(node_id)
+        is_there = any(node.node_id == node_id for node in self._nodes())
+        return sample.message if sample is not None and is_there and self._counts(sample) else None
 
     def all(self) -> dict[str, NodeTelemetryMessage]:
         """Return the newest samples of all nodes that have sent one lately, by node_id."""
-        return {node_id: sample for node_id, (_, sample) in self._valid(self._samples).items()}
+        there = {node.node_id for node in self._nodes()}
+        return {
+            node_id: sample.message
+            for node_id, sample in list(self._samples.items())
+            if node_id in there and self._counts(sample)
+        }
+
+    def _counts(self, sample: _Sample) -> bool:
+        return self._now() - sample.taken_at < FORGOTTEN_AFTER_S
 
     def gpu_uses(self, node_id: str) -> list[GpuUse]:
         """Say which jobs use which of a node's GPUs, in the order of the GPUs; nothing without a sample.
@@ -81,7 +100,7 @@ class NodeTelemetry:
         Several workers may share a GPU.
         """
         sample = self.newest(node_id)
-        if sample is None:
+        if sample is None or not sample.gpus:
             return []
         uuids = {gpu.index: gpu.uuid for gpu in sample.gpus}
         uses = [
@@ -92,16 +111,6 @@ class NodeTelemetry:
             if index in uuids
         ]
         return sorted(uses, key=lambda use: (use.index, use.job_id, use.attempt, use.number))
-
-    def _valid(
-        self, samples: dict[str, tuple[float, NodeTelemetryMessage]]
-    ) -> dict[str, tuple[float, NodeTelemetryMessage]]:
-        oldest, nodes = self._now() - FORGOTTEN_AFTER_S, self._nodes()
-        return {
-            node_id: (time_s, sample)
-            for node_id, (time_s, sample) in samples.items()
-            if time_s > oldest and node_id in nodes
-        }
 
 
 def gpu_indexes(process: WorkerProcess, sample: NodeTelemetryMessage | None) -> list[int]:
@@ -120,9 +129,3 @@ def gpu_indexes(process: WorkerProcess, sample: NodeTelemetryMessage | None) -> 
             found = [gpu.index for gpu in sample.gpus if gpu.uuid.startswith(gpu_id)]
             indexes.update(found if len(found) == 1 else ())
     return sorted(indexes)
-
-
-def _this_time() -> Timestamp:
-    time_now = Timestamp()
-    time_now.GetCurrentTime()
-    return time_now

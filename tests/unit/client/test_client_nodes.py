@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from lockstep.client import Client, Resources, WorkerState
+from lockstep.client import telemetry as client_types
 from lockstep.v1 import cluster_service_pb2 as pb
+from lockstep.v1.telemetry_pb2 import GpuTelemetry, HostTelemetry, NodeTelemetry
 from tests.unit.client.scripted_server import ScriptedServer, nodes
 
 FOUR = {"cpus": 4.0}
@@ -129,6 +132,90 @@ def test_nodes_shows_gpus_shares_and_what_others_hold(server: ScriptedServer, lo
         "0 of 1 GPU held by jobs, 1 warm, 1 more held by others",
         "  warm, 0.5 CPUs, 1 GPU, idle for 3 s",
     ]
+
+
+def a_gpu(index: int, **fields: Any) -> GpuTelemetry:
+    given = {"name": "NVIDIA H200", "uuid": f"GPU-{index}", "utilization_ratio": 0.99, "temperature_celsius": 64.0}
+    return GpuTelemetry(index=index, **(given | fields))
+
+
+@pytest.fixture
+def measured(server: ScriptedServer) -> ScriptedServer:
+    """A server whose only node is measured."""
+    host = HostTelemetry(
+        cpus=4,
+        cpu_utilization_ratio=0.374,
+        memory_total_bytes=64_000 * MEGABYTE,
+        memory_used_bytes=12_345 * MEGABYTE,
+        disk_total_bytes=100,
+        disk_used_bytes=89,
+    )
+    hopper = a_gpu(
+        0,
+        sm_active_ratio=0.868,
+        memory_total_bytes=150_750 * MEGABYTE,
+        memory_used_bytes=41_000 * MEGABYTE,
+        power_watts=699.6,
+        power_limit_watts=700.0,
+        knows_throttle_reasons=True,
+        throttle_reasons=["sw_power_cap", "hw_thermal_slowdown"],
+        knows_xid_errors=True,
+        xid_errors={31: 2, 13: 1},
+    )
+    lost = GpuTelemetry(index=2, uuid="GPU-2", name="NVIDIA H200")
+    telemetry = NodeTelemetry(receive_time={"seconds": 50}, host=host, gpus=[hopper, a_gpu(1), lost])
+    worker = a_worker("WORKING", pid=100, job_id="job-1a", attempt=1, number=3, gpu_indexes=[0, 2])
+    server.on("GetCluster", a_cluster())
+    server.on("ListNodes", nodes(a_node(worker, warm(1, gpu_indexes=[1]), telemetry=telemetry)))
+    return server
+
+
+def test_what_a_node_does_is_told_as_plain_values(measured: ScriptedServer, client: Client):
+    (node,) = client.list_nodes()
+    assert node.telemetry is not None
+    assert node.telemetry.receive_time == datetime.fromtimestamp(50, UTC)
+    assert (node.telemetry.host.cpus, node.telemetry.host.cpu_utilization_ratio) == (4, 0.374)
+    assert node.telemetry.host.network_sent_bytes_total is None
+    first, second, _ = node.telemetry.gpus
+    assert (first.sm_active_ratio, first.tensor_active_ratio) == (0.868, None)
+    assert first.throttle_reasons == ("sw_power_cap", "hw_thermal_slowdown")
+    assert first.xid_errors == {13: 1, 31: 2}
+    assert (second.throttle_reasons, second.xid_errors) == (None, None), "it does not tell"
+    assert [worker.gpu_indexes for worker in node.workers] == [(0, 2), (1,)]
+
+
+def test_every_field_of_the_contract_is_told():
+    for message, ours in ((HostTelemetry(), client_types.HostTelemetry), (GpuTelemetry(), client_types.GpuTelemetry)):
+        names = {field.name for field in message.DESCRIPTOR.fields if not field.name.startswith("knows_")}
+        assert names == {field.name for field in fields(ours)}
+
+
+def test_nodes_shows_what_machines_and_gpus_do_and_who_uses_them(measured: ScriptedServer, lockstep):
+    _, out, _ = lockstep("nodes")
+    assert out.splitlines()[2:7] == [
+        "raptor",
+        "  3 of 4 CPUs held by jobs, 1 warm",
+        "  CPU 37 %, memory 12.3 GB of 64.0 GB",
+        "  GPU 0 NVIDIA H200: SM activity 87 %, memory 41.0 GB of 150.8 GB, 700 W of 700 W, 64 °C, "
+        "throttled (sw power cap, hw thermal slowdown), error XID 13, error XID 31 (2 times), job-1a worker 3",
+        "  GPU 1 NVIDIA H200: utilization 99 %, 64 °C",
+    ]
+    assert out.splitlines()[7] == "  GPU 2 NVIDIA H200: does not answer, job-1a worker 3"
+
+
+def test_nodes_says_that_a_disk_is_nearly_full(server: ScriptedServer, lockstep):
+    host = HostTelemetry(cpus=1, disk_total_bytes=1000, disk_used_bytes=954)
+    server.on("GetCluster", a_cluster())
+    server.on("ListNodes", nodes(a_node(telemetry=NodeTelemetry(host=host))))
+    assert "  disk 95 % full" in lockstep("nodes")[1].splitlines()
+
+
+def test_nodes_as_json_has_the_telemetry(measured: ScriptedServer, lockstep):
+    (node,) = json.loads(lockstep("nodes", "-o", "json")[1])["nodes"]
+    assert node["telemetry"]["receive_time"] == "1970-01-01T00:00:50+00:00"
+    assert node["telemetry"]["host"]["memory_used_bytes"] == 12_345 * MEGABYTE
+    assert [gpu["power_watts"] for gpu in node["telemetry"]["gpus"]] == [699.6, None, None]
+    assert node["telemetry"]["gpus"][0]["xid_errors"] == {"13": 1, "31": 2}
 
 
 def test_nodes_says_that_there_is_no_launcher_yet(server: ScriptedServer, lockstep):

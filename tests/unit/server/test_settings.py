@@ -46,6 +46,7 @@ def test_what_is_no_address_is_refused(text: str) -> None:
         ({"num_gpus": -1}, "--num-gpus is -1"),
         ({"launcher_timeout_s": 0}, "--launcher-timeout-s is 0"),
         ({"log_format": "xml"}, "--log-format is 'xml'"),
+        ({"gpu_job_mapping_dir": "jobs"}, "--gpu-job-mapping-dir is 'jobs'; allowed: an absolute path"),
         ({"ray_address": "a:1", "num_cpus": 2}, "for the embedded Ray"),
         ({"ray_address": "nowhere"}, "--ray-address is 'nowhere'; allowed: host:port"),
     ],

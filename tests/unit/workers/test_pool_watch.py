@@ -145,6 +145,7 @@ def test_a_launcher_puts_the_workers_of_the_one_before_where_they_belong(clock: 
     working = idle._replace(
         pid=13, order_bytes=order.SerializeToString(), number=3, generation=1, members=1, address="x", since=1
     )
+    working = working._replace(gpu_ids=("0", "1"))
     fleet.left = [idle, fresh, old, working, None]
     launcher = launcher_on(fleet)
     [attempt] = launcher._take_over()
@@ -153,6 +154,7 @@ def test_a_launcher_puts_the_workers_of_the_one_before_where_they_belong(clock: 
     told = {message.pid: message for message in launcher._pool.processes()}
     assert [told[pid].HasField("idle_since") for pid in (11, 12, 13)] == [True, True, False]
     assert (told[13].job_id, told[13].attempt, told[13].number, told[13].owner) == ("job-1", 2, 3, "ann")
+    assert (list(told[13].gpu_ids), list(told[11].gpu_ids)) == (["0", "1"], [])
     assert (told[11].is_warm, told[11].owner, told[12].HasField("owner")) == (True, "ann", False)
     assert fleet.room() == {"a": (6.0, 0.0)}
     assert attempt.inventory().running_workers == 1

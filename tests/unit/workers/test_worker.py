@@ -26,6 +26,9 @@ class RayContext:
     def get_node_id(self) -> str:
         return "node-1"
 
+    def get_accelerator_ids(self) -> dict[str, list[str]]:
+        return {"GPU": ["2", "GPU-8f6c"], "TPU": []}
+
 
 class PlayedSlate:
     """A process of which something may be left.
@@ -58,8 +61,8 @@ def make_worker(monkeypatch: pytest.MonkeyPatch, slate: PlayedSlate) -> Iterator
     monkeypatch.setattr(assignment, "LAST_WORDS_S", 0.0)  # there is no coordinator
     made = []
 
-    def make(limits: Limits = ROOMY) -> Worker:
-        made.append(Worker(limits, 1.0, 0.0))
+    def make(limits: Limits = ROOMY, gpus: float = 0.0) -> Worker:
+        made.append(Worker(limits, 1.0, gpus))
         return made[-1]
 
     yield make
@@ -246,6 +249,14 @@ def test_a_worker_says_who_it_is(idle: Worker) -> None:
     end(idle)
     idle.rest(name, 0)
     assert idle.describe(2, "") == Description(ENGINE_VERSION, 1.0, 0.0, "ann", "node-1", pid)
+
+
+def test_a_worker_says_which_gpus_it_holds(make_worker: Any) -> None:
+    one, order = make_worker(gpus=2.0), order_of()
+    held = ("2", "GPU-8f6c")
+    assert one.rest("", 0).gpu_ids == held
+    assert one.begin(order.SerializeToString(), 0).gpu_ids == held
+    assert one.describe(1, "").gpu_ids == held
 
 
 def test_a_worker_of_which_something_is_left_is_not_used_again(idle: Worker, slate: PlayedSlate) -> None:

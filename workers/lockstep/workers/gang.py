@@ -82,7 +82,7 @@ class MemberUp:
     member: Member
     address: str
     pid: int
-    gpu_ids: tuple[str, ...]
+    gpu_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

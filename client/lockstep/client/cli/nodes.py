@@ -1,4 +1,4 @@
-"""The command `nodes`: what the cluster has, what runs where and what is warm."""
+"""The command `nodes`: what the cluster has and does, what runs where and what is warm."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 
 from lockstep.client.cli import output
 from lockstep.client.cli.connect import client_of
+from lockstep.client.cli.telemetry import telemetry_lines
 from lockstep.client.cluster import Cluster, Node, Worker, WorkerState
 
 
@@ -22,7 +23,7 @@ def nodes(
     context: typer.Context,
     form: Annotated[output.TableOrJson, typer.Option("--output", "-o")] = output.TableOrJson.table,
 ) -> None:
-    """Show the nodes: what they have, what runs where, and which workers are warm."""
+    """Show the nodes: what they have and do, what runs where, and which workers are warm."""
     with client_of(context) as client:
         cluster, found = client.get_cluster(), client.list_nodes()
     if form is output.TableOrJson.json:
@@ -36,6 +37,8 @@ def _plain_data(node: Node) -> dict[str, Any]:
     for worker in data["workers"]:
         if worker["idle_since"] is not None:
             worker["idle_since"] = worker["idle_since"].isoformat()
+    if data["telemetry"] is not None:
+        data["telemetry"]["receive_time"] = data["telemetry"]["receive_time"].isoformat()
     return data
 
 
@@ -48,6 +51,8 @@ def _print(cluster: Cluster, nodes: Sequence[Node]) -> None:
         console.print()
         console.print(Text(output.plain(node.name or node.node_id), style="bold"), soft_wrap=True)
         console.print(f"  {_describe_use(node)}", soft_wrap=True)
+        for line in telemetry_lines(node):
+            console.print(f"  {output.plain(line)}", soft_wrap=True)
         for worker in node.workers:
             console.print(f"  {output.plain(_describe_worker(worker))}", soft_wrap=True)
 

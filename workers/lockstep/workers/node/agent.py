@@ -11,20 +11,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import grpc
+import ray
 import structlog
 
 from lockstep.v1.internal_service_pb2 import ReportNodeRequest
 from lockstep.v1.telemetry_pb2 import NodeTelemetry
 from lockstep.workers.connection import Connection
 from lockstep.workers.node.gpus import Gpus
-from lockstep.workers.node.host import Host, existing
+from lockstep.workers.node.host import Host
 from lockstep.workers.node.mapping import JobMapping
 
 EVERY_S = 2.0
 ANSWER_TIMEOUT_S = 5.0
 """How long the coordinator may take to answer."""
-RAY_FOLDER = Path("/tmp/ray")
-"""Where Ray keeps its files unless it is told otherwise; the logs of workers are beside it."""
 
 log = structlog.get_logger()
 
@@ -110,7 +109,8 @@ class Sampler:
     """Measures this node."""
 
     def __init__(self) -> None:
-        self._host = Host(existing([RAY_FOLDER, Path(tempfile.gettempdir())]))
+        node = ray._private.worker._global_node  # none outside of Ray
+        self._host = Host(Path(node.get_session_dir_path() if node else tempfile.gettempdir()))
         self._gpus = Gpus()
 
     def __call__(self) -> NodeTelemetry:

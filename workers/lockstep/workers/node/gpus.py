@@ -55,8 +55,8 @@ class Gpus:
         if self._now() >= self._look_at:
             self._look()
         told = [gpu.sample() for _, gpu in sorted(self._gpus.items())]
-        if self._gpus and not any(gpu.answers for gpu in self._gpus.values()):
-            self._close()  # the driver is gone, or has become another one
+        if not any(gpu.answers for gpu in self._gpus.values()) and self._gpus and self._driver_is_gone():
+            self._close()
         return told
 
     def _look(self) -> None:
@@ -77,14 +77,18 @@ class Gpus:
                     self._gpus[index] = Gpu(index, self._xid_errors)
         log.info("GPUs", count=self._count, usable=len(self._gpus))
 
+    def _driver_is_gone(self) -> bool:
+        """Whether not only the GPUs do not answer: lost ones are told as such, with their XID errors."""
+        return _told(pynvml.nvmlDeviceGetCount) is None
+
     def _close(self) -> None:
-        """Let go of the driver, which else could not be replaced, and look for it later."""
+        """Let go of the driver, and look for it later."""
         for gpu in self._gpus.values():
             gpu.close()
         _told(pynvml.nvmlShutdown)
         self._gpus, self._has_driver, self._count = {}, False, 0
         self._look_at = self._now() + LOOK_AGAIN_S
-        log.warning("no GPU answers any more")
+        log.warning("the GPUs' driver is gone")
 
 
 class Gpu:

@@ -1,7 +1,7 @@
 """A machine as the kernel tells of it. What cannot be measured is left unset."""
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,3 @@ class Host:
     def _real(self, counters: Mapping[str, Any], kind: str) -> list[Any]:
         """Those of real devices: partitions, volumes and bridges would count the same bytes once more."""
         return [counts for name, counts in counters.items() if (self._sys / kind / name / "device").exists()]
-
-
-def existing(folders: Iterable[Path]) -> Path:
-    """The first of some folders that exists, else the root."""
-    return next((folder for folder in folders if folder.is_dir()), Path("/"))
