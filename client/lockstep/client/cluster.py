@@ -51,6 +51,7 @@ class Worker:
         job_id: the job that it works for; empty while it has none.
         attempt: the job's attempt, from 1; 0 while it has no job.
         number: its number within the attempt, from 0; None while it has no job.
+        rank: its rank when it was heard of last; None while it has no job or has not joined.
         owner: of the jobs that it works for or has worked for; None when it has for nobody.
         idle_since: since when it waits for a job, UTC; None while it has one.
         memory_bytes: memory of its process when it waited last; 0 if it never has.
@@ -64,6 +65,7 @@ class Worker:
     job_id: str
     attempt: int
     number: int | None
+    rank: int | None
     owner: str | None
     idle_since: datetime | None
     memory_bytes: int
@@ -79,6 +81,7 @@ class Worker:
             worker.job_id,
             worker.attempt,
             worker.number if worker.HasField("number") else None,
+            worker.rank if worker.HasField("rank") else None,
             worker.owner if worker.HasField("owner") else None,
             to_datetime(worker.idle_since) if worker.HasField("idle_since") else None,
             worker.memory_bytes,

@@ -26,6 +26,7 @@ class RankLedger:
         steps: that it has taken, those that were taken anew after a restart among them.
         memory_bytes: of its process when it was heard of last.
         gpu_memory_bytes: most that its tensors took on its GPU; 0 without one.
+        cpu_seconds: time that its processes were busy on CPUs.
     """
 
     rank: int
@@ -34,12 +35,21 @@ class RankLedger:
     steps: int
     memory_bytes: int
     gpu_memory_bytes: int
+    cpu_seconds: float
 
     @classmethod
     def from_proto(cls, account: ledger_pb2.RankLedger) -> Self:
         seconds = {phase: getattr(account.seconds, f"{phase}_s") for phase in PHASES}
         node = account.node_name or account.node_id
-        return cls(account.rank, seconds, node, account.steps, account.memory_bytes, account.gpu_memory_bytes)
+        return cls(
+            account.rank,
+            seconds,
+            node,
+            account.steps,
+            account.memory_bytes,
+            account.gpu_memory_bytes,
+            account.cpu_seconds,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ class PhaseSeconds(_message.Message):
     def __init__(self, start_up_s: _Optional[float] = ..., data_s: _Optional[float] = ..., host_to_device_s: _Optional[float] = ..., forward_s: _Optional[float] = ..., backward_s: _Optional[float] = ..., exchange_s: _Optional[float] = ..., exchange_wait_s: _Optional[float] = ..., optimizer_s: _Optional[float] = ..., validation_s: _Optional[float] = ..., checkpoint_s: _Optional[float] = ..., healing_s: _Optional[float] = ..., idle_s: _Optional[float] = ...) -> None: ...
 
 class RankLedger(_message.Message):
-    __slots__ = ("rank", "seconds", "node_id", "node_name", "steps", "memory_bytes", "gpu_memory_bytes")
+    __slots__ = ("rank", "seconds", "node_id", "node_name", "steps", "memory_bytes", "gpu_memory_bytes", "cpu_seconds")
     RANK_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +43,7 @@ class RankLedger(_message.Message):
     STEPS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     GPU_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CPU_SECONDS_FIELD_NUMBER: _ClassVar[int]
     rank: int
     seconds: PhaseSeconds
     node_id: str
@@ -50,7 +51,8 @@ class RankLedger(_message.Message):
     steps: int
     memory_bytes: int
     gpu_memory_bytes: int
-    def __init__(self, rank: _Optional[int] = ..., seconds: _Optional[_Union[PhaseSeconds, _Mapping]] = ..., node_id: _Optional[str] = ..., node_name: _Optional[str] = ..., steps: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., gpu_memory_bytes: _Optional[int] = ...) -> None: ...
+    cpu_seconds: float
+    def __init__(self, rank: _Optional[int] = ..., seconds: _Optional[_Union[PhaseSeconds, _Mapping]] = ..., node_id: _Optional[str] = ..., node_name: _Optional[str] = ..., steps: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., gpu_memory_bytes: _Optional[int] = ..., cpu_seconds: _Optional[float] = ...) -> None: ...
 
 class Ledger(_message.Message):
     __slots__ = ("ranks", "straggler_rank", "straggler_lag_ratio", "flops_per_step")

@@ -61,10 +61,18 @@ class ClusterService(ClusterServiceServicer):
             nodes = tuple(node for node in nodes if node.node.node_id > position[0])
         telemetry = self._coordinator.node_telemetry.all()
         pairs = [(node, telemetry.get(node.node.node_id)) for node in nodes[:limit]]
-        response = ListNodesResponse(nodes=[_node_to_proto(node, sample) for node, sample in pairs])
+        response = ListNodesResponse(nodes=[self._node_to_proto(node, sample) for node, sample in pairs])
         if len(nodes) > limit:
             response.next_page_token = make_token([nodes[limit - 1].node.node_id], _SCOPE)
         return response
+
+    def _node_to_proto(self, view: NodeView, sample: NodeTelemetry | None) -> Node:
+        node = _node_to_proto(view, sample)
+        for worker in node.workers:
+            rank = self._coordinator.ledgers.rank_of(worker.job_id, worker.attempt, worker.number)
+            if rank is not None:
+                worker.rank = rank
+        return node
 
 
 def _sum(amounts: Iterable[Amount]) -> Resources:

@@ -43,7 +43,7 @@ class HttpServer:
         Raises:
             StartupError: the port is taken.
         """
-        disable_created_metrics()  # a series more for each one, of which Prometheus makes nothing
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each one, of which Prometheus makes nothing
         self._metrics = make_wsgi_app(registry)
         self._is_well = True
         try:

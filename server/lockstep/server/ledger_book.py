@@ -52,6 +52,12 @@ class LedgerBook:
         known = self._ledgers.get(job_id)
         return known if known is not None else await self._load(job_id)
 
+    def rank_of(self, job_id: str, attempt: int, number: int) -> int | None:
+        """Return the rank that a worker had when it was heard of last; None while it has said nothing."""
+        ledger = self._ledgers.get(job_id)
+        worker = ledger.workers.get((attempt, number)) if ledger is not None else None
+        return worker.rank if worker is not None else None
+
     def newest(self) -> dict[str, JobLedger]:
         """The ledgers in memory, by job_id."""
         return dict(self._ledgers)

@@ -109,6 +109,7 @@ def ledger_to_proto(ledger: JobLedger, node_names: Mapping[str, str]) -> Ledger:
             steps=account.steps,
             memory_bytes=account.memory_bytes,
             gpu_memory_bytes=account.gpu_memory_bytes,
+            cpu_seconds=account.cpu_seconds,
         )
     straggler = ledger.straggler()
     if straggler is not None:

@@ -12,7 +12,19 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from lockstep.client.cli import catalog, change, checkpoints, exit_codes, jobs, logs, metrics, nodes, output, plugins
+from lockstep.client.cli import (
+    catalog,
+    change,
+    checkpoints,
+    exit_codes,
+    jobs,
+    logs,
+    metrics,
+    nodes,
+    output,
+    plugins,
+    top,
+)
 from lockstep.client.cli.connect import Connect, say
 from lockstep.client.errors import JobFailed, LockstepError
 
@@ -30,7 +42,7 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
     app.callback()(_connect)
-    for module in (jobs, change, metrics, logs, checkpoints, nodes, catalog):
+    for module in (jobs, change, metrics, logs, checkpoints, nodes, top, catalog):
         module.add_to(app)
     app.command()(version)
     plugins.add_to(app)

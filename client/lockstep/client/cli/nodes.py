@@ -82,7 +82,8 @@ def _describe_use(node: Node) -> str:
 
 def _describe_worker(worker: Worker) -> str:
     state = worker.state.lower().replace("_", " ")
-    what = f"{worker.job_id} worker {worker.number}" if worker.job_id else state
+    rank = "" if worker.rank is None else f", rank {worker.rank}"
+    what = f"{worker.job_id} worker {worker.number}{rank}" if worker.job_id else state
     facts = [f"{what} (pid {worker.pid})" if worker.pid else what]
     if worker.state is WorkerState.STARTING:
         facts.append(state)
