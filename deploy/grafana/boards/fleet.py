@@ -107,7 +107,7 @@ def _tables() -> list[AnyPanel]:
     slow = limits((0.15, YELLOW), (0.3, RED))
     return [
         rows(
-            "Held and idle",
+            "Held and idle: which, and by whom",
             [IDLE],
             {
                 "node": "Node",

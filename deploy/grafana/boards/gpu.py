@@ -172,7 +172,7 @@ def _hardware() -> list[AnyPanel]:
         _of_gpus(
             "Temperature",
             [(held("lockstep_gpu_temperature_celsius"), DEVICE)],
-            "Temperature of the chip. Hotter than its neighbours, or above 85 °C: it will be throttled; look at fans and air.",
+            "Temperature of the chip. Above its neighbours, or above 85 °C: it will slow down; look at fans and air.",
             "celsius",
         ),
         _of_gpus(
