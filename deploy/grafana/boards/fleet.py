@@ -286,7 +286,7 @@ def _nodes() -> AnyPanel:
         },
         "Each node: its GPUs (CPUs on a cluster without GPUs) by who holds them, and how busy the machine is. CPUs "
         "all busy beside idle GPUs: the data is prepared too slowly. Memory over 95%: workers will be killed. Disk "
-        "over 95%: Ray starts no worker there. Last heard of over 30 s: the machine is overloaded or cut off.",
+        "over 95%: Ray starts no worker there. No time under Last heard of: the machine is overloaded or cut off.",
         key="node",
         units={
             "Utilization": "percentunit",
@@ -299,7 +299,7 @@ def _nodes() -> AnyPanel:
             "Free": limits((1, BLUE), base=GREEN),
             "Memory": limits((0.85, YELLOW), (0.95, RED)),
             "Disk": limits((0.85, YELLOW), (0.95, RED)),
-            "Last heard of": limits((15, YELLOW), (30, RED)),
+            "Last heard of": limits((5, YELLOW), (10, RED)),
         },
         links={"Node": ("Open its devices", NODE_LINK)},
         size=(24, 8),
