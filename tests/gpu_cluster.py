@@ -85,6 +85,7 @@ class GpuCluster(Collector):
             "lockstep_watchers": [({}, 3)],
             "lockstep_points_stored_total": [({}, 20 * age)],
             "lockstep_points_repeated_total": [({}, age)],
+            "python_info": [(dict.fromkeys(("implementation", "major", "minor", "patchlevel", "version"), "3"), 1)],
             "process_cpu_seconds_total": [({}, 0.3 * age)],
             "process_resident_memory_bytes": [({}, 2e8)],
             "process_virtual_memory_bytes": [({}, 2e9)],
