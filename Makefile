@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test test-faults check protos bench clean
+.PHONY: help setup demo test test-faults check protos dashboards bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -26,15 +26,19 @@ test: setup  ## run the whole test suite
 test-faults: setup  ## run the whole table of faults: every place, rank and number of workers
 	@exec $(BIN)/python -m pytest tests/faults tests/integration -m "exhaustive or not exhaustive"
 
-check: setup  ## formatting, lint, types, generated code, contract
+check: setup  ## formatting, lint, types, generated code and boards, contract
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python proto/generate.py --check
+	$(BIN)/python deploy/grafana/generate.py --check
 	$(BIN)/buf lint
 
 protos: setup  ## generate the code of the contract
 	$(BIN)/python proto/generate.py
+
+dashboards: setup  ## generate the boards of Grafana
+	$(BIN)/python deploy/grafana/generate.py
 
 bench: setup  ## run every benchmark against its peers
 	PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev,bench]'

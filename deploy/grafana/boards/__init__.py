@@ -1,0 +1,1 @@
+"""The boards of Lockstep, one module each."""
