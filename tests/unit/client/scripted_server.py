@@ -93,6 +93,7 @@ class ScriptedServer:
         jobs.WatchJob = self._stream("WatchJob")  # type: ignore[method-assign]
         metrics = metrics_service_pb2_grpc.MetricsServiceServicer()
         metrics.ListMetrics = self._unary("ListMetrics")  # type: ignore[method-assign]
+        metrics.GetLedger = self._unary("GetLedger")  # type: ignore[method-assign]
         metrics.StreamMetrics = self._stream("StreamMetrics")  # type: ignore[method-assign]
         logs = log_service_pb2_grpc.LogServiceServicer()
         logs.StreamLogs = self._stream("StreamLogs")  # type: ignore[method-assign]

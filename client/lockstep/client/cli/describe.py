@@ -17,8 +17,15 @@ from lockstep.client.spec import message_to_dict
 from lockstep.client.types import Checkpoint, Failure, JobEvent, Result, Timeline
 
 
-def print_job(job: Job, events: Sequence[JobEvent], newest: Checkpoint | None, ledger: Ledger) -> None:
-    """Print everything about a job that a person may ask; `newest` is its newest checkpoint."""
+def print_job(job: Job, events: Sequence[JobEvent], newest: Checkpoint | None, ledger: Ledger | None) -> None:
+    """Print everything about a job that a person may ask.
+
+    Args:
+        job: as it is now.
+        events: all that has happened to it.
+        newest: its newest checkpoint, if there is one.
+        ledger: where the time of its workers went, if the server tells.
+    """
     console = output.console()
     facts = output.make_table(show_header=False)
     facts.add_column(style="bold", no_wrap=True)
@@ -31,7 +38,7 @@ def print_job(job: Job, events: Sequence[JobEvent], newest: Checkpoint | None, l
         _print_result(console, job.result)
     if job.error is not None:
         _print_failure(console, job.error)
-    if ledger.ranks:
+    if ledger is not None and ledger.ranks:
         _heading(console, "Time")
         console.print(table_of(ledger))
         if straggler := straggler_line(ledger):

@@ -8,6 +8,7 @@ import typer
 
 from lockstep.client.cli import exit_codes, output
 from lockstep.client.cli.connect import client_of, say
+from lockstep.client.errors import Unimplemented
 from lockstep.client.job import Job
 from lockstep.client.spec import load_spec, message_to_dict
 from lockstep.client.types import JobState
@@ -115,7 +116,11 @@ def describe_job(context: typer.Context, job_id: JobId) -> None:
 
     with client_of(context) as client:
         job = client.get_job(job_id)
-        describe.print_job(job, job.events(), next(job.checkpoints(), None), job.ledger())
+        try:
+            ledger = job.ledger()
+        except Unimplemented:  # an older server
+            ledger = None
+        describe.print_job(job, job.events(), next(job.checkpoints(), None), ledger)
 
 
 def watch(context: typer.Context, job_id: JobId) -> None:
