@@ -121,8 +121,8 @@ class GpuCluster(Collector):
                 for state in STATES
             ],
             "lockstep_job_workers": [(job | {"state": state}, 3) for state in ("wanted", "held", "running")],
-            "lockstep_job_heals_total": [(job, age // 10)],
-            "lockstep_job_restarts_total": [(job, age // 10)],
+            "lockstep_job_heals_total": [(job, age // 5)],
+            "lockstep_job_restarts_total": [(job, age // 5)],
             "lockstep_job_metric": [
                 (job | {"name": "train_loss"}, nan if age > 5 else 2.3),
                 (job | {"name": "val_loss"}, 2.4),

@@ -1,6 +1,7 @@
 """The board Job: how far it is, how well it learns, and why it is not faster."""
 
 from grafana_foundation_sdk.builders import dashboard
+from grafana_foundation_sdk.models import dashboard as model
 
 from boards.panels import (
     DEVICE,
@@ -8,8 +9,8 @@ from boards.panels import (
     RED,
     YELLOW,
     AnyPanel,
+    Event,
     board,
-    event,
     heat,
     job_choice,
     limits,
@@ -26,11 +27,11 @@ RANKS = f'{JOB}, rank=~"$rank"'
 def job() -> dashboard.Dashboard:
     made = board("lockstep-job", "Job", "One job: how far it is, how well it learns, and why it is not faster.")
     made.with_variable(job_choice(has_all=False)).with_variable(rank_choice())
-    for name, counter, color in (
-        ("Healed", "lockstep_job_heals_total", "orange"),
-        ("Restarted", "lockstep_job_restarts_total", RED),
-    ):
-        made.annotation(event(name, f"{counter}{{{JOB}}} - {counter}{{{JOB}}} offset 15s > 0", color))
+    heals, restarts = f"lockstep_job_heals_total{{{JOB}}}", f"lockstep_job_restarts_total{{{JOB}}}"
+    made.annotation(Event("Healed", heals, "A worker was lost; the others went on.", "orange"))
+    made.annotation(Event("Restarted", restarts, "All workers were lost; it begins anew from its checkpoint.", RED))
+    devices = "/d/lockstep-gpu/gpu?var-job=${job}&var-datasource=${datasource}&${__url_time_range}"
+    made.link(dashboard.DashboardLink("Its GPUs").type(model.DashboardLinkType.LINK).url(devices).icon("external link"))
     for panel in (*_numbers(), *_learning(), *_speed(), *_time(), *_devices()):
         made.with_panel(panel)
     return made

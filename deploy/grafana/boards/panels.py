@@ -25,8 +25,9 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 GREEN, YELLOW, RED, BLUE = "green", "#EAB839", "red", "blue"
 DEVICE = "{{node}} {{device}} · {{job_name}} {{job_id}} rank {{rank}}"
 """Legend of a series of the device families."""
-JOB_LINK = "/d/lockstep-job/job?var-job=${__data.fields.job_id}&var-datasource=${datasource}&${__url_time_range}"
-NODE_LINK = "/d/lockstep-gpu/gpu?var-node=${__data.fields.node}&var-datasource=${datasource}&${__url_time_range}"
+# Links of a cell that shows the id of a job, or the name of a node.
+JOB_LINK = "/d/lockstep-job/job?var-job=${__value.text}&var-datasource=${datasource}&${__url_time_range}"
+NODE_LINK = "/d/lockstep-gpu/gpu?var-node=${__value.text}&var-datasource=${datasource}&${__url_time_range}"
 
 Query = tuple[str, str]
 """PromQL and legend."""
@@ -192,7 +193,7 @@ def board(uid: str, title: str, description: str) -> dashboard.Dashboard:
     made.time("now-1h", "now").refresh("10s").timezone("browser").readonly()
     made.tooltip(model.DashboardCursorSync.CROSSHAIR)
     link = dashboard.DashboardLink("Boards").type(model.DashboardLinkType.DASHBOARDS).tags(["lockstep"])
-    made.link(link.keep_time(True).include_vars(True))
+    made.link(link.keep_time(True))
     return made.with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
 
 
@@ -220,6 +221,23 @@ def rank_choice() -> dashboard.QueryVariable:
     return choice("rank", "Rank", 'label_values(lockstep_worker_info{job_id=~"$job"}, rank)')
 
 
-def event(name: str, expr: str, color: str) -> dashboard.AnnotationQuery:
-    """A mark wherever a query has a value."""
-    return dashboard.AnnotationQuery().name(name).datasource(SOURCE).enable(True).icon_color(color).expr(expr)
+class _Mark(model.AnnotationQuery):
+    """An annotation with the fields of Prometheus' own that the SDK does not know."""
+
+    said = ""
+
+    def to_json(self) -> dict[str, object]:
+        return super().to_json() | {"step": "15s", "titleFormat": self.name, "textFormat": self.said, "tagKeys": ""}
+
+
+class Event(Builder[model.AnnotationQuery]):
+    """A mark on every picture, wherever a counter has grown."""
+
+    def __init__(self, name: str, counter: str, said: str, color: str) -> None:
+        # One sample more than a step, so that growth between two steps is seen.
+        self._mark = _Mark(name, SOURCE, True, icon_color=color, expr=f"changes({counter}[20s]) > 0")
+        self._mark.said = said
+
+    def build(self) -> model.AnnotationQuery:
+        """Return the annotation."""
+        return self._mark

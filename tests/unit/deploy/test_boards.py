@@ -1,5 +1,6 @@
 """The boards of Grafana are fresh, and ask only for what there is."""
 
+import json
 import re
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from tests.boards import DASHBOARDS, DOCS, ROOT, RULE_FILES, board, metrics, names_in, panels, queries, rules, variables
 
@@ -21,6 +24,14 @@ def test_the_boards_are_what_the_generator_writes() -> None:
     generator = ROOT / "deploy" / "grafana" / "generate.py"
     run = subprocess.run([sys.executable, generator, "--check"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=IDS)
+def test_grafanas_model_of_a_board_reads_what_is_written(path: Path) -> None:
+    content = board(path)
+    again = json.loads(JSONEncoder().encode(Dashboard.from_json(content)))
+    assert again["panels"] == content["panels"]
+    assert again["templating"] == content["templating"]
 
 
 def test_names_of_metrics_are_found_in_a_query() -> None:
