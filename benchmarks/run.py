@@ -4,7 +4,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("exchange.py", "throughput.py", "large_model.py", "submit.py", "accuracy.py", "start.py", "heal.py")
+BENCHMARKS = (
+    "exchange.py",
+    "throughput.py",
+    "large_model.py",
+    "submit.py",
+    "accuracy.py",
+    "start.py",
+    "heal.py",
+    "ledger.py",
+    "scrape.py",
+)
 
 
 def main() -> int:
