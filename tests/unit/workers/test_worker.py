@@ -255,7 +255,7 @@ def test_a_worker_says_which_gpus_it_holds(make_worker: Any) -> None:
     one, order = make_worker(gpus=2.0), order_of()
     held = ("2", "GPU-8f6c")
     assert one.rest("", 0).gpu_ids == held
-    assert one.begin(order.SerializeToString(), 0).gpu_ids == held
+    assert one.begin(order.SerializeToString(), 0, 0.0).gpu_ids == held
     assert one.describe(1, "").gpu_ids == held
 
 
