@@ -17,7 +17,7 @@ from lockstep.server.cluster import ClusterKeeper, LauncherFacts
 from tests.unit.server import silent_launcher
 from tests.unit.server.harness import run, serving
 
-FACTS = LauncherFacts("127.0.0.1:1", "127.0.0.1:1", "token", 1, "namespace", "json", 0.0, 0, 0, 0, "node", "")
+FACTS = LauncherFacts("127.0.0.1:1", "127.0.0.1:1", "token", 1, "namespace", "json", 0.0, 0, 0, 0, "", "")
 
 
 @pytest.fixture(autouse=True)
