@@ -18,7 +18,7 @@ import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from lockstep.server.errors import LogNotStored
-from lockstep.server.log_files import JobLog, Place, read_records, segments_of
+from lockstep.server.log_files import Header, JobLog, Place, Record, read_records, segments_of
 from lockstep.server.watch import Bells
 from lockstep.v1.internal_service_pb2 import ReportLogsRequest
 from lockstep.v1.log_service_pb2 import LogLine
@@ -123,12 +123,16 @@ class LogStore:
         try:
             if opened.log is None:
                 opened.log = JobLog(self._folder / request.job_id, self._bytes_per_job)
-            return opened.log.append(request)
+            stored = opened.log.append(request)
         except OSError as error:
             if not opened.is_failing:  # once, not with every try
                 log.error("a job's log cannot be written", job_id=request.job_id, error=str(error))
             opened.is_failing = True
             raise LogNotStored(f"the log of job {request.job_id} cannot be written: {error.strerror}") from error
+        if opened.is_failing:
+            log.info("a job's log can be written again", job_id=request.job_id)
+            opened.is_failing = False
+        return stored
 
     def _close_some(self) -> None:
         """Forget those that nobody has written to for long; they are read again when that changes."""
@@ -154,17 +158,27 @@ class LogStore:
         lines: list[LogLine] = []
         size_bytes = 0
         for record in read_records(self._folder / job_id, place, wanted.since_us):
-            if record.place.line > place.line and record.place.segment > place.segment:
-                missing = record.place.line - place.line
-                if record.request is not None:  # else they are older than what is wanted
-                    lines.append(_notice(missing, self._bytes_per_job, record.request.lines[0]))
             place = record.next
+            lines += self._lines_of(record, wanted)
             if record.request is not None:
-                lines += wanted.select(record.request)
-                size_bytes += record.next.offset - record.place.offset
+                size_bytes += record.size_bytes
             if len(lines) >= _BATCH_LINES or size_bytes >= _BATCH_BYTES:
                 break
         return lines, place
+
+    def _lines_of(self, record: Record, wanted: Wanted) -> list[LogLine]:
+        """Those of a record, after a word on what is missing before them."""
+        lines: list[LogLine] = []
+        if record.header is None or record.header.time_us >= wanted.since_us:  # else it is older than what is wanted
+            if record.removed:
+                limit = f"the log of a job may take {self._bytes_per_job:,} bytes (--log-bytes-per-job)"
+                lines.append(_notice(f"{record.removed:,} lines were dropped here: {limit}", record.header))
+            if record.damaged:
+                how_many = f"{record.damaged:,} lines" if record.header is not None else "lines"
+                lines.append(
+                    _notice(f"{how_many} cannot be read here: the server's disk has damaged them", record.header)
+                )
+        return lines + (wanted.select(record.request) if record.request is not None else [])
 
     async def tail(self, job_id: str, count: int, wanted: Wanted) -> list[tuple[list[LogLine], Place]]:
         """The last `count` lines in parts, each with the place behind it; the last part may be empty."""
@@ -181,10 +195,10 @@ class LogStore:
             newer: deque[tuple[list[LogLine], Place]] = deque()
             found = 0
             for record in read_records(folder, after, wanted.since_us):
-                if record.place.segment != first:
+                if record.next.segment != first:
                     break
                 after = record.next
-                lines = wanted.select(record.request) if record.request is not None else []
+                lines = self._lines_of(record, wanted)
                 newer.append((lines, after))
                 found += len(lines)
                 while newer and found - len(newer[0][0]) >= missing:
@@ -211,8 +225,9 @@ def _joined(parts: list[tuple[list[LogLine], Place]], end: Place) -> list[tuple[
     return [*joined, ([], end)]
 
 
-def _notice(missing: int, limit_bytes: int, next_line: LogLine) -> LogLine:
-    words = (
-        f"{missing:,} lines were dropped here: the log of a job may take {limit_bytes:,} bytes (--log-bytes-per-job)"
-    )
-    return LogLine(time=next_line.time, attempt=next_line.attempt, worker=next_line.worker, text=words, is_notice=True)
+def _notice(words: str, header: Header | None) -> LogLine:
+    if header is None:
+        return LogLine(text=words, is_notice=True)
+    line = LogLine(attempt=header.attempt, worker=header.number, text=words, is_notice=True)
+    line.time.FromMicroseconds(header.time_us)
+    return line

@@ -1,8 +1,14 @@
-"""A pool of processes for tests."""
+"""A pool of processes, and a log with somebody who takes it."""
+
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from lockstep.workers import log_spool, log_sweep
 from lockstep.workers import pool as pool_module
+from lockstep.workers.log_spool import Spool
+from tests.unit.workers.log_stage import LABEL, Coordinator, serving_logs
 from tests.unit.workers.pool_stage import Clock, Make, PoolStage
 
 
@@ -22,3 +28,23 @@ def make(clock: Clock) -> Make:
 @pytest.fixture
 def stage(make: Make) -> PoolStage:
     return make()
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for module in (log_spool, log_sweep):
+        monkeypatch.setattr(module, "BASE", tmp_path / "spools")
+    return tmp_path / "spools"
+
+
+@pytest.fixture
+def spool(base: Path) -> Iterator[Spool]:
+    made = Spool.create(base / "here", LABEL)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def coordinator() -> Iterator[tuple[Coordinator, str]]:
+    with serving_logs() as served:
+        yield served

@@ -141,7 +141,7 @@ class ScriptedFleet:
     def is_up(self, process: Process, pid: int, gpu_ids: tuple[str, ...]) -> None:
         process.pid = pid
 
-    def give_back(self, process: Process, memory_bytes: int) -> None:
+    def give_back(self, process: Process, memory_bytes: int, *, has_left_log: bool = False) -> None:
         self.given_back.append(process.name)
 
     def adopt(self, process: Process, assignment: str) -> None:

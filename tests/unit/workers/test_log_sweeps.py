@@ -1,11 +1,13 @@
 """When nodes are swept for what dead workers have printed."""
 
 from concurrent.futures import Future
+from typing import Any
 
 import pytest
 
 from lockstep.workers import log_sweeps
 from lockstep.workers.log_sweeps import LogSweeps
+from tests.unit.workers.pool_stage import Make
 
 
 class Tasks:
@@ -75,3 +77,39 @@ def test_a_sweep_that_cannot_begin_harms_nobody(timers: list[Timer]) -> None:
     timers[0].ring()
     sweeps.soon("a")
     assert len(timers) == 3
+
+
+def test_all_sweeps_are_tasks_of_one_function_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+    monkeypatch.setattr(log_sweeps.ray, "remote", made.append)  # each would be kept by Ray for ever
+    started: list[Any] = []
+
+    class Task:
+        def options(self, **_: Any) -> "Task":
+            return self
+
+        def remote(self, *arguments: Any) -> "Task":
+            started.append(arguments)
+            return self
+
+        def future(self) -> None:
+            return None
+
+    monkeypatch.setattr(log_sweeps, "_SWEEP", Task())
+    sweeps = LogSweeps("here")
+    for node_id in ("ab" * 28, "cd" * 28):
+        sweeps._start_task(node_id, "host:1")
+    assert len(started) == 2
+    assert made == []
+
+
+@pytest.mark.parametrize("ttl_s", [600.0, 0.0])
+@pytest.mark.parametrize("has_left_log", [False, True])
+def test_a_node_is_swept_when_a_worker_that_ended_in_order_has_left_lines(
+    timers: list[Timer], make: Make, ttl_s: float, has_left_log: bool
+) -> None:
+    stage = make(ttl_s=ttl_s)
+    stage.fleet.log_sweeps.begin("host:1")
+    process = stage.take()
+    stage.pool.give_back(process, 50, has_left_log=has_left_log)
+    assert [timer.arguments[0] for timer in timers] == (["a", "a"] if has_left_log else [])

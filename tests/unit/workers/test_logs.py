@@ -5,23 +5,17 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from concurrent import futures
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 
-from lockstep.v1.internal_service_pb2 import ReportLogsRequest, ReportLogsResponse
-from lockstep.v1.internal_service_pb2_grpc import InternalServiceServicer, add_InternalServiceServicer_to_server
-from lockstep.workers import log_shipper, log_spool
+from lockstep.workers import log_shipper
 from lockstep.workers.log_lines import CHUNK_BYTES, KEPT_BYTES, LONGEST_LINE_BYTES, Line, Lines
 from lockstep.workers.log_shipper import BURST_BYTES, SLACK_BYTES, Shipper
 from lockstep.workers.log_spool import Label, Spool, State
 from lockstep.workers.log_sweep import sweep
-
-LABEL = Label("job-1", 2, 3, "the token")
+from tests.unit.workers.log_stage import LABEL, Coordinator, say
 
 WORKER = """
 import ctypes, os, subprocess, sys
@@ -36,65 +30,6 @@ printed = WorkerLog(order, 3, log_spool.BASE / "here")
 print("before")
 printed.begin()
 """
-
-
-class Coordinator(InternalServiceServicer):
-    """Takes lines, and answers as the test wants."""
-
-    def __init__(self) -> None:
-        self.requests: list[ReportLogsRequest] = []
-        self.tokens: set[Any] = set()
-        self.code: grpc.StatusCode | None = None
-        self.changed = threading.Condition()
-
-    def ReportLogs(self, request: ReportLogsRequest, context: Any) -> ReportLogsResponse:
-        with self.changed:
-            self.changed.notify_all()
-            if self.code is not None:
-                context.abort(self.code, "as the test wants")
-            self.requests.append(request)
-            self.tokens.add(dict(context.invocation_metadata())["lockstep-attempt-token"])
-        return ReportLogsResponse()
-
-    def lines(self) -> list[tuple[int | None, str]]:
-        """All that has arrived, as (rank, text)."""
-        found = [line for request in self.requests for line in request.lines]
-        return [(line.rank if line.HasField("rank") else None, line.text) for line in found]
-
-    def texts(self) -> list[str]:
-        return [text for _, text in self.lines()]
-
-    def wait_for(self, text: str) -> None:
-        with self.changed:
-            assert self.changed.wait_for(lambda: text in self.texts(), 20), self.texts()
-
-
-@pytest.fixture
-def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(log_spool, "BASE", tmp_path / "spools")
-    return tmp_path / "spools"
-
-
-@pytest.fixture
-def spool(base: Path) -> Iterator[Spool]:
-    made = Spool.create(base / "here", LABEL)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def coordinator() -> Iterator[tuple[Coordinator, str]]:
-    servicer = Coordinator()
-    server = grpc.server(futures.ThreadPoolExecutor(4))
-    add_InternalServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield servicer, f"127.0.0.1:{port}"
-    server.stop(0).wait()
-
-
-def say(spool: Spool, text: str | bytes) -> None:
-    os.write(spool.data, text if isinstance(text, bytes) else text.encode())
 
 
 def shown(lines: list[Line]) -> list[tuple[int | None, str]]:

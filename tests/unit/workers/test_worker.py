@@ -132,6 +132,7 @@ def test_a_worker_does_one_assignment_after_another(idle: Worker) -> None:
         name = begin(idle, order_of())
         told = end(idle)
         assert (told.is_reusable, told.error_bytes) == (True, b"")
+        assert told.has_left_log, "nobody takes what it has printed"
         assert told.memory_bytes > 0
         rest = idle.rest(name, 0)
         assert rest.data_bytes == 20 * 8

@@ -42,6 +42,7 @@ class News(NamedTuple):
         went_on_in: the newest generation in which it has finished a step; 0 for none.
         is_reusable: it has ended, and its process is as good as a new one.
         memory_bytes: memory of its process then.
+        has_left_log: not all that it has printed was delivered in time.
     """
 
     is_prepared: bool = False
@@ -52,6 +53,7 @@ class News(NamedTuple):
     went_on_in: int = 0
     is_reusable: bool = False
     memory_bytes: int = 0
+    has_left_log: bool = False
 
 
 class Place(NamedTuple):
@@ -177,12 +179,12 @@ class Assignment:
             error_bytes = job_error(error, self.membership.current.rank).SerializeToString()
         self._ledger.enter(Phase.IDLE)
         try:
-            self._printed.end(LAST_WORDS_S)
+            ended["has_left_log"] = not self._printed.end(LAST_WORDS_S)
             self.reporter.close(LAST_WORDS_S)
             self.membership.close()
             self._ledger_reports.close(LAST_WORDS_S)
             if not error_bytes:  # one in which anything went wrong is not used again
-                ended = self._clear_away()
+                ended |= self._clear_away()
         except Exception:
             log.exception("the process is not used again")
         self._tell(has_ended=True, error_bytes=error_bytes, **ended)

@@ -7,6 +7,12 @@ import grpc
 from lockstep.v1.internal_service_pb2_grpc import InternalServiceStub
 
 OPTIONS = (("grpc.max_reconnect_backoff_ms", 1_000),)
+FINAL_CODES = (
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNIMPLEMENTED,
+)
+"""Answers that the same report would get again."""
 
 
 class Connection:

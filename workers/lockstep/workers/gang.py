@@ -234,7 +234,7 @@ class Gang:
         if member in self.members:
             self.members.remove(member)
             if ended is not None and ended.is_reusable:
-                self.pool.give_back(member.process, ended.memory_bytes)
+                self.pool.give_back(member.process, ended.memory_bytes, has_left_log=ended.has_left_log)
             else:
                 self.pool.end(member.process)
 

@@ -67,7 +67,16 @@ class Lines:
             if self.position == self.gap.start:
                 return [self._leave_out(self.gap)]
             limit = min(limit, self.gap.start - self.position)
+        edge = self.gap.start if self.gap is not None else -1
         data = os.pread(self._spool.data, limit, self.position)
+        if self.gap is None and b"\0" in data and (hole := self._spool.hole(self.position)) is not None:
+            # A crash of the machine may lose the note that tells of it; it is no text in any case.
+            start, end = hole
+            if start < self.position + len(data):
+                data = data[: max(0, start - self.position)].rstrip(b"\0")  # blocks are freed whole, the rest is zeros
+                edge = self.position + len(data)
+            if not data:
+                return [self._skip(end)]
         lines: list[Line] = []
         *whole, rest = data.split(b"\n")
         for piece in whole:
@@ -77,7 +86,7 @@ class Lines:
                 lines[-1] = lines[-1]._replace(end=self.position)
         is_last = len(data) < CHUNK_BYTES
         if rest:
-            is_cut_here = self.gap is not None and self.position + len(rest) == self.gap.start
+            is_cut_here = self.position + len(rest) == edge
             self._cut(rest, lines, is_whole=is_cut_here or self._is_old(is_last) or (to_the_end and is_last))
         return lines
 
@@ -97,6 +106,14 @@ class Lines:
             before, end = data[-64:], end + len(data)
         if end > gap.end:
             self.gap = Gap(gap.start, end, lines, rank, why)
+
+    def _skip(self, end: int) -> Line:
+        """Go on behind a hole that no note tells of."""
+        behind = os.pread(self._spool.data, CHUNK_BYTES, end)
+        end += len(behind) - len(behind.lstrip(b"\0"))
+        words = f"{end - self.position:,} bytes were lost here: they are not on the node's disk any more"
+        self.position = end
+        return Line(end, self._rank, words, is_notice=True)
 
     def _leave_out(self, gap: Gap) -> Line:
         self.position, self._rank, self.gap = gap.end, gap.rank, None

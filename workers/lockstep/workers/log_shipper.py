@@ -1,5 +1,6 @@
 """Brings what a worker prints to the coordinator: at a bounded rate, and however long the coordinator is away."""
 
+import contextlib
 import os
 import threading
 import time
@@ -9,7 +10,7 @@ import grpc
 import structlog
 
 from lockstep.v1.internal_service_pb2 import ReportLogsRequest
-from lockstep.workers.connection import COORDINATOR
+from lockstep.workers.connection import COORDINATOR, FINAL_CODES
 from lockstep.workers.log_lines import CHUNK_BYTES, Line, Lines
 from lockstep.workers.log_spool import Spool, State
 
@@ -25,19 +26,16 @@ UNFREED_BYTES = 64 << 20
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 0.25
 CALL_TIMEOUT_S = 10.0
 RETRY_AFTER_S = 0.5
-FINAL_CODES = (
-    grpc.StatusCode.INVALID_ARGUMENT,
-    grpc.StatusCode.NOT_FOUND,
-    grpc.StatusCode.PERMISSION_DENIED,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.UNIMPLEMENTED,
-)
-"""Answers that the same lines would get again."""
+ASK_AGAIN_AFTER_S = 30.0
+"""How long after a server has refused lines it is asked again."""
+REFUSALS = (*FINAL_CODES, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.PERMISSION_DENIED)
+"""Answers that the same lines would get again from the same server."""
 
 log = structlog.get_logger()
 
 TOO_FAST = f"the worker printed more than {BYTES_PER_S >> 10} KiB a second"
 NO_SERVER = "the server was away for too long"
+REFUSED = "the server refused what the worker printed"
 NOT_FREED = "nothing more that this worker prints is kept, for the file system of its log cannot free what was read"
 
 
@@ -57,7 +55,8 @@ class Shipper:
         self._allowed_bytes, self._allowed_at = float(BURST_BYTES), time.monotonic()
         self._freed_to = spool.state.position
         self._time: float | None = None
-        self._is_refused = False
+        self._refused_by, self._asks_again_at = "", 0.0
+        self._is_of_no_use = False
         self._is_kept = True
         self._is_done = False
         self._thread = threading.Thread(target=self._run, name="logs", daemon=True)
@@ -66,12 +65,22 @@ class Shipper:
         """Begin to deliver what comes; returns at once."""
         self._thread.start()
 
-    def close(self, patience_s: float) -> None:
-        """Deliver the rest, within a time, and end; nothing more may be printed into the spool."""
+    def let_go(self) -> None:
+        """Leave the descriptors 1 and 2 alone from now on: they are about to lead elsewhere."""
+        with self._changed:
+            self._is_kept = False
+
+    def close(self, patience_s: float) -> bool:
+        """Deliver the rest, within a time, and end; nothing more may be printed into the spool.
+
+        Returns:
+            False when something is left for a sweep.
+        """
         with self._changed:
             self._closes_at = time.monotonic() + patience_s
             self._changed.notify_all()
         self._thread.join()
+        return self._is_done
 
     def deliver_rest(self, patience_s: float) -> bool:
         """Deliver what a worker that is gone has left; False when it has not arrived in time."""
@@ -87,18 +96,20 @@ class Shipper:
         except OSError as error:  # the disk is full, or worse: whoever prints must not make it still fuller
             self._give_up(error)
         except Exception as error:  # what stands there is of no use to the next sweep either
-            self._is_refused = True
+            self._is_of_no_use = True
             self._give_up(error)
         finally:
-            self._is_done = self._is_refused or self._spool.state.position == self._spool.size()
+            self._is_done = self._is_of_no_use or self._spool.state.position == self._spool.size()
             (self._spool.remove if self._is_done else self._spool.close)()
 
     def _give_up(self, error: Exception) -> None:
         """Keep nothing more, but hold the files as long as somebody may write to them: their numbers are used again."""
         log.warning("what the worker prints is not kept", job_id=self._spool.label.job_id, error=str(error))
-        self._keep_nothing()
         with self._changed:
-            self._changed.wait_for(lambda: self._closes_at is not None)
+            while self._closes_at is None:
+                with contextlib.suppress(OSError):  # no descriptor is free; soon one may be
+                    self._keep_nothing()
+                self._changed.wait_for(lambda: self._closes_at is not None, RETRY_AFTER_S if self._is_kept else None)
 
     def _ship(self) -> None:
         with self._changed:  # a job that begins has better things to do than to tell that it does
@@ -144,14 +155,17 @@ class Shipper:
 
         Args:
             why: there is too much.
-            before: what was delivered, when a part of what was read is still under way.
+            before: what was delivered, when a part of what was read, or the notice of a gap, is still under way.
         """
         if self._lines.backlog_bytes() <= SLACK_BYTES + max(0.0, self._allowed_bytes):
             return
         self._lines.drop(why)
         delivered = before or self._lines.state()
-        gap = self._lines.gap
-        self._spool.save(State(delivered.position, delivered.rank, gap))
+        gap = noted = self._lines.gap
+        if gap is not None and delivered.gap is not None and delivered.gap.end == gap.start:
+            # Delivery stands between the two: until the first one's notice has arrived, one note tells of both.
+            noted = gap._replace(start=delivered.gap.start, lines=delivered.gap.lines + gap.lines)
+        self._spool.save(State(delivered.position, delivered.rank, noted))
         if gap is not None and not self._spool.free(gap.start, gap.end):
             self._stop_keeping()
 
@@ -171,28 +185,33 @@ class Shipper:
         with self._changed:
             if self._is_kept and self._closes_at is None:
                 nowhere = os.open(os.devnull, os.O_WRONLY)
-                for descriptor in (1, 2):
-                    os.dup2(nowhere, descriptor)
-                os.close(nowhere)
+                try:
+                    for descriptor in (1, 2):
+                        os.dup2(nowhere, descriptor)
+                finally:
+                    os.close(nowhere)
             self._is_kept = False
 
     def _deliver(self, lines: list[Line], before: State) -> bool:
         """Have lines arrive; False when they did not in time."""
         request = self._request(lines)
         metadata = (("lockstep-attempt-token", self._spool.label.token),)
-        while not self._is_refused:
+        while not self._is_of_no_use:
+            address, is_last = self._address(), self._closes_at is not None
             try:
-                stub = COORDINATOR.stub(self._address())
-                stub.ReportLogs(request, metadata=metadata, timeout=self._call_timeout_s())
-                return True
+                if is_last or address != self._refused_by or time.monotonic() >= self._asks_again_at:
+                    stub = COORDINATOR.stub(address)
+                    stub.ReportLogs(request, metadata=metadata, timeout=self._call_timeout_s())
+                    self._refused_by = ""
+                    return True
             except ValueError:  # the coordinator has just moved
                 continue
             except grpc.RpcError as error:
-                if error.code() in FINAL_CODES:
-                    self._is_refused = True
-                    break
+                if error.code() in REFUSALS:
+                    self._note_refusal(address, error.code(), is_last=is_last)
+                    continue
             self._is_too_fast()  # what may be printed grows meanwhile
-            self._drop_what_is_too_much(NO_SERVER, before)
+            self._drop_what_is_too_much(REFUSED if self._refused_by else NO_SERVER, before)
             with self._changed:
                 if self._closes_at is None:
                     self._changed.wait_for(lambda: self._closes_at is not None, RETRY_AFTER_S)
@@ -200,7 +219,15 @@ class Shipper:
                     self._changed.wait(min(RETRY_AFTER_S, left_s))
                 else:
                     return False
-        return True  # whoever refuses lines gets none of those that follow
+        return True  # whoever refuses lines at the end gets none of those that follow
+
+    def _note_refusal(self, address: str, code: grpc.StatusCode, *, is_last: bool) -> None:
+        """Another server may listen there for a moment, or this one may move: only at the end there is no use in it."""
+        if address != self._refused_by:
+            words = "the server refuses what the worker prints"
+            log.warning(words, job_id=self._spool.label.job_id, address=address, code=code.name)
+        self._refused_by, self._asks_again_at = address, time.monotonic() + ASK_AGAIN_AFTER_S
+        self._is_of_no_use = is_last
 
     def _call_timeout_s(self) -> float:
         if self._closes_at is None:

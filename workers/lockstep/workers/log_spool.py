@@ -15,6 +15,7 @@ import stat
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -114,19 +115,30 @@ class Spool:
         folder.mkdir(mode=0o700, exist_ok=True)
         path = folder / f"{label.job_id}.{label.attempt}.{label.number}.{secrets.token_hex(4)}"
         draft = path.with_suffix(f"{path.suffix}.draft")
-        note = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        fcntl.flock(note, fcntl.LOCK_EX)
-        data = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-        spool = cls(label, State(), data, note, path)
-        spool.save(State())
-        draft.rename(_note_of(path))  # nobody ever sees a note that is not locked or not whole
+        with contextlib.ExitStack() as undo:  # a full disk keeps neither files nor descriptors
+            undo.callback(draft.unlink, missing_ok=True)
+            note = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            undo.callback(os.close, note)
+            fcntl.flock(note, fcntl.LOCK_EX)
+            undo.callback(path.unlink, missing_ok=True)
+            data = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+            undo.callback(os.close, data)
+            spool = cls(label, State(), data, note, path)
+            spool.save(State())
+            draft.rename(_note_of(path))  # nobody ever sees a note that is not locked or not whole
+            undo.pop_all()
         return spool
 
     @classmethod
     def orphans(cls, folder: Path) -> Iterator[Self]:
-        """Those whose process is gone, one after another; each is locked until it is closed."""
+        """Those whose process is gone, one after another; each is locked until it is closed.
+
+        Those of one job come together; of the jobs another one comes first each time, so that none always waits.
+        """
         _remove_unfinished(folder)
-        for note_path in sorted(folder.glob("*.json")):
+        salt = secrets.token_bytes(4)
+        notes = folder.glob("*.json")
+        for note_path in sorted(notes, key=lambda path: (zlib.crc32(salt + _job_of(path).encode()), path.name)):
             path = note_path.with_suffix("")
             try:
                 note = os.open(note_path, os.O_RDWR)
@@ -137,16 +149,17 @@ class Spool:
                 told = json.loads(os.pread(note, os.fstat(note).st_size, 0))
                 told["gap"] = Gap(*told["gap"]) if told["gap"] else None
                 label = Label(**{name: told.pop(name) for name in ("job_id", "attempt", "number", "token")})
+                state = State(**told)
                 data = os.open(path, os.O_RDWR | os.O_APPEND)
             except OSError:  # somebody has it, or has just removed it
                 os.close(note)
                 continue
-            except (ValueError, KeyError, TypeError):  # the disk has damaged it
+            except (ValueError, KeyError, TypeError):  # the disk has damaged it, or another version has written it
                 note_path.unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
                 os.close(note)
                 continue
-            yield cls(label, State(**told), data, note, path)
+            yield cls(label, state, data, note, path)
 
     def save(self, state: State) -> None:
         """Write down what has arrived; a process that is killed meanwhile leaves the old note or the new one."""
@@ -163,6 +176,20 @@ class Spool:
         if end <= start:
             return True
         return sys.platform == "linux" and _fallocate(self.data, KEEP_SIZE_AND_PUNCH_HOLE, start, end - start) == 0
+
+    def hole(self, position: int) -> tuple[int, int] | None:
+        """Start and end of the first part from a position on that the file system does not hold, if there is one."""
+        size = self.size()
+        try:
+            start = os.lseek(self.data, position, os.SEEK_HOLE)  # who writes appends, wherever that leads
+        except OSError:  # the file system cannot tell
+            return None
+        if start >= size:  # every file ends with one
+            return None
+        try:
+            return start, os.lseek(self.data, start, os.SEEK_DATA)
+        except OSError:  # nothing else is left
+            return start, size
 
     def size(self) -> int:
         """Bytes ever printed."""
@@ -198,6 +225,10 @@ def _remove_unfinished(folder: Path) -> None:
 
 def _note_of(path: Path) -> Path:
     return path.with_suffix(f"{path.suffix}.json")
+
+
+def _job_of(note: Path) -> str:
+    return note.name.rsplit(".", 4)[0]
 
 
 def _fallocate(descriptor: int, mode: int, start: int, length: int) -> int:

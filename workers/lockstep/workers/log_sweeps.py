@@ -15,6 +15,9 @@ DELAYS_S = (2.0, 30.0)
 """When a node is swept: other workers may be lost in the same moment, and those that are left want to go on first; and
 once more, since a process may take long to die."""
 
+_SWEEP: Any = ray.remote(sweep)
+"""Made once: each one would stay in Ray's table of functions for ever."""
+
 log = structlog.get_logger()
 
 
@@ -66,7 +69,7 @@ class LogSweeps:
             log.warning("a node could not be swept for logs", node_id=node_id, error=str(error))
 
     def _start_task(self, node_id: str, coordinator_address: str) -> Any:
-        task = ray.remote(sweep).options(
+        task = _SWEEP.options(
             num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)
         )
         return task.remote(folder_of(self._namespace), coordinator_address).future()

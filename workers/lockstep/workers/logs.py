@@ -44,14 +44,21 @@ class WorkerLog:
 
     def begin(self) -> None:
         """Take up what is printed from now on, and deliver it from a thread."""
+        spool: Spool | None = None
         try:
-            self._spool = Spool.create(self._folder, self._label)
-        except OSError as error:
+            spool = Spool.create(self._folder, self._label)
+            self._shipper = Shipper(spool, lambda: self._order.coordinator_address)
+            self._put_back = capture(spool.data)
+            self._shipper.start()
+            self._spool = spool
+        except Exception as error:  # no room, no descriptor, no thread
+            if self._put_back is not None:
+                self._put_back()
+                self._put_back = None
+            if spool is not None:
+                with contextlib.suppress(OSError):
+                    spool.remove()
             log.warning("what the worker prints is not kept", job_id=self._label.job_id, error=str(error))
-            return
-        self._put_back = capture(self._spool.data)
-        self._shipper = Shipper(self._spool, lambda: self._order.coordinator_address)
-        self._shipper.start()
 
     def mark_rank(self, rank: int) -> None:
         """What comes from now on is printed by this rank."""
@@ -59,13 +66,19 @@ class WorkerLog:
             if self._spool is not None:
                 self._spool.mark_rank(rank)
 
-    def end(self, patience_s: float) -> None:
-        """Print again where it was printed before, and deliver what there is, within a time."""
-        if self._put_back is not None and self._shipper is not None:
-            self._put_back()
-            with self._lock:
-                self._spool = None
-            self._shipper.close(patience_s)
+    def end(self, patience_s: float) -> bool:
+        """Print again where it was printed before, and deliver what there is, within a time.
+
+        Returns:
+            False when something is left for a sweep.
+        """
+        if self._put_back is None or self._shipper is None:
+            return True
+        self._shipper.let_go()
+        self._put_back()
+        with self._lock:
+            self._spool = None
+        return self._shipper.close(patience_s)
 
 
 def capture(descriptor: int) -> Callable[[], None]:
@@ -73,21 +86,29 @@ def capture(descriptor: int) -> Callable[[], None]:
 
     Returns:
         Puts everything back as it was.
+
+    Raises:
+        OSError: no descriptor is free; everything is as it was.
     """
     _flush()
     streams = (sys.stdout, sys.stderr)
-    saved = [os.dup(number) for number in (1, 2)]
-    for number in (1, 2):
-        os.dup2(descriptor, number)
-    sys.stdout, sys.stderr = _stream(1), _stream(2)
+    saved: list[int] = []
 
     def put_back() -> None:
         _flush()
-        for number, before in zip((1, 2), saved, strict=True):
+        for number, before in zip((1, 2), saved, strict=False):
             os.dup2(before, number)
             os.close(before)
         sys.stdout, sys.stderr = streams
 
+    try:
+        saved.extend(map(os.dup, (1, 2)))
+        for number in (1, 2):
+            os.dup2(descriptor, number)
+        sys.stdout, sys.stderr = _stream(1), _stream(2)
+    except BaseException:
+        put_back()
+        raise
     return put_back
 
 

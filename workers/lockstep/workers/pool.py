@@ -103,8 +103,16 @@ class Pool:
                 process.pid, process.gpu_ids = pid, gpu_ids
                 self._tell_changed()
 
-    def give_back(self, process: Process, memory_bytes: int) -> None:
-        """Take a process back that is as good as a new one."""
+    def give_back(self, process: Process, memory_bytes: int, *, has_left_log: bool = False) -> None:
+        """Take a process back that is as good as a new one.
+
+        Args:
+            process: it.
+            memory_bytes: what it takes.
+            has_left_log: not all that it has printed was delivered.
+        """
+        if has_left_log:
+            self._fleet.log_sweeps.soon(process.node_id)
         with self._lock:
             assignment, process.assignment = process.assignment, ""
             if process.is_ended:

@@ -17,7 +17,7 @@ from lockstep.v1.checkpoint_service_pb2 import CheckpointFile
 from lockstep.v1.internal_service_pb2 import KeptCheckpoints, ReportProgressRequest, StartGang, Startup
 from lockstep.v1.job_pb2 import JobProgress, JobResult
 from lockstep.v1.metrics_service_pb2 import METRIC_KIND_RESULT, METRIC_KIND_TIMING, MetricPoint
-from lockstep.workers.connection import COORDINATOR
+from lockstep.workers.connection import COORDINATOR, FINAL_CODES
 from lockstep.workers.engine import Activity, Listener, Point, Progress, Result, Wish
 from lockstep.workers.engine.checkpoint import Checkpoint
 from lockstep.workers.pulse import Pulse
@@ -32,12 +32,6 @@ REPORT_EVERY_S = 0.1
 WAIT_FOR_POINTS_S = 0.02
 CALL_TIMEOUT_S = 10.0
 RETRY_AFTER_S = 0.5
-FINAL_CODES = (
-    grpc.StatusCode.INVALID_ARGUMENT,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.UNIMPLEMENTED,
-)
-"""Answers that the same report would get again."""
 
 
 class Reporter(Listener):
