@@ -73,6 +73,9 @@ class Description(NamedTuple):
         since: the first generation that it was told of, 0 for none.
         hardware: what the bits of this worker depend on, in words; empty until it has read the data.
         pid: of its process.
+        data: the digest of its data; empty until it has read that.
+        has_ended: it trains no more.
+        is_dismissed: it was told to leave; the others go on.
     """
 
     version: str
@@ -89,6 +92,9 @@ class Description(NamedTuple):
     members: int = 0
     since: int = 0
     hardware: str = ""
+    data: str = ""
+    has_ended: bool = False
+    is_dismissed: bool = False
 
 
 class Unfit(Exception):
@@ -247,7 +253,7 @@ class Worker:
             return about
         current.reporter.redirect(reports_address)
         membership = current.membership
-        told = membership.current
+        told, news = membership.current, current.news(None, 0)
         return about._replace(
             order_bytes=current.order.SerializeToString(),
             number=current.number,
@@ -256,7 +262,10 @@ class Worker:
             address=current.address,
             members=len(told.addresses),
             since=membership.first_number,
-            hardware=current.news(None, 0).hardware,
+            hardware=news.hardware,
+            data=news.data,
+            has_ended=news.has_ended,
+            is_dismissed=membership.is_dismissed,
         )
 
     def _current(self, name: str) -> Assignment | None:
