@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from lockstep.server import gangs
+from lockstep.server import gangs, lifecycle
 from lockstep.v1.internal_service_pb2 import LauncherReady, StartGang
 from lockstep.v1.job_pb2 import (
     JOB_STATE_CANCELLED,
@@ -362,5 +362,28 @@ def test_a_gang_that_is_too_small_waits_in_the_queue(tmp_path: Path) -> None:
             assert (job.restarts, job.progress.step) == (0, 4)
             await launcher.offer({"node-a": (2, 0)})
             assert (await launcher.next_start()).attempt == 2
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("what", ["pause and resume", "scale"])
+def test_a_job_that_waits_for_its_next_attempt_waits_no_longer_when_the_user_looks_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(lifecycle, "FIRST_RESTART_DELAY_S", 3600.0)
+    monkeypatch.setattr(lifecycle, "LONGEST_RESTART_DELAY_S", 3600.0)
+
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            launcher, gang = await start_job(server)
+            await launcher.gang_stopped(gang, "WORKER_LOST")
+            await server.reaches(gang.job_id, JOB_STATE_QUEUED)
+            if what == "scale":
+                await scale(server, gang.job_id, 1)
+            else:
+                assert (await pause(server, gang.job_id)).state == JOB_STATE_PAUSED
+                await resume(server, gang.job_id)
+            async with asyncio.timeout(10):
+                assert (await launcher.next_start()).attempt == 2
 
     run(scenario())

@@ -2,13 +2,28 @@
 
 import os
 import signal
+import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from lockstep.workers.engine import Group, Listener, PeerLost, Point, Progress, RanksDisagree, Stopped, Trainer, Wish
+from lockstep.workers.datasets.idx import IdxDataset
+from lockstep.workers.engine import (
+    DataError,
+    Group,
+    Listener,
+    PeerLost,
+    Point,
+    Progress,
+    RanksDisagree,
+    Stopped,
+    Trainer,
+    Wish,
+)
 from lockstep.workers.engine.digest import weights_digest
+from lockstep.workers.failures import job_error
 from lockstep.workers.models.linear import SoftmaxRegression
 from tests.distributed.test_one_curve import RandomImages
 
@@ -76,3 +91,43 @@ def test_the_others_notice_at_once_when_a_rank_is_killed(ranks: Any, victim: int
 def test_ranks_that_do_not_hold_the_same_bits_say_so(ranks: Any) -> None:
     seen = ranks.run(2, train_until, die, -1, 1)
     assert all(ending.startswith("RanksDisagree: the model at the start differs") for ending, _ in seen)
+
+
+def write_idx(root: Path, seed: int) -> None:
+    """Write 200 training and 20 validation images of 2 by 2 pixels, of which the seed decides."""
+    generator = torch.Generator().manual_seed(seed)
+    for prefix, size in (("train", 200), ("t10k", 20)):
+        pixels = torch.randint(0, 256, (size * 4,), generator=generator, dtype=torch.uint8)
+        images = struct.pack(">4I", 0x803, size, 2, 2) + bytes(pixels.tolist())
+        (root / f"{prefix}-images-idx3-ubyte").write_bytes(images)
+        labels = struct.pack(">2I", 0x801, size) + bytes(n % 3 for n in range(size))
+        (root / f"{prefix}-labels-idx1-ubyte").write_bytes(labels)
+
+
+def train_on_files(group: Group, roots: list[str]) -> tuple[str, str, str]:
+    """What a job that fails would say: its reason, the field and the message; or the digest of the weights."""
+    data = IdxDataset(roots[group.rank])
+    data.load()
+    torch.manual_seed(1)
+    trainer = Trainer(max_steps=5, batch_size=20, shards=4, log_every_steps=1)
+    try:
+        result = trainer.fit(
+            SoftmaxRegression(4, 3), data, lambda parameters: torch.optim.SGD(parameters, lr=0.05), group=group
+        )
+    except DataError as error:
+        told = job_error(error, group.rank)
+        return told.reason, told.field, told.message
+    return "", "", result.weights_digest
+
+
+def test_ranks_that_have_read_different_data_say_so(ranks: Any, tmp_path: Path) -> None:
+    roots = [tmp_path / name for name in "abc"]
+    for root, seed in zip(roots, (1, 1, 2), strict=True):
+        root.mkdir()
+        write_idx(root, seed)
+    names = [str(root) for root in roots]
+    assert len(set(ranks.run(2, train_on_files, names[:2]))) == 1
+    for reason, field, message in ranks.run(3, train_on_files, names):
+        assert (reason, field) == ("DATA_INVALID", "data.idx.root")
+        assert "the SHA-256 of the data differs between workers" in message
+        assert "put the same files on all nodes" in message

@@ -9,6 +9,7 @@ import torch
 
 from lockstep.client import Client, Job, JobFailed
 from lockstep.workers.engine.digest import digest_of
+from tests.distributed.test_ranks_together import write_idx
 from tests.integration.alone import assert_curve_of_the_engine_alone
 from tests.integration.conftest import Server, digits, endless, quick, wait_for_event, wait_for_state, wait_for_step
 
@@ -116,6 +117,26 @@ def test_a_paused_job_frees_everything_and_goes_on_exactly(server: Server, clien
     job.wait()
     assert_curve_of_the_engine_alone(job)
     assert f"going on from the checkpoint of step {newest.step}" in story(job)
+
+
+def test_nobody_joins_with_other_data_and_no_job_goes_on_with_it(
+    server: Server, client: Client, tmp_path: Path
+) -> None:
+    write_idx(tmp_path, seed=1)
+    spec = endless(workers=2) | {"data": {"idx": {"root": str(tmp_path)}}}
+    job = wait_for_step(client.submit_job(spec), 20)
+    write_idx(tmp_path, seed=2)
+    server.workers(job)[0].kill()
+    wait_for_event(job, "data.idx: its data is not that of the others")
+    wait_for_step(job, job.refresh().progress.step + 20)
+    assert job.refresh().running_workers == 1
+    job.pause()
+    wait_for_state(job, "PAUSED")
+    job.resume()
+    with pytest.raises(JobFailed, match="the data is not that which the checkpoint of step"):
+        job.wait()
+    assert job.error is not None
+    assert (job.error.reason, job.error.field) == ("DATA_INVALID", "data.idx.root")
 
 
 @pytest.fixture(scope="module")

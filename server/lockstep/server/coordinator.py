@@ -200,6 +200,7 @@ class Coordinator:
             JobIsStopping: it has not stopped yet.
         """
         job = await self._ask(job_id, ResumeAsked())
+        self._end_backoff(job_id)
         self.dispatcher.look_again()
         return job
 
@@ -212,12 +213,19 @@ class Coordinator:
             InvalidRequest: it may not have as many, or as few.
         """
         job = await self._ask(job_id, Scaled(workers))
+        self._end_backoff(job_id)
         entry = self._live.entries.get(job_id)
         if entry is not None and entry.gang is not None:
             entry.gang.end_delay()
             entry.gang.refused.clear()  # The user may have mended a node.
         self.dispatcher.look_again()
         return job
+
+    def _end_backoff(self, job_id: str) -> None:
+        """Have a job wait no longer for its next attempt: the user has looked after it."""
+        entry = self._live.entries.get(job_id)
+        if entry is not None:
+            entry.end_backoff()
 
     async def _ask(self, job_id: str, event: Event) -> Job:
         entry = self._live.entries.get(job_id) or Entry(await self.get(job_id))

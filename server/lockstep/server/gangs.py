@@ -109,6 +109,12 @@ class Entry:
     # While set, the job waits at its place in the queue and is not placed.
     backoff: asyncio.TimerHandle | None = None
 
+    def end_backoff(self) -> None:
+        """Let it be placed at once."""
+        if self.backoff is not None:
+            self.backoff.cancel()
+            self.backoff = None
+
     def request(self) -> Request:
         return request_of(self.job.job_id, self.job.spec.resources, is_delayed=self.backoff is not None)
 

@@ -57,8 +57,7 @@ class LiveJobs:
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         for entry in self.entries.values():
-            if entry.backoff is not None:
-                entry.backoff.cancel()
+            entry.end_backoff()
         for gang in self.holding.values():
             gang.end_delay()
 
@@ -169,6 +168,7 @@ class LiveJobs:
             case Stop():
                 self._orders.stop(job.job_id, job.attempt, command)
             case RetryAfter(delay_s=delay_s):
+                entry.end_backoff()
                 entry.backoff = asyncio.get_running_loop().call_later(delay_s, self._end_backoff, entry)
 
     def _end_backoff(self, entry: Entry) -> None:

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from lockstep.workers.worker import Description, Presence
 
 WAIT_S = 20.0
 HARDWARE = "cpu AVX2"
+DATA = "0123456789abcdef"
 
 
 class Call:
@@ -71,7 +72,8 @@ class ScriptedActor:
             call.answer.set_exception(failure)
         else:
             presence = Presence(f"address-{self.number}", pid=1 + self.number)
-            call.answer.set_result({"begin": presence, "news": self._news}.get(name))
+            hung = self._fleet.hanging.get(self.number)
+            call.answer.set_result({"begin": presence, "news": self._news, "why_hung": hung}.get(name))
         return call
 
     def tell(self, **changes: Any) -> None:
@@ -82,14 +84,14 @@ class ScriptedActor:
         for call, _ in waiting:
             call.answer.set_result(self._news)
 
-    def prepare(self, hardware: str = HARDWARE) -> None:
+    def prepare(self, hardware: str = HARDWARE, data: str = DATA) -> None:
         """Have read the data."""
-        self.tell(is_prepared=True, hardware=hardware)
+        self.tell(is_prepared=True, hardware=hardware, data=data)
 
-    def end(self, error: JobError | None = None, *, is_reusable: bool = False) -> None:
+    def end(self, error: JobError | None = None, *, is_reusable: bool = False, was_dismissed: bool = False) -> None:
         """Train no more."""
         error_bytes = b"" if error is None else error.SerializeToString()
-        self.tell(has_ended=True, error_bytes=error_bytes, is_reusable=is_reusable)
+        self.tell(has_ended=True, error_bytes=error_bytes, is_reusable=is_reusable, was_dismissed=was_dismissed)
 
     def fail(self, failure: Exception | None) -> None:
         """Have all calls end with an error, those under way too; with None, answer again."""
@@ -116,6 +118,7 @@ class ScriptedFleet:
         given_back: names of those whose processes were given back.
         warm: whether the next one that is taken was there before.
         failures: what calls to actors end with from the beginning, by number.
+        hanging: why those hang that do, by number.
     """
 
     def __init__(self) -> None:
@@ -123,6 +126,7 @@ class ScriptedFleet:
         self.given_back: list[str] = []
         self.warm = False
         self.failures: dict[int, Exception] = {}
+        self.hanging: dict[int, str] = {}
         self.changed = threading.Condition()
 
     def create(self, node_id: str) -> Process:
@@ -184,8 +188,21 @@ class Stage:
         self.fleet.wait_for(lambda: all(actor.told("form") for actor in self.fleet.actors))
         return attempt
 
-    def take_over(self, generations: list[int], ranks: list[int], since: list[int], members: int = 3) -> Attempt:
-        """Take over workers of a launcher before, of which each says in which generation it is and since when."""
+    def take_over(
+        self,
+        generations: list[int],
+        ranks: list[int],
+        since: list[int],
+        members: int = 3,
+        dismissed: Collection[int] = (),
+        ended: Collection[int] = (),
+    ) -> Attempt:
+        """Take over workers of a launcher before, of which each says in which generation it is and since when.
+
+        Args:
+            dismissed: numbers of those that were told to leave.
+            ended: numbers of those that train no more.
+        """
         order_bytes = self.order.SerializeToString()
         workers = []
         for number, (generation, rank, first) in enumerate(zip(generations, ranks, since, strict=True)):
@@ -198,7 +215,13 @@ class Stage:
                 members=members,
                 since=first,
                 hardware=HARDWARE,
+                data=DATA,
+                has_ended=number in ended,
+                is_dismissed=number in dismissed,
             )
+            process.actor.prepare()
+            if number in ended:
+                process.actor.end(is_reusable=True, was_dismissed=number in dismissed)
             workers.append((process, told))
         config = Config(
             "", "", "", 1, "", "", "json", warm_ttl_s=0, warm_workers=0, warm_memory_bytes=0, data_cache_bytes=0

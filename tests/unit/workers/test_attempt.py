@@ -8,7 +8,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 from lockstep.v1.internal_service_pb2 import ResizeGang
 from lockstep.v1.job_pb2 import JobError
 from lockstep.workers import ending, gang
-from tests.unit.workers.scripted_fleet import HARDWARE, ScriptedActor, Stage
+from tests.unit.workers.scripted_fleet import DATA, HARDWARE, ScriptedActor, Stage
 
 
 @pytest.fixture
@@ -42,6 +42,32 @@ def test_a_worker_of_other_hardware_is_refused_and_the_others_are_not_disturbed(
     assert (change.running_workers, list(change.node_ids)) == (2, ["node-0", "node-1"])
     assert joiner.is_killed
     assert [len(actor.told("form")) for actor in stage.fleet.actors] == [1, 1, 0]
+
+
+def test_a_worker_with_other_data_is_refused_and_the_others_are_not_disturbed(stage: Stage) -> None:
+    stage.order.spec.data.idx.root = "/data/mnist"
+    joiner = grow(stage, "node-odd")
+    joiner.prepare(data="fedcba")
+    change = stage.next_change("cannot join")
+    assert "data.idx: its data is not that of the others" in change.message
+    assert f"is fedcba, theirs is {DATA}" in change.message
+    assert "has cpu" not in change.message
+    assert list(change.refused_node_ids) == ["node-odd"]
+    assert (change.running_workers, list(change.node_ids)) == (2, ["node-0", "node-1"])
+    assert joiner.is_killed
+    assert [len(actor.told("form")) for actor in stage.fleet.actors] == [1, 1, 0]
+
+
+def test_workers_that_begin_with_different_data_find_it_out_themselves() -> None:
+    stage = Stage(workers=3)
+    stage.attempt().start()
+    stage.fleet.wait_for(lambda: len(stage.fleet.actors) == 3)
+    for actor, data in zip(stage.fleet.actors, ["a", "b", "a"], strict=True):
+        actor.prepare(data=data)
+    stage.fleet.wait_for(lambda: all(actor.told("form") for actor in stage.fleet.actors))
+    assert [len(actor.told("form")[0][3]) for actor in stage.fleet.actors] == [3, 3, 3], "nobody knows who is right"
+    stage.close()
+    stage.end()
 
 
 def test_a_worker_that_fails_before_it_has_joined_is_refused(stage: Stage) -> None:
@@ -247,6 +273,23 @@ def test_a_warm_worker_that_does_not_come_up_is_replaced_by_a_new_one(
         actor.prepare()
     stage.fleet.wait_for(lambda: other.told("form") and new.told("form"))
     assert other.told("form")[0][2:4] == (0, ["address-1", "address-2"])
+    stage.close()
+    assert not stage.end().HasField("error")
+
+
+def test_a_used_process_that_hangs_before_it_has_read_the_data_is_replaced_by_a_new_one() -> None:
+    stage = Stage(hang_timeout_s=0.2)
+    stage.fleet.warm = True
+    stage.fleet.hanging = {0: "was waiting for the end of the warm-up of its process for 61 s"}
+    stage.attempt().start()
+    stage.next_change("worker 0 was waiting for the end of the warm-up of its process for 61 s; a new process takes")
+    stage.fleet.wait_for(lambda: len(stage.fleet.actors) == 3)
+    hanging, other, new = stage.fleet.actors
+    assert hanging.is_killed
+    assert new.node_id == hanging.node_id
+    for actor in (other, new):
+        actor.prepare()
+    stage.fleet.wait_for(lambda: other.told("form") and new.told("form"))
     stage.close()
     assert not stage.end().HasField("error")
 

@@ -12,7 +12,7 @@ import torch
 from lockstep.v1.job_spec_pb2 import DataSpec
 from lockstep.workers.datasets import DataCache, build_data, cache, data_of
 from lockstep.workers.datasets.cache import Digests
-from lockstep.workers.engine import DataError, DataModule, Examples
+from lockstep.workers.engine import DataError, DataModule, Examples, data_module
 
 CPU = torch.device("cpu")
 IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
@@ -63,7 +63,7 @@ def synthetic(seed: int, rows: int = 100) -> DataSpec:
     return DataSpec(synthetic_regression={"w": [1.0], "train_size": rows - 10, "validation_size": 10, "seed": seed})
 
 
-def test_the_same_data_again_is_the_same_object_and_no_file_is_opened(root: Path, reading: Counter[str]) -> None:
+def test_the_same_data_again_is_the_same_object_and_no_file_is_read(root: Path, reading: Counter[str]) -> None:
     kept = DataCache(1 << 20)
     reading.clear()
     first = load(kept, root)
@@ -284,3 +284,57 @@ def test_digests_are_remembered_for_so_many_files_only(tmp_path: Path, monkeypat
         path.write_text(path.name)
         digests.of(path)
     assert [digests.are_certain([path]) for path in paths] == [False, True, True]
+
+
+def test_a_file_of_which_the_attributes_are_remembered_is_opened_to_see_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS, where a name's attributes may be some seconds old unless the file is opened."""
+    kept = DataCache(1 << 20)
+    load(kept, root)
+    remembered = {str(path): path.stat() for path in root.iterdir()}
+    real_stat = os.stat
+    monkeypatch.setattr(os, "stat", lambda path, **how: remembered.get(str(path)) or real_stat(path, **how))
+    write(root, shade=9)
+    assert load(kept, root).train.inputs[0, 0, 0, 0] == 9
+
+
+# The digest of data.
+
+
+def test_the_digest_is_of_what_the_data_is_and_not_of_how_it_lies_in_files(root: Path, tmp_path: Path) -> None:
+    plain = build_data(spec_of(root)).digest()
+    packed = Path(shutil.copytree(root, tmp_path / "packed"))
+    for path in list(packed.iterdir()):
+        path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    assert build_data(spec_of(packed)).digest() == plain
+    write(root, shade=1)
+    assert build_data(spec_of(root)).digest() != plain
+
+
+def test_every_part_of_the_data_counts() -> None:
+    def data(*numbers: int) -> DataModule:
+        module = DataModule()
+        parts = [torch.tensor([number]) for number in numbers]
+        module.train, module.validation = Examples(*parts[:2]), Examples(*parts[2:])
+        return module
+
+    digests = {data(*numbers).digest() for numbers in [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0)]}
+    assert len(digests | {data(0, 0, 0, 1).digest()}) == 5
+    assert data(1, 2, 3, 4).digest() == data(1, 2, 3, 4).digest()
+
+
+def test_data_that_is_computed_has_a_digest_too() -> None:
+    assert build_data(synthetic(1)).digest() == build_data(synthetic(1)).digest() != build_data(synthetic(2)).digest()
+
+
+def test_the_digest_of_data_that_is_kept_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = DataCache(1 << 20)
+    digest = build_data(synthetic(1), CPU, kept).digest()
+    with monkeypatch.context() as patch:
+        patch.setattr(data_module, "digest_of", lambda tensors: pytest.fail("it is known"))
+        data = build_data(synthetic(1), CPU, kept)
+        assert data.digest() == digest
+    data.train.inputs[0].fill_(3)
+    assert data.digest() != digest, "it has changed"

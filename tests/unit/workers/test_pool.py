@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from lockstep.workers.pool import QUIET_S, SPARE_RETRY_S, WARM_UP_S
+from lockstep.workers.pool import LONGEST_SPARE_RETRY_S, QUIET_S, SPARE_RETRY_S
+from lockstep.workers.pulse import WARM_UP_S
 from tests.unit.workers.played_fleet import WAIT_S
 from tests.unit.workers.pool_stage import TTL_S, Make, PoolStage
 
@@ -218,8 +219,41 @@ def test_after_a_spare_that_does_not_get_warm_the_next_one_comes_later(make: Mak
     stage.look(WARM_UP_S + 1.0)
     assert hanging.is_killed
     assert len(stage.fleet.actors) == 2
-    stage.look(SPARE_RETRY_S)
+    stage.look(2 * SPARE_RETRY_S)
     assert len(stage.fleet.actors) == 3
+
+
+def fail_to_warm_up(stage: PoolStage) -> None:
+    stage.spare().fails(ValueError("no kernel image is available"))
+    stage.pool.hear(WAIT_S)
+
+
+def test_why_a_spare_does_not_get_warm_is_logged(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = make(spares=1)
+    stage.look(QUIET_S)
+    fail_to_warm_up(stage)
+    assert "ValueError: no kernel image is available" in capsys.readouterr().out
+
+
+def test_while_spares_fail_each_is_made_later_than_the_one_before_but_not_for_ever(make: Make) -> None:
+    stage = make(spares=1)
+    stage.look(QUIET_S)
+    for delay_s in (SPARE_RETRY_S, 2 * SPARE_RETRY_S, 4 * SPARE_RETRY_S, *[LONGEST_SPARE_RETRY_S] * 9):
+        made = len(stage.fleet.actors)
+        fail_to_warm_up(stage)
+        if delay_s != LONGEST_SPARE_RETRY_S:
+            stage.look(delay_s - 1)
+            assert len(stage.fleet.actors) == made
+        stage.look(delay_s)
+        assert len(stage.fleet.actors) == made + 1
+    stage.spare().answers()
+    stage.pool.hear(WAIT_S)
+    stage.take()
+    stage.look(QUIET_S)
+    fail_to_warm_up(stage)
+    made = len(stage.fleet.actors)
+    stage.look(SPARE_RETRY_S)
+    assert len(stage.fleet.actors) == made + 1, "since one has got warm it is counted anew"
 
 
 def test_a_spare_that_is_taken_while_it_warms_up_stays_taken(make: Make) -> None:

@@ -122,3 +122,11 @@ def test_whoever_waits_is_not_hung(clock: Clock, activity: Activity) -> None:
     beating.beat(activity, 6)
     clock.now += 10_000
     assert beating.why_hung() is None
+
+
+def test_whoever_waits_for_a_warm_up_does_not_wait_for_ever(clock: Clock) -> None:
+    waiting = Pulse(hang_timeout_s=30)
+    clock.now += pulse.WARM_UP_S - 1
+    assert waiting.why_hung() is None
+    clock.now += 2
+    assert waiting.why_hung() == "was waiting for the end of the warm-up of its process for 61 s (allowed: 60 s)"

@@ -247,6 +247,9 @@ def test_a_worker_says_who_it_is(idle: Worker) -> None:
     assert (about.number, about.generation, about.owner, about.pid) == (5, 0, "ann", pid)
     assert about.address.startswith("127.0.0.1:")
     assert about.hardware.startswith("cpu ")
+    assert len(about.data) == 64
+    assert about.data == idle.news(name, None).data
+    assert (about.has_ended, about.is_dismissed) == (False, False)
     end(idle)
     idle.rest(name, 0)
     assert idle.describe(2, "") == Description(ENGINE_VERSION, 1.0, 0.0, "ann", "node-1", pid)
@@ -258,6 +261,28 @@ def test_a_worker_says_which_gpus_it_holds(make_worker: Any) -> None:
     assert one.rest("", 0).gpu_ids == held
     assert one.begin(order.SerializeToString(), 0, 0.0).gpu_ids == held
     assert one.describe(1, "").gpu_ids == held
+
+
+def test_a_worker_says_that_it_was_let_go_until_its_assignment_is_forgotten(idle: Worker) -> None:
+    name = begin(idle, order_of())
+    idle.dismiss(name, 1)
+    assert idle.describe(2, "").is_dismissed
+    assert wait_for_news(idle, name, "has_ended").was_dismissed
+    about = idle.describe(2, "")
+    assert (about.has_ended, about.is_dismissed) == (True, True)
+
+
+def test_a_worker_that_has_stopped_with_all_others_was_not_let_go(
+    idle: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = begin(idle, order_of())
+    current = idle._assignment
+    assert current is not None
+    monkeypatch.setattr(current.reporter, "flush", lambda: None)  # there is no coordinator
+    idle.stop(name, 1, keep=False)
+    idle.form(name, 1, 1, 0, [current.address], "")
+    assert not wait_for_news(idle, name, "has_ended").was_dismissed
+    assert not idle.describe(2, "").is_dismissed
 
 
 def test_a_worker_of_which_something_is_left_is_not_used_again(idle: Worker, slate: PlayedSlate) -> None:
@@ -324,8 +349,11 @@ def test_training_waits_for_a_warm_up_that_has_begun(idle: Worker, monkeypatch: 
     warming = threading.Thread(target=idle.warm_up)
     warming.start()
     assert warms_up.wait(WAIT_S)
-    name = begin_only(idle, order_of())
+    order = order_of()
+    order.spec.recovery.hang_timeout_s = 0.001
+    name = begin_only(idle, order)
     assert not idle.news(name, News()).is_prepared
+    assert "was waiting for the end of the warm-up" in (idle.why_hung(name) or "")
     may_go_on.set()
     warming.join()
     wait_for_news(idle, name, "is_prepared")

@@ -43,6 +43,8 @@ class News(NamedTuple):
         is_reusable: it has ended, and its process is as good as a new one.
         memory_bytes: memory of its process then.
         has_left_log: not all that it has printed was delivered in time.
+        data: the digest of its data; empty until it is prepared.
+        was_dismissed: it has ended since it was told to leave, and not since all do.
     """
 
     is_prepared: bool = False
@@ -54,6 +56,8 @@ class News(NamedTuple):
     is_reusable: bool = False
     memory_bytes: int = 0
     has_left_log: bool = False
+    data: str = ""
+    was_dismissed: bool = False
 
 
 class Place(NamedTuple):
@@ -143,14 +147,15 @@ class Assignment:
         hardware = f"{hardware_class(self._device)}, engine {ENGINE_VERSION}"
         lost_generation = max(generation, self._news.lost_generation)
         self.reporter.prepared()
-        self._tell(is_prepared=True, lost_generation=lost_generation, hardware=hardware)
+        data = self.reporter.data_digest
+        self._tell(is_prepared=True, lost_generation=lost_generation, hardware=hardware, data=data)
 
     def _went_on(self) -> None:
         """A step is done, the first one since the group was lost."""
         self._tell(went_on_in=self.membership.current.number)
 
     def _run(self) -> None:
-        order, error_bytes = self.order, b""
+        order, error_bytes, was_dismissed = self.order, b"", False
         recovery = order.spec.recovery
         ended: dict[str, Any] = {}
         try:
@@ -174,6 +179,7 @@ class Assignment:
                 self.reporter.flush()
         except Dismissed:
             log.info("left the job: this worker is not needed any more")
+            was_dismissed = True
         except BaseException as error:
             log.exception("this worker cannot go on")
             error_bytes = job_error(error, self.membership.current.rank).SerializeToString()
@@ -187,7 +193,7 @@ class Assignment:
                 ended |= self._clear_away()
         except Exception:
             log.exception("the process is not used again")
-        self._tell(has_ended=True, error_bytes=error_bytes, **ended)
+        self._tell(has_ended=True, error_bytes=error_bytes, was_dismissed=was_dismissed, **ended)
 
 
 def checkpoints_of(order: StartGang) -> Checkpoints:

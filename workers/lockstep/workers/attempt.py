@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
@@ -30,6 +30,7 @@ from lockstep.workers.gang import (
     PlacementFailed,
     ResizeAsked,
     StopAsked,
+    differs,
 )
 from lockstep.workers.pool import Pool
 from lockstep.workers.quarrel import HOPELESS, Quarrel
@@ -82,6 +83,7 @@ class Attempt:
     def start(self) -> None:
         """Begin; returns at once."""
         for member in self._adopted:
+            member.kill_by = time.monotonic() + LEAVE_GRACE_S if member.is_leaving else None
             self._gang.adopt(member)
         self._thread.start()
 
@@ -99,7 +101,8 @@ class Attempt:
 
     def inventory(self) -> GangChanged:
         """Who is in the gang now; only before `start`, for a gang that was taken over."""
-        return self._changed(self._adopted, len(self._adopted) if self._is_whole else 0)
+        training = sum(member.is_training for member in self._adopted)
+        return self._changed(self._adopted, training if self._is_whole else 0)
 
     # The thread.
 
@@ -133,7 +136,7 @@ class Attempt:
             return
         # Those that are left may be on their way out already, which only the launcher before knew.
         is_too_small = self._check_size("workers were lost before this launcher came", is_broken=not self._is_whole)
-        if self._gang.generation and not self._is_whole and not is_too_small:
+        if self._gang.generation and not self._is_whole and not is_too_small and self._gang.ready:
             self._form("healed")
             self._tell_changed(f"{_count(len(self._gang.training))} go on after a change of the launcher")
 
@@ -168,6 +171,9 @@ class Attempt:
         if news.has_ended:
             self._gang.remove(member, news)
             if not news.error_bytes:
+                if news.was_dismissed and not member.is_leaving:  # a launcher that died has told it
+                    self._go_on_without(member, f"worker {member.number} was let go before this launcher came")
+                    return
                 if member.is_training and not member.is_leaving:
                     self._ending.has_left()
                     for joiner in [other for other in self._gang.members if other.rank is None]:
@@ -181,19 +187,18 @@ class Attempt:
                 self._fail(error)
             return
         if news.is_prepared and not member.is_prepared:
-            self._take_in(member, news.hardware)
+            self._take_in(member, news)
         self._quarrel.went_on(news.went_on_in)
         # An order of a launcher that died may have come to a worker after this one had asked it who it is.
         self._gang.generation = max(news.lost_generation, self._gang.generation)
         if 0 < news.lost_generation == self._gang.generation:
             self._quarrel.begin()
 
-    def _take_in(self, member: Member, hardware: str) -> None:
+    def _take_in(self, member: Member, news: Any) -> None:
         """A worker has read the data: let it meet the others, unless its bits would differ from theirs."""
-        member.hardware = hardware
-        theirs = {other.hardware for other in self._gang.staying if other.is_prepared}
-        if self._gang.generation and hardware not in theirs and theirs:
-            self._refuse(member, _differs(hardware, theirs))
+        member.hardware, member.data = news.hardware, news.data
+        if self._gang.generation and (why := self._gang.why_unlike(member)):
+            self._refuse(member, why)
         else:
             member.is_prepared = True
             self._meet()
@@ -212,13 +217,13 @@ class Attempt:
         chosen, workers = classes.most_common(1)[0]
         if workers >= self._min_workers:  # else the ranks find it out and say so
             for member in [member for member in self._gang.staying if member.hardware != chosen]:
-                self._refuse(member, _differs(member.hardware, {chosen}))
+                self._refuse(member, differs(member.hardware, {chosen}))
 
     def _meet(self) -> None:
         """Let those who are prepared meet: at first all together, later whoever has come."""
         if self._ending.deadline is not None or self._ending.is_agreed:
             return  # they would interrupt those who write their last checkpoint
-        ready = [member for member in self._gang.staying if member.is_up and member.is_prepared]
+        ready = [member for member in self._gang.ready if member.is_up]
         if self._gang.generation == 0:
             if ready and ready == self._gang.staying:
                 self._refuse_who_differs()
@@ -238,17 +243,22 @@ class Attempt:
             return
         what = member.hung_because or error.message
         self._log.info("a worker is lost", worker=member.number, node_id=member.node_id, why=what)
-        if not member.is_up:
-            if member.process.is_reused:  # it may have died long ago
-                self._gang.add(member.node_id, fresh=True)
-            else:
-                self._not_placed(what)
+        if member.process.is_reused and not member.is_prepared:  # it may have died or hung long ago
+            self._gang.add(member.node_id, fresh=True)
+            self._placed_by = time.monotonic() + PLACEMENT_TIMEOUT_S
+            if member.hung_because:
+                self._tell_changed(f"{what}; a new process takes its place")
             return
-        staying = self._gang.staying
-        if not staying:
+        if not member.is_up:
+            self._not_placed(what)
+            return
+        if not self._gang.staying:
             message = f"{what}; no other worker was left"
             self._ending.errors.append(JobError(reason="WORKER_LOST", message=message, rank=member.number))
             return
+        self._go_on_without(member, what)
+
+    def _go_on_without(self, member: Member, what: str) -> None:
         if self._check_size(what, is_broken=member.is_training):
             return
         if self._gang.generation and member.is_training:
@@ -340,6 +350,7 @@ class Attempt:
         """Take in workers on nodes that lack one, and let go those that are too many there."""
         self._revision = max(asked.revision, self._revision)
         if self._ending.is_stopping or self._ending.is_agreed or self._ending.errors:
+            self._tell_changed("")  # each order is answered
             return
         wanted = list(asked.node_ids)
         leaving = []
@@ -381,10 +392,6 @@ class Attempt:
     def _tell_started(self) -> None:
         started = GangStarted(job_id=self.order.job_id, attempt=self.order.attempt)
         self._tell(ConnectLauncherRequest(gang_started=started))
-
-
-def _differs(hardware: str, theirs: Iterable[str]) -> str:
-    return f"it has {hardware}, the others have {' and '.join(sorted(theirs))}, so that its bits could differ"
 
 
 def _count(workers: int) -> str:

@@ -3,6 +3,7 @@
 import queue
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +41,8 @@ class Member:
         address: where it listens for the others; empty until it is up.
         is_prepared: it has read the data, and may train with the others.
         hardware: what its bits depend on, in words; empty until it has read the data.
+        data: the digest of its data; empty likewise.
+        has_ended: it trained no more when this launcher took it over; its news tells why.
         rank: its rank in the newest generation; None while it is in none.
         since: the generation in which it first was; None before that.
         is_leaving: it was told to go.
@@ -54,6 +57,8 @@ class Member:
     address: str = ""
     is_prepared: bool = False
     hardware: str = ""
+    data: str = ""
+    has_ended: bool = False
     rank: int | None = None
     since: int | None = None
     is_leaving: bool = False
@@ -158,6 +163,11 @@ class Gang:
         return [member for member in self.members if not member.is_leaving]
 
     @property
+    def ready(self) -> list[Member]:
+        """Those of them that can be in the next generation."""
+        return [member for member in self.staying if member.is_prepared and not member.has_ended]
+
+    @property
     def training(self) -> list[Member]:
         """Members of the newest generation."""
         return [member for member in self.staying if member.is_training]
@@ -197,13 +207,13 @@ class Gang:
         So rank 0 has the state if anyone has, and the order of survivors is their old one.
         """
         self.generation += 1
-        ready = [member for member in self.staying if member.is_prepared]
+        ready = self.ready
         for member in ready:
             member.since = member.since or self.generation
         ready.sort(key=lambda member: (member.since, member.number))
         addresses = [member.address for member in ready]
         for member in self.members:
-            member.rank = None
+            member.rank = member.rank if member.has_ended else None  # its end still tells what became of its rank
         for rank, member in enumerate(ready):
             member.rank = rank
             self.tell(member, "form", self.epoch, self.generation, rank, addresses, why)
@@ -219,6 +229,21 @@ class Gang:
         """Give a worker an order, which has the same effect when it comes twice."""
         method = getattr(member.process.actor, order)
         self._call(member, method, self._name(member), *arguments, took=lambda nothing: None, tell_death=False)
+
+    def why_unlike(self, member: Member) -> str:
+        """Why the bits of a worker would differ from those of the others that are prepared, in words; empty if not."""
+        others = [other for other in self.staying if other.is_prepared and other is not member]
+        classes, theirs = {other.hardware for other in others}, {other.data for other in others}
+        if others and member.hardware not in classes:
+            return differs(member.hardware, classes)
+        if others and member.data not in theirs:
+            kind = self.order.spec.data.WhichOneof("kind") or ""
+            return (
+                f"data.{kind}: its data is not that of the others, so that its bits would differ (the SHA-256 of its "
+                f"examples is {member.data or 'unknown'}, theirs is {' and '.join(sorted(theirs)) or 'unknown'}); "
+                "scale the job to have it tried again once the data there is the same"
+            )
+        return ""
 
     def kill(self, member: Member) -> None:
         """End a worker's process; an event tells when it is gone."""
@@ -320,3 +345,8 @@ class Gang:
                 method.remote(*arguments).future().add_done_callback(ended)
 
         call()
+
+
+def differs(hardware: str, theirs: Iterable[str]) -> str:
+    """That a worker's hardware is not that of the others, in words."""
+    return f"it has {hardware}, the others have {' and '.join(sorted(theirs))}, so that its bits could differ"

@@ -185,7 +185,8 @@ class Launcher:
     def _adopt(self, workers: list[tuple[Process, Description]]) -> Attempt:
         order = StartGang.FromString(workers[0][1].order_bytes)
         generation = max(told.generation for _, told in workers)
-        current = [told for _, told in workers if told.generation == generation]
+        staying = [told for _, told in workers if not told.is_dismissed]
+        current = [told for told in staying if told.generation == generation]
         members = []
         for process, told in sorted(workers, key=lambda worker: worker[1].number):
             self._pool.adopt(process, name_of(order, told.number))
@@ -195,11 +196,15 @@ class Launcher:
                 told.address,
                 is_prepared=told.generation > 0,
                 hardware=told.hardware,
-                rank=told.rank if told.generation == generation > 0 else None,
+                data=told.data,
+                has_ended=told.has_ended,
+                rank=told.rank if told in current and generation > 0 else None,
                 since=told.since or None,
+                is_leaving=told.is_dismissed,
+                is_surplus=told.is_dismissed,
             )
             members.append(member)
-        is_whole = len(current) == len(workers) == current[0].members
+        is_whole = bool(current) and len(current) == len(staying) == current[0].members
         return Attempt(self._pool, order, self._facts.put, self._config.epoch, members, generation, is_whole)
 
     def _serve(self, orders: Iterator[ConnectLauncherResponse]) -> None:

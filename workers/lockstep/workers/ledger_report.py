@@ -49,7 +49,8 @@ class LedgerReports:
     def close(self, patience_s: float) -> None:
         """Report the end, unless that takes longer than `patience_s` seconds."""
         self._closing.set()
-        self._thread.join()
+        if self._thread.ident is not None:  # else it never came to the start
+            self._thread.join()
         deadline = time.monotonic() + patience_s
         while not self._report(is_last=True) and time.monotonic() + RETRY_AFTER_S < deadline:
             time.sleep(RETRY_AFTER_S)

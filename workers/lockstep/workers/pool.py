@@ -18,17 +18,19 @@ from ray.exceptions import ActorUnavailableError
 from lockstep.v1.internal_service_pb2 import StartGang, WorkerProcess
 from lockstep.workers.assignment import name_of
 from lockstep.workers.fleet import ASK_AGAIN_AFTER_S, Fleet, Process, Shape
+from lockstep.workers.pulse import WARM_UP_S
 from lockstep.workers.worker import POLL_S, Rest
 
 QUIET_S = 1.0
 """How long nothing must have happened before a spare worker is made, which takes seconds of a CPU."""
 SPARE_RETRY_S = 30.0
-"""How long after a spare worker has failed before the next is made."""
+"""How long after a spare worker has failed before the next is made; twice as long after each that follows."""
+LONGEST_SPARE_RETRY_S = 1800.0
 SILENT_S = POLL_S + 10.0
 """How long an idle worker may owe an answer."""
-WARM_UP_S = 60.0
-"""How long a spare worker may take to come up and to get warm."""
 LOOK_EVERY_S = 1.0
+MOST_WORDS = 2000
+"""Characters that are logged of an error; Ray puts the error itself behind the trace."""
 
 log = structlog.get_logger()
 
@@ -61,6 +63,7 @@ class Pool:
         self._processes: dict[str, Process] = {}
         self._wanted_shape, self._wanted_owner = Shape(), ""
         self._spare_at = 0.0
+        self._failed_spares = 0  # since one has got warm
 
     def start(self) -> None:
         """Begin to look after idle workers; returns at once."""
@@ -207,11 +210,23 @@ class Pool:
                 again.daemon = True
                 again.start()
             else:
-                log.warning("an idle worker is gone", worker=process.name, node_id=process.node_id)
-                self._spare_at = time.monotonic() + (QUIET_S if process.is_warm else SPARE_RETRY_S)
-                self.end(process)
+                words = f"{type(error).__name__}: {error}".strip()
+                self._end_lost(process, "an idle worker is gone", error=words[-MOST_WORDS:])
+
+    def _end_lost(self, process: Process, what: str, **facts: Any) -> None:
+        """End an idle process that is of no use; after one that did not get warm the next spare comes later."""
+        delay_s = QUIET_S
+        if not process.is_warm:
+            delay_s = min(SPARE_RETRY_S * 2.0 ** min(self._failed_spares, 10), LONGEST_SPARE_RETRY_S)
+            self._failed_spares += 1
+            facts |= {"failed_in_a_row": self._failed_spares, "next_spare_in_s": delay_s}
+        log.warning(what, worker=process.name, node_id=process.node_id, is_warm=process.is_warm, **facts)
+        self.end(process)
+        self._spare_at = max(self._spare_at, time.monotonic() + delay_s)
 
     def _has_answered(self, process: Process, rest: Rest) -> None:
+        if not process.is_warm:
+            self._failed_spares = 0
         known = (process.is_warm, process.pid, process.memory_bytes, process.data_bytes, process.gpu_ids)
         process.is_warm = True
         process.pid, process.memory_bytes, process.data_bytes, process.gpu_ids = rest
@@ -243,9 +258,7 @@ class Pool:
             now, spares = time.monotonic(), self._warmth.spares
             for process in self._idle():
                 if now - process.asked_at > (SILENT_S if process.is_warm else WARM_UP_S):
-                    log.warning("ended an idle worker that does not answer", worker=process.name)
-                    self.end(process)
-                    self._spare_at = max(self._spare_at, now + (QUIET_S if process.is_warm else SPARE_RETRY_S))
+                    self._end_lost(process, "ended an idle worker that does not answer")
             kept = self._fitting()[-spares:] if spares else []
             for process in self._idle():
                 if process not in kept and time.time() - (process.idle_since or 0.0) > self._warmth.ttl_s:

@@ -9,6 +9,8 @@ from lockstep.workers.engine import Activity
 
 OWN_WORK = frozenset({Activity.LOAD, Activity.COMPUTE, Activity.UPDATE, Activity.EVALUATE})
 """Activities in which a rank waits for nobody else."""
+WARM_UP_S = 60.0
+"""How long a process may take to get warm, and so whoever waits for that."""
 BEATS_REMEMBERED = 64
 MEDIAN_FACTOR = 10
 FIRST_FACTOR = 20
@@ -47,16 +49,22 @@ class Pulse:
     def why_hung(self) -> str | None:
         """Why this rank counts as hung, in words; None when it does not."""
         with self._lock:
-            if self._activity not in OWN_WORK:
+            if self._activity is not None and self._activity not in OWN_WORK:
                 return None
             limit_s, words = FIRST_FACTOR * self._hang_timeout_s, f"{FIRST_FACTOR} times recovery.hang_timeout_s"
-            what = f"was in phase {self._activity.value} of step {self._step}"
-            if self._activity is Activity.LOAD:
+            if self._activity is None:
+                limit_s, words = min(WARM_UP_S, limit_s), ""
+                what = "was waiting for the end of the warm-up of its process"
+            elif self._activity is Activity.LOAD:
                 what = "was reading its data or a checkpoint"
-            elif self._is_known():
-                seconds = self._seconds[Activity.EVALUATE if self._activity is Activity.EVALUATE else Activity.COMPUTE]
-                limit_s = max(self._hang_timeout_s, MEDIAN_FACTOR * statistics.median(seconds or [0.0]))
-                words = ""
+            else:
+                what = f"was in phase {self._activity.value} of step {self._step}"
+                if self._is_known():
+                    seconds = self._seconds[
+                        Activity.EVALUATE if self._activity is Activity.EVALUATE else Activity.COMPUTE
+                    ]
+                    limit_s = max(self._hang_timeout_s, MEDIAN_FACTOR * statistics.median(seconds or [0.0]))
+                    words = ""
             idle_s = time.monotonic() - self._since
             if idle_s <= limit_s:
                 return None

@@ -41,7 +41,12 @@ class Reporter(Listener):
         order: the job, its attempt, where to report and the token that proves the right to.
         pulse: gets the signs of life.
         went_on: called when the first step in a generation is done.
+
+    Attributes:
+        data_digest: names the data that was read; empty before.
     """
+
+    data_digest = ""
 
     def __init__(self, order: StartGang, pulse: Pulse, went_on: Callable[[], None] = lambda: None) -> None:
         self._order, self._pulse, self._tell_went_on = order, pulse, went_on
@@ -104,6 +109,10 @@ class Reporter(Listener):
     def wish(self) -> Wish:
         """What this rank was asked for; to stop once its reports are of no use."""
         return Wish.STOP if self._is_over else self._wish
+
+    def has_data(self, digest: str) -> None:
+        """Keep the name of the data."""
+        self.data_digest = digest
 
     def prepared(self) -> None:
         """The data is read and the model made."""

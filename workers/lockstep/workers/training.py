@@ -81,6 +81,8 @@ def train(
     device = device_of(spec)
     began_at = time.monotonic()
     data = build_data(spec.data, device, cache)
+    if listener is not None:
+        listener.has_data(data.digest())
     sizes = (len(data.train), len(data.validation))
     log.info("read %d training and %d validation examples in %.2f s", *sizes, time.monotonic() - began_at)
     return trainer.fit(

@@ -76,6 +76,9 @@ class Description(NamedTuple):
         hardware: what the bits of this worker depend on, in words; empty until it has read the data.
         pid: of its process.
         gpu_ids: the GPUs that it holds, as Ray names them: numbers on its node, or UUIDs.
+        data: the digest of its data; empty until it has read that.
+        has_ended: it trains no more.
+        is_dismissed: it was told to leave; the others go on.
     """
 
     version: str
@@ -93,6 +96,9 @@ class Description(NamedTuple):
     since: int = 0
     hardware: str = ""
     gpu_ids: tuple[str, ...] = ()
+    data: str = ""
+    has_ended: bool = False
+    is_dismissed: bool = False
 
 
 class Unfit(Exception):
@@ -256,7 +262,7 @@ class Worker:
             return about
         current.reporter.redirect(reports_address)
         membership = current.membership
-        told = membership.current
+        told, news = membership.current, current.news(None, 0)
         return about._replace(
             order_bytes=current.order.SerializeToString(),
             number=current.number,
@@ -265,7 +271,10 @@ class Worker:
             address=current.address,
             members=len(told.addresses),
             since=membership.first_number,
-            hardware=current.news(None, 0).hardware,
+            hardware=news.hardware,
+            data=news.data,
+            has_ended=news.has_ended,
+            is_dismissed=membership.is_dismissed,
         )
 
     def _current(self, name: str) -> Assignment | None:

@@ -18,6 +18,8 @@ class BuiltinDataset(DataModule):
         seed: seed of the split.
     """
 
+    field = "data.builtin"
+
     def __init__(self, name: str, validation_fraction: float, seed: int) -> None:
         self.name, self.validation_fraction, self.seed = name, validation_fraction, seed
 

@@ -1,16 +1,16 @@
 """Data that stays in a process for the jobs after, known by the content of its files."""
 
 import hashlib
-import operator
+import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from lockstep.workers.engine import DataModule
+from lockstep.workers.engine.data_module import Contents
 
 SETTLED_AFTER_S = 2.0
 """A file that was changed more lately than this may be changed again without getting another time."""
@@ -34,7 +34,20 @@ class Stamp:
 
     @classmethod
     def of(cls, path: Path) -> "Stamp":
-        status = path.stat()
+        """That of the file with this name: it is opened, since NFS looks at the server only then.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return cls.of_opened(descriptor)
+        finally:
+            os.close(descriptor)
+
+    @classmethod
+    def of_opened(cls, descriptor: int) -> "Stamp":
+        status = os.fstat(descriptor)
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
     @property
@@ -55,12 +68,12 @@ class Digests:
         Raises:
             OSError: it cannot be read.
         """
-        stamp = Stamp.of(path)
         known = self._known.get(path)
-        if known is not None and known[0] == stamp:
+        if known is not None and known[0] == Stamp.of(path):
             return known[1]
         digest = hashlib.sha256()
         with path.open("rb") as file:
+            stamp = Stamp.of_opened(file.fileno())
             while block := file.read(BLOCK_BYTES):
                 digest.update(block)
         self._known.pop(path, None)
@@ -80,31 +93,18 @@ class Digests:
 
 @dataclass
 class Entry:
-    """Data that is kept.
-
-    Attributes:
-        tensors: as they were loaded.
-        versions: how often each of them was written to then.
-    """
+    """Data that is kept, and what it held when it was loaded."""
 
     data: DataModule
-    tensors: list[Tensor]
-    versions: list[int]
-
-    @classmethod
-    def of(cls, data: DataModule) -> "Entry":
-        tensors = [*data.train, *data.validation]
-        return cls(data, tensors, [tensor._version for tensor in tensors])
+    loaded: Contents
 
     def is_unspoilt(self) -> bool:
         """Whether nobody has replaced its tensors or written into them since."""
-        now = Entry.of(self.data)
-        are_the_same = all(map(operator.is_, self.tensors, now.tensors))
-        return are_the_same and self.versions == now.versions
+        return self.loaded.are_those_of(self.data)
 
     @property
     def size_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors)
+        return sum(tensor.nbytes for tensor in self.loaded.tensors)
 
 
 class DataCache:
@@ -144,8 +144,8 @@ class DataCache:
         is_known = entry is not None and entry.is_unspoilt()
         if entry is None or not is_known:
             data.load()
-            data.train, data.validation = data.train.to(device), data.validation.to(device)
-            entry = Entry.of(data)
+            data.move_to(device)
+            entry = Entry(data, Contents.of(data))
         # What was loaded now may be of files that were changed after their digests were taken.
         if is_known or (key and entry.size_bytes <= self._max_bytes and self._digests.are_certain(paths)):
             self._entries[key] = entry

@@ -31,6 +31,8 @@ class IdxDataset(DataModule):
         standardize: scale pixels once more, to mean 0 and deviation 1 over all pixels of the training images.
     """
 
+    field = FIELD
+
     def __init__(self, root: str, standardize: bool = False) -> None:
         self.root, self.standardize = Path(root), standardize
         self._scale, self._shift = 1 / WHITE, 0.0

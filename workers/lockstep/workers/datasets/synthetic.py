@@ -17,6 +17,8 @@ class SyntheticRegression(DataModule):
         seed: seed of the draw.
     """
 
+    field = "data.synthetic_regression"
+
     def __init__(
         self, w: tuple[float, ...], b: float, noise: float, *, train_size: int, validation_size: int, seed: int
     ) -> None:

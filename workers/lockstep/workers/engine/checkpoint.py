@@ -32,7 +32,11 @@ from lockstep.workers.engine.digest import digest_of
 from lockstep.workers.engine.state import TrainState, safetensors_of
 
 FORMAT = 1
-BITS_DEPEND_ON = {"hardware_class": "with {}", "engine_version": "with engine version {}"}
+BITS_DEPEND_ON = {
+    "hardware_class": "with {}",
+    "engine_version": "with engine version {}",
+    "data_digest": "with data of the SHA-256 {}",
+}
 """Facts of a manifest on which bits depend, and how to say them; manifests of earlier times lack some."""
 MODEL_FILE, TRAINING_FILE, MANIFEST_FILE = "model.safetensors", "training.safetensors", "manifest.json"
 FOLDER = re.compile(r"step-(\d{12})")
@@ -78,12 +82,15 @@ class Checkpoints:
         uri: their folder, a path or what fsspec knows.
         keep: how many of the newest stay.
         facts: what the manifest says beside the state: the job, and that on which its bits depend.
+
+    Attributes:
+        facts: the same; whoever trains adds to them.
     """
 
     def __init__(self, uri: str, keep: int = 2, facts: dict[str, Any] | None = None) -> None:
         self._files, self._root = fsspec.core.url_to_fs(uri)
         self._is_local = isinstance(self._files, LocalFileSystem)
-        self._keep, self._facts = keep, facts or {}
+        self._keep, self.facts = keep, dict(facts or {})
         self._known: dict[int, Checkpoint] = {}
         self._found: frozenset[int] = frozenset()
 
@@ -160,7 +167,7 @@ class Checkpoints:
                 "create_time": time.time(),
                 "weights_digest": weights_digest,
                 "files": [vars(file) for file in files],
-                "facts": self._facts,
+                "facts": self.facts,
                 "notes": state.notes,
             }
             content = memoryview(json.dumps(manifest, indent=1).encode())
@@ -180,6 +187,15 @@ class Checkpoints:
         """
         return read_checkpoint(self._files, self._folder(step))
 
+    def facts_of(self, step: int) -> dict[str, Any]:
+        """The facts of a checkpoint; those of earlier times lack some.
+
+        Raises:
+            Damaged: its manifest is not what was written.
+            OSError: it cannot be read.
+        """
+        return _manifest(self._files, self._folder(step)).get("facts") or {}
+
     def differences(self, step: int) -> list[str]:
         """In words, what the bits of a checkpoint depended on and ours do not; nothing is said of what is not known.
 
@@ -187,12 +203,12 @@ class Checkpoints:
             Damaged: its manifest is not what was written.
             OSError: it cannot be read.
         """
-        theirs = _manifest(self._files, self._folder(step)).get("facts") or {}
+        theirs = self.facts_of(step)
         return [
             f"the checkpoint of step {step} was written {words.format(theirs[name])}, and training goes on "
-            f"{words.format(self._facts[name])}: its bits could differ from those of an undisturbed run"
+            f"{words.format(self.facts[name])}: its bits could differ from those of an undisturbed run"
             for name, words in BITS_DEPEND_ON.items()
-            if name in theirs and name in self._facts and theirs[name] != self._facts[name]
+            if name in theirs and name in self.facts and theirs[name] != self.facts[name]
         ]
 
     def prune(self, written: int) -> None:

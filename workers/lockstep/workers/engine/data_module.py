@@ -1,10 +1,14 @@
 """What is trained on: the base class of data sets."""
 
+import operator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from lockstep.workers.engine.digest import digest_of
 
 
 class Examples(NamedTuple):
@@ -25,6 +29,29 @@ class Examples(NamedTuple):
         return Examples(self.inputs.to(device), self.targets.to(device))
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a data set holds at a moment.
+
+    Attributes:
+        tensors: inputs and targets of both sets.
+        versions: how often each of them was written to by then.
+    """
+
+    tensors: tuple[Tensor, ...]
+    versions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, data: "DataModule") -> "Contents":
+        tensors = (*data.train, *data.validation)
+        return cls(tensors, tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors))
+
+    def are_those_of(self, data: "DataModule") -> bool:
+        """Whether nobody has replaced the tensors or written into them since."""
+        now = Contents.of(data)
+        return all(map(operator.is_, self.tensors, now.tensors)) and self.versions == now.versions
+
+
 class DataModule:
     """A training and a validation set; the base of Lockstep's data sets and of a user's own.
 
@@ -36,6 +63,9 @@ class DataModule:
     validation: Examples
     num_classes: int | None = None
     """Number of classes; None for regression."""
+    field: str = "data"
+    """Path of the field of a spec that says what this is."""
+    _known: tuple[Contents, str] | None = None
 
     def load(self) -> None:
         """Read or make the examples; called once, on every worker.
@@ -51,6 +81,23 @@ class DataModule:
             DataError: one of them is not there.
         """
         return []
+
+    def digest(self) -> str:
+        """SHA-256, hex, over dtype, shape and bytes of the stored inputs and targets of both sets.
+
+        It is computed when it is first asked for, 1 ms for each MB, and then only when tensors have changed.
+        """
+        if self._known is None or not self._known[0].are_those_of(self):
+            parts = {"train": self.train, "validation": self.validation}
+            tensors = {f"{part}.{name}": tensor for part in parts for name, tensor in parts[part]._asdict().items()}
+            self._known = Contents.of(self), digest_of(tensors)
+        return self._known[1]
+
+    def move_to(self, device: torch.device) -> None:
+        """Have the examples lie on another device; the digest is that of before."""
+        digest = self.digest()
+        self.train, self.validation = self.train.to(device), self.validation.to(device)
+        self._known = Contents.of(self), digest
 
     def transform(self, inputs: Tensor) -> Tensor:
         """What a batch of stored inputs, (n, ...), looks like to the model. By default it is left as it is."""

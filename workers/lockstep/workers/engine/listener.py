@@ -51,6 +51,9 @@ class Listener:
     def entered(self, activity: Activity, step: int) -> None:
         """An activity begins, of the step with this number; a sign of life. Called for every shard."""
 
+    def has_data(self, digest: str) -> None:
+        """The data is at hand; `digest` is that of `DataModule.digest`."""
+
     def started(self, progress: Progress, hardware: str) -> None:
         """Everything is ready; the next step comes now. Called in every generation."""
 

@@ -11,7 +11,14 @@ import torch
 from lockstep.workers.engine.checkpoint import Checkpoints, Damaged, read_uri
 from lockstep.workers.engine.determinism import hardware_class
 from lockstep.workers.engine.digest import fingerprint, weights_digest
-from lockstep.workers.engine.errors import DataError, HardwareDiffers, NonFiniteParameters, PeerLost, Stopped
+from lockstep.workers.engine.errors import (
+    DataError,
+    HardwareDiffers,
+    NonFiniteParameters,
+    PeerLost,
+    RanksDisagree,
+    Stopped,
+)
 from lockstep.workers.engine.group import Group
 from lockstep.workers.engine.ledger import Phase
 from lockstep.workers.engine.listener import Activity, Listener, Result
@@ -94,12 +101,14 @@ class Loop:
         self.listener, self.origin = listener, origin
         self.module, self.optimizer, self.ledger = stepper.module, stepper.optimizer, stepper.ledger
         self.trainable = {name: value for name, value in self.module.named_parameters() if value.requires_grad}
+        self.data, self.data_digest = stepper.data, stepper.data.digest()
         self.position = Position()
         self.window = Window()
         self.gradient_norm = math.nan
         self.final_metrics: dict[str, float] = {}
         self.writer: Writer | None = None
         if origin.checkpoints is not None:
+            origin.checkpoints.facts["data_digest"] = self.data_digest
             self.writer = Writer(origin.checkpoints, self.trainable, listener.checkpointed, self.not_written)
         self.has_looked_back = False
         self.last_step_at = math.nan
@@ -156,6 +165,7 @@ class Loop:
         for step in steps:
             try:
                 state, differences = checkpoints.read(step), checkpoints.differences(step)
+                self.check_data(checkpoints, step)
                 self.adopt(state, is_loaded=True)
             except (Damaged, OSError, StateMismatch) as error:
                 self.listener.noted(f"the checkpoint of step {step} cannot be used: {error}")
@@ -164,6 +174,29 @@ class Loop:
                 for words in differences:
                     self.listener.noted(words)
                 return
+
+    def check_data(self, checkpoints: Checkpoints, step: int) -> None:
+        """Go on with no other data than a checkpoint was trained on: no curve could go through both.
+
+        Data that is computed, and not read from files, may come out otherwise on other hardware, which is told.
+        """
+        theirs, here = checkpoints.facts_of(step), hardware_class(self.stepper.device)
+        digest = theirs.get("data_digest", self.data_digest)
+        if digest != self.data_digest and (self.data.files() or theirs.get("hardware_class", here) == here):
+            words = (
+                f"the data is not that which the checkpoint of step {step} was trained on: the SHA-256 of its examples "
+                f"is {self.data_digest} and was {digest}; restore the files as they were, or submit a new job with "
+                "init_from, which begins with the weights of this checkpoint"
+            )
+            raise DataError(self.data.field, words)
+
+    def agree_on_data(self) -> None:
+        """Check that every rank trains on the same examples."""
+        try:
+            self.group.agree("the SHA-256 of the data", self.data_digest)
+        except RanksDisagree as error:
+            mend = "put the same files on all nodes" if self.data.files() else "use nodes of one kind"
+            raise DataError(self.data.field, f"{error}; {mend}, and submit the job again") from error
 
     def catch_up(self) -> None:
         """Bring every rank to where the one that is furthest ahead is."""
@@ -182,6 +215,7 @@ class Loop:
         """Take the steps that are left."""
         hardware = hardware_class(self.stepper.device)
         self.group.agree("the hardware class", hardware, HardwareDiffers)
+        self.agree_on_data()
         where = f"after step {self.position.step}" if self.position.step else "at the start"
         self.group.agree(f"the model {where}", weights_digest(self.module))
         self.listener.started(self.progress(self.position.step), hardware)

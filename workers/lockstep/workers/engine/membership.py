@@ -60,6 +60,11 @@ class Membership:
         self._is_dismissed = False
 
     @property
+    def is_dismissed(self) -> bool:
+        """Whether this process was told that it is in no later generation."""
+        return self._is_dismissed
+
+    @property
     def current(self) -> Generation:
         """The newest generation that this process was told of."""
         return self._told

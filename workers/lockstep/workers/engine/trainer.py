@@ -81,7 +81,8 @@ class Trainer:
             ledger: told where the time goes.
 
         Raises:
-            DataError: the data, or the weights to start from, do not fit these settings.
+            DataError: the data, or the weights to start from, do not fit these settings, or the data is not that of
+                the other ranks or of the checkpoint.
             NonFiniteLoss: the loss left the finite numbers.
             NonFiniteParameters: the parameters did.
             PeerLost: a rank left, and there is no `regroup`.
