@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from lockstep.workers import pool
 from lockstep.workers.pool import LONGEST_SPARE_RETRY_S, QUIET_S, SPARE_RETRY_S
 from lockstep.workers.pulse import WARM_UP_S
 from tests.unit.workers.played_fleet import WAIT_S
@@ -228,11 +229,13 @@ def fail_to_warm_up(stage: PoolStage) -> None:
     stage.pool.hear(WAIT_S)
 
 
-def test_why_a_spare_does_not_get_warm_is_logged(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_why_a_spare_does_not_get_warm_is_logged(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = make(spares=1)
     stage.look(QUIET_S)
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(pool.log, "warning", lambda event, **facts: told.append(facts), raising=False)
     fail_to_warm_up(stage)
-    assert "ValueError: no kernel image is available" in capsys.readouterr().out
+    assert [facts["error"] for facts in told] == ["ValueError: no kernel image is available"]
 
 
 def test_while_spares_fail_each_is_made_later_than_the_one_before_but_not_for_ever(make: Make) -> None:
