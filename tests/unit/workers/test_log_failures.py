@@ -3,13 +3,13 @@
 import errno
 import json
 import os
-import re
 import threading
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+import structlog
 
 from lockstep.v1.internal_service_pb2 import StartGang
 from lockstep.workers import log_shipper, log_sweep
@@ -271,12 +271,12 @@ def test_who_ends_says_whether_something_is_left(base: Path, coordinator: Served
 # Refusals.
 
 
-def test_what_one_server_refuses_goes_to_the_next(spool: Spool, coordinator: Served, capsys: Any) -> None:
+def test_what_one_server_refuses_goes_to_the_next(spool: Spool, coordinator: Served) -> None:
     foreign, address = coordinator
     foreign.code = grpc.StatusCode.NOT_FOUND
     where = [address]
     shipper = Shipper(spool, lambda: where[0])
-    with serving_logs() as (servicer, other):
+    with structlog.testing.capture_logs() as logged, serving_logs() as (servicer, other):
         say(spool, "one\n")
         with foreign.changed:
             shipper.start()
@@ -288,7 +288,7 @@ def test_what_one_server_refuses_goes_to_the_next(spool: Spool, coordinator: Ser
         assert shipper.close(20)
     assert servicer.texts() == ["one", "two"]
     assert foreign.calls == 1
-    assert len(re.findall("refuses what the worker prints", capsys.readouterr().out)) == 1
+    assert len([line for line in logged if "refuses what the worker prints" in line["event"]]) == 1
 
 
 def test_a_server_that_has_refused_is_asked_again_after_a_while(
