@@ -2,13 +2,14 @@
 
     python benchmarks/ledger.py [--steps 6000] [--data ../shared/data/mnist]
 
-Two workers on two cores, one thread each, as in throughput.py. The ledger is switched on and off every ten steps, on
-both ranks at once, so that whatever else the machine does meets both alike. The figure of each is the median over all
-of its steps; the result is the ratio of the throughputs.
+Two workers on two cores, one thread each, as in throughput.py. The ledger is switched on or off at random every ten
+steps, on both ranks at once, so that whatever else the machine does meets both alike. The figure of each is the median
+over all of its steps; the result is the ratio of the throughputs.
 """
 
 import argparse
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -32,7 +33,7 @@ def nothing(*arguments: Any) -> None:
 
 
 class SwitchedLedger(Ledger):
-    """A ledger that is off in every other block of steps.
+    """A ledger that is on or off for a block of steps, at random, the same on every rank.
 
     Attributes:
         seconds: of the steps with it and of those without it.
@@ -44,6 +45,8 @@ class SwitchedLedger(Ledger):
         self._begun = 0
         self._began = 0.0
         self._is_on = True
+        self._switch = random.Random(0)
+        self._real = {name: getattr(self, name) for name in ("enter", "end_step")}
 
     def begin_step(self) -> None:
         now = time.perf_counter()
@@ -51,15 +54,15 @@ class SwitchedLedger(Ledger):
         if self._begun > WARM_UP and self._begun % BLOCK != 1:
             self.seconds[self._is_on].append(now - self._began)
         if self._begun % BLOCK == 0:
-            self._is_on = not self._is_on
-            if self._is_on:
-                del self.enter, self.end_step
-            else:
-                self.enter = self.end_step = nothing  # type: ignore[method-assign]
+            self._is_on = self._switch.random() < 0.5
+            for name, method in self._real.items():
+                setattr(self, name, method if self._is_on else nothing)
         self._begun += 1
         self._began = now
         if self._is_on:
-            super().begin_step()
+            Ledger.begin_step(self)
+        else:
+            self.is_sampled = False
 
 
 def compare(steps: int, root: Path) -> None:

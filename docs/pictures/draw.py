@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/observability.md: a real server, real jobs, a real Prometheus, the queries of the Job board.
+"""Draw the pictures of docs/observability.md: a real server, real jobs, a real Prometheus.
 
     pip install matplotlib && python docs/pictures/draw.py [--data ../shared/data/mnist]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from lockstep.server.ledger import STEP_BOUNDS_S
 from lockstep.v1.internal_service_pb2 import ReportLedgerRequest, StartGang
 from lockstep.v1.internal_service_pb2_grpc import InternalServiceStub
+from lockstep.v1.job_pb2 import JOB_STATE_SUCCEEDED
 from lockstep.v1.ledger_pb2 import PhaseSeconds
 from lockstep.v1.metrics_service_pb2 import GetLedgerRequest
 from tests.unit.server.harness import Running, fetch, run, serving, status_of, violations_of
@@ -162,5 +164,52 @@ def test_an_account_needs_the_token_of_its_attempt(tmp_path: Path) -> None:
             gang = await start_job(server)
             error = await status_of(report(server, gang, account_of(gang, 0, 1), token="wrong"))
             assert error.code() is grpc.StatusCode.PERMISSION_DENIED
+
+    run(scenario())
+
+
+def test_counters_go_on_where_they_were_when_the_server_was_started_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            gang = await start_job(server)
+            await report(server, gang, account_of(gang, 0, 1))
+        line = f'lockstep_worker_seconds_total{{cause="productive",job_id="{gang.job_id}"}} 8.0'
+        async with serving(tmp_path) as server:
+            assert line in (await fetch(server.application.http_address, "/metrics"))[1]
+
+    run(scenario())
+
+
+def test_of_a_job_whose_workers_have_said_nothing_no_time_is_told(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            gang = await start_job(server)
+            page = (await fetch(server.application.http_address, "/metrics"))[1]
+            assert f'lockstep_job_info{{data="builtin",device="cpu",job_id="{gang.job_id}"' in page
+            assert "lockstep_worker_seconds_total{" not in page
+
+    run(scenario())
+
+
+def test_a_job_that_ended_long_ago_is_told_of_no_more_and_its_ledger_is_in_the_store(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            launcher = server.launcher()
+            await launcher.be_ready()
+            await server.submit()
+            gang = await launcher.next_start()
+            await report(server, gang, account_of(gang, 0, 1))
+            await launcher.finish(gang, 1)
+            await server.reaches(gang.job_id, JOB_STATE_SUCCEEDED)
+            coordinator = server.application.coordinator
+            assert coordinator is not None
+            await coordinator.ledgers.store_all()
+            for minutes, is_told_of in ((10, True), (20, False)):
+                coordinator.tidy(datetime.now(UTC) + timedelta(minutes=minutes))
+                page = (await fetch(server.application.http_address, "/metrics"))[1]
+                assert (f'lockstep_steps_total{{job_id="{gang.job_id}"}}' in page) == is_told_of
+                assert (gang.job_id in coordinator.ledgers.newest()) == is_told_of
+            ledger = await server.metrics.GetLedger(GetLedgerRequest(job_id=gang.job_id))
+            assert ledger.ranks[0].steps == 4
 
     run(scenario())

@@ -36,6 +36,8 @@ from lockstep.server.validation import fill_in_defaults, resolve
 from lockstep.server.watch import Bells
 from lockstep.v1.job_spec_pb2 import JobSpec
 
+_TIDY_EVERY_S = 60.0
+
 log = structlog.get_logger(__name__)
 
 
@@ -63,6 +65,7 @@ class Coordinator:
         )
         self._site = site
         self._telemetry = telemetry
+        self._tidying: asyncio.Task[None] | None = None
 
     # Life of the process.
 
@@ -76,8 +79,19 @@ class Coordinator:
             self._telemetry.job_taken_up(job, newest.create_time if newest is not None else None)
         for job in await self.store.jobs_ended_since(datetime.now(UTC) - timedelta(seconds=KEPT_S)):
             self._telemetry.job_taken_up(job)
-        self.ledgers.start()
+        await self.ledgers.start(self._telemetry.records)
+        self._tidying = asyncio.create_task(self._keep_tidy(), name="tidy")
         self.dispatcher.start()
+
+    async def _keep_tidy(self) -> None:
+        while True:
+            await asyncio.sleep(_TIDY_EVERY_S)
+            self.tidy(datetime.now(UTC))
+
+    def tidy(self, now: datetime) -> None:
+        """Forget what nobody is told of any more; the store has it."""
+        self._telemetry.forget_old_jobs(now)
+        self.ledgers.forget(self._telemetry.records.__contains__)
 
     async def drain(self) -> None:
         """Have all workers write checkpoints and leave; calls and streams go on meanwhile."""
@@ -85,6 +99,8 @@ class Coordinator:
 
     async def stop(self) -> None:
         """End the streams and stop scheduling; jobs stay as they are stored."""
+        if self._tidying is not None:
+            self._tidying.cancel()
         self.bells.close()
         await self.dispatcher.stop()
         await self._live.close()

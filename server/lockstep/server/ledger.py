@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from lockstep.v1.internal_service_pb2 import ReportLedgerRequest
@@ -31,7 +31,9 @@ class RankAccount:
     """What the workers that had a rank have done in it.
 
     Attributes:
-        seconds: time by phase, in the order of PHASES.
+        seconds: time by phase, in the order of PHASES. A phase may lose time to another one, since what is under way is
+            told as what it seems to be.
+        most_seconds: the same for whoever must see it only grow: the most that each phase has had.
         step_counts: of step durations, in the order of STEP_BOUNDS_S; the last one counts what took longer.
         node_id: of the worker that had it last.
         heard_at: when that was heard of last, as time.time() tells.
@@ -39,6 +41,7 @@ class RankAccount:
     """
 
     seconds: list[float] = field(default_factory=lambda: [0.0] * len(PHASES))
+    most_seconds: list[float] = field(default_factory=lambda: [0.0] * len(PHASES))
     steps: int = 0
     examples: int = 0
     step_counts: list[int] = field(default_factory=lambda: [0] * (len(STEP_BOUNDS_S) + 1))
@@ -73,41 +76,47 @@ class JobLedger:
 
     Attributes:
         ranks: accounts by rank.
-        workers: by attempt and number, those of the newest attempts.
+        workers: by attempt, number and account, those of the newest attempts.
         flops_per_step: on all ranks; 0 while they are not counted.
         last_step_at: when rank 0 had taken a step last, as time.time() tells; 0 if it never has.
     """
 
     ranks: dict[int, RankAccount] = field(default_factory=dict)
-    workers: dict[tuple[int, int], WorkerAccount] = field(default_factory=dict)
+    workers: dict[tuple[int, int, int], WorkerAccount] = field(default_factory=dict)
     flops_per_step: float = 0.0
     last_step_at: float = 0.0
 
     def add(self, told: ReportLedgerRequest, now: float) -> bool:
         """Add what a worker has done since its report before to the account of its rank; False if that is old news."""
-        worker = self.workers.get((told.attempt, told.number))
+        key = (told.attempt, told.number, told.account_id)
+        worker = self.workers.get(key)
         if worker is None:
-            newest = max((attempt for attempt, _ in self.workers), default=0)
+            newest = max((attempt for attempt, _, _ in self.workers), default=0)
             if told.attempt < newest - 1:  # nobody remembers what is known of it
                 return False
             if told.attempt > newest:
-                self.workers = {key: known for key, known in self.workers.items() if key[0] >= told.attempt - 1}
-            worker = self.workers[told.attempt, told.number] = WorkerAccount()
+                self.workers = {known: worker for known, worker in self.workers.items() if known[0] >= told.attempt - 1}
+            worker = self.workers[key] = WorkerAccount()
         if told.sequence <= worker.sequence:
             return False
         account = self.ranks.setdefault(told.rank, RankAccount())
         if told.rank == 0 and told.steps > worker.steps:
             self.last_step_at = now
         seconds = [getattr(told.seconds, f"{phase}_s") for phase in PHASES]
-        account.seconds = _grown(account.seconds, seconds, worker.seconds)
+        account.seconds = [
+            total + new - old for total, new, old in zip(account.seconds, seconds, worker.seconds, strict=True)
+        ]
+        account.most_seconds = list(map(max, account.most_seconds, account.seconds))
         account.step_counts = _grown(account.step_counts, told.step_duration_counts, worker.step_counts)
         account.steps += max(0, told.steps - worker.steps)
         account.examples += max(0, told.examples - worker.examples)
         account.step_seconds += max(0.0, told.step_duration_sum_s - worker.step_seconds)
         account.cpu_seconds += max(0.0, told.cpu_seconds - worker.cpu_seconds)
-        account.memory_bytes, account.gpu_memory_bytes = told.memory_bytes, told.gpu_memory_bytes
-        account.node_id, account.attempt, account.number = told.node_id, told.attempt, told.number
-        account.heard_at, account.is_there = now, not told.is_last
+        if not account.is_there or (told.attempt, told.number) >= (account.attempt, account.number):
+            # Else these are the last words of a worker whose rank another one has by now.
+            account.memory_bytes, account.gpu_memory_bytes = told.memory_bytes, told.gpu_memory_bytes
+            account.node_id, account.attempt, account.number = told.node_id, told.attempt, told.number
+            account.heard_at, account.is_there = now, not told.is_last
         if worker.rank != told.rank and worker.sequence:
             before = self.ranks.get(worker.rank)
             if before is not None and (before.attempt, before.number) == (told.attempt, told.number):
@@ -131,11 +140,16 @@ class JobLedger:
         lag = statistics.median(wait for rank, wait in waits.items() if rank != slowest) - waits[slowest]
         return (slowest, lag) if lag > LEAST_LAG_RATIO else None
 
+    def rank_of(self, attempt: int, number: int) -> int | None:
+        """Return the rank that a worker had when it was heard of last; None while it has said nothing."""
+        told = [worker.rank for key, worker in self.workers.items() if key[:2] == (attempt, number)]
+        return told[-1] if told else None
+
     def by_cause(self) -> dict[str, float]:
-        """Seconds of all workers by what they were spent for."""
+        """Seconds of all workers by what they were spent for; they only grow."""
         seconds = dict.fromkeys(("productive", *CAUSES.values()), 0.0)
         for account in self.ranks.values():
-            for phase, value in zip(PHASES, account.seconds, strict=True):
+            for phase, value in zip(PHASES, account.most_seconds, strict=True):
                 seconds[CAUSES.get(phase, "productive")] += value
         return seconds
 
@@ -144,8 +158,9 @@ class JobLedger:
         return {
             "flops_per_step": self.flops_per_step,
             "last_step_at": self.last_step_at,
-            "ranks": {str(rank): asdict(account) for rank, account in self.ranks.items()},
-            "workers": [[*key, asdict(account)] for key, account in self.workers.items()],
+            # Lists in accounts are replaced and never written to.
+            "ranks": {str(rank): dict(vars(account)) for rank, account in self.ranks.items()},
+            "workers": [[*key, dict(vars(account))] for key, account in self.workers.items()],
         }
 
     @classmethod
@@ -153,7 +168,7 @@ class JobLedger:
         """The reverse of `to_json`."""
         return cls(
             ranks={int(rank): RankAccount(**account) for rank, account in said["ranks"].items()},
-            workers={(attempt, number): WorkerAccount(**account) for attempt, number, account in said["workers"]},
+            workers={(key[0], key[1], key[2]): WorkerAccount(**account) for *key, account in said["workers"]},
             flops_per_step=said["flops_per_step"],
             last_step_at=said["last_step_at"],
         )

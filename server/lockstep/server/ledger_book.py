@@ -1,10 +1,11 @@
-"""The ledgers of the jobs that live or have just ended: in memory, and on disk a moment later."""
+"""The ledgers of the jobs that are told of: in memory, and on disk a moment later."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable, Iterable
 
 import structlog
 
@@ -13,7 +14,6 @@ from lockstep.server.store import Store
 from lockstep.v1.internal_service_pb2 import ReportLedgerRequest
 
 _STORED_EVERY_S = 10.0
-_KEPT_S = 900.0
 
 log = structlog.get_logger(__name__)
 
@@ -24,13 +24,15 @@ class LedgerBook:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._ledgers: dict[str, JobLedger] = {}
-        self._heard_at: dict[str, float] = {}
         self._unstored: set[str] = set()
         self._reading = asyncio.Lock()
         self._storing: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Begin to store; returns at once."""
+    async def start(self, job_ids: Iterable[str]) -> None:
+        """Take up the ledgers of these jobs, so that what is counted goes on where it was, and begin to store."""
+        self._ledgers |= {
+            job_id: JobLedger.from_json(said) for job_id, said in (await self._store.load_ledgers(job_ids)).items()
+        }
         self._storing = asyncio.create_task(self._keep_storing(), name="ledgers")
 
     async def stop(self) -> None:
@@ -39,7 +41,7 @@ class LedgerBook:
             self._storing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._storing
-        await self._store_all()
+        await self.store_all()
 
     async def report(self, told: ReportLedgerRequest) -> None:
         """Take a worker's account."""
@@ -55,8 +57,7 @@ class LedgerBook:
     def rank_of(self, job_id: str, attempt: int, number: int) -> int | None:
         """Return the rank that a worker had when it was heard of last; None while it has said nothing."""
         ledger = self._ledgers.get(job_id)
-        worker = ledger.workers.get((attempt, number)) if ledger is not None else None
-        return worker.rank if worker is not None else None
+        return ledger.rank_of(attempt, number) if ledger is not None else None
 
     def newest(self) -> dict[str, JobLedger]:
         """The ledgers in memory, by job_id."""
@@ -67,22 +68,25 @@ class LedgerBook:
             async with self._reading:
                 if job_id not in self._ledgers:
                     self._ledgers[job_id] = await self._load(job_id)
-        self._heard_at[job_id] = time.monotonic()
         return self._ledgers[job_id]
 
     async def _load(self, job_id: str) -> JobLedger:
-        stored = await self._store.load_ledger(job_id)
-        return JobLedger() if stored is None else JobLedger.from_json(stored)
+        stored = await self._store.load_ledgers([job_id])
+        return JobLedger.from_json(stored[job_id]) if stored else JobLedger()
+
+    def forget(self, is_told_of: Callable[[str], bool]) -> None:
+        """Forget the ledgers of jobs that nobody is told of any more; they are stored."""
+        for job_id in [job_id for job_id in self._ledgers if not is_told_of(job_id)]:
+            if job_id not in self._unstored:
+                del self._ledgers[job_id]
 
     async def _keep_storing(self) -> None:
         while True:
             await asyncio.sleep(_STORED_EVERY_S)
-            await self._store_all()
-            old = time.monotonic() - _KEPT_S
-            for job_id in [job_id for job_id, heard_at in self._heard_at.items() if heard_at < old]:
-                del self._ledgers[job_id], self._heard_at[job_id]
+            await self.store_all()
 
-    async def _store_all(self) -> None:
+    async def store_all(self) -> None:
+        """Store what has changed; when that fails it is tried again in a while."""
         unstored, self._unstored = self._unstored, set()
         if not unstored:
             return

@@ -74,6 +74,35 @@ def test_a_new_attempt_adds_to_the_accounts_of_those_before() -> None:
     assert seconds_of(ledger, 0) == {"forward": 7.5}
 
 
+def test_time_that_moves_from_one_phase_to_another_is_counted_once() -> None:
+    ledger = JobLedger()
+    ledger.add(account(0, 1, forward=5.0, exchange=30.0), NOW)  # the exchange is under way
+    ledger.add(account(0, 2, forward=5.0, exchange=1.0, exchange_wait=31.0), NOW)
+    assert seconds_of(ledger, 0) == {"forward": 5.0, "exchange": 1.0, "exchange_wait": 31.0}
+    most = dict(zip(PHASES, ledger.ranks[0].most_seconds, strict=True))
+    assert most["exchange"] == 30.0  # a counter must not fall; it goes on from there
+    ledger.add(account(0, 3, forward=5.0, exchange=32.0, exchange_wait=31.0), NOW)
+    most = dict(zip(PHASES, ledger.ranks[0].most_seconds, strict=True))
+    assert (sum(most.values()), sum(ledger.ranks[0].seconds)) == (68.0, 68.0)
+
+
+def test_the_last_words_of_a_worker_do_not_hide_the_one_in_its_place() -> None:
+    ledger = JobLedger()
+    ledger.add(account(0, 1, number=0, forward=5.0, memory_bytes=1), NOW)
+    ledger.add(account(0, 1, number=3, forward=1.0, memory_bytes=3), NOW)
+    ledger.add(account(0, 2, number=0, forward=5.5, memory_bytes=1, is_last=True), NOW)
+    known = ledger.ranks[0]
+    assert (known.number, known.memory_bytes, known.is_there) == (3, 3, True)
+    assert seconds_of(ledger, 0) == {"forward": 6.5}
+
+
+def test_a_number_that_is_given_again_begins_a_new_account() -> None:
+    ledger = JobLedger()
+    ledger.add(account(1, 7, forward=5.0, account_id=1), NOW)
+    assert ledger.add(account(1, 1, forward=1.0, account_id=2), NOW)
+    assert seconds_of(ledger, 1) == {"forward": 6.0}
+
+
 def test_a_ledger_goes_on_where_it_was_stored() -> None:
     ledger = JobLedger()
     ledger.add(account(0, 1, forward=5.0, steps=3, flops_per_step=64.0), NOW)

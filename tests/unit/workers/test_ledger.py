@@ -1,5 +1,6 @@
 """A ledger accounts for all the time that passes, and for nothing else."""
 
+import threading
 import time
 from typing import Any
 
@@ -11,6 +12,9 @@ from lockstep.workers.datasets.synthetic import SyntheticRegression
 from lockstep.workers.engine import STEP_BOUNDS_S, Ledger, Listener, Phase, Point, Progress, Trainer
 from lockstep.workers.engine import ledger as ledgers
 from lockstep.workers.models.linear import LinearRegression
+
+UNIT = 2.0**-10
+"""A short time: less than a second passes between two steps that are looked into."""
 
 
 class Clock:
@@ -30,9 +34,22 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+class Waits:
+    """A rank that has waited for others before."""
+
+    waited_s = 5.0
+    now_s = 0.0
+
+    def waiting_s(self) -> float:
+        return self.now_s
+
+
 def spend(ledger: Ledger, clock: Clock, *phases: tuple[Phase, float]) -> None:
     for phase, seconds in phases:
-        ledger.enter(phase)
+        if phase not in (Phase.DATA, Phase.FORWARD, Phase.BACKWARD):
+            ledger.enter(phase)
+        elif ledger.is_sampled:
+            ledger.part(phase)
         clock.now += seconds
 
 
@@ -64,16 +81,16 @@ def test_every_second_belongs_to_the_phase_that_was_entered_last(clock: Clock) -
 
 
 def test_the_part_of_an_exchange_in_which_the_rank_waits_is_told_apart(clock: Clock) -> None:
-    waited = [5.0]
+    waits = Waits()
     ledger = Ledger()
-    ledger.follow(lambda: waited[0])
-    waited[0] += 1.0  # hidden behind the backward pass: of no interest
+    ledger.follow(waits)
+    waits.waited_s += 1.0  # hidden behind the backward pass: of no interest
     ledger.enter(Phase.EXCHANGE)
     clock.now += 0.5
-    waited[0] += 0.25
+    waits.waited_s += 0.25
     ledger.enter(Phase.EXCHANGE)
     clock.now += 0.5
-    waited[0] += 3.0  # another thread waited meanwhile, and before
+    waits.waited_s += 3.0  # another thread waited meanwhile, and before
     ledger.enter(Phase.OPTIMIZER)
     assert told(ledger) == {Phase.EXCHANGE: 0.25, Phase.EXCHANGE_WAIT: 0.75}
 
@@ -124,6 +141,39 @@ def test_workers_and_server_count_durations_and_phases_alike() -> None:
     assert tuple(phase.name.lower() for phase in Phase) == server_ledger.PHASES
 
 
+def test_steps_that_are_not_looked_into_are_divided_as_those_that_are(clock: Clock) -> None:
+    ledger = Ledger()
+    before = [0.0] * len(Phase)
+    steps = 2 * ledgers.SAMPLED_EVERY + 2
+    sampled = 0
+    for _ in range(steps):
+        began = clock.now
+        ledger.begin_step()
+        # What one of many does counts for the others, and the exchange is looked at in all of them.
+        sampled += ledger.is_sampled
+        forward, backward = (UNIT, 3 * UNIT) if ledger.is_sampled else (4 * UNIT, 0.0)
+        spend(ledger, clock, (Phase.FORWARD, forward), (Phase.BACKWARD, backward), (Phase.EXCHANGE, UNIT / 2))
+        ledger.end_step(clock.now - began, examples=32)
+        seconds = ledger.account().seconds
+        assert all(now >= then - 1e-9 for now, then in zip(seconds, before, strict=True))
+        before = list(seconds)
+    assert sampled == 4
+    expected = {Phase.FORWARD: UNIT * steps, Phase.BACKWARD: 3 * UNIT * steps, Phase.EXCHANGE: UNIT / 2 * steps}
+    assert told(ledger) == pytest.approx(expected)
+    assert ledger.account().steps == steps
+
+
+def test_slow_steps_are_looked_into_more_often(clock: Clock) -> None:
+    ledger = Ledger()
+    sampled = []
+    for _ in range(12):
+        ledger.begin_step()
+        sampled.append(ledger.is_sampled)
+        clock.now += 0.4 * ledgers.SAMPLED_EVERY_S
+        ledger.end_step(0.4 * ledgers.SAMPLED_EVERY_S, examples=32)
+    assert sampled == [True, True, False, False, True, False, False, True, False, False, True, False]
+
+
 class DeviceMarks:
     """A device that is busy for 1 part with each forward pass and 3 with each backward pass."""
 
@@ -134,37 +184,80 @@ class DeviceMarks:
     def set(self, phase: Phase) -> None:
         self.phases.append(phase)
 
-    def shares(self) -> dict[Phase, float]:
+    def seconds(self) -> dict[Phase, float]:
         self.reads += 1
         phases, self.phases = self.phases, []
-        return {phase: {Phase.FORWARD: 1.0, Phase.BACKWARD: 3.0}.get(phase, 0.0) for phase in phases}
+        assert phases == [Phase.DATA, Phase.FORWARD, Phase.BACKWARD, Phase.EXCHANGE, Phase.OPTIMIZER]
+        return {Phase.FORWARD: 1.0, Phase.BACKWARD: 3.0, Phase.EXCHANGE: 9.0}
 
 
 def test_on_a_device_the_time_of_all_steps_is_divided_as_in_the_one_that_was_measured(clock: Clock) -> None:
     marks = DeviceMarks()
     ledger = Ledger()
-    ledger.follow(lambda: 0.0, marks)
-    before = [0.0] * len(Phase)
-    for _ in range(2 * ledgers.SAMPLED_EVERY + 1):  # launches return at once; the host waits at the end
-        step(ledger, clock, (Phase.FORWARD, 0.0), (Phase.BACKWARD, 0.0), (Phase.EXCHANGE, 1.0))
-        seconds = ledger.account().seconds
-        assert all(now >= then - 1e-9 for now, then in zip(seconds, before, strict=True))
-        before = list(seconds)
-    assert marks.reads == 3
-    assert told(ledger) == {Phase.FORWARD: 8.25, Phase.BACKWARD: 24.75}
+    ledger.follow(Waits(), marks)
+    steps = 2 * ledgers.SAMPLED_EVERY + 2
+    for _ in range(steps):  # launches return at once; the host waits before the exchange
+        ledger.begin_step()
+        spend(ledger, clock, (Phase.FORWARD, 0.0), (Phase.BACKWARD, 0.0))
+        clock.now += 4 * UNIT
+        spend(ledger, clock, (Phase.EXCHANGE, UNIT), (Phase.OPTIMIZER, 0.0))
+        ledger.end_step(5 * UNIT, examples=32)
+    assert marks.reads == 4
+    expected = {Phase.FORWARD: UNIT * steps, Phase.BACKWARD: 3 * UNIT * steps, Phase.EXCHANGE_WAIT: UNIT * steps}
+    assert told(ledger) == pytest.approx(expected)
     spend(ledger, clock, (Phase.VALIDATION, 2.0))
     assert told(ledger)[Phase.VALIDATION] == 2.0
 
 
-def test_a_step_that_is_lost_on_a_device_was_spent_on_healing(clock: Clock) -> None:
+def test_a_stop_in_the_middle_of_a_step_undoes_nothing_and_hides_nothing_that_follows(clock: Clock) -> None:
+    for marks in (None, DeviceMarks()):
+        ledger = Ledger()
+        ledger.follow(Waits(), marks)
+        ledger.begin_step()
+        spend(ledger, clock, (Phase.FORWARD, 1.0), (Phase.EXCHANGE, 1.0))
+        ledger.leave_step()
+        spend(ledger, clock, (Phase.CHECKPOINT, 60.0))
+        ledger.lose_step()  # the others have gone meanwhile
+        clock.now += 1.0
+        exchange = Phase.EXCHANGE if marks is None else Phase.EXCHANGE_WAIT
+        assert told(ledger) == {Phase.FORWARD: 1.0, exchange: 1.0, Phase.CHECKPOINT: 60.0, Phase.HEALING: 1.0}
+
+
+def test_a_wait_that_is_under_way_is_told_as_one(clock: Clock) -> None:
+    waits, ledger = Waits(), Ledger()
+    ledger.follow(waits)
+    ledger.enter(Phase.EXCHANGE)
+    clock.now += 31.0
+    waits.now_s = 30.0
+    assert told(ledger) == {Phase.EXCHANGE: 1.0, Phase.EXCHANGE_WAIT: 30.0}
+
+
+def test_readers_see_whole_steps_while_another_thread_writes() -> None:
     ledger = Ledger()
-    ledger.follow(lambda: 0.0, DeviceMarks())
-    step(ledger, clock, (Phase.FORWARD, 4.0))
-    ledger.begin_step()
-    spend(ledger, clock, (Phase.FORWARD, 0.0), (Phase.EXCHANGE, 2.0))
-    ledger.lose_step()
-    clock.now += 1.0
-    assert told(ledger) == {Phase.FORWARD: 4.0, Phase.HEALING: 3.0}
+    is_over = threading.Event()
+
+    def write() -> None:
+        while not is_over.is_set():
+            ledger.begin_step()
+            if ledger.is_sampled:
+                ledger.part(Phase.FORWARD)
+            ledger.enter(Phase.EXCHANGE)
+            ledger.end_step(0.001, examples=1)
+
+    began = time.perf_counter()
+    ledger = Ledger()
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(2_000):
+            before = time.perf_counter()
+            account = ledger.account()
+            after = time.perf_counter()
+            assert before - began - 0.01 <= sum(account.seconds) <= after - began + 1e-6
+            assert sum(account.step_counts) == account.steps == account.examples
+    finally:
+        is_over.set()
+        writer.join()
 
 
 class EndOfTraining(Listener):

@@ -183,8 +183,8 @@ class Assignment:
         except BaseException as error:
             log.exception("this worker cannot go on")
             error_bytes = job_error(error, self.membership.current.rank).SerializeToString()
-        self._ledger.enter(Phase.IDLE)
         try:
+            self._ledger.enter(Phase.IDLE)
             ended["has_left_log"] = not self._printed.end(LAST_WORDS_S)
             self.reporter.close(LAST_WORDS_S)
             self.membership.close()

@@ -1,5 +1,6 @@
 """Tells the coordinator where a worker's time goes: now and then, and at the end."""
 
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ class LedgerReports:
         number: of the worker in the attempt.
         node_id: Ray's id of its node.
         ledger: what is reported.
-        rank: tells the worker's rank; None before it has one, when nothing is reported.
+        rank: tells the worker's rank; None before it has one, when its number stands for it.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class LedgerReports:
         self._order, self._number, self._node_id = order, number, node_id
         self._ledger, self._rank = ledger, rank
         self._sequence = 0
+        self._account_id = secrets.randbits(32)
         self._cpu_before = time.process_time()
         self._uses_gpu = order.spec.resources.gpus_per_worker > 0
         self._closing = threading.Event()
@@ -52,25 +54,26 @@ class LedgerReports:
         if self._thread.ident is not None:  # else it never came to the start
             self._thread.join()
         deadline = time.monotonic() + patience_s
-        while not self._report(is_last=True) and time.monotonic() + RETRY_AFTER_S < deadline:
+        while not self._report(deadline - time.monotonic(), is_last=True):
+            if time.monotonic() + RETRY_AFTER_S > deadline:
+                return
             time.sleep(RETRY_AFTER_S)
 
     def _run(self) -> None:
         while not self._closing.wait(EVERY_S):
-            self._report()
+            self._report(CALL_TIMEOUT_S)
 
-    def _report(self, *, is_last: bool = False) -> bool:
+    def _report(self, timeout_s: float, *, is_last: bool = False) -> bool:
         """Send one report; False when it may be of use to send it again."""
         rank = self._rank()
-        if rank is None:
-            return True
         self._sequence += 1
         account = self._ledger.account()
         request = ReportLedgerRequest(
             job_id=self._order.job_id,
             attempt=self._order.attempt,
             number=self._number,
-            rank=rank,
+            rank=self._number if rank is None else rank,
+            account_id=self._account_id,
             node_id=self._node_id,
             sequence=self._sequence,
             seconds=PhaseSeconds(**{f"{phase.name.lower()}_s": account.seconds[phase] for phase in Phase}),
@@ -87,7 +90,7 @@ class LedgerReports:
         metadata = (("lockstep-attempt-token", self._order.attempt_token),)
         try:
             stub = COORDINATOR.stub(self._order.coordinator_address)
-            stub.ReportLedger(request, metadata=metadata, timeout=CALL_TIMEOUT_S)
+            stub.ReportLedger(request, metadata=metadata, timeout=timeout_s)
         except ValueError:  # the coordinator has just moved
             return False
         except grpc.RpcError as error:

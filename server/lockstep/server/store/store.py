@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select, tuple_, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, tuple_, update
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import DatabaseError
 
@@ -19,6 +19,7 @@ from lockstep.server.errors import AlreadyExists
 from lockstep.server.job import ENDED, LIVE, Job, State
 from lockstep.server.store import tables
 from lockstep.server.store.engines import migrate, reading_engine, writing_engine
+from lockstep.server.store.points import insert_points, select_points
 from lockstep.server.store.rows import (
     NOTHING_NEW,
     News,
@@ -35,15 +36,15 @@ from lockstep.server.store.rows import (
     to_microseconds,
 )
 from lockstep.server.store.writer import StoreError, Writer
-from lockstep.v1.metrics_service_pb2 import METRIC_KIND_RESULT
 
 T = TypeVar("T")
+
+_MOST_JOBS_OF_A_QUERY = 500
 
 _INSERT_JOB = insert(tables.jobs)
 _INSERT_LABEL = insert(tables.labels)
 _INSERT_EVENT = insert(tables.job_events)
 _INSERT_REQUEST = insert(tables.requests)
-_INSERT_POINT = sqlite_insert(tables.metric_points).on_conflict_do_nothing(index_elements=["job_id", "name", "step"])
 _INSERT_LEDGER = sqlite_insert(tables.ledgers)
 _UPSERT_LEDGER = _INSERT_LEDGER.on_conflict_do_update(
     index_elements=["job_id"], set_={"ledger": _INSERT_LEDGER.excluded.ledger}
@@ -255,7 +256,7 @@ class Store:
     ) -> list[StoredPoint]:
         """Read points by (kind, step, name), from the one after `after` on; kind 0 and no names mean all."""
         points = tables.metric_points.c
-        query = _points(job_id, names, kind).order_by(points.kind, points.step, points.name).limit(limit)
+        query = select_points(job_id, names, kind).order_by(points.kind, points.step, points.name).limit(limit)
         if after_step:
             query = query.where(points.step > after_step)
         if after is not None:
@@ -267,7 +268,7 @@ class Store:
     ) -> list[StoredPoint]:
         """Read points in the order in which they were stored, from the one after `after_seq` on."""
         points = tables.metric_points.c
-        query = _points(job_id, names, kind).where(points.seq > after_seq).order_by(points.seq).limit(limit)
+        query = select_points(job_id, names, kind).where(points.seq > after_seq).order_by(points.seq).limit(limit)
         return [point_of(row) for row in await self.read(lambda connection: connection.execute(query).all())]
 
     async def list_checkpoints(self, job_id: str, *, before: int | None, limit: int) -> list[StoredCheckpoint]:
@@ -288,21 +289,19 @@ class Store:
         row = await self.read(lambda connection: connection.execute(query).one_or_none())
         return None if row is None else checkpoint_of(row)
 
-    async def load_ledger(self, job_id: str) -> Mapping[str, Any] | None:
-        """Read a job's ledger; None if there is none."""
-        query = select(tables.ledgers.c.ledger).where(tables.ledgers.c.job_id == job_id)
-        ledger: Mapping[str, Any] | None = await self.read(lambda connection: connection.execute(query).scalar())
-        return ledger
+    async def load_ledgers(self, job_ids: Iterable[str]) -> dict[str, Mapping[str, Any]]:
+        """Read the ledgers of jobs, by job_id; those that have none are left out."""
+        wanted = list(job_ids)
 
+        def read(connection: Connection) -> dict[str, Mapping[str, Any]]:
+            found: dict[str, Mapping[str, Any]] = {}
+            for start in range(0, len(wanted), _MOST_JOBS_OF_A_QUERY):
+                some = wanted[start : start + _MOST_JOBS_OF_A_QUERY]
+                query = select(tables.ledgers).where(tables.ledgers.c.job_id.in_(some))
+                found |= {row.job_id: row.ledger for row in connection.execute(query)}
+            return found
 
-def _points(job_id: str, names: Sequence[str], kind: int) -> Select[tuple[object, ...]]:
-    points = tables.metric_points
-    query: Select[tuple[object, ...]] = select(points).where(points.c.job_id == job_id)
-    if names:
-        query = query.where(points.c.name.in_(names))
-    if kind:
-        query = query.where(points.c.kind == kind)
-    return query
+        return await self.read(read)
 
 
 def _find_request(connection: Connection, principal: str, request_id: str, spec_digest: str) -> Job | None:
@@ -339,7 +338,7 @@ def _save(
     connection: Connection, job: Job, messages: Sequence[str], now: datetime, news: News, writes_spec: bool
 ) -> Saved:
     # Disagreements come before the state's own event, so that the event of the end stays the last one.
-    disagreements, new_points = _insert_points(connection, job.job_id, news.points)
+    disagreements, new_points = insert_points(connection, job.job_id, news.points)
     if news.checkpoints is not None:
         _replace_checkpoints(connection, job.job_id, news.checkpoints)
     for text in (*disagreements, *messages):
@@ -363,34 +362,3 @@ def _replace_checkpoints(connection: Connection, job_id: str, checkpoints: Seque
 def _insert_event(connection: Connection, job: Job, message: str, now: datetime) -> None:
     row = {"job_id": job.job_id, "sequence": job.event_count, "time": to_microseconds(now), "state": job.state.value}
     connection.execute(_INSERT_EVENT, row | {"attempt": job.attempt, "message": message})
-
-
-def _insert_points(connection: Connection, job_id: str, points: Sequence[StoredPoint]) -> tuple[list[str], int]:
-    if not points:
-        return [], 0
-    rows = [
-        {"job_id": job_id, "name": p.name, "step": p.step, "kind": p.kind, "epoch": p.epoch, "value": p.value}
-        for p in points
-    ]
-    inserted = connection.execute(_INSERT_POINT, rows, execution_options={"preserve_rowcount": True})
-    if inserted.rowcount == len(rows):
-        return [], len(rows)
-    return _disagreements(connection, job_id, points), max(0, inserted.rowcount)
-
-
-def _disagreements(connection: Connection, job_id: str, points: Sequence[StoredPoint]) -> list[str]:
-    found = []
-    columns = tables.metric_points.c
-    for point in points:
-        if point.kind != METRIC_KIND_RESULT:
-            continue
-        query = select(columns.value).where(
-            columns.job_id == job_id, columns.name == point.name, columns.step == point.step
-        )
-        stored = connection.execute(query).scalar_one()
-        if stored != point.value and not (stored != stored and point.value != point.value):
-            found.append(
-                f"THE CURVE DIFFERS: {point.name} at step {point.step} was {stored!r} and came again as "
-                f"{point.value!r}; the first value stays"
-            )
-    return found

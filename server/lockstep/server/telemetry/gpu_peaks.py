@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 # Dense FP32 operations per second without tensor cores, of NVIDIA's data sheets: jobs train in FP32. The first name
-# that is part of the GPU's counts.
+# that the GPU's has in it as words counts.
 _FP32_FLOPS = (
     ("B200", 80e12),
     ("GH200", 67e12),
@@ -28,4 +30,4 @@ _FP32_FLOPS = (
 
 def peak_flops(name: str) -> float | None:
     """Return the most FP32 operations per second of a GPU; None when it is not known."""
-    return next((flops for part, flops in _FP32_FLOPS if part in name), None)
+    return next((flops for words, flops in _FP32_FLOPS if re.search(rf"\b{words}\b", name)), None)

@@ -148,14 +148,19 @@ def _ledgers(jobs: list[JobView], snapshot: Snapshot) -> Iterator[Metric]:
             ([view.job.job_id, str(rank), phase], seconds)
             for view in jobs
             for rank, account in view.ledger.ranks.items()
-            for phase, seconds in zip(PHASES, account.seconds, strict=True)
+            for phase, seconds in zip(PHASES, account.most_seconds, strict=True)
         ),
     )
     yield counter(
         "lockstep_worker_seconds",
         "Time of all workers of a job, by what it was spent for: productive, start_up, checkpoint, healing or idle.",
         ["job_id", "cause"],
-        (([view.job.job_id, cause], seconds) for view in jobs for cause, seconds in view.ledger.by_cause().items()),
+        (
+            ([view.job.job_id, cause], seconds)
+            for view in jobs
+            if view.ledger.ranks
+            for cause, seconds in view.ledger.by_cause().items()
+        ),
     )
     first = [(view, view.ledger.ranks[0]) for view in jobs if 0 in view.ledger.ranks]
     yield counter(

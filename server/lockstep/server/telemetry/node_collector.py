@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client.core import Metric
@@ -54,16 +55,18 @@ class IdleGpus:
     """Adds up the time of GPUs that no job holds, from scrape to scrape."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()  # two may scrape at once
         self._seconds = 0.0
         self._last: tuple[float, float] | None = None
 
     def seconds(self, now: float, idle: float) -> float:
         """GPU seconds up to now, when so many are idle."""
-        if self._last is not None:
-            before, idle_before = self._last
-            self._seconds += max(0.0, now - before) * (idle + idle_before) / 2
-        self._last = now, idle
-        return self._seconds
+        with self._lock:
+            if self._last is not None:
+                before, idle_before = self._last
+                self._seconds += max(0.0, now - before) * (idle + idle_before) / 2
+            self._last = now, idle
+            return self._seconds
 
 
 def collect_nodes(snapshot: Snapshot, idle_gpus: IdleGpus) -> Iterator[Metric]:
@@ -231,7 +234,7 @@ def _gpu_seconds(snapshot: Snapshot, idle_gpus: IdleGpus) -> Metric:
     rows: list[Row] = [(["", "idle"], idle_gpus.seconds(snapshot.time.timestamp(), idle))]
     for view in snapshot.jobs:
         gpus = view.job.spec.resources.gpus_per_worker
-        if gpus:
+        if gpus and view.ledger.ranks:
             rows += [([view.job.job_id, cause], gpus * s) for cause, s in view.ledger.by_cause().items()]
     return counter(
         "lockstep_gpu_seconds",

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 MOST_WAITING = 100
 """Jobs that have never had workers and are told of one by one: those that have waited for longest."""
+MOST_ENDED = 500
+"""Jobs that have ended and are told of one by one: the newest."""
 _PATIENCE_S = 5.0
 
 
@@ -111,7 +113,6 @@ class Camera:
     async def _take(self) -> Snapshot:
         now = datetime.now(UTC)
         coordinator, telemetry = self._coordinator, self._telemetry
-        telemetry.forget_old_jobs(now)
         nodes = coordinator.node_telemetry
         samples = nodes.all()
         records = (telemetry.records.get(job_id) for job_id in coordinator.queued())
@@ -130,21 +131,30 @@ class Camera:
         )
 
     def _jobs(self) -> tuple[JobView, ...]:
-        views = []
-        never_placed = 0
+        waiting: list[tuple[Job, int, JobRecord]] = []
+        at_work: list[tuple[Job, int, JobRecord]] = []
+        ended: list[tuple[Job, int, JobRecord]] = []
         live = self._coordinator.live_jobs()
         ledgers = self._coordinator.ledgers.newest()
-        for job_id, record in self._telemetry.records.items():
+        for job_id, record in self._telemetry.records.items():  # in the order of submits
             job, held_workers = live.get(job_id, (record.ended, 0))
             if job is None:
                 continue
-            if not job.attempt:
-                never_placed += 1
-                if never_placed > MOST_WAITING:
-                    continue
-            told = JobRecord(dict(record.metrics), record.checkpoint_time, record.queued_time)
-            views.append(JobView(job, told, held_workers, _copied(ledgers.get(job_id))))
-        return tuple(views)
+            if job.state.has_ended:
+                ended.append((job, held_workers, record))
+            elif job.attempt:
+                at_work.append((job, held_workers, record))
+            elif len(waiting) < MOST_WAITING:
+                waiting.append((job, held_workers, record))
+        return tuple(
+            JobView(
+                job,
+                JobRecord(dict(record.metrics), record.checkpoint_time, record.queued_time),
+                held_workers,
+                _copied(ledgers.get(job.job_id)),
+            )
+            for job, held_workers, record in (*ended[-MOST_ENDED:], *at_work, *waiting)
+        )
 
 
 def _copied(ledger: JobLedger | None) -> JobLedger:

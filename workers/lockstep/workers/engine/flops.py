@@ -1,17 +1,43 @@
-"""How many floating-point operations something takes."""
+"""How many floating-point operations a step takes."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lockstep.workers.engine.module import Module
 
 
-@contextmanager
-def counted_flops() -> Iterator[Callable[[], int]]:
-    """Count those of the matrix products, convolutions and attentions, forward and backward, of this thread.
+def flops_per_step(module: Module, example: Sequence[Tensor], batch_size: int) -> float:
+    """Count those of the matrix products, convolutions and attentions of a minibatch, forward and backward.
 
-    Yields:
-        Tells how many there were.
+    Counted on a copy without data ("meta" tensors), between two steps: whoever looks on while a step computes has
+    PyTorch choose other kernels for some operations, and so changes bits.
+
+    Args:
+        module: whose steps they are; nothing of it is changed.
+        example: inputs and targets of any number of examples, (n, ...) each.
+        batch_size: examples of a minibatch.
+
+    Returns:
+        Their number; 0 for a module that cannot be run without data.
     """
     from torch.utils.flop_counter import FlopCounterMode  # late, as it is needed once
 
-    with FlopCounterMode(display=False) as counter:
-        yield counter.get_total_flops
+    try:
+        kept = {id(tensor): _without_data(tensor) for tensor in (*module.parameters(), *module.buffers())}
+        double = copy.deepcopy(module, kept)
+        inputs, targets = (part.new_empty((batch_size, *part.shape[1:]), device="meta") for part in example)
+        with FlopCounterMode(display=False) as counter:
+            double.loss(double(inputs), targets).sum().backward()  # type: ignore[no-untyped-call]
+        return float(counter.get_total_flops())
+    except Exception:  # models may do anything
+        return 0.0
+
+
+def _without_data(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta", requires_grad=False)
+    if isinstance(tensor, torch.nn.Parameter):
+        return torch.nn.Parameter(empty, tensor.requires_grad)
+    return empty

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 
 from lockstep.workers.engine.errors import RanksDisagree
+from lockstep.workers.engine.ledger import Alone, Waits
 from lockstep.workers.engine.nccl import NcclGroup, nccl_failure, tcp_store
 from lockstep.workers.engine.transport import Endpoint, Transport
 
@@ -117,9 +118,10 @@ class Group:
         else:
             self._transport.swap({peer: (_bytes(sent), _bytes(received)) for peer, (sent, received) in tensors.items()})
 
-    def waited_s(self) -> float:
-        """How long this rank has waited for others in `swap`, in any thread, in seconds; none of it over NCCL."""
-        return self._transport.waited_s if self._transport is not None else 0.0
+    @property
+    def waits(self) -> Waits:
+        """Counts how long this rank has waited for others in `swap`, in any thread; nothing of it over NCCL."""
+        return self._transport if self._transport is not None else Alone()
 
     def check(self) -> None:
         """Raise PeerLost if this membership was superseded: what a collective brought is worthless then."""

@@ -1,20 +1,25 @@
 """The account of where a rank's time goes, by phase.
 
 The thread that trains says which phase begins; the time up to then belongs to the one before, so that the phases add up
-to the whole. On a GPU, where a launch returns at once, the host's clock tells only how long a step takes as a whole;
-how that divides is measured on the device, by events, in one step of SAMPLED_EVERY.
+to the whole. What a step is made of beside the exchange is looked at in one of SAMPLED_EVERY only, and the time of
+the others is divided in the same proportion: on a GPU, where a launch returns at once, that takes events on the device.
 """
 
 import bisect
+import contextlib
 import itertools
-from collections.abc import Callable
+import threading
+from collections.abc import Mapping
 from enum import IntEnum
 from time import perf_counter
 from typing import NamedTuple, Protocol
 
 import torch
 
-SAMPLED_EVERY = 16
+SAMPLED_EVERY, SAMPLED_EVERY_S = 64, 1.0
+"""Steps between two that are looked into; fewer where they take long."""
+WEIGHT_OF_OLD = 0.75
+"""How much the samples before count, each time a new one comes."""
 STEP_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Bounds of the counts of step durations; the server publishes them under the same bounds."""
 
@@ -36,7 +41,11 @@ class Phase(IntEnum):
     IDLE = 11
 
 
-EXCHANGE = Phase.EXCHANGE  # quicker to get at than the member, for what is done many times in a step
+PARTS = (Phase.DATA, Phase.HOST_TO_DEVICE, Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER)
+"""What the time of a step before its exchange goes to. On a GPU the optimizer of the step before still works then."""
+EXCHANGE = int(Phase.EXCHANGE)
+UNDIVIDED = len(Phase)
+"""In place of a phase: what a step does before its exchange, not looked into."""
 
 
 class Account(NamedTuple):
@@ -66,70 +75,94 @@ class Marks(Protocol):
     def set(self, phase: Phase) -> None:
         """What the device is given from here on belongs to a phase."""
 
-    def shares(self) -> dict[Phase, float]:
-        """Seconds of each phase since the first mark, once the device has done all; forgets the marks."""
+    def seconds(self) -> dict[Phase, float]:
+        """Time of each phase since the first mark, once the device has done all; forgets the marks."""
+
+
+class Waits(Protocol):
+    """Counts how long a rank has waited for others in all, in seconds."""
+
+    waited_s: float
+
+    def waiting_s(self) -> float:
+        """How long it has been waiting now; 0 when it does not."""
+
+
+class Alone:
+    """A rank that waits for nobody."""
+
+    waited_s = 0.0
+
+    def waiting_s(self) -> float:
+        return 0.0
 
 
 class Ledger:
     """The ledger of one rank. One thread at a time writes; any may read.
 
+    A change of phase only leaves an entry (phase, time, time waited by then); they are added up many at a time. Between
+    the kernels of a small model nothing that Python needs is left in the caches: each call here costs microseconds.
+
     Args:
         spent_s: time that was spent on the start before this was made.
+
+    Attributes:
+        is_sampled: the step that is under way is one of those that are looked into.
+        flops_per_step: of a step on all ranks; 0 while they are not counted.
     """
 
     def __init__(self, spent_s: float = 0.0) -> None:
-        self._seconds = [0.0] * len(Phase)
+        self._lock = threading.Lock()  # over everything but new entries and new steps at the end of their lists
+        self._seconds = [0.0] * (len(Phase) + 1)
         self._seconds[Phase.START_UP] = spent_s
-        self._phase = Phase.START_UP
-        self._since = perf_counter()
-        self._waited_s: Callable[[], float] = _never
-        self._waited_before = 0.0
-        self._before_step: list[float] = []
-        self._marks: Marks | None = None
-        self._is_in_device_step = self._is_sampled = False
-        self._undivided_s = 0.0
-        self._shares: dict[Phase, float] = {}
+        self._entries: list[tuple[int, float, float]] = [(Phase.START_UP, perf_counter(), 0.0)]
+        self._step_entry: int | None = None
+        self._taken: list[tuple[float, int]] = []
         self._steps = self._examples = 0
         self._step_counts = [0] * (len(STEP_BOUNDS_S) + 1)
         self._step_seconds = 0.0
+        self._waits: Waits = Alone()
+        self._marks: Marks | None = None
+        self._begun = self._next_sample = 0
+        self._next_sample_at = 0.0
+        self.is_sampled = False
+        self._sampled = dict.fromkeys(PARTS, 0.0)
         self.flops_per_step = 0.0
 
-    def follow(self, waited_s: Callable[[], float], marks: Marks | None = None) -> None:
+    def follow(self, waits: Waits, marks: Marks | None = None) -> None:
         """Learn how waits are told from the rest of an exchange.
 
         Args:
-            waited_s: tells how long this rank has waited for others in all; grows.
+            waits: of this rank's group.
             marks: on the line of the device that computes; None on a CPU.
         """
-        self._waited_s, self._waited_before = waited_s, waited_s()
-        self._marks, self._is_sampled = marks, False
+        self._entries.append((self._entries[-1][0], perf_counter(), waits.waited_s))
+        self._waits, self._marks = waits, marks
 
     def enter(self, phase: Phase) -> None:
-        """A phase begins, and the one before is over."""
-        if self._is_in_device_step:
-            if self._is_sampled and self._marks is not None:
-                self._marks.set(phase)
-            return
-        now = perf_counter()
-        spent = now - self._since
-        if self._phase is EXCHANGE:
-            waited = min(spent, self._waited_s() - self._waited_before)
-            self._seconds[Phase.EXCHANGE_WAIT] += waited
-            spent -= waited
-        self._seconds[self._phase] += spent
-        if phase is EXCHANGE:
-            self._waited_before = self._waited_s()
-        self._phase, self._since = phase, now
+        """A phase begins, and the one before is over, on the device too."""
+        self._entries.append((phase, perf_counter(), self._waits.waited_s))
+        if self.is_sampled and self._marks is not None:
+            self._marks.set(phase)
+
+    def part(self, phase: Phase) -> None:
+        """A part of a sampled step before its exchange begins: DATA, HOST_TO_DEVICE, FORWARD or BACKWARD."""
+        if self._marks is None:
+            self._entries.append((phase, perf_counter(), self._waits.waited_s))
+        else:
+            self._marks.set(phase)
 
     def begin_step(self) -> None:
         """A step begins, with its data."""
-        self.enter(Phase.DATA)
-        self._before_step = self._seconds.copy()
-        if self._marks is not None:
-            self._is_in_device_step = True
-            self._is_sampled = self._steps % SAMPLED_EVERY == 0 or not self._shares
-            if self._is_sampled:
-                self._marks.set(Phase.DATA)
+        self._step_entry = len(self._entries)
+        now = perf_counter()
+        self._begun += 1
+        if self._begun <= 2 or self._begun >= self._next_sample or now >= self._next_sample_at:
+            self.is_sampled = True
+            self._next_sample, self._next_sample_at = self._begun + SAMPLED_EVERY, now + SAMPLED_EVERY_S
+        self._entries.append((UNDIVIDED, now, self._waits.waited_s))
+        if self.is_sampled:
+            self.part(Phase.DATA)
 
     def end_step(self, seconds: float, examples: int) -> None:
         """The step is done; what follows up to the next phase belongs to the optimizer.
@@ -138,51 +171,83 @@ class Ledger:
             seconds: how long it took.
             examples: of its global minibatch.
         """
-        if self._is_in_device_step:
-            self._end_device_step()
-        self._before_step = []
-        self._steps += 1
-        self._examples += examples
-        self._step_counts[bisect.bisect_left(STEP_BOUNDS_S, seconds)] += 1
-        self._step_seconds += seconds
+        self._step_entry = None
+        self._taken.append((seconds, examples))
+        if self.is_sampled:
+            self.is_sampled = False
+            self._end_sample()
+
+    def leave_step(self) -> None:
+        """The step ends without being taken: whoever trains was asked to stop."""
+        self._step_entry, self.is_sampled = None, False
 
     def lose_step(self) -> None:
         """A rank was lost or is to join: what was spent on the step that cannot be ended is spent on healing."""
-        self._is_in_device_step = False
-        self.enter(Phase.HEALING)
-        if self._before_step:
-            spent = sum(self._seconds) - sum(self._before_step)
-            self._seconds, self._before_step = self._before_step, []
-            self._seconds[Phase.HEALING] += spent
-        elif not self._steps:
-            self._phase = Phase.START_UP
+        self.is_sampled = False
+        with self._lock:
+            if self._step_entry is not None:
+                _, began, waited_s = self._entries[self._step_entry]
+                self._entries[self._step_entry :] = [(Phase.HEALING, began, waited_s)]
+            else:
+                phase = Phase.HEALING if self._begun else Phase.START_UP
+                self._entries.append((phase, perf_counter(), self._waits.waited_s))
+        self._step_entry = None
 
     def account(self) -> Account:
         """What the ledger says now; any thread may ask."""
-        while True:
-            since, phase = self._since, self._phase
-            seconds, undivided, shares = self._seconds.copy(), self._undivided_s, self._shares
-            if since == self._since:  # else the other thread has written meanwhile
-                break
-        seconds[phase] += max(0.0, perf_counter() - since)
-        for part, share in shares.items():
-            seconds[part] += undivided * share
-        counts = tuple(self._step_counts)
-        return Account(tuple(seconds), self._steps, self._examples, counts, self._step_seconds, self.flops_per_step)
+        with self._lock:
+            seconds, entries, taken = self._seconds.copy(), self._entries.copy(), self._taken.copy()
+            steps, examples, step_seconds = self._steps, self._examples, self._step_seconds
+            counts, sampled = self._step_counts.copy(), self._sampled.copy()
+        waited_s = self._waits.waited_s + self._waits.waiting_s()
+        self._add(seconds, [*entries, (entries[-1][0], perf_counter(), waited_s)])
+        divide(seconds, sampled)
+        for duration, size in taken:
+            counts[bisect.bisect_left(STEP_BOUNDS_S, duration)] += 1
+            step_seconds += duration
+            examples += size
+        told = tuple(seconds[: len(Phase)])
+        return Account(told, steps + len(taken), examples, tuple(counts), step_seconds, self.flops_per_step)
 
-    def _end_device_step(self) -> None:
-        """Note a step that the host has seen as a whole, and divide those before when it is a sampled one."""
-        if self._is_sampled and self._marks is not None:
-            seconds = self._marks.shares()
-            for phase, share in self._shares.items():  # as `account` has told meanwhile
-                self._seconds[phase] += self._undivided_s * share
-            self._undivided_s = 0.0
-            total = sum(seconds.values())
-            self._shares = {phase: value / total for phase, value in seconds.items()} if total else {Phase.FORWARD: 1.0}
-        now = perf_counter()
-        self._undivided_s += now - self._since
-        self._is_in_device_step = False
-        self._phase, self._since = Phase.OPTIMIZER, now
+    def _end_sample(self) -> None:
+        """Add up all entries but the last, whose phase goes on, and learn from the step that has just been sampled."""
+        measured = self._marks.seconds() if self._marks is not None else {}
+        with self._lock:
+            before = self._seconds.copy()
+            self._add(self._seconds, self._entries)
+            self._entries = self._entries[-1:]
+            measured = measured or {part: self._seconds[part] - before[part] for part in PARTS}
+            # As `account` has told meanwhile.
+            divide(self._seconds, self._sampled if any(self._sampled.values()) else measured)
+            if self._begun > 1:  # in the first step much is done for the first time
+                for part in PARTS:
+                    self._sampled[part] = WEIGHT_OF_OLD * self._sampled[part] + measured.get(part, 0.0)
+            for duration, size in self._taken:
+                self._step_counts[bisect.bisect_left(STEP_BOUNDS_S, duration)] += 1
+                self._step_seconds += duration
+                self._examples += size
+            self._steps += len(self._taken)
+            self._taken = []
+
+    def _add(self, seconds: list[float], entries: list[tuple[int, float, float]]) -> None:
+        """Add the time between entries to the phases that it belongs to."""
+        for (phase, began, waited_before), (_, ended, waited_s) in itertools.pairwise(entries):
+            spent = ended - began
+            if phase == EXCHANGE:
+                # NCCL does not tell the wait from the rest.
+                waited = spent if self._marks is not None else min(spent, max(0.0, waited_s - waited_before))
+                seconds[Phase.EXCHANGE_WAIT] += waited
+                spent -= waited
+            seconds[phase] += spent
+
+
+def divide(seconds: list[float], sampled: Mapping[Phase, float]) -> None:
+    """Divide the time of steps that were not looked into, as that of those that were."""
+    total = sum(sampled.get(part, 0.0) for part in PARTS)
+    for part in PARTS:
+        share = sampled.get(part, 0.0) / total if total else float(part is Phase.FORWARD)
+        seconds[part] += seconds[UNDIVIDED] * share
+    seconds[UNDIVIDED] = 0.0
 
 
 class CudaMarks:
@@ -193,26 +258,24 @@ class CudaMarks:
         self._marks: list[tuple[Phase, torch.cuda.Event]] = []
 
     def set(self, phase: Phase) -> None:
-        """Record an event. All of an exchange that the stream sees is a wait: NCCL does not tell one from the other."""
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(self._device))
-        self._marks.append((Phase.EXCHANGE_WAIT if phase is Phase.EXCHANGE else phase, event))
+        """Record an event on the stream. What is wrong with the device is told by what computes there."""
+        with contextlib.suppress(RuntimeError):
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            event.record(torch.cuda.current_stream(self._device))
+            self._marks.append((phase, event))
 
-    def shares(self) -> dict[Phase, float]:
-        """Wait for the device, and read the time between the events, in seconds."""
+    def seconds(self) -> dict[Phase, float]:
+        """Wait for the device, and read the time between the events."""
         self.set(Phase.IDLE)
         marks, self._marks = self._marks, []
-        marks[-1][1].synchronize()
         seconds: dict[Phase, float] = {}
-        for (phase, begun), (_, ended) in itertools.pairwise(marks):
-            seconds[phase] = seconds.get(phase, 0.0) + 1e-3 * begun.elapsed_time(ended)
+        with contextlib.suppress(RuntimeError):
+            for (phase, begun), (_, ended) in itertools.pairwise(marks):
+                ended.synchronize()
+                seconds[phase] = seconds.get(phase, 0.0) + 1e-3 * begun.elapsed_time(ended)
         return seconds
 
 
 def marks_of(device: torch.device) -> Marks | None:
     """Marks on a device that is given its work ahead of time; None for a CPU."""
     return CudaMarks(device) if device.type == "cuda" else None
-
-
-def _never() -> float:
-    return 0.0

@@ -111,6 +111,7 @@ class Loop:
             origin.checkpoints.facts["data_digest"] = self.data_digest
             self.writer = Writer(origin.checkpoints, self.trainable, listener.checkpointed, self.not_written)
         self.has_looked_back = False
+        self.has_counted_flops = False
         self.last_step_at = math.nan
         self.is_first_step = False
 
@@ -227,6 +228,10 @@ class Loop:
             while self.position.step < self.schedule.total_steps:
                 self.take_step(self.position.step + 1)
                 self.settle()
+                if not self.has_counted_flops:  # not before the first points are told, for which people wait
+                    self.ledger.enter(Phase.IDLE)
+                    self.ledger.flops_per_step = self.stepper.flops_per_step()
+                    self.has_counted_flops = True
         except Stopped as stopped:
             self.leave_state_behind(stopped)
             raise
@@ -250,6 +255,7 @@ class Loop:
 
     def leave_state_behind(self, stopped: Stopped) -> None:
         """Before a stop: write a checkpoint if one is wanted; everybody stays until it is written."""
+        self.ledger.leave_step()
         self.ledger.enter(Phase.IDLE)
         self.listener.progressed(self.progress(stopped.step), [])
         if stopped.is_kept:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ from lockstep.workers.engine.data_module import DataModule
 from lockstep.workers.engine.determinism import seed_generators
 from lockstep.workers.engine.errors import DataError, EngineError, NonFiniteLoss, Stopped
 from lockstep.workers.engine.flat import FlatModel, l2_norm
-from lockstep.workers.engine.flops import counted_flops
+from lockstep.workers.engine.flops import flops_per_step
 from lockstep.workers.engine.group import Group
 from lockstep.workers.engine.ledger import Ledger, Phase, marks_of
 from lockstep.workers.engine.listener import Activity, Listener, Wish
@@ -26,8 +25,6 @@ from lockstep.workers.engine.shards import Placement, part
 
 # Slots at the front of the exchanged row; each wish is counted.
 LOSS, WEIGHT, CORRECT, STOP, KEEP, SLOTS = 0, 1, 2, 3, 4, 5
-# The step whose arithmetic is counted: in the first one much is done for the first time.
-FLOPS_COUNTED_IN = 2
 # Minibatches whose order is computed at once: enough to make the work per minibatch vanish.
 ORDER_AHEAD = 64
 
@@ -86,7 +83,6 @@ class Stepper:
     ) -> None:
         self.settings, self.data, self.device, self.listener = settings, data, device, listener
         self.ledger = ledger
-        self.steps_begun = 0
         self.train_set, self.validation_set = data.train.to(device), data.validation.to(device)
         if settings.batch_size > len(self.train_set):
             raise DataError(
@@ -111,7 +107,7 @@ class Stepper:
     def enter(self, group: Group) -> None:
         """Take this rank's place in a group."""
         self.group = group
-        self.ledger.follow(group.waited_s, marks_of(self.device))
+        self.ledger.follow(group.waits, marks_of(self.device))
         placement = Placement.deal(self.settings.shards, group.world_size)
         self.my_shards = placement.owned[group.rank]
         width = padded(self.gradient_part.stop, group.world_size)
@@ -143,7 +139,6 @@ class Stepper:
             NonFiniteLoss: the loss is not finite; nothing has changed.
             Stopped: some rank wants to stop; nothing has changed.
         """
-        self.steps_begun += 1
         if not self.module.training:
             self.module.train()
         self.model.remember_buffers()
@@ -181,11 +176,7 @@ class Stepper:
                 self.exchange.before_last()
             if shard < active_shards:
                 shard_range = part(examples, shard, active_shards)
-                is_counted = self.steps_begun == FLOPS_COUNTED_IN and shard == self.my_shards.start
-                with counted_flops() if is_counted else nullcontext() as flops:
-                    self.compute_shard(step, shard, self.indices(epoch, position, shard_range))
-                if flops is not None:
-                    self.ledger.flops_per_step = flops() / len(shard_range) * self.settings.batch_size
+                self.compute_shard(step, shard, self.indices(epoch, position, shard_range))
             if shard == self.my_shards.start and wish is not Wish.GO_ON:
                 self.scalars[STOP].add_(1.0)
                 self.scalars[KEEP].add_(float(wish is Wish.KEEP_AND_STOP))
@@ -193,17 +184,20 @@ class Stepper:
 
     def compute_shard(self, step: int, shard: int, indices: Tensor) -> None:
         """Add the loss and the gradient of a shard, of the examples at `indices`, to the row."""
-        if shard != self.my_shards.start:  # a step begins with it
-            self.ledger.enter(Phase.DATA)
+        is_sampled = self.ledger.is_sampled
+        if is_sampled:
+            self.ledger.part(Phase.DATA)
         inputs, targets = self.data.take(self.train_set, indices)
-        self.ledger.enter(Phase.FORWARD)
+        if is_sampled:
+            self.ledger.part(Phase.FORWARD)
         self.model.restore_buffers()
         seed_generators(derive_seed(self.settings.seed, step, shard), self.device)
         outputs = self.module(inputs)
         losses = self.module.loss(outputs, targets)
         loss = losses.sum()
         self.count(loss.detach(), losses, outputs.detach(), targets)
-        self.ledger.enter(Phase.BACKWARD)
+        if is_sampled:
+            self.ledger.part(Phase.BACKWARD)
         self.add_gradients(loss)
 
     def add_gradients(self, loss: Tensor) -> None:
@@ -238,6 +232,11 @@ class Stepper:
         if correct is not None:
             self.scalars[CORRECT].add_(correct)
         self.model.add_buffer_changes(self.sums.accumulator[self.buffer_part])
+
+    def flops_per_step(self) -> float:
+        """Floating-point operations of a step on all ranks; 0 where they cannot be counted. Changes nothing."""
+        example = self.data.take(self.train_set, slice(0, 2))
+        return flops_per_step(self.module, example, self.settings.batch_size)
 
     def minibatch(self, step: int) -> tuple[int, int, int, int]:
         """Epoch, first position in it, number of examples and number of shards with examples, of a minibatch."""

@@ -284,6 +284,7 @@ class Transport:
         self._endpoint = endpoint
         self.generation = generation
         self.waited_s = 0.0
+        self._waiting_since: float | None = None
         self.links: dict[int, Link] = {}
 
     def swap(self, buffers: Mapping[int, tuple[memoryview, memoryview]]) -> None:
@@ -300,10 +301,18 @@ class Transport:
             if not link.advance():
                 pending.append(link)
         while pending:
-            began = time.perf_counter()
-            self._endpoint.wait(self.generation, [(link.socket, link.events) for link in pending], None)
-            self.waited_s += time.perf_counter() - began
+            began = self._waiting_since = time.perf_counter()
+            try:
+                self._endpoint.wait(self.generation, [(link.socket, link.events) for link in pending], None)
+            finally:
+                self._waiting_since = None
+                self.waited_s += time.perf_counter() - began
             pending = [link for link in pending if not link.advance()]
+
+    def waiting_s(self) -> float:
+        """How long `swap` has been waiting now; 0 when it does not. Callable from any thread."""
+        since = self._waiting_since
+        return 0.0 if since is None else time.perf_counter() - since
 
     def wait(self, sock: socket.socket, deadline: float) -> bool:
         """Wait until something else can be read; False when the deadline has passed.
