@@ -3,7 +3,7 @@
     pip install matplotlib && python docs/pictures/draw.py [--data ../shared/data/mnist]
 
 A healthy job, and a sick one: after a while one of its workers is held up for half of the time, as on a machine that
-somebody else uses too; later the other one is killed. Takes five minutes on two cores.
+somebody else uses too; later the other one is killed. Takes seven minutes on two cores.
 """
 
 import argparse
@@ -31,8 +31,10 @@ from tests.prometheus import Prometheus  # noqa: E402
 from lockstep.client import Client, Job  # noqa: E402
 from serving import Server  # noqa: E402
 
-HEALTHY_S = 75.0
-HELD_UP_AFTER_S, KILLED_AFTER_S, SICK_S = 75.0, 150.0, 200.0
+# Rates look at a minute; what is drawn begins after it.
+WARM_UP_S = 65.0
+HEALTHY_S = 60.0
+HELD_UP_AFTER_S, KILLED_AFTER_S, SICK_S = 40.0, 120.0, 180.0
 PAUSE_S = 0.02
 # Colours as on the boards.
 PHASES = {
@@ -92,6 +94,7 @@ def run_healthy(client: Client, spec: dict[str, Any]) -> tuple[str, float, float
     """Train for a while; the job and when."""
     job = client.submit_job(spec)
     pid_of(client, job, 0)
+    time.sleep(WARM_UP_S)
     began = time.time()
     time.sleep(HEALTHY_S)
     ended = time.time()
@@ -103,6 +106,7 @@ def run_sick(client: Client, spec: dict[str, Any]) -> tuple[str, float, float]:
     """Train while one rank is held up, and kill the other one; the job and when."""
     job = client.submit_job(spec)
     slow, lost = pid_of(client, job, 1), pid_of(client, job, 0)
+    time.sleep(WARM_UP_S)
     began = time.time()
     time.sleep(HELD_UP_AFTER_S)
     with held_up(slow):

@@ -152,14 +152,15 @@ def test_steps_that_are_not_looked_into_are_divided_as_those_that_are(clock: Clo
         # What one of many does counts for the others, and the exchange is looked at in all of them.
         sampled += ledger.is_sampled
         forward, backward = (UNIT, 3 * UNIT) if ledger.is_sampled else (4 * UNIT, 0.0)
-        spend(ledger, clock, (Phase.FORWARD, forward), (Phase.BACKWARD, backward), (Phase.EXCHANGE, UNIT / 2))
+        spend(ledger, clock, (Phase.FORWARD, forward), (Phase.BACKWARD, backward))
+        spend(ledger, clock, (Phase.EXCHANGE, UNIT / 2), (Phase.OPTIMIZER, UNIT / 4))
         ledger.end_step(clock.now - began, examples=32)
         seconds = ledger.account().seconds
         assert all(now >= then - 1e-9 for now, then in zip(seconds, before, strict=True))
         before = list(seconds)
     assert sampled == 4
-    expected = {Phase.FORWARD: UNIT * steps, Phase.BACKWARD: 3 * UNIT * steps, Phase.EXCHANGE: UNIT / 2 * steps}
-    assert told(ledger) == pytest.approx(expected)
+    expected = {Phase.FORWARD: 1.0, Phase.BACKWARD: 3.0, Phase.EXCHANGE: 0.5, Phase.OPTIMIZER: 0.25}
+    assert told(ledger) == pytest.approx({phase: UNIT * steps * times for phase, times in expected.items()})
     assert ledger.account().steps == steps
 
 

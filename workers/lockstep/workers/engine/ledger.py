@@ -216,7 +216,8 @@ class Ledger:
             before = self._seconds.copy()
             self._add(self._seconds, self._entries)
             self._entries = self._entries[-1:]
-            measured = measured or {part: self._seconds[part] - before[part] for part in PARTS}
+            if self._marks is None:  # the optimizer is noted in every step
+                measured = {part: self._seconds[part] - before[part] for part in PARTS if part is not Phase.OPTIMIZER}
             # As `account` has told meanwhile.
             divide(self._seconds, self._sampled if any(self._sampled.values()) else measured)
             if self._begun > 1:  # in the first step much is done for the first time
