@@ -11,6 +11,7 @@ from lockstep.v1.internal_service_pb2_grpc import InternalServiceStub
 from lockstep.v1.job_pb2 import JOB_STATE_FAILED, JOB_STATE_RUNNING
 from lockstep.v1.ledger_pb2 import PhaseSeconds
 from tests.contract.test_internal import start_job
+from tests.contract.test_node_reports import ready
 from tests.unit.server.harness import Running, fetch, run, serving
 
 
@@ -62,13 +63,14 @@ def test_when_a_job_began_to_train_is_seen_from_then_on(tmp_path: Path) -> None:
 def test_the_time_of_a_jobs_gpus_is_not_told_as_0_while_it_is_not_known(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(tmp_path) as server:
-            launcher = server.launcher()
-            await launcher.be_ready(gpus=1)
+            launcher = await ready(server)
             await server.submit(resources={"workers": 1, "gpus_per_worker": 1})
             gang = await launcher.next_start()
-            assert f'job_id="{gang.job_id}"' in await page_of(server)
+            await launcher.report(gang, 1)
             row = rf'lockstep_gpu_seconds_total\{{cause="productive",job_id="{gang.job_id}"\}} (\S+)'
-            assert re.findall(row, await page_of(server)) == []
+            page = await page_of(server)
+            assert "lockstep_gpu_seconds_total{" in page
+            assert re.findall(row, page) == []
             told = ReportLedgerRequest(job_id=gang.job_id, attempt=gang.attempt, sequence=1, node_id="node-a")
             told.seconds.CopyFrom(PhaseSeconds(forward_s=8.0))
             told.step_duration_counts.extend([0] * 16)
