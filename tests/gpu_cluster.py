@@ -105,6 +105,7 @@ class GpuCluster(Collector):
             "epoch": step / 1e3,
             "flops_per_step": 2e12,
             "create_timestamp_seconds": self._start - 60,
+            "start_timestamp_seconds": self._start - 30,
             "last_step_timestamp_seconds": time.time() - 1,
             "checkpoint_timestamp_seconds": self._start,
             "checkpoint_step": 90,
@@ -119,6 +120,10 @@ class GpuCluster(Collector):
                 ({"job_id": job_id, "state": state}, float(state == its_state))
                 for job_id, its_state in ((JOB, "running"), (WAITING, "queued"))
                 for state in STATES
+            ],
+            "lockstep_job_end_timestamp_seconds": [
+                ({"job_id": "job-cccccc", "state": "succeeded", "reason": ""}, self._start - 60),
+                ({"job_id": "job-dddddd", "state": "failed", "reason": "NON_FINITE_LOSS"}, self._start),
             ],
             "lockstep_job_workers": [(job | {"state": state}, 3) for state in ("wanted", "held", "running")],
             "lockstep_job_heals_total": [(job, age // 5)],
@@ -215,6 +220,9 @@ class GpuCluster(Collector):
             rows.setdefault("lockstep_gpu_throttled", []).append((gpu | {"reason": reason}, float(bool(reason))))
             errors = [(gpu | {"xid": "79"}, float(rank == "1"))]
             rows.setdefault("lockstep_gpu_xid_errors_total", []).extend(errors)
+            if rank == "1":
+                newest = (gpu | {"xid": "79"}, self._start)
+                rows.setdefault("lockstep_gpu_xid_last_timestamp_seconds", []).append(newest)
             if rank is not None:
                 holder = gpu | {"job_id": JOB, "rank": rank}
                 rows.setdefault("lockstep_gpu_allocation_info", []).append((holder, 1))

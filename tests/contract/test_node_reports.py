@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from lockstep.v1.internal_service_pb2 import (
 )
 from lockstep.v1.internal_service_pb2_grpc import InternalServiceStub
 from lockstep.v1.telemetry_pb2 import GpuTelemetry, HostTelemetry, NodeTelemetry
-from tests.unit.server.harness import Running, ScriptedLauncher, run, serving, status_of, violations_of
+from tests.unit.server.harness import Running, ScriptedLauncher, fetch, run, serving, status_of, violations_of
 
 HOST = HostTelemetry(cpus=8, cpu_utilization_ratio=0.25, memory_total_bytes=100, memory_used_bytes=40)
 
@@ -82,6 +84,25 @@ def test_the_newest_sample_of_a_node_is_listed_with_it(tmp_path: Path) -> None:
             assert [(gpu.index, gpu.power_watts) for gpu in telemetry.gpus] == [(0, 700), (1, 0)]
             assert dict(telemetry.gpus[0].xid_errors) == {79: 1}
             assert telemetry.receive_time.seconds > 1_700_000_000, "the server's clock counts"
+
+    run(scenario())
+
+
+def test_prometheus_sees_when_an_xid_error_came_by_the_servers_clock(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            await ready(server, "node-a")
+            told = gpu(0, xid_errors={79: 3, 31: 1}, xid_error_ages_s={79: 600.0, 31: 0.5}, knows_xid_errors=True)
+            began = time.time()
+            await report(server, told, gpu(1, knows_xid_errors=True))
+            ended = time.time()
+            _, text = await fetch(server.application.http_address, "/metrics")
+            found = re.findall(r'lockstep_gpu_xid_last_timestamp_seconds\{gpu="0",.*,xid="(\d+)"\} (\S+)', text)
+            came = {int(xid): float(seconds) for xid, seconds in found}
+            assert came.keys() == {79, 31}
+            assert began - 600 <= came[79] <= ended - 600
+            assert began - 0.5 <= came[31] <= ended - 0.5
+            assert 'lockstep_gpu_xid_last_timestamp_seconds{gpu="1"' not in text, "it had none"
 
     run(scenario())
 
@@ -209,6 +230,15 @@ def test_the_token_outlives_the_server_as_jobs_do_and_is_no_attempts(tmp_path: P
         (NodeTelemetry(gpus=[gpu(0, throttle_reasons=["a"] * 33)]), "telemetry.gpus[0].throttle_reasons"),
         (NodeTelemetry(gpus=[gpu(0, xid_errors={-1: 1})]), "telemetry.gpus[0].xid_errors"),
         (NodeTelemetry(gpus=[gpu(0, xid_errors=dict.fromkeys(range(1001), 1))]), "telemetry.gpus[0].xid_errors"),
+        (NodeTelemetry(gpus=[gpu(0, xid_error_ages_s={79: 1})]), "telemetry.gpus[0].xid_error_ages_s"),
+        (
+            NodeTelemetry(gpus=[gpu(0, xid_errors={79: 1}, xid_error_ages_s={79: -1})]),
+            "telemetry.gpus[0].xid_error_ages_s[79]",
+        ),
+        (
+            NodeTelemetry(gpus=[gpu(0, xid_errors={79: 1}, xid_error_ages_s={79: math.inf})]),
+            "telemetry.gpus[0].xid_error_ages_s[79]",
+        ),
         (NodeTelemetry(gpus=[gpu(index) for index in range(257)]), "telemetry.gpus"),
     ],
 )

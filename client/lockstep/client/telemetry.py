@@ -60,6 +60,7 @@ class GpuTelemetry:
         name: product, such as "NVIDIA H200".
         throttle_reasons: why its clocks are lower than they could be, such as "sw_power_cap".
         xid_errors: critical errors of the driver since the agent was started, by XID code.
+        xid_error_ages_s: how many seconds before the sample the newest of them came, by XID code.
         utilization_ratio: share of the time in which some kernel ran, however small.
         memory_utilization_ratio: share of the time in which memory was read or written.
         memory_total_bytes: memory.
@@ -83,6 +84,7 @@ class GpuTelemetry:
     name: str
     throttle_reasons: tuple[str, ...] | None
     xid_errors: dict[int, int] | None
+    xid_error_ages_s: dict[int, float] | None
     utilization_ratio: float | None
     memory_utilization_ratio: float | None
     memory_total_bytes: int | None
@@ -107,7 +109,8 @@ class GpuTelemetry:
             gpu.name,
             tuple(gpu.throttle_reasons) if gpu.knows_throttle_reasons else None,
             dict(gpu.xid_errors) if gpu.knows_xid_errors else None,
-            **_optional(gpu, *(field.name for field in fields(cls)[5:])),
+            dict(gpu.xid_error_ages_s) if gpu.knows_xid_errors else None,
+            **_optional(gpu, *(field.name for field in fields(cls)[6:])),
         )
 
 

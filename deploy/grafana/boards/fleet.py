@@ -20,7 +20,8 @@ from boards.panels import (
 
 LIVING = 'and on (job_id) (lockstep_job_state{state!~"succeeded|failed|cancelled"} == 1)'
 NODES = 'node=~"$node"'
-IDLE = f'avg_over_time(device:lockstep_utilization:ratio{{job_id!="", {NODES}}}[5m]) < 0.1'
+HELD = f'device:lockstep_utilization:ratio{{job_id!="", {NODES}}}'
+IDLE = f"avg_over_time({HELD}[5m]) < 0.1 and {HELD}"
 
 
 def fleet() -> dashboard.Dashboard:
@@ -154,7 +155,7 @@ def _tables() -> list[AnyPanel]:
                 f"sum by (job_id) ({waits % 'data|host_to_device'}) {LIVING}",
                 f"sum by (job_id) ({waits % 'exchange|exchange_wait'}) {LIVING}",
                 f"max by (job_id) (rank:lockstep_straggler_lag:ratio_rate1m) {LIVING}",
-                f"max by (job_id) (time() - lockstep_job_last_step_timestamp_seconds) {LIVING}",
+                "job:lockstep_step_age_seconds:min",
             ],
             {
                 "name": "Job",
@@ -175,8 +176,8 @@ def _tables() -> list[AnyPanel]:
             "Every job that has not ended. Waits for data: share of the steps that gathers examples; over 30% the job "
             "is input-bound, give it more CPUs. All-reduce: share that is not hidden behind computing; with a high "
             "Straggler (how much less one rank waits than the others) one slow device holds up all, otherwise the "
-            "network does, or the job has too many workers for its minibatch. Last step: minutes instead of seconds "
-            "mean that it hangs.",
+            "network does, or the job has too many workers for its minibatch. Last step, while it runs: minutes "
+            "instead of seconds mean that it hangs.",
             key="job_id",
             units={
                 "Done": "percentunit",

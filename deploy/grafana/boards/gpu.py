@@ -135,18 +135,22 @@ def _of_gpus(title: str, queries: list[Query], description: str, unit: str, most
 
 
 def _hardware() -> list[AnyPanel]:
+    errors = 'gpu:lockstep_xid_error_age_seconds:min15m{node=~"$node"}'
     return [
         rows(
             "XID errors",
             [
-                '(gpu:lockstep_xid_errors:increase15m{node=~"$node"} > 0) * on (node, gpu, uuid) '
-                'group_left (job_id, job_name) device:lockstep_allocation:info{device!="cpu"}'
+                f"{errors} * on (node, gpu, uuid) group_left (job_id, job_name) "
+                'topk by (node, gpu, uuid) (1, device:lockstep_allocation:info{device!="cpu"}) '
+                f"or {errors} unless on (node, gpu, uuid) device:lockstep_allocation:info"
             ],
-            {"node": "Node", "gpu": "GPU", "uuid": "UUID", "xid": "XID", "job_id": "Job", "Value": "Errors"},
-            "Critical errors that the driver told of within 15 minutes. 48, 63, 64, 74, 79, 94 and 95 are broken "
-            "hardware: take the node out of the cluster. 13, 31 and 43 are most often the code of the model.",
+            {"node": "Node", "gpu": "GPU", "uuid": "UUID", "xid": "XID", "job_id": "Job", "Value": "Ago"},
+            "Critical errors that the driver told of within 15 minutes, and who holds the GPU now. 48, 63, 64, 74, 79, "
+            "94 and 95 are broken hardware: take the node out of the cluster. 13, 31 and 43 are most often the code of "
+            "the model.",
             links={"Job": ("Open the job", JOB_LINK)},
             size=(12, 7),
+            units={"Ago": "s"},
             none="No GPU had an error.",
         ),
         rows(
@@ -209,7 +213,7 @@ def _hardware() -> list[AnyPanel]:
             "Energy per thousand samples",
             [
                 (
-                    "1000 * sum by (job_id, job_name) (" + held("rate(lockstep_gpu_energy_joules_total[5m])") + " != 0)"
+                    "1000 * sum by (job_id, job_name) (" + held("rate(lockstep_gpu_energy_joules_total[1m])") + " != 0)"
                     " / on (job_id) group_left () (job:lockstep_samples:rate1m > 0)",
                     "{{job_name}} {{job_id}}",
                 )

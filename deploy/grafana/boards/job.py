@@ -57,11 +57,12 @@ def _numbers() -> list[AnyPanel]:
         ),
         number(
             "Ends",
-            f"(time() + {left} / on (job_id) (job:lockstep_steps:rate5m{{{JOB}}} > 0)) * 1000",
-            "When it will be done at the speed of the last 5 minutes; it may stop early. It moves away: the job got "
-            "slower, and the pictures below tell of what.",
+            f"(time() + {left} / on (job_id) (job:lockstep_steps:rate5m{{{JOB}}} > 0)) * 1000 "
+            f'and on (job_id) lockstep_job_state{{{JOB}, state="running"}} == 1',
+            "When it will be done at the speed of the last 5 minutes, a pause among them; it may stop early. It moves "
+            "away: the job got slower, and the pictures below tell of what.",
             unit="dateTimeFromNow",
-            none="no step yet",
+            none="does not train",
         ),
         number(
             "Workers",
@@ -83,11 +84,12 @@ def _numbers() -> list[AnyPanel]:
         ),
         number(
             "Last step",
-            f"time() - lockstep_job_last_step_timestamp_seconds{{{JOB}}}",
-            "How long ago a step was taken. Minutes instead of seconds while the job runs: it validates for long, or "
-            "it hangs. Read its logs; pause or cancel it to free what it holds.",
+            f"job:lockstep_step_age_seconds:min{{{JOB}}}",
+            "How long ago a step was taken, or, before the first one, the job began to train. Minutes instead of "
+            "seconds: it validates for long, or it hangs. Read its logs; pause or cancel it to free what it holds.",
             unit="s",
             colors=limits((60, YELLOW), (300, RED)),
+            none="does not run",
         ),
         number(
             "Steps at risk",
@@ -183,12 +185,13 @@ def _speed() -> list[AnyPanel]:
 
 
 def _time() -> list[AnyPanel]:
+    phases = f"rank:lockstep_phase_seconds:rate1m{{{RANKS}}}"
     share = f"job:lockstep_step_phase:ratio_rate1m{{{JOB}, phase"
     return [
         lines(
             "Where the time goes",
-            [(f"avg by (phase) (rank:lockstep_phase_seconds:rate1m{{{RANKS}}})", "{{phase}}")],
-            "The time of the chosen ranks by phase, on average; it adds up to 1. forward, backward and optimizer are "
+            [(f"sum by (phase) ({phases}) / on () group_left () (sum({phases}) > 0)", "{{phase}}")],
+            "The time of the chosen ranks by phase; it adds up to 1. forward, backward and optimizer are "
             "the work. data and host_to_device: input-bound, give more CPUs. exchange: the network. exchange_wait: "
             "waiting for slower ranks, see the next two. checkpoint, validation: do them less often. healing, "
             "start_up: workers die.",

@@ -66,7 +66,7 @@ def _numbers() -> list[AnyPanel]:
         ),
         number(
             "Memory of the server",
-            "process_resident_memory_bytes",
+            'process_resident_memory_bytes{job="lockstep"}',
             "Memory of the server process. It grows for days without more jobs or streams: report it, and restart the "
             "server at leisure; jobs go on.",
             unit="bytes",
@@ -74,8 +74,8 @@ def _numbers() -> list[AnyPanel]:
         number(
             "Finished within 15 minutes",
             [
-                ('sum(cluster:lockstep_jobs_finished:increase15m{state="succeeded"}) or vector(0)', "well"),
-                ('sum(cluster:lockstep_jobs_finished:increase15m{state="failed"}) or vector(0)', "failed"),
+                ('sum(cluster:lockstep_jobs_ended:count15m{state="succeeded"}) or vector(0)', "well"),
+                ('sum(cluster:lockstep_jobs_ended:count15m{state="failed"}) or vector(0)', "failed"),
             ],
             "Jobs that ended. Failures of many users at once point to the cluster, of one user to the job: How jobs "
             "end, below, has the reasons.",
@@ -168,7 +168,7 @@ def _inside() -> list[AnyPanel]:
         lines(
             "Load of the server",
             [
-                ("rate(process_cpu_seconds_total[$__rate_interval])", "CPUs"),
+                ('rate(process_cpu_seconds_total{job="lockstep"}[$__rate_interval])', "CPUs"),
             ],
             "CPUs that the server process uses. Near 1: it is at its limit, since one thread does nearly all; fewer "
             "streams and less frequent logging of jobs relieve it.",
@@ -176,7 +176,7 @@ def _inside() -> list[AnyPanel]:
         ),
         lines(
             "How jobs end",
-            [("cluster:lockstep_jobs_finished:increase15m > 0", "{{state}} {{reason}}")],
+            [("cluster:lockstep_jobs_ended:count15m", "{{state}} {{reason}}")],
             "Jobs that ended within 15 minutes, by how. WORKER_LOST: nodes or memory. DATA_INVALID, USER_ERROR, "
             "NON_FINITE_LOSS: the job. PLACEMENT_FAILED: it asks for more than there is. RANKS_DISAGREE, INTERNAL: "
             "report it.",

@@ -44,7 +44,7 @@ class HostTelemetry(_message.Message):
     def __init__(self, cpus: _Optional[int] = ..., cpu_utilization_ratio: _Optional[float] = ..., memory_total_bytes: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., disk_total_bytes: _Optional[int] = ..., disk_used_bytes: _Optional[int] = ..., disk_read_bytes_total: _Optional[int] = ..., disk_written_bytes_total: _Optional[int] = ..., network_received_bytes_total: _Optional[int] = ..., network_sent_bytes_total: _Optional[int] = ...) -> None: ...
 
 class GpuTelemetry(_message.Message):
-    __slots__ = ("index", "uuid", "name", "utilization_ratio", "memory_utilization_ratio", "memory_total_bytes", "memory_used_bytes", "power_watts", "power_limit_watts", "energy_joules_total", "temperature_celsius", "sm_clock_hertz", "sm_clock_max_hertz", "memory_clock_hertz", "throttle_reasons", "knows_throttle_reasons", "xid_errors", "knows_xid_errors", "sm_active_ratio", "sm_occupancy_ratio", "tensor_active_ratio", "memory_bandwidth_ratio")
+    __slots__ = ("index", "uuid", "name", "utilization_ratio", "memory_utilization_ratio", "memory_total_bytes", "memory_used_bytes", "power_watts", "power_limit_watts", "energy_joules_total", "temperature_celsius", "sm_clock_hertz", "sm_clock_max_hertz", "memory_clock_hertz", "throttle_reasons", "knows_throttle_reasons", "xid_errors", "knows_xid_errors", "sm_active_ratio", "sm_occupancy_ratio", "tensor_active_ratio", "memory_bandwidth_ratio", "xid_error_ages_s")
     class XidErrorsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +52,13 @@ class GpuTelemetry(_message.Message):
         key: int
         value: int
         def __init__(self, key: _Optional[int] = ..., value: _Optional[int] = ...) -> None: ...
+    class XidErrorAgesSEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: float
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[float] = ...) -> None: ...
     INDEX_FIELD_NUMBER: _ClassVar[int]
     UUID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -74,6 +81,7 @@ class GpuTelemetry(_message.Message):
     SM_OCCUPANCY_RATIO_FIELD_NUMBER: _ClassVar[int]
     TENSOR_ACTIVE_RATIO_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BANDWIDTH_RATIO_FIELD_NUMBER: _ClassVar[int]
+    XID_ERROR_AGES_S_FIELD_NUMBER: _ClassVar[int]
     index: int
     uuid: str
     name: str
@@ -96,4 +104,5 @@ class GpuTelemetry(_message.Message):
     sm_occupancy_ratio: float
     tensor_active_ratio: float
     memory_bandwidth_ratio: float
-    def __init__(self, index: _Optional[int] = ..., uuid: _Optional[str] = ..., name: _Optional[str] = ..., utilization_ratio: _Optional[float] = ..., memory_utilization_ratio: _Optional[float] = ..., memory_total_bytes: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., power_watts: _Optional[float] = ..., power_limit_watts: _Optional[float] = ..., energy_joules_total: _Optional[float] = ..., temperature_celsius: _Optional[float] = ..., sm_clock_hertz: _Optional[float] = ..., sm_clock_max_hertz: _Optional[float] = ..., memory_clock_hertz: _Optional[float] = ..., throttle_reasons: _Optional[_Iterable[str]] = ..., knows_throttle_reasons: bool = ..., xid_errors: _Optional[_Mapping[int, int]] = ..., knows_xid_errors: bool = ..., sm_active_ratio: _Optional[float] = ..., sm_occupancy_ratio: _Optional[float] = ..., tensor_active_ratio: _Optional[float] = ..., memory_bandwidth_ratio: _Optional[float] = ...) -> None: ...
+    xid_error_ages_s: _containers.ScalarMap[int, float]
+    def __init__(self, index: _Optional[int] = ..., uuid: _Optional[str] = ..., name: _Optional[str] = ..., utilization_ratio: _Optional[float] = ..., memory_utilization_ratio: _Optional[float] = ..., memory_total_bytes: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., power_watts: _Optional[float] = ..., power_limit_watts: _Optional[float] = ..., energy_joules_total: _Optional[float] = ..., temperature_celsius: _Optional[float] = ..., sm_clock_hertz: _Optional[float] = ..., sm_clock_max_hertz: _Optional[float] = ..., memory_clock_hertz: _Optional[float] = ..., throttle_reasons: _Optional[_Iterable[str]] = ..., knows_throttle_reasons: bool = ..., xid_errors: _Optional[_Mapping[int, int]] = ..., knows_xid_errors: bool = ..., sm_active_ratio: _Optional[float] = ..., sm_occupancy_ratio: _Optional[float] = ..., tensor_active_ratio: _Optional[float] = ..., memory_bandwidth_ratio: _Optional[float] = ..., xid_error_ages_s: _Optional[_Mapping[int, float]] = ...) -> None: ...

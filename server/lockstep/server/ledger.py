@@ -16,6 +16,8 @@ STEP_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2
 """Bounds of the counts of step durations, as the workers count."""
 CAUSES = {"start_up": "start_up", "checkpoint": "checkpoint", "healing": "healing", "idle": "idle"}
 """What the time of a worker was spent for, by phase; every other phase is productive."""
+SILENT_S = 30.0
+"""How long a worker that is told of may have said nothing."""
 LEAST_LAG_RATIO = 0.05
 """By how much less of its time than the others a rank must wait to count as the straggler."""
 
@@ -144,6 +146,15 @@ class JobLedger:
         """Return the rank that a worker had when it was heard of last; None while it has said nothing."""
         told = [worker.rank for key, worker in self.workers.items() if key[:2] == (attempt, number)]
         return told[-1] if told else None
+
+    def is_up_to_date(self, started_at: float, now: float) -> bool:
+        """Whether every worker that was there has been heard since the server started, or never will be.
+
+        Until then some accounts are those that were stored before a crash, and older than what was told of them.
+        """
+        if now - started_at > SILENT_S:
+            return True
+        return all(account.heard_at >= started_at or not account.is_there for account in self.ranks.values())
 
     def by_cause(self) -> dict[str, float]:
         """Seconds of all workers by what they were spent for; they only grow."""

@@ -13,7 +13,7 @@ from lockstep.server.ledger import JobLedger
 from lockstep.server.store import Store
 from lockstep.v1.internal_service_pb2 import ReportLedgerRequest
 
-_STORED_EVERY_S = 10.0
+_STORED_EVERY_S = 2.0
 
 log = structlog.get_logger(__name__)
 

@@ -57,6 +57,11 @@ def _check_gpu(field: str, gpu: GpuTelemetry) -> None:
         raise InvalidRequest.of(f"{field}.xid_errors", f"has more than {_MAX_XIDS:,} items")
     if any(code < 0 or count < 0 for code, count in gpu.xid_errors.items()):
         raise InvalidRequest.of(f"{field}.xid_errors", "has a code or a count below 0")
+    if unknown := set(gpu.xid_error_ages_s) - set(gpu.xid_errors):
+        raise InvalidRequest.of(f"{field}.xid_error_ages_s", f"has code {min(unknown)}, which xid_errors has not")
+    for code, age in gpu.xid_error_ages_s.items():
+        if not 0 <= age < math.inf:
+            raise InvalidRequest.of(f"{field}.xid_error_ages_s[{code}]", f"is {age}; allowed: 0 or greater")
 
 
 def _check_figures(field: str, measured: Message) -> None:

@@ -161,6 +161,7 @@ def measured(server: ScriptedServer) -> ScriptedServer:
         throttle_reasons=["sw_power_cap", "hw_thermal_slowdown"],
         knows_xid_errors=True,
         xid_errors={31: 2, 13: 1},
+        xid_error_ages_s={31: 4.5, 13: 600.0},
     )
     lost = GpuTelemetry(index=2, uuid="GPU-2", name="NVIDIA H200")
     telemetry = NodeTelemetry(receive_time={"seconds": 50}, host=host, gpus=[hopper, a_gpu(1), lost])
@@ -179,8 +180,10 @@ def test_what_a_node_does_is_told_as_plain_values(measured: ScriptedServer, clie
     first, second, _ = node.telemetry.gpus
     assert (first.sm_active_ratio, first.tensor_active_ratio) == (0.868, None)
     assert first.throttle_reasons == ("sw_power_cap", "hw_thermal_slowdown")
-    assert first.xid_errors == {13: 1, 31: 2}
-    assert (second.throttle_reasons, second.xid_errors) == (None, None), "it does not tell"
+    assert (first.xid_errors, first.xid_error_ages_s) == ({13: 1, 31: 2}, {13: 600.0, 31: 4.5})
+    assert (second.throttle_reasons, second.xid_errors, second.xid_error_ages_s) == (None, None, None), (
+        "it does not tell"
+    )
     assert [worker.gpu_indexes for worker in node.workers] == [(0, 2), (1,)]
 
 

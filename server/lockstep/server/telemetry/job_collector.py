@@ -8,12 +8,9 @@ from datetime import datetime
 from prometheus_client.core import HistogramMetricFamily, Metric
 
 from lockstep.server.job import PRINCIPAL, Job, State
-from lockstep.server.ledger import PHASES, STEP_BOUNDS_S, RankAccount
+from lockstep.server.ledger import PHASES, SILENT_S, STEP_BOUNDS_S, RankAccount
 from lockstep.server.telemetry.families import Row, counter, gauge
 from lockstep.server.telemetry.snapshot import JobView, Snapshot
-
-SILENT_S = 30.0
-"""How long a worker that is told of may have said nothing."""
 
 _JOB = ["job_id"]
 _RANK = ["job_id", "rank"]
@@ -56,6 +53,17 @@ def _about(jobs: Iterable[JobView]) -> Iterator[Metric]:
         (([view.job.job_id, state.value.lower()], float(view.job.state is state)) for view in jobs for state in State),
     )
     yield _times("create", "When the job was submitted", jobs, lambda view: view.job.create_time)
+    yield _times("start", "When the job began to train in its newest attempt", jobs, lambda view: view.job.start_time)
+    yield gauge(
+        "lockstep_job_end_timestamp_seconds",
+        "When the job ended, in seconds since 1970, with its last state and, if it failed, the reason.",
+        ["job_id", "state", "reason"],
+        (
+            ([job.job_id, job.state.value.lower(), job.error.reason if job.error is not None else ""], time.timestamp())
+            for job in (view.job for view in jobs)
+            if (time := job.end_time) is not None
+        ),
+    )
 
 
 def _facts(job: Job) -> list[str]:

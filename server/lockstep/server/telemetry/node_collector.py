@@ -107,6 +107,7 @@ def collect_nodes(snapshot: Snapshot, idle_gpus: IdleGpus) -> Iterator[Metric]:
     ]
     if gpus:
         yield from _gpus(gpus)
+        yield _xid_times(snapshot, names)
         yield _allocation(snapshot, names)
     if gpus or any(view.node.total.gpu for view in snapshot.cluster.nodes):
         yield _gpu_seconds(snapshot, idle_gpus)
@@ -186,6 +187,21 @@ def _gpus(gpus: list[tuple[list[str], GpuTelemetry]]) -> Iterator[Metric]:
     )
 
 
+def _xid_times(snapshot: Snapshot, names: dict[str, str]) -> Metric:
+    return gauge(
+        "lockstep_gpu_xid_last_timestamp_seconds",
+        "When the newest critical error of the driver came, by XID code, in seconds since 1970 by the server's clock.",
+        [*_GPU, "xid"],
+        (
+            ([names[node_id], str(gpu.index), gpu.uuid, str(code)], sample.receive_time.ToMicroseconds() / 1e6 - age)
+            for node_id, sample in snapshot.node_telemetry.items()
+            if node_id in names
+            for gpu in sample.gpus
+            for code, age in gpu.xid_error_ages_s.items()
+        ),
+    )
+
+
 def _figures(
     front: str,
     names: list[str],
@@ -234,7 +250,7 @@ def _gpu_seconds(snapshot: Snapshot, idle_gpus: IdleGpus) -> Metric:
     rows: list[Row] = [(["", "idle"], idle_gpus.seconds(snapshot.time.timestamp(), idle))]
     for view in snapshot.jobs:
         gpus = view.job.spec.resources.gpus_per_worker
-        if gpus and view.ledger.ranks:
+        if gpus and view.ledger.ranks:  # without ranks nothing is known of it, and 0 would set the counter back
             rows += [([view.job.job_id, cause], gpus * s) for cause, s in view.ledger.by_cause().items()]
     return counter(
         "lockstep_gpu_seconds",

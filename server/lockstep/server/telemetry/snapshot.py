@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from copy import copy
@@ -101,6 +102,7 @@ class Camera:
 
     def __init__(self, coordinator: Coordinator, telemetry: Telemetry, loop: asyncio.AbstractEventLoop) -> None:
         self._coordinator, self._telemetry, self._loop = coordinator, telemetry, loop
+        self._started_at = time.time()
 
     def take(self) -> Snapshot:
         """Take one; called from another thread than the event loop's.
@@ -151,15 +153,16 @@ class Camera:
                 job,
                 JobRecord(dict(record.metrics), record.checkpoint_time, record.queued_time),
                 held_workers,
-                _copied(ledgers.get(job.job_id)),
+                self._ledger_of(job, ledgers),
             )
             for job, held_workers, record in (*ended[-MOST_ENDED:], *at_work, *waiting)
         )
 
-
-def _copied(ledger: JobLedger | None) -> JobLedger:
-    """A copy of what changes; the lists in an account are replaced and never written to."""
-    if ledger is None:
-        return JobLedger()
-    ranks = {rank: copy(account) for rank, account in ledger.ranks.items()}
-    return JobLedger(ranks, {}, ledger.flops_per_step, ledger.last_step_at)
+    def _ledger_of(self, job: Job, ledgers: Mapping[str, JobLedger]) -> JobLedger:
+        """A copy of what changes; an empty one while less is known than was told, for counters must not fall."""
+        ledger = ledgers.get(job.job_id)
+        if ledger is None or (job.state.has_workers and not ledger.is_up_to_date(self._started_at, time.time())):
+            return JobLedger()
+        # The lists in an account are replaced and never written to.
+        ranks = {rank: copy(account) for rank, account in ledger.ranks.items()}
+        return JobLedger(ranks, {}, ledger.flops_per_step, ledger.last_step_at)

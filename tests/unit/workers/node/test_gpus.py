@@ -108,6 +108,16 @@ def test_xid_errors_are_counted_by_code_and_by_gpu(driver: FakeDriver) -> None:
     assert [dict(gpu.xid_errors) for gpu in driver.sample()] == [{}, {31: 3, 48: 1}]
 
 
+def test_the_age_of_the_newest_xid_error_is_told_by_code(driver: FakeDriver) -> None:
+    driver.set(gpus=1)
+    driver.sample(0)
+    driver.set_gpu(0, **{"xid.0": 31, "xid.1": 48})
+    assert dict(driver.sample(10)[0].xid_error_ages_s) == {31: 0, 48: 0}
+    driver.set_gpu(0, **{"xid.2": 31})
+    assert dict(driver.sample(12)[0].xid_error_ages_s) == {31: 0, 48: 2}
+    assert dict(driver.sample(20)[0].xid_error_ages_s) == {31: 8, 48: 10}
+
+
 def test_a_gpu_that_falls_off_the_bus_hides_no_other(driver: FakeDriver) -> None:
     driver.set(gpus=3)
     for index in range(3):
@@ -117,7 +127,8 @@ def test_a_gpu_that_falls_off_the_bus_hides_no_other(driver: FakeDriver) -> None
     first, lost, last = driver.sample()
     assert (first.temperature_celsius, last.temperature_celsius) == (50, 52)
     assert (lost.index, lost.name, dict(lost.xid_errors)) == (1, "NVIDIA H200", {79: 1})
-    assert [field.name for field, _ in lost.ListFields()] == ["index", "uuid", "name", "xid_errors", "knows_xid_errors"]
+    told = {field.name for field, _ in lost.ListFields()}
+    assert told == {"index", "uuid", "name", "xid_errors", "xid_error_ages_s", "knows_xid_errors"}
     driver.set_gpu(2, **{"xid.0": 13})
     assert dict(driver.sample()[2].xid_errors) == {13: 1}
 
@@ -161,6 +172,7 @@ def test_a_driver_that_goes_away_is_waited_for_and_xid_errors_are_counted_on(dri
     (gpu,) = driver.sample(2 * LOOK_AGAIN_S)
     assert gpu.HasField("temperature_celsius")
     assert dict(gpu.xid_errors) == {62: 1, 94: 1}
+    assert dict(gpu.xid_error_ages_s) == {62: 2 * LOOK_AGAIN_S - 2, 94: 0}
 
 
 def test_a_name_that_is_no_text_harms_nothing(driver: FakeDriver) -> None:

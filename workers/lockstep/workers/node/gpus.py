@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import pynvml
@@ -45,7 +46,7 @@ class Gpus:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._gpus: dict[int, Gpu] = {}
-        self._xid_errors: dict[str, Counter[int]] = {}
+        self._xid_errors: dict[str, XidErrors] = {}
         self._has_driver = False
         self._count = 0
         self._look_at = now()
@@ -54,7 +55,7 @@ class Gpus:
         """Measure all of them, in the order of their numbers; none without a driver."""
         if self._now() >= self._look_at:
             self._look()
-        told = [gpu.sample() for _, gpu in sorted(self._gpus.items())]
+        told = [gpu.sample(self._now()) for _, gpu in sorted(self._gpus.items())]
         if not any(gpu.answers for gpu in self._gpus.values()) and self._gpus and self._driver_is_gone():
             self._close()
         return told
@@ -91,12 +92,25 @@ class Gpus:
         log.warning("the GPUs' driver is gone")
 
 
+@dataclass
+class XidErrors:
+    """XID errors of one GPU, by code.
+
+    Attributes:
+        counts: how many there were.
+        newest: when the newest was seen, in the seconds of the clock that `Gpus` has.
+    """
+
+    counts: Counter[int] = field(default_factory=Counter)
+    newest: dict[int, float] = field(default_factory=dict)
+
+
 class Gpu:
     """One GPU.
 
     Args:
         index: its number, as NVML counts.
-        xid_errors: counts its XID errors by its UUID, also beyond this object's life.
+        xid_errors: its XID errors by its UUID, kept beyond this object's life.
 
     Attributes:
         answers: it has told something the last time.
@@ -105,19 +119,19 @@ class Gpu:
         NVMLError: it cannot be used.
     """
 
-    def __init__(self, index: int, xid_errors: dict[str, Counter[int]]) -> None:
+    def __init__(self, index: int, xid_errors: dict[str, XidErrors]) -> None:
         self.answers = True
         self._index = index
         self._device = pynvml.nvmlDeviceGetHandleByIndex(index)
         self._uuid: str = pynvml.nvmlDeviceGetUUID(self._device)
         self._name = _told(pynvml.nvmlDeviceGetName, self._device) or ""
         self._gpm = _told(Gpm, self._device)
-        self._xid_errors = xid_errors.setdefault(self._uuid, Counter())
+        self._xid_errors = xid_errors.setdefault(self._uuid, XidErrors())
         # One set for each GPU: where one is lost, waiting fails for all of a set.
         self._events = _told(self._watch_for_xid_errors)
 
-    def sample(self) -> GpuTelemetry:
-        """Measure; a GPU that is lost has a number, a name and its XID errors, and no figures."""
+    def sample(self, now: float) -> GpuTelemetry:
+        """Measure at `now`, in seconds; a GPU that is lost has a number, a name and its XID errors, no figures."""
         device = self._device
         figures: dict[str, Any] = {
             **self._memory(),
@@ -134,7 +148,7 @@ class Gpu:
             figures |= _told(self._gpm.ratios) or {}
         known = {name: figure for name, figure in figures.items() if figure is not None}
         reasons = self._throttle_reasons()
-        self._count_xid_errors()
+        self._count_xid_errors(now)
         self.answers = bool(known)
         return GpuTelemetry(
             index=self._index,
@@ -142,8 +156,9 @@ class Gpu:
             name=self._name,
             throttle_reasons=[name for bit, name in THROTTLE_REASONS.items() if (reasons or 0) & bit],
             knows_throttle_reasons=reasons is not None,
-            xid_errors=self._xid_errors,
+            xid_errors=self._xid_errors.counts,
             knows_xid_errors=self._events is not None,
+            xid_error_ages_s={code: now - newest for code, newest in self._xid_errors.newest.items()},
             **known,
         )
 
@@ -185,7 +200,7 @@ class Gpu:
             raise
         return events
 
-    def _count_xid_errors(self) -> None:
+    def _count_xid_errors(self, now: float) -> None:
         if self._events is None:
             return
         for _ in range(MOST_EVENTS):
@@ -193,7 +208,9 @@ class Gpu:
             if event is None:
                 return
             if event.eventType & pynvml.nvmlEventTypeXidCriticalError:
-                self._xid_errors[event.eventData & 0x7FFF_FFFF] += 1
+                code = event.eventData & 0x7FFF_FFFF
+                self._xid_errors.counts[code] += 1
+                self._xid_errors.newest[code] = now
 
     def close(self) -> None:
         """Free what NVML holds for it."""
