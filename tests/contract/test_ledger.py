@@ -53,6 +53,18 @@ async def start_job(server: Running) -> StartGang:
     return gang
 
 
+async def finish_a_job(server: Running) -> StartGang:
+    """A job that has succeeded, and whose worker has told of its time."""
+    launcher = server.launcher()
+    await launcher.be_ready()
+    await server.submit()
+    gang = await launcher.next_start()
+    await report(server, gang, account_of(gang, 0, 1))
+    await launcher.finish(gang, 1)
+    await server.reaches(gang.job_id, JOB_STATE_SUCCEEDED)
+    return gang
+
+
 def test_the_ledger_of_a_job_names_the_rank_that_the_others_wait_for(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(tmp_path) as server:
@@ -197,13 +209,7 @@ def test_of_a_job_whose_workers_have_said_nothing_no_time_is_told(tmp_path: Path
 def test_a_job_that_ended_long_ago_is_told_of_no_more_and_its_ledger_is_in_the_store(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(tmp_path) as server:
-            launcher = server.launcher()
-            await launcher.be_ready()
-            await server.submit()
-            gang = await launcher.next_start()
-            await report(server, gang, account_of(gang, 0, 1))
-            await launcher.finish(gang, 1)
-            await server.reaches(gang.job_id, JOB_STATE_SUCCEEDED)
+            gang = await finish_a_job(server)
             coordinator = server.application.coordinator
             assert coordinator is not None
             await coordinator.ledgers.store_all()
@@ -221,13 +227,7 @@ def test_a_job_that_ended_long_ago_is_told_of_no_more_and_its_ledger_is_in_the_s
 def test_counters_of_a_job_without_workers_go_on_at_once(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(tmp_path) as server:
-            launcher = server.launcher()
-            await launcher.be_ready()
-            await server.submit()
-            gang = await launcher.next_start()
-            await report(server, gang, account_of(gang, 0, 1))
-            await launcher.finish(gang, 1)
-            await server.reaches(gang.job_id, JOB_STATE_SUCCEEDED)
+            gang = await finish_a_job(server)
         line = f'lockstep_worker_seconds_total{{cause="productive",job_id="{gang.job_id}"}} 8.0'
         async with serving(tmp_path) as server:
             assert line in (await fetch(server.application.http_address, "/metrics"))[1]
