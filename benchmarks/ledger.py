@@ -2,9 +2,9 @@
 
     python benchmarks/ledger.py [--steps 6000] [--data ../shared/data/mnist]
 
-Two workers on two cores, one thread each, as in throughput.py. The ledger is switched on or off at random every ten
-steps, on both ranks at once, so that whatever else the machine does meets both alike. The figure of each is the median
-over all of its steps; the result is the ratio of the throughputs.
+Two workers on two cores, one thread each, as in throughput.py. In each pair of blocks of ten steps it is on in one,
+drawn at random, on both ranks alike; the result is the median over the pairs of the ratio within a pair, which whatever
+else the machine does touches least.
 """
 
 import argparse
@@ -33,36 +33,44 @@ def nothing(*arguments: Any) -> None:
 
 
 class SwitchedLedger(Ledger):
-    """A ledger that is on or off for a block of steps, at random, the same on every rank.
+    """A ledger that is on for one block of steps of each pair and off for the other, the same on every rank.
 
     Attributes:
-        seconds: of the steps with it and of those without it.
+        pairs: for each pair the median duration of a step with it and without it, in seconds.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.seconds: dict[bool, list[float]] = {True: [], False: []}
+        self.pairs: list[tuple[float, float]] = []
+        self._durations: dict[bool, list[float]] = {True: [], False: []}
         self._begun = 0
         self._began = 0.0
         self._is_on = True
-        self._switch = random.Random(0)
+        self._order = random.Random(0)
         self._real = {name: getattr(self, name) for name in ("enter", "end_step")}
 
     def begin_step(self) -> None:
         now = time.perf_counter()
         # The first step of a block also pays for the switch.
         if self._begun > WARM_UP and self._begun % BLOCK != 1:
-            self.seconds[self._is_on].append(now - self._began)
+            self._durations[self._is_on].append(now - self._began)
         if self._begun % BLOCK == 0:
-            self._is_on = self._switch.random() < 0.5
-            for name, method in self._real.items():
-                setattr(self, name, method if self._is_on else nothing)
+            self._switch()
         self._begun += 1
         self._began = now
         if self._is_on:
             Ledger.begin_step(self)
         else:
             self.is_sampled = False
+
+    def _switch(self) -> None:
+        is_second = self._begun // BLOCK % 2 == 1
+        if not is_second and all(self._durations.values()):
+            self.pairs.append((statistics.median(self._durations[True]), statistics.median(self._durations[False])))
+            self._durations = {True: [], False: []}
+        self._is_on = not self._is_on if is_second else self._order.random() < 0.5
+        for name, method in self._real.items():
+            setattr(self, name, method if self._is_on else nothing)
 
 
 def compare(steps: int, root: Path) -> None:
@@ -81,10 +89,11 @@ def compare(steps: int, root: Path) -> None:
             ledger=ledger,
         )
         if group.rank == 0:
-            with_ledger, without = (statistics.median(ledger.seconds[is_on]) for is_on in (True, False))
+            with_ledger, without = (statistics.median(pair[number] for pair in ledger.pairs) for number in (0, 1))
+            ratio = statistics.median(off / on for on, off in ledger.pairs)
             print(
                 f"{name:20} a step with the ledger {1e6 * with_ledger:8.1f} µs, without {1e6 * without:8.1f} µs: "
-                f"{without / with_ledger:.4f}x the throughput ({len(ledger.seconds[True])} steps of each)",
+                f"{ratio:.4f}x the throughput (median of {len(ledger.pairs)} pairs of {BLOCK} steps)",
                 flush=True,
             )
     group.leave()
