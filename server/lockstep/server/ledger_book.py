@@ -25,6 +25,7 @@ class LedgerBook:
         self._store = store
         self._ledgers: dict[str, JobLedger] = {}
         self._unstored: set[str] = set()
+        self._in_hand: set[str] = set()  # being stored, which may fail
         self._reading = asyncio.Lock()
         self._storing: asyncio.Task[None] | None = None
 
@@ -77,7 +78,7 @@ class LedgerBook:
     def forget(self, is_told_of: Callable[[str], bool]) -> None:
         """Forget the ledgers of jobs that nobody is told of any more; they are stored."""
         for job_id in [job_id for job_id in self._ledgers if not is_told_of(job_id)]:
-            if job_id not in self._unstored:
+            if job_id not in self._unstored | self._in_hand:
                 del self._ledgers[job_id]
 
     async def _keep_storing(self) -> None:
@@ -87,11 +88,12 @@ class LedgerBook:
 
     async def store_all(self) -> None:
         """Store what has changed; when that fails it is tried again in a while."""
-        unstored, self._unstored = self._unstored, set()
-        if not unstored:
+        if not self._unstored:
             return
+        self._in_hand, self._unstored = self._unstored, set()
         try:
-            await self._store.save_ledgers({job_id: self._ledgers[job_id].to_json() for job_id in unstored})
+            await self._store.save_ledgers({job_id: self._ledgers[job_id].to_json() for job_id in self._in_hand})
         except Exception:
-            self._unstored |= unstored
-            log.exception("the ledgers could not be stored; tried again in a while", jobs=len(unstored))
+            self._unstored |= self._in_hand
+            log.exception("the ledgers could not be stored; tried again in a while", jobs=len(self._in_hand))
+        self._in_hand = set()
