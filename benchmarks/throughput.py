@@ -8,8 +8,8 @@ is the median over the rounds, in samples per second, with the median of its rat
 - lockstep: the engine as jobs use it, its log points included; with `shards: 2`, and with the default of 4.
 - ddp: DistributedDataParallel at its best: static graph, gradients as bucket views, fused optimizer, float images in
   memory, one shuffled index per epoch, no metrics but the running loss.
-- lightning (from the extra `[bench]`, left out where that is missing): PyTorch Lightning's Trainer with that very DDP and
-  those minibatches; no logger, no progress bar, no checkpoints.
+- lightning (from the extra `[bench]`, left out where that is missing): PyTorch Lightning's Trainer with that very DDP
+  and those minibatches; no logger, no progress bar, no checkpoints.
 - dataloader: the trainer of Dive into Deep Learning: one process, fed one example at a time by a DataLoader with four
   processes, as the book has it, each image made with Pillow and converted as torchvision does; and the same without
   processes for reading.

@@ -1,5 +1,6 @@
 """What README, docs and examples say is true."""
 
+import inspect
 import re
 import subprocess
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from lockstep.client import load_spec
+from lockstep.client import Client, Job, load_spec
 from lockstep.client.cli import app
 from lockstep.server.rules import Site
 from lockstep.server.settings import Settings
@@ -64,6 +65,13 @@ def test_the_page_of_the_command_line_shows_every_command_and_no_other() -> None
     commands = set(typer.main.get_command(app.build()).commands)  # type: ignore[attr-defined]
     shown = set(re.findall(r"^(?:\$ )?lockstep ([a-z]+)", page("command-line.md"), re.MULTILINE))
     assert shown | {"serve"} == commands | {"serve"}
+
+
+@pytest.mark.parametrize("one", [Client, Job])
+def test_the_page_of_the_sdk_names_every_call(one: type) -> None:
+    calls = [name for name, member in vars(one).items() if inspect.isfunction(member) and not name.startswith("_")]
+    text = page("python.md")
+    assert [name for name in calls if f"`{name}(" not in text] == []
 
 
 def test_the_table_of_settings_has_every_one_with_its_default() -> None:
