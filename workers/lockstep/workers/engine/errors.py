@@ -2,8 +2,10 @@
 
 EngineError
 ├── DataError            the data, or a spec that does not fit it; names the field and the mend
+├── ModelError           the module does what training cannot be exact with; names the part and the mend
 ├── NonFiniteLoss        the loss became infinite or not a number
 ├── NonFiniteParameters  a step has made parameters infinite or not a number
+├── NotDeterministic     a shard gave other bits than before, or on one rank than on another; names the part
 ├── PeerLost             a rank left during a collective; no parameter of this rank has changed
 ├── RanksDisagree        ranks that must hold the same bits do not
 │   └── HardwareDiffers  they could not: their hardware is of several classes
@@ -29,6 +31,10 @@ class DataError(EngineError):
         self.field = field
 
 
+class ModelError(EngineError):
+    """The module or its optimizer does what training cannot be exact with; the message names the part and the mend."""
+
+
 class NonFiniteLoss(EngineError):
     """The loss became infinite or not a number."""
 
@@ -43,6 +49,10 @@ class NonFiniteParameters(EngineError):
     def __init__(self, step: int, name: str) -> None:
         super().__init__(f"{name} is not finite after step {step}. {MEND}")
         self.step = step
+
+
+class NotDeterministic(EngineError):
+    """What a shard gives depends on what was computed before it or on the rank; the message names the part and the mend."""
 
 
 class PeerLost(EngineError):
