@@ -282,6 +282,7 @@ class Stepper:
             self.seed("validation", step, shard)
             table[shard] = self.evaluate_shard(part(len(self.validation_set), shard, self.settings.shards), step)
         self.listener.entered(Activity.EXCHANGE, step)
+        self.ledger.enter(Phase.EXCHANGE)
         self.group.fill_in(table)
         return Sums.over(table.tolist())
 
