@@ -183,9 +183,12 @@ class Coordinator:
             raise NotFound(f"there is no job {show(job_id)}; list the jobs to see those there are")
         return job
 
-    def with_workers(self, job: Job) -> Job:
-        """Complete a job that was read from the store with what only memory knows."""
+    def as_it_is_now(self, job: Job) -> Job:
+        """Complete a job that is to be shown with what only memory knows: its workers, and what the queue waits for."""
         entry = self._live.entries.get(job.job_id)
+        trouble = self.dispatcher.trouble if job.state is State.QUEUED else ""
+        if trouble and not self.dispatcher.cluster_is_ready.is_set():
+            job = replace(job, state_reason=trouble)
         return job if entry is None else replace(job, running_workers=entry.job.running_workers)
 
     async def cancel(self, job_id: str) -> Job:

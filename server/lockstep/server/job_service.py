@@ -49,7 +49,8 @@ class JobService(JobServiceServicer):
         return job_to_proto(job)
 
     async def GetJob(self, request: GetJobRequest, context: Context) -> job_pb2.Job:
-        return job_to_proto(await self._coordinator.get(required_job_id(request.job_id)))
+        job = await self._coordinator.get(required_job_id(request.job_id))
+        return job_to_proto(self._coordinator.as_it_is_now(job))
 
     async def CancelJob(self, request: CancelJobRequest, context: Context) -> job_pb2.Job:
         return job_to_proto(await self._coordinator.cancel(required_job_id(request.job_id)))
@@ -74,7 +75,7 @@ class JobService(JobServiceServicer):
         jobs = await self._coordinator.store.list_jobs(
             before=None if position is None else position[0], limit=limit + 1, states=states, labels=labels
         )
-        shown = [self._coordinator.with_workers(job) for job in jobs[:limit]]
+        shown = [self._coordinator.as_it_is_now(job) for job in jobs[:limit]]
         response = ListJobsResponse(jobs=map(job_to_proto, shown))
         if len(jobs) > limit:
             response.next_page_token = make_token([jobs[limit - 1].number], scope)
@@ -89,7 +90,7 @@ class JobService(JobServiceServicer):
         with self._coordinator.bells.listen(job_id) as bell:
             while True:
                 bell.clear()
-                job = await self._coordinator.get(job_id)
+                job = self._coordinator.as_it_is_now(await self._coordinator.get(job_id))
                 events = await self._coordinator.store.list_events(
                     job_id, after=sequence, up_to=job.event_count, limit=_EVENTS_PER_MESSAGE
                 ) if job.event_count > sequence else []  # fmt: skip
