@@ -29,6 +29,7 @@ from lockstep.server.node_telemetry import NodeTelemetry
 from lockstep.server.orders import Orders
 from lockstep.server.reports import Report
 from lockstep.server.rules import Site, show
+from lockstep.server.shared_reads import SharedReads
 from lockstep.server.spec import ENGINE_VERSION, curve_digest, submit_digest
 from lockstep.server.store import NewJob, Store
 from lockstep.server.telemetry import KEPT_S, Telemetry
@@ -37,6 +38,8 @@ from lockstep.server.watch import Bells
 from lockstep.v1.job_spec_pb2 import JobSpec
 
 _TIDY_EVERY_S = 60.0
+_JOB_BYTES = 2_000
+"""What a job takes in memory besides its spec."""
 
 log = structlog.get_logger(__name__)
 
@@ -63,6 +66,7 @@ class Coordinator:
             nodes=lambda: self.dispatcher.nodes_seen,
             processes=lambda: self.dispatcher.processes,
         )
+        self._ended_jobs = SharedReads()
         self._site = site
         self._telemetry = telemetry
         self._tidying: asyncio.Task[None] | None = None
@@ -178,9 +182,19 @@ class Coordinator:
             NotFound: there is no such job.
         """
         entry = self._live.entries.get(job_id)
-        job = entry.job if entry is not None else await self.store.get_job(job_id)
+        job = entry.job if entry is not None else await self._ended(job_id)
         if job is None:
             raise NotFound(f"there is no job {show(job_id)}; list the jobs to see those there are")
+        return job
+
+    async def _ended(self, job_id: str) -> Job | None:
+        """Read a job that is not live; what has ended stays as it is, and all who followed it ask at once."""
+        kept: Job | None = self._ended_jobs.kept(job_id)
+        if kept is not None:
+            return kept
+        job = await self._ended_jobs.read(job_id, lambda: self.store.get_job(job_id))
+        if job is not None and job.state.has_ended and job_id not in self._live.entries:
+            self._ended_jobs.keep(job_id, job, job.spec.ByteSize() + _JOB_BYTES)
         return job
 
     def as_it_is_now(self, job: Job) -> Job:

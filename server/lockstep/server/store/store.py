@@ -264,12 +264,23 @@ class Store:
         return [point_of(row) for row in await self.read(lambda connection: connection.execute(query).all())]
 
     async def new_points(
-        self, job_id: str, *, names: Sequence[str], kind: int, after_seq: int, limit: int
-    ) -> list[StoredPoint]:
-        """Read points in the order in which they were stored, from the one after `after_seq` on."""
+        self,
+        job_id: str,
+        *,
+        names: Sequence[str],
+        kind: int,
+        after_seq: int,
+        limit: int,
+        make: Callable[[list[StoredPoint]], T],
+    ) -> T:
+        """Read points in the order in which they were stored, from the one after `after_seq` on.
+
+        Returns:
+            What `make` makes of them, off the event loop.
+        """
         points = tables.metric_points.c
         query = select_points(job_id, names, kind).where(points.seq > after_seq).order_by(points.seq).limit(limit)
-        return [point_of(row) for row in await self.read(lambda connection: connection.execute(query).all())]
+        return await self.read(lambda connection: make([point_of(row) for row in connection.execute(query)]))
 
     async def list_checkpoints(self, job_id: str, *, before: int | None, limit: int) -> list[StoredCheckpoint]:
         """Read the checkpoints of a job that are kept, newest first, from the one before step `before` on."""
