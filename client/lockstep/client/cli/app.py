@@ -21,7 +21,6 @@ from lockstep.client.cli import (
     logs,
     metrics,
     nodes,
-    output,
     plugins,
     top,
 )
@@ -97,7 +96,7 @@ def _run_to_its_end(arguments: list[str]) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else exit_codes.FAILED if end.code else exit_codes.OK
     except LockstepError as error:
-        say(f"lockstep: {output.plain(str(error))}")
+        say(f"lockstep: {error!s}")
         if isinstance(error, JobFailed) and error.job.error is not None and error.job.error.traceback:
             say(f"see where with: lockstep describe {error.job.job_id}")
         return exit_codes.of(error)

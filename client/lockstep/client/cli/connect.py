@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import typer
 
+from lockstep.client._printable import printable
 from lockstep.client.client import Client
 
 
@@ -25,4 +26,4 @@ def client_of(context: typer.Context) -> Client:
 
 def say(message: str) -> None:
     """Say something to the person: on standard error, never among the data."""
-    typer.echo(message, err=True)
+    typer.echo(printable(message), err=True)

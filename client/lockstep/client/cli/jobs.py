@@ -72,7 +72,7 @@ def submit(
         if follow:
             _follow(job)
         else:
-            say(f"{output.plain(job.name)} is {job.state.lower()}; follow it with: lockstep watch {job.job_id}")
+            say(f"{job.name} is {job.state.lower()}; follow it with: lockstep watch {job.job_id}")
 
 
 def ls(
@@ -103,7 +103,7 @@ def get(
 ) -> None:
     """Print all that the server knows of a job, for programs."""
     with client_of(context) as client:
-        data = message_to_dict(client.get_job(job_id).proto)
+        data = message_to_dict(client.find_job(job_id).proto)
     if form is output.JsonOrYaml.json:
         output.write_json(data)
     else:
@@ -115,7 +115,7 @@ def describe_job(context: typer.Context, job_id: JobId) -> None:
     from lockstep.client.cli import describe
 
     with client_of(context) as client:
-        job = client.get_job(job_id)
+        job = client.find_job(job_id)
         try:
             ledger = job.ledger()
         except Unimplemented:  # an older server
@@ -126,7 +126,7 @@ def describe_job(context: typer.Context, job_id: JobId) -> None:
 def watch(context: typer.Context, job_id: JobId) -> None:
     """Print what happens to a job, a line each, until it has ended."""
     with client_of(context) as client:
-        job = client.get_job(job_id)
+        job = client.find_job(job_id)
         try:
             for update in job.watch():
                 for event in update.events:
@@ -144,7 +144,7 @@ def wait(
     """Wait until a job has ended, also while it is paused; the exit code tells how."""
     with client_of(context) as client:
         try:
-            client.get_job(job_id).wait(timeout)
+            client.find_job(job_id).wait(timeout)
         except KeyboardInterrupt:
             say(f"\n{job_id} goes on")
             raise typer.Exit(exit_codes.INTERRUPTED) from None
@@ -185,6 +185,6 @@ def _table_of(jobs: list[Job]) -> Table:
     for job in jobs:
         workers = f"{job.running_workers}/{job.spec.resources.workers}" if job.running_workers else ""
         heals = [str(job.heals or "")] if some_healed else []
-        name, state, done = output.plain(job.name), output.state_text(job.state), output.progress_text(job)
+        name, state, done = job.name, output.state_text(job.state), output.progress_text(job)
         table.add_row(job.job_id, name, state, done, workers, *heals, output.ago(job.create_time))
     return table
