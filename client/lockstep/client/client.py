@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import uuid
 from collections.abc import Iterable, Mapping
 from types import TracebackType
@@ -11,7 +12,7 @@ from typing import Self
 
 from lockstep.client._connection import Connection
 from lockstep.client.cluster import Cluster, Node
-from lockstep.client.errors import InvalidSpec, NotFound, ResourceExhausted
+from lockstep.client.errors import InvalidSpec, LockstepError, NotFound, ResourceExhausted
 from lockstep.client.job import Job
 from lockstep.client.spec import SpecLike, load_spec
 from lockstep.client.types import CatalogEntry, JobState
@@ -39,14 +40,15 @@ class Client:
     A client may be shared between threads.
 
     Args:
-        target: address of the server, host:port. Default: LOCKSTEP_TARGET, or 127.0.0.1:50051.
+        target: address of the server, host:port, or whatever gRPC takes for one, such as unix:/run/lockstep.sock.
+            Default: LOCKSTEP_TARGET, or 127.0.0.1:50051.
         token: sent with every call. Default: LOCKSTEP_TOKEN, or none.
 
     Raises, from every method that calls the server: LockstepError; see lockstep.client.errors.
     """
 
     def __init__(self, target: str | None = None, token: str | None = None) -> None:
-        self.target = target or os.environ.get("LOCKSTEP_TARGET") or DEFAULT_TARGET
+        self.target = _address(target or os.environ.get("LOCKSTEP_TARGET") or DEFAULT_TARGET)
         self._connection = Connection(self.target, token or os.environ.get("LOCKSTEP_TOKEN"))
         self._jobs = JobServiceStub(self._connection.channel)
         self._metrics = MetricsServiceStub(self._connection.channel)
@@ -199,6 +201,22 @@ class Client:
             if not page.next_page_token:
                 return nodes
             request.page_token = page.next_page_token
+
+
+def _address(target: str) -> str:
+    """The address that gRPC is to have: what stands in a URL besides it is left out, and the port is added.
+
+    Raises:
+        LockstepError: the URL asks for TLS.
+    """
+    match = re.fullmatch(r"(?:(http|https|grpc|grpcs)://)?([^/]+?)/?", target.strip())
+    if match is None:
+        return target
+    scheme, address = match.groups()
+    if scheme in ("https", "grpcs"):
+        raise LockstepError(f"the target is {target}, and a Lockstep server speaks no TLS; write {address}")
+    has_port = ":" in address.rpartition("]")[2]
+    return address if has_port else f"{address}:{DEFAULT_TARGET.rpartition(':')[2]}"
 
 
 def submit_job(spec: SpecLike, *, request_id: str | None = None, validate_only: bool = False) -> Job:

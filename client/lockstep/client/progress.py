@@ -71,7 +71,7 @@ def show_progress(job: Job, updates: Iterator[JobUpdate]) -> None:
     else:
         _show_lines(job, updates, console)
     if job.result is not None:
-        console.print(f"succeeded; {describe_metrics(job.result)}", soft_wrap=True)
+        console.print(f"succeeded; {describe_metrics(job.result)}".removesuffix("; "), soft_wrap=True)
 
 
 def describe_metrics(result: Result) -> str:

@@ -144,9 +144,7 @@ def _no_checkpoint(source: Job, step: int | None, kept: list[StoredCheckpoint]) 
         mend = "wait until it has written one"
         if source.state.has_ended:
             mend = f"it has ended as {source.state.value} and will write none; name another job"
-        return _invalid(
-            "init_from.job_id", f"init_from.job_id is {show(job_id)}, which has no checkpoint; {mend}"
-        )
+        return _invalid("init_from.job_id", f"init_from.job_id is {show(job_id)}, which has no checkpoint; {mend}")
     steps = ", ".join(str(checkpoint.step) for checkpoint in kept)
     return _invalid(
         "init_from.step",

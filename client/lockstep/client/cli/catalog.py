@@ -43,14 +43,14 @@ def _print(entries: Sequence[CatalogEntry], form: output.TableOrJson, key: str) 
     for entry in entries:
         tasks = f" ({', '.join(entry.tasks)})" if entry.tasks else ""
         console.print(f"{key}.{entry.name}{tasks}", style="bold")
-        console.print(Padding(entry.description, (0, 0, 0, 2)))
+        console.print(Padding(entry.description, (0, 0, 0, 2), expand=False))
         if entry.parameters:
             table = output.make_table(show_header=False)
             table.add_column(no_wrap=True)
             table.add_column()
             for parameter in entry.parameters:
                 table.add_row(parameter.name, _describe(parameter))
-            console.print(Padding(table, (0, 0, 0, 4)))
+            console.print(Padding(table, (0, 0, 0, 4), expand=False))
 
 
 def _describe(parameter: CatalogParameter) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lockstep.client.cli import exit_codes
-from lockstep.client.cli.connect import client_of, say
+from lockstep.client.cli.connect import client_of, say, say_if_short
 from lockstep.client.cli.jobs import JobId
 from lockstep.client.errors import FailedPrecondition
 from lockstep.client.job import Job
@@ -38,7 +38,7 @@ def pause(
             try:
                 _await_pause(job)
             except KeyboardInterrupt:
-                say(f"\n{job_id} goes on pausing")
+                say(f"\n{job.job_id} goes on pausing")
                 raise typer.Exit(exit_codes.INTERRUPTED) from None
     _say_state(job)
 
@@ -61,8 +61,9 @@ def scale(
     """Change how many workers a job runs with, from its next step on; its curve stays as it is."""
     with client_of(context) as client:
         job = client.find_job(job_id).scale(workers)
-    wanted = job.spec.resources.workers
-    say(f"{job_id} is {job.state.lower()}, with {wanted} worker{'s' if wanted > 1 else ''} wanted")
+        wanted = job.spec.resources.workers
+        say(f"{job.job_id} is {job.state.lower()}, with {wanted} worker{'s' if wanted > 1 else ''} wanted")
+        say_if_short(client, job)
 
 
 def _await_pause(job: Job) -> None:

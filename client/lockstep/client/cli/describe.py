@@ -14,7 +14,7 @@ from lockstep.client.job import Job
 from lockstep.client.ledger import Ledger
 from lockstep.client.progress import describe_epoch, describe_workers
 from lockstep.client.spec import message_to_dict
-from lockstep.client.types import Checkpoint, Failure, JobEvent, Result, Timeline
+from lockstep.client.types import Checkpoint, Failure, JobEvent, JobState, Result, Timeline
 
 
 def print_job(job: Job, events: Sequence[JobEvent], newest: Checkpoint | None, ledger: Ledger | None) -> None:
@@ -58,7 +58,7 @@ def _facts(job: Job, newest: Checkpoint | None) -> list[tuple[str, str | Text]]:
         ("job", job.job_id),
         ("name", job.name),
         ("state", output.state_text(job.state)),
-        ("why", job.state_reason),
+        ("why", "" if job.state in _STATES_THAT_SAY_ALL or job.error is not None else job.state_reason),
         ("created", output.ago(job.create_time)),
         ("started", output.ago(job.start_time)),
         ("ended", output.ago(job.end_time)),
@@ -76,6 +76,7 @@ def _facts(job: Job, newest: Checkpoint | None) -> list[tuple[str, str | Text]]:
     ]
 
 
+_STATES_THAT_SAY_ALL = (JobState.RUNNING, JobState.SUCCEEDED)
 _LEGS = {"data_ready": "data ready", "first_step": "first step", "first_point": "first point stored"}
 
 
