@@ -67,6 +67,7 @@ class Orders:
             checkpoint_uri=self.checkpoint_uri(job),
             init_from_uri=job.init_from_uri,
             owner=PRINCIPAL,
+            curve_digest=job.curve_digest,
         )
         self._send(ConnectLauncherResponse(start_gang=start))
 

@@ -3,7 +3,7 @@
 import operator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -102,6 +102,16 @@ class DataModule:
     def transform(self, inputs: Tensor) -> Tensor:
         """What a batch of stored inputs, (n, ...), looks like to the model. By default it is left as it is."""
         return inputs
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What becomes of raw examples before the model sees them, for whoever predicts later; known once loaded.
+
+        Returns:
+            For "inputs" and "targets", as far as something is done to them, an object with "divide_by", a number, or
+            with "mean" and "std", lists: (raw - mean) / std, by column, or for all values where there is but one
+            item. Nothing of what is told here is computed with.
+        """
+        return {}
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lockstep.workers.engine.checkpoint import Checkpoints, Damaged, read_uri
+from lockstep.workers.engine.checkpoint import Checkpoints, Damaged, NotOurs, read_weights
 from lockstep.workers.engine.determinism import hardware_class
 from lockstep.workers.engine.digest import fingerprint, weights_digest
 from lockstep.workers.engine.errors import (
@@ -27,6 +27,8 @@ from lockstep.workers.engine.state import StateMismatch, TrainState, first_non_f
 from lockstep.workers.engine.stepper import Stepper
 from lockstep.workers.engine.writer import Writer
 
+SPARE_BYTES = 16 << 20
+"""Room for the names and shapes in a file of weights."""
 Regroup = Callable[[], Group]
 """Gives a rank that has lost a peer the group of the next generation; raises what shall end its training."""
 
@@ -109,6 +111,7 @@ class Loop:
         self.writer: Writer | None = None
         if origin.checkpoints is not None:
             origin.checkpoints.facts["data_digest"] = self.data_digest
+            origin.checkpoints.preprocessing = self.data.preprocessing()
             self.writer = Writer(origin.checkpoints, self.trainable, listener.checkpointed, self.not_written)
         self.has_looked_back = False
         self.has_counted_flops = False
@@ -149,17 +152,24 @@ class Loop:
             self.resume(self.origin.checkpoints)
         if self.origin.init_from_uri and self.position == Position():
             try:
-                put_weights(read_uri(self.origin.init_from_uri).model, self.module)
-            except (Damaged, OSError, StateMismatch) as error:
+                put_weights(read_weights(self.origin.init_from_uri, self.most_bytes_of_weights()), self.module)
+            except (Damaged, NotOurs, OSError, StateMismatch) as error:
                 words = f"the weights in {self.origin.init_from_uri} cannot be used: {error}"
                 raise DataError("init_from", words) from error
             self.position = Position(is_loaded=True)
         self.has_looked_back = True
 
+    def most_bytes_of_weights(self) -> int:
+        """What a file with the weights of this model takes at most, in whichever precision they were written."""
+        tensors: dict[str, torch.Tensor] = self.module.state_dict()
+        return SPARE_BYTES + 2 * sum(tensor.nbytes for tensor in tensors.values())
+
     def resume(self, checkpoints: Checkpoints) -> None:
         """Go on from the newest checkpoint that can be used, if there is one."""
         try:
             steps = checkpoints.steps()
+        except NotOurs as error:
+            raise DataError("recovery.checkpoint_uri", str(error)) from error
         except OSError as error:
             self.listener.noted(f"training starts from the beginning: its checkpoints cannot be looked at: {error}")
             return
