@@ -120,13 +120,16 @@ class Coordinator:
 
         Raises:
             InvalidSpec: the spec breaks rules.
-            ClusterTooSmall: the cluster can never run it.
+            ClusterTooSmall: the cluster can never run it. A job that is only checked says so in its state_reason.
             AlreadyExists: the request_id stands for another spec.
         """
         digest = submit_digest(submitted)
         try:
             job = await self._new_job(submitted)
+            too_small = self.dispatcher.why_it_never_fits(job.spec.resources)
             if not validate_only:
+                if too_small is not None:
+                    raise ClusterTooSmall(too_small)
                 return await self._live.finish(self._store_new(NewJob(job, principal, request_id, digest)))
         except (InvalidSpec, ClusterTooSmall):
             # A repeated call is answered as the first one was, even when files or nodes have gone since.
@@ -134,7 +137,8 @@ class Coordinator:
             if earlier is None or validate_only:
                 raise
             return await self.get(earlier.job_id)
-        return replace(job, job_id="", state_reason="checked only; nothing is stored")
+        refusal = "" if too_small is None else f"; this cluster is too small for it: {too_small}"
+        return replace(job, job_id="", state_reason=f"checked only, nothing is stored{refusal}")
 
     async def _new_job(self, submitted: JobSpec) -> Job:
         if submitted.data.HasField("idx"):
@@ -142,10 +146,6 @@ class Coordinator:
             spec = await asyncio.to_thread(resolve, submitted, self._site)
         else:
             spec = resolve(submitted, self._site)
-        is_elastic = submitted.resources.HasField("min_workers")
-        why = self.dispatcher.why_it_never_fits(spec.resources, is_elastic=is_elastic)
-        if why is not None:
-            raise ClusterTooSmall(why)
         first_weights = await find_first_weights(spec, self.store)
         return Job(
             job_id=f"job-{secrets.token_hex(6)}",

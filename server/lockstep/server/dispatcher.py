@@ -271,12 +271,12 @@ class Dispatcher:
         self._checks_whole_queue = True
         self._live.has_changed.set()
 
-    def why_it_never_fits(self, resources: ResourcesSpec, *, is_elastic: bool) -> str | None:
+    def why_it_never_fits(self, resources: ResourcesSpec) -> str | None:
         """Say why the cluster can never run a job, as far as it is known; None when it can."""
         nodes = self._nodes or self._known_nodes
         if nodes is None:
             return None
-        return scheduler.why_it_never_fits(resources, nodes, is_elastic=is_elastic)
+        return scheduler.why_it_never_fits(resources, nodes)
 
     async def _keep_scheduling(self) -> None:
         while True:
@@ -333,7 +333,7 @@ class Dispatcher:
 
     async def _fail_what_never_fits(self, nodes: tuple[Node, ...]) -> None:
         for entry in list(self._live.entries.values()):
-            why = scheduler.why_it_never_fits(entry.job.spec.resources, nodes, is_elastic=True)
+            why = scheduler.why_it_never_fits(entry.job.spec.resources, nodes)
             if why is None or entry.job.state is not State.QUEUED:
                 continue
             async with entry.lock:

@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator
 from lockstep.server.coordinator import Coordinator
 from lockstep.server.errors import InvalidRequest
 from lockstep.server.interceptors import Context
-from lockstep.server.job import PRINCIPAL, Job, State
+from lockstep.server.job import PRINCIPAL, Job
 from lockstep.server.job_feed import JobFeed
 from lockstep.server.paging import make_token, not_negative, page_size, read_token
 from lockstep.server.rules import show
+from lockstep.server.store import JobFilter
 from lockstep.server.translate import job_to_proto, state_from_proto
 from lockstep.server.validation import MAX_LABELS
 from lockstep.v1 import job_pb2
@@ -29,6 +30,7 @@ from lockstep.v1.job_service_pb2 import (
 from lockstep.v1.job_service_pb2_grpc import JobServiceServicer
 
 _MAX_REQUEST_ID = 128
+_MAX_JOB_ID, _MAX_NAME = 64, 63
 _PROGRESS_INTERVAL_S = 0.2
 
 
@@ -69,16 +71,18 @@ class JobService(JobServiceServicer):
 
     async def ListJobs(self, request: ListJobsRequest, context: Context) -> ListJobsResponse:
         limit = page_size(request.page_size, default=100, most=1000)
-        states, labels = _states(request), _labels(request)
-        scope = ["jobs", sorted(state.value for state in states), labels]
+        which, store = _filter(request), self._coordinator.store
+        states = sorted(state.value for state in which.states)
+        scope = ["jobs", states, dict(which.labels), which.job_id_prefix, which.name]
         position = read_token(request.page_token, "page_token", scope, (int,))
-        jobs = await self._coordinator.store.list_jobs(
-            before=None if position is None else position[0], limit=limit + 1, states=states, labels=labels
-        )
+        before = None if position is None else position[0]
+        jobs = await store.list_jobs(before=before, limit=limit + 1, which=which)
         shown = [self._coordinator.as_it_is_now(job) for job in jobs[:limit]]
         response = ListJobsResponse(jobs=map(job_to_proto, shown))
         if len(jobs) > limit:
             response.next_page_token = make_token([jobs[limit - 1].number], scope)
+        if before is None:
+            response.total_size = await store.count_jobs(which) if len(jobs) > limit else len(jobs)
         return response
 
     async def WatchJob(
@@ -139,17 +143,16 @@ def required_job_id(job_id: str) -> str:
     return job_id
 
 
-def _states(request: ListJobsRequest) -> list[State]:
+def _filter(request: ListJobsRequest) -> JobFilter:
     states = []
     for number in dict.fromkeys(request.states):
         state = state_from_proto(number)
         if state is None:
             raise InvalidRequest.of("states", f"holds {number}; allowed: states other than JOB_STATE_UNSPECIFIED")
         states.append(state)
-    return states
-
-
-def _labels(request: ListJobsRequest) -> dict[str, str]:
     if len(request.labels) > MAX_LABELS:
         raise InvalidRequest.of("labels", f"has {len(request.labels):,} items; allowed: at most {MAX_LABELS}")
-    return dict(request.labels)
+    for field, most in (("job_id_prefix", _MAX_JOB_ID), ("name", _MAX_NAME)):
+        if len(getattr(request, field)) > most:
+            raise InvalidRequest.of(field, f"has {len(getattr(request, field)):,} characters; allowed: at most {most}")
+    return JobFilter(tuple(states), dict(request.labels), request.job_id_prefix, request.name)
