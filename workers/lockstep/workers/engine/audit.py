@@ -209,7 +209,9 @@ def words_of(module: nn.Module, data: object, name: str) -> str:
     value = getattr(owner, attribute)
     where = f"{name} of {type(owner).__name__}"
     if isinstance(value, Tensor):
-        return f"{where} is a tensor that is no buffer, and was another one when a shard was computed again; {BUFFER_MEND}"
+        return (
+            f"{where} is a tensor that is no buffer, and was another one when a shard was computed again; {BUFFER_MEND}"
+        )
     if isinstance(value, bool | int | float):
         return f"{where} is a plain number, and was another one when a shard was computed again; {NUMBER_MEND}"
     return f"{where} is a {type(value).__name__} of its own, which was drawn from; {GENERATOR_MEND}"

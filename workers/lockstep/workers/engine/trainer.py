@@ -15,6 +15,7 @@ from lockstep.workers.engine.checks import check_data, check_module
 from lockstep.workers.engine.data_module import DataModule
 from lockstep.workers.engine.determinism import fix_arithmetic, fix_compiler
 from lockstep.workers.engine.group import Group
+from lockstep.workers.engine.layers import operations_told_by_name, refuse_layers_that_communicate
 from lockstep.workers.engine.ledger import Ledger
 from lockstep.workers.engine.listener import Listener, Result
 from lockstep.workers.engine.loop import Loop, Origin, Regroup, Schedule
@@ -85,7 +86,9 @@ class Trainer:
             raise ValueError(f"seed is {self.seed!r}; allowed: whole numbers from 0 to {(1 << 63) - 1:,}")
         limit = self.gradient_clip_norm
         if limit is not None and not (isinstance(limit, numbers.Real) and 0 < limit < math.inf):
-            raise ValueError(f"gradient_clip_norm is {limit!r}; allowed: finite numbers greater than 0, or None for none")
+            raise ValueError(
+                f"gradient_clip_norm is {limit!r}; allowed: finite numbers greater than 0, or None for none"
+            )
         if self.audit not in AUDITS:
             raise ValueError(f"audit is {self.audit!r}; allowed: {', '.join(map(repr, AUDITS))}")
 
@@ -125,21 +128,28 @@ class Trainer:
             PeerLost: a rank left, and there is no `regroup`.
             RanksDisagree: the ranks' parameters or hardware differ.
             Stopped: a listener of some rank wanted to stop.
+            Unsupported: the model has a layer or an operation that cannot be part of one curve.
         """
         check_module(module)
         check_data(data)
         fix_arithmetic(self.threads)
+        device = torch.device(device)
+        if device.type == "cuda":  # what names no device, such as pinned memory, belongs to the current one
+            device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+            torch.cuda.set_device(device)
+        refuse_layers_that_communicate(module)
         listener = listener or Listener()
-        settings = Settings(self.batch_size, self.shards, self.seed, self.gradient_clip_norm)
-        stepper = Stepper(settings, module, data, optimizer, torch.device(device), listener, ledger or Ledger())
-        fix_compiler()
-        schedule = Schedule(
-            total_steps=self.max_steps or (self.max_epochs or 0) * stepper.steps_per_epoch,
-            log_every=self.log_every_steps,
-            evaluate_every=self.evaluate_every_steps or stepper.steps_per_epoch,
-        )
-        loop = Loop(stepper, schedule, data.num_classes is not None, listener, origin or Origin(), self.audit)
-        return loop.run(group, regroup)
+        with operations_told_by_name(module):
+            settings = Settings(self.batch_size, self.shards, self.seed, self.gradient_clip_norm)
+            stepper = Stepper(settings, module, data, optimizer, device, listener, ledger or Ledger())
+            fix_compiler()
+            schedule = Schedule(
+                total_steps=self.max_steps or (self.max_epochs or 0) * stepper.steps_per_epoch,
+                log_every=self.log_every_steps,
+                evaluate_every=self.evaluate_every_steps or stepper.steps_per_epoch,
+            )
+            loop = Loop(stepper, schedule, data.num_classes is not None, listener, origin or Origin(), self.audit)
+            return loop.run(group, regroup)
 
 
 def initialisation_seed(seed: int) -> int:
