@@ -13,7 +13,7 @@ import pytest
 
 from lockstep.server import init_from
 from lockstep.v1.internal_service_pb2 import StartGang
-from lockstep.v1.job_pb2 import JOB_STATE_CANCELLED
+from lockstep.v1.job_pb2 import JOB_STATE_CANCELLED, JOB_STATE_FAILED
 from lockstep.v1.job_service_pb2 import CancelJobRequest, ListJobsRequest, SubmitJobRequest
 from tests.unit.server.harness import (
     Running,
@@ -110,7 +110,7 @@ def test_a_job_starts_from_a_folder(tmp_path: Path) -> None:
 def test_weights_that_are_not_there_are_named_before_anything_is_queued(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(tmp_path) as server:
-            _, source = await finished(server, tmp_path / "c", model={"softmax_regression": {}})
+            launcher, source = await finished(server, tmp_path / "c", model={"softmax_regression": {}})
             empty = await server.submit()
 
             async def violation(**changes: Any) -> tuple[str, str]:
@@ -123,6 +123,11 @@ def test_weights_that_are_not_there_are_named_before_anything_is_queued(tmp_path
             assert (field, '"job-none", and there is no such job' in message) == ("init_from.job_id", True)
             field, message = await violation(init_from={"job_id": empty.job_id})
             assert (field, "which has no checkpoint; wait" in message) == ("init_from.job_id", True)
+            await launcher.gang_stopped(await launcher.next_start(), "NON_FINITE_LOSS")
+            await server.reaches(empty.job_id, JOB_STATE_FAILED)
+            field, message = await violation(init_from={"job_id": empty.job_id})
+            mend = "it has ended as FAILED and will write none; name another job"
+            assert (field, message.endswith(mend)) == ("init_from.job_id", True)
             field, message = await violation(init_from={"job_id": source.job_id, "step": 15}, **same)
             assert (field, "allowed: 20, 10;" in message) == ("init_from.step", True)
             field, message = await violation(init_from={"job_id": source.job_id})

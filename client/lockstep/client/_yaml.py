@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import yaml
 
+from lockstep.client._printable import printable
 from lockstep.client._spec_form import Ambiguous, parse_integer
 
 _AMBIGUOUS = "!ambiguous"
@@ -84,8 +85,11 @@ def parse(text: str) -> Any:
 
 
 def dump(data: Any) -> str:
-    """Write YAML that `parse` reads back, keys in their order."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    """Write YAML that `parse` reads back, keys in their order; what would steer a terminal is escaped."""
+    text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    if text == printable(text):
+        return text
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=100)
 
 
 class _Dumper(yaml.SafeDumper):

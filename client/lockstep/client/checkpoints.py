@@ -41,14 +41,15 @@ MANIFEST_FILE = "manifest.json"
 Tell = Callable[[int, int], None]
 
 
-def list_checkpoints(client: Client, job_id: str) -> Iterator[Checkpoint]:
-    """Yield the checkpoints of a job that are kept, newest first."""
+def list_checkpoints(client: Client, job_id: str) -> list[Checkpoint]:
+    """Read which checkpoints of a job are kept, newest first."""
     request = ListCheckpointsRequest(job_id=job_id)
+    found: list[Checkpoint] = []
     while True:
         page = client._connection.call(client._checkpoints.ListCheckpoints, request)
-        yield from map(Checkpoint.from_proto, page.checkpoints)
+        found += map(Checkpoint.from_proto, page.checkpoints)
         if not page.next_page_token:
-            return
+            return found
         request.page_token = page.next_page_token
 
 

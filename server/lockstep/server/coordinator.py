@@ -30,6 +30,7 @@ from lockstep.server.node_telemetry import NodeTelemetry
 from lockstep.server.orders import Orders
 from lockstep.server.reports import Report
 from lockstep.server.rules import Site, show
+from lockstep.server.shared_reads import SharedReads
 from lockstep.server.spec import ENGINE_VERSION, curve_digest, submit_digest
 from lockstep.server.store import NewJob, Store
 from lockstep.server.telemetry import KEPT_S, Telemetry
@@ -38,6 +39,8 @@ from lockstep.server.watch import Bells
 from lockstep.v1.job_spec_pb2 import JobSpec
 
 _TIDY_EVERY_S = 60.0
+_JOB_BYTES = 2_000
+"""What a job takes in memory besides its spec."""
 
 log = structlog.get_logger(__name__)
 
@@ -66,6 +69,7 @@ class Coordinator:
             nodes=lambda: self.dispatcher.nodes_seen,
             processes=lambda: self.dispatcher.processes,
         )
+        self._ended_jobs = SharedReads()
         self._site = site
         self._telemetry = telemetry
         self._tidying: asyncio.Task[None] | None = None
@@ -119,13 +123,16 @@ class Coordinator:
 
         Raises:
             InvalidSpec: the spec breaks rules.
-            ClusterTooSmall: the cluster can never run it.
+            ClusterTooSmall: the cluster can never run it. A job that is only checked says so in its state_reason.
             AlreadyExists: the request_id stands for another spec.
         """
         digest = submit_digest(submitted)
         try:
             job, first_files = await self._new_job(submitted)
+            too_small = self.dispatcher.why_it_never_fits(job.spec.resources)
             if not validate_only:
+                if too_small is not None:
+                    raise ClusterTooSmall(too_small)
                 new = NewJob(job, principal, request_id, digest)
                 return await self._live.finish(self._store_new(new, first_files))
         except (InvalidSpec, ClusterTooSmall):
@@ -134,7 +141,8 @@ class Coordinator:
             if earlier is None or validate_only:
                 raise
             return await self.get(earlier.job_id)
-        return replace(job, job_id="", state_reason="checked only; nothing is stored")
+        refusal = "" if too_small is None else f"; this cluster is too small for it: {too_small}"
+        return replace(job, job_id="", state_reason=f"checked only, nothing is stored{refusal}")
 
     async def _new_job(self, submitted: JobSpec) -> tuple[Job, tuple[str, ...]]:
         """Make a job of a spec, and name the files of the checkpoint that it starts from."""
@@ -143,10 +151,6 @@ class Coordinator:
             spec = await self.files.run(resolve, submitted, self._site, what="looking at the files in data.idx.root")
         else:
             spec = resolve(submitted, self._site)
-        is_elastic = submitted.resources.HasField("min_workers")
-        why = self.dispatcher.why_it_never_fits(spec.resources, is_elastic=is_elastic)
-        if why is not None:
-            raise ClusterTooSmall(why)
         first_weights = await find_first_weights(spec, self.store)
         job = Job(
             job_id=f"job-{secrets.token_hex(6)}",
@@ -190,14 +194,27 @@ class Coordinator:
             NotFound: there is no such job.
         """
         entry = self._live.entries.get(job_id)
-        job = entry.job if entry is not None else await self.store.get_job(job_id)
+        job = entry.job if entry is not None else await self._ended(job_id)
         if job is None:
             raise NotFound(f"there is no job {show(job_id)}; list the jobs to see those there are")
         return job
 
-    def with_workers(self, job: Job) -> Job:
-        """Complete a job that was read from the store with what only memory knows."""
+    async def _ended(self, job_id: str) -> Job | None:
+        """Read a job that is not live; what has ended stays as it is, and all who followed it ask at once."""
+        kept: Job | None = self._ended_jobs.kept(job_id)
+        if kept is not None:
+            return kept
+        job = await self._ended_jobs.read(job_id, lambda: self.store.get_job(job_id))
+        if job is not None and job.state.has_ended and job_id not in self._live.entries:
+            self._ended_jobs.keep(job_id, job, job.spec.ByteSize() + _JOB_BYTES)
+        return job
+
+    def as_it_is_now(self, job: Job) -> Job:
+        """Complete a job that is to be shown with what only memory knows: its workers, and what the queue waits for."""
         entry = self._live.entries.get(job.job_id)
+        trouble = self.dispatcher.trouble if job.state is State.QUEUED else ""
+        if trouble and not self.dispatcher.cluster_is_ready.is_set():
+            job = replace(job, state_reason=trouble)
         return job if entry is None else replace(job, running_workers=entry.job.running_workers)
 
     async def cancel(self, job_id: str) -> Job:

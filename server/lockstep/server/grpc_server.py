@@ -67,9 +67,17 @@ class GrpcServer:
     """The server of all services over one coordinator."""
 
     def __init__(
-        self, coordinator: Coordinator, logs: LogStore, telemetry: Telemetry, health: Health, launcher_token: str
+        self,
+        coordinator: Coordinator,
+        logs: LogStore,
+        telemetry: Telemetry,
+        health: Health,
+        launcher_token: str,
+        most_connections: int,
     ) -> None:
-        self._server = grpc.aio.server(interceptors=[CallInterceptor(telemetry)], options=_OPTIONS)
+        # Above that new ones are closed at once: a client that is told so beats a server that can open no file.
+        options = (*_OPTIONS, ("grpc.max_allowed_incoming_connections", most_connections))
+        self._server = grpc.aio.server(interceptors=[CallInterceptor(telemetry)], options=options)
         add_JobServiceServicer_to_server(JobService(coordinator), self._server)
         add_MetricsServiceServicer_to_server(MetricsService(coordinator), self._server)
         add_LogServiceServicer_to_server(LogService(coordinator, logs), self._server)

@@ -15,10 +15,14 @@ WATCHED_EVERY_S = 5.0
 
 
 class Health:
-    """Tries the store out for whoever asks; those who ask meanwhile share the answer."""
+    """Tries the store out for whoever asks; those who ask meanwhile share the answer.
+
+    Attributes:
+        deadline_s: how long the store may take.
+    """
 
     def __init__(self, store: Store, deadline_s: float = DEADLINE_S) -> None:
-        self._store, self._deadline_s = store, deadline_s
+        self._store, self.deadline_s = store, deadline_s
         self._trying: asyncio.Task[str] | None = None
 
     async def why_unwell(self) -> str:
@@ -29,10 +33,10 @@ class Health:
 
     async def _try(self) -> str:
         try:
-            async with asyncio.timeout(self._deadline_s):
+            async with asyncio.timeout(self.deadline_s):
                 await self._store.try_out()
         except TimeoutError:
-            return f"the store has not answered for {self._deadline_s:g} s"
+            return f"the store has not answered for {self.deadline_s:g} s"
         except Exception as error:  # whatever a database raises
             return f"the store cannot be used: {error}".splitlines()[0]
         return ""

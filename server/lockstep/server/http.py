@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
@@ -25,10 +27,20 @@ class _Server(ThreadingMixIn, WSGIServer):
     # The default allows two servers on one port when the first has just ended; a live one is still refused.
     allow_reuse_address = True
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Tell of what failed, but not of clients that hung up or say nothing: nobody could mend that."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            log.error("an HTTP request failed", exc_info=error)
+
 
 class _Handler(WSGIRequestHandler):
     # A client that says nothing would hold its thread for ever.
     timeout = 10
+
+    def get_stderr(self) -> io.StringIO:
+        """Drop tracebacks of clients that stop to read; what a page of ours has failed at, it says itself."""
+        return io.StringIO()
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing: a scrape every few seconds would drown the log."""

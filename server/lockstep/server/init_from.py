@@ -63,7 +63,7 @@ async def _find(spec: JobSpec, store: Store) -> StoredCheckpoint:
     checkpoint = await store.get_checkpoint(job_id, step)
     if checkpoint is None:
         kept = await store.list_checkpoints(job_id, before=None, limit=_MOST_SHOWN_STEPS)
-        raise _no_checkpoint(job_id, step, kept)
+        raise _no_checkpoint(source, step, kept)
     differences = _differences_of_models(spec, source)
     if differences:
         raise InvalidSpec(differences)
@@ -133,12 +133,13 @@ async def forget_what_is_over(store: Store, files: FilePool, checkpoint_root: st
         log.warning("not all was removed that was kept for jobs that are over", why=error.message)
 
 
-def _no_checkpoint(job_id: str, step: int | None, kept: list[StoredCheckpoint]) -> InvalidSpec:
+def _no_checkpoint(source: Job, step: int | None, kept: list[StoredCheckpoint]) -> InvalidSpec:
+    job_id = source.job_id
     if not kept:
-        return _invalid(
-            "init_from.job_id",
-            f"init_from.job_id is {show(job_id)}, which has no checkpoint; wait until it has written one",
-        )
+        mend = "wait until it has written one"
+        if source.state.has_ended:
+            mend = f"it has ended as {source.state.value} and will write none; name another job"
+        return _invalid("init_from.job_id", f"init_from.job_id is {show(job_id)}, which has no checkpoint; {mend}")
     steps = ", ".join(str(checkpoint.step) for checkpoint in kept)
     return _invalid(
         "init_from.step",

@@ -12,7 +12,7 @@ from typing import Annotated
 import structlog
 import typer
 
-from lockstep.server import logs
+from lockstep.server import logs, processes
 from lockstep.server.application import Application
 from lockstep.server.settings import Settings, StartupError, load
 
@@ -72,10 +72,11 @@ def serve(
     ] = None,
     log_format: Annotated[str | None, typer.Option(help="console or json. Default: console.")] = None,
 ) -> None:
-    """Run the server, until SIGTERM or Ctrl-C; a second one forces it to end.
+    """Run the server, until SIGTERM, Ctrl-C or the end of its terminal; a second one forces it to end.
 
     Every option can also be set by a variable: LOCKSTEP_ and its name, such as LOCKSTEP_DATA_DIR.
     """
+    logs.open_closed_streams()
     try:
         settings = load(
             listen=listen,
@@ -106,16 +107,19 @@ async def _serve(settings: Settings) -> None:
     application = Application(settings)
     stop = asyncio.Event()
 
-    def on_signal() -> None:
+    def on_signal(number: signal.Signals) -> None:
         if stop.is_set():
+            if number is signal.SIGHUP:  # comes along with others, from a supervisor or the end of a terminal
+                return
             application.kill()
             os._exit(EXIT_FORCED)
         log.info("shutting down; once more to force it")
         stop.set()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+    for number in processes.ENDING_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup has it ignored, so that it outlives its terminal
+            loop.add_signal_handler(number, on_signal, number)
     await application.start()
     try:
         await stop.wait()

@@ -204,29 +204,34 @@ def _fill(slots: Mapping[str, int], order: Iterable[str], workers: int) -> tuple
     return tuple(node_ids)
 
 
-def why_it_never_fits(resources: ResourcesSpec, nodes: Sequence[Node], *, is_elastic: bool) -> str | None:
+def why_it_never_fits(resources: ResourcesSpec, nodes: Sequence[Node]) -> str | None:
     """Say with numbers why a job cannot run on this cluster even when nothing else does; None when it can.
+
+    A job runs with fewer workers than it wants, as long as there are `min_workers`, so that these are enough.
 
     Args:
         resources: what the job asks for.
         nodes: the cluster.
-        is_elastic: whether min_workers are enough.
     """
     each = amount_of_worker(resources)
-    workers, field = (resources.workers, "workers") if not is_elastic else (resources.min_workers, "min_workers")
-    if sum(node.total.holds(each) for node in nodes) >= workers:
+    room = sum(node.total.holds(each) for node in nodes)
+    if room >= resources.min_workers:
         return None
     cpus = sum(node.total.cpu for node in nodes) / UNITS
     gpus = sum(node.total.gpu for node in nodes) / UNITS
     each_words = _count(resources.cpus_per_worker, "CPU")
     if resources.gpus_per_worker:
         each_words += f" and {_count(resources.gpus_per_worker, 'GPU')}"
-    asked = f"{'at least ' if is_elastic else ''}{_count(workers, 'worker')} x {each_words}"
+    at_least = "at least " if resources.min_workers < resources.workers else ""
+    asked = f"{at_least}{_count(resources.min_workers, 'worker')} x {each_words}"
     there = f"{_count(cpus, 'CPU')} and {_count(gpus, 'GPU')} on {_count(len(nodes), 'node')}"
-    mend = f"lower resources.{field} or what each worker takes"
-    if not is_elastic:
-        mend += ", set resources.min_workers to start with fewer"
-    return f"the job asks for {asked}; the cluster has {there}; {mend}, or use a larger cluster"
+    if resources.gpus_per_worker and not gpus:
+        mend = "set resources.gpus_per_worker to 0 to train on CPUs, or use a cluster with GPUs"
+    elif room:
+        mend = f"lower resources.min_workers to {room}, or what each worker takes, or use a larger cluster"
+    else:
+        mend = "lower what each worker takes, or use larger nodes"
+    return f"the job asks for {asked}; the cluster has {there}; {mend}"
 
 
 def _count(number: float, noun: str) -> str:

@@ -135,11 +135,6 @@ def loopback_address(option: str, text: str) -> Address:
     return Address(host, int(port))
 
 
-def available_cpus() -> int:
-    """Count the CPUs that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def available_gpus() -> int:
     """Count the NVIDIA GPUs that this process may use, without any of NVIDIA's libraries."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lockstep.client.cli import exit_codes
-from lockstep.client.cli.connect import client_of, say
+from lockstep.client.cli.connect import client_of, say, say_if_short
 from lockstep.client.cli.jobs import JobId
 from lockstep.client.errors import FailedPrecondition
 from lockstep.client.job import Job
@@ -22,7 +22,7 @@ def add_to(app: typer.Typer) -> None:
 def cancel(context: typer.Context, job_id: JobId) -> None:
     """Ask a job to stop."""
     with client_of(context) as client:
-        job = client.get_job(job_id).cancel()
+        job = client.find_job(job_id).cancel()
     _say_state(job)
 
 
@@ -33,12 +33,12 @@ def pause(
 ) -> None:
     """Let a job write a checkpoint and free its resources; `resume` goes on exactly there."""
     with client_of(context) as client:
-        job = client.get_job(job_id).pause()
+        job = client.find_job(job_id).pause()
         if wait and job.state is JobState.PAUSING:
             try:
                 _await_pause(job)
             except KeyboardInterrupt:
-                say(f"\n{job_id} goes on pausing")
+                say(f"\n{job.job_id} goes on pausing")
                 raise typer.Exit(exit_codes.INTERRUPTED) from None
     _say_state(job)
 
@@ -46,7 +46,7 @@ def pause(
 def resume(context: typer.Context, job_id: JobId) -> None:
     """Put a paused job back into the queue; it goes on exactly where it was."""
     with client_of(context) as client:
-        job = client.get_job(job_id).resume()
+        job = client.find_job(job_id).resume()
     _say_state(job)
 
 
@@ -60,9 +60,10 @@ def scale(
 ) -> None:
     """Change how many workers a job runs with, from its next step on; its curve stays as it is."""
     with client_of(context) as client:
-        job = client.get_job(job_id).scale(workers)
-    wanted = job.spec.resources.workers
-    say(f"{job_id} is {job.state.lower()}, with {wanted} worker{'s' if wanted > 1 else ''} wanted")
+        job = client.find_job(job_id).scale(workers)
+        wanted = job.spec.resources.workers
+        say(f"{job.job_id} is {job.state.lower()}, with {wanted} worker{'s' if wanted > 1 else ''} wanted")
+        say_if_short(client, job)
 
 
 def _await_pause(job: Job) -> None:

@@ -28,7 +28,7 @@ def list_checkpoints(
 ) -> None:
     """List the checkpoints of a job that are kept, newest first."""
     with client_of(context) as client:
-        checkpoints = list(client.get_job(job_id).checkpoints())
+        checkpoints = client.find_job(job_id).checkpoints()
     if form is output.TableOrJson.json:
         output.write_json([_json_form(checkpoint) for checkpoint in checkpoints])
     elif not checkpoints:
@@ -47,7 +47,7 @@ def download(
 ) -> None:
     """Fetch a checkpoint, check it, and print the folder that it is in."""
     with client_of(context) as client:
-        path = client.get_job(job_id).download(directory, step, progress=True)
+        path = client.find_job(job_id).download(directory, step, progress=True)
     output.write(str(path))
 
 

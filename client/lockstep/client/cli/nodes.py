@@ -46,15 +46,15 @@ def _print(cluster: Cluster, nodes: Sequence[Node]) -> None:
     from rich.text import Text
 
     console = output.console()
-    console.print(output.plain(_describe_cluster(cluster)), soft_wrap=True)
+    console.print(_describe_cluster(cluster), soft_wrap=True)
     for node in sorted(nodes, key=lambda node: (node.name, node.node_id)):
         console.print()
-        console.print(Text(output.plain(node.name or node.node_id), style="bold"), soft_wrap=True)
+        console.print(Text(node.name or node.node_id, style="bold"), soft_wrap=True)
         console.print(f"  {_describe_use(node)}", soft_wrap=True)
         for line in telemetry_lines(node):
-            console.print(f"  {output.plain(line)}", soft_wrap=True)
+            console.print(f"  {line}", soft_wrap=True)
         for worker in node.workers:
-            console.print(f"  {output.plain(_describe_worker(worker))}", soft_wrap=True)
+            console.print(f"  {_describe_worker(worker)}", soft_wrap=True)
 
 
 def _describe_cluster(cluster: Cluster) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -87,7 +86,7 @@ class Watcher:
         from lockstep.client.cli.top_screen import JobView, View
 
         client = self._client
-        jobs = [job for state in _SHOWN for job in islice(client.list_jobs(states=[state]), MOST_JOBS)][:MOST_JOBS]
+        jobs = [job for state in _SHOWN for job in client.list_jobs(states=[state], limit=MOST_JOBS)][:MOST_JOBS]
         running = [job for job in jobs if job.attempt]
         self._ledgers = {job.job_id: self._ledgers.get(job.job_id, []) for job in running}
         for job in running:

@@ -105,9 +105,9 @@ def screen(view: View) -> Group:
     """Everything on the screen."""
     parts: list[Text | Table] = [_head(view)]
     if view.problem:
-        parts.append(Text(f"shown as of {output.clock(view.time)}: {output.plain(view.problem)}", style="red"))
+        parts.append(Text(f"shown as of {output.clock(view.time)}: {view.problem}", style="red"))
     if not view.cluster.is_ready:
-        parts.append(Text(f"not ready: {output.plain(view.cluster.not_ready_reason)}", style="yellow"))
+        parts.append(Text(f"not ready: {view.cluster.not_ready_reason}", style="yellow"))
     parts += [Text(), _nodes(view), Text()]
     if view.jobs:
         parts += [_jobs(view.jobs), Text(), _legend()]
@@ -126,7 +126,7 @@ def _head(view: View) -> Text:
     facts.append(f"{cluster.jobs_running} job{'' if cluster.jobs_running == 1 else 's'} running")
     facts.append(f"{cluster.jobs_waiting} waiting")
     head = Text("Lockstep", style="bold")
-    head.append(f"  {output.plain(view.target)}  {output.clock(view.time)}  ", style="not bold")
+    head.append(f"  {view.target}  {output.clock(view.time)}  ", style="not bold")
     head.append(", ".join(facts), style="not bold")
     return head
 
@@ -140,7 +140,7 @@ def _nodes(view: View) -> Table:
         host = node.telemetry.host if node.telemetry is not None else None
         busy = host.cpu_utilization_ratio if host is not None else None
         memory = _share(host.memory_used_bytes, host.memory_total_bytes) if host is not None else ""
-        table.add_row(output.plain(node.name or node.node_id), _cpus(node), _bar(busy), memory, "", _described(node))
+        table.add_row(node.name or node.node_id, _cpus(node), _bar(busy), memory, "", _described(node))
         rows = _gpus(node) if node.telemetry is not None and node.telemetry.gpus else _workers(node, view.jobs)
         for device, use, taken, state, user in rows:
             table.add_row("", device, use, taken, state, user)
@@ -169,7 +169,7 @@ def _gpus(node: Node) -> Iterator[_Row]:
     for gpu in node.telemetry.gpus:
         users = [worker for worker in node.workers if worker.job_id and gpu.index in worker.gpu_indexes]
         busy = gpu.utilization_ratio if gpu.sm_active_ratio is None else gpu.sm_active_ratio
-        name = output.plain(f"GPU {gpu.index} {gpu.name}".removesuffix(" "))
+        name = f"GPU {gpu.index} {gpu.name}".removesuffix(" ")
         yield name, _bar(busy), _share(gpu.memory_used_bytes, gpu.memory_total_bytes), _state(gpu), _user(users, busy)
 
 
@@ -205,7 +205,7 @@ def _user(workers: list[Worker], busy: float | None) -> Text:
 def _worker_name(worker: Worker) -> str:
     who = f"worker {worker.number}" if worker.rank is None else f"rank {worker.rank}"
     state = " (starting)" if worker.state is WorkerState.STARTING else ""
-    return output.plain(f"{worker.job_id} {who}{state}")
+    return f"{worker.job_id} {who}{state}"
 
 
 def _jobs(jobs: Iterable[JobView]) -> Table:
@@ -222,7 +222,7 @@ def _jobs(jobs: Iterable[JobView]) -> Table:
         wanted = job.spec.resources.workers
         table.add_row(
             job.job_id,
-            output.plain(job.name),
+            job.name,
             output.state_text(job.state),
             f"{job.running_workers}/{wanted}" if job.state is not JobState.QUEUED else f"{wanted}",
             _progress(job),
@@ -242,7 +242,7 @@ def _progress(job: Job) -> Text:
 
 def _remark(view: JobView) -> Text:
     if view.job.state is JobState.QUEUED:
-        return Text(output.plain(view.job.state_reason), style="bright_black")
+        return Text(view.job.state_reason, style="bright_black")
     straggler = view.ledgers[-1].straggler if view.ledgers else None
     return Text(f"rank {straggler} is the straggler", style="red") if straggler is not None else Text()
 

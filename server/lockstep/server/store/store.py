@@ -20,6 +20,7 @@ from lockstep.server.errors import AlreadyExists
 from lockstep.server.job import ENDED, LIVE, Job, State
 from lockstep.server.store import tables
 from lockstep.server.store.engines import migrate, reading_engine, writing_engine
+from lockstep.server.store.filters import ANY_JOB, JobFilter
 from lockstep.server.store.points import insert_points, select_points
 from lockstep.server.store.rows import (
     NOTHING_NEW,
@@ -213,19 +214,17 @@ class Store:
         """
         return await self.read(lambda connection: _find_request(connection, principal, request_id, spec_digest))
 
-    async def list_jobs(
-        self, *, before: int | None, limit: int, states: Sequence[State], labels: Mapping[str, str]
-    ) -> list[Job]:
+    async def list_jobs(self, *, before: int | None, limit: int, which: JobFilter = ANY_JOB) -> list[Job]:
         """Read jobs, newest first, from the one before number `before` on."""
-        query = _JOBS.order_by(tables.jobs.c.number.desc()).limit(limit)
+        query = _JOBS.where(*which.conditions()).order_by(tables.jobs.c.number.desc()).limit(limit)
         if before is not None:
             query = query.where(tables.jobs.c.number < before)
-        if states:
-            query = query.where(tables.jobs.c.state.in_([state.value for state in states]))
-        for key, value in labels.items():
-            carriers = select(tables.labels.c.job_id).where(tables.labels.c.key == key, tables.labels.c.value == value)
-            query = query.where(tables.jobs.c.job_id.in_(carriers))
         return [job_of(row) for row in await self.read(lambda connection: connection.execute(query).all())]
+
+    async def count_jobs(self, which: JobFilter) -> int:
+        """Count jobs."""
+        query = select(func.count()).select_from(tables.jobs).where(*which.conditions())
+        return int(await self.read(lambda connection: connection.execute(query).scalar_one()))
 
     async def live_jobs(self) -> list[Job]:
         """Read all jobs that have not ended, oldest first."""
@@ -278,12 +277,23 @@ class Store:
         return [point_of(row) for row in await self.read(lambda connection: connection.execute(query).all())]
 
     async def new_points(
-        self, job_id: str, *, names: Sequence[str], kind: int, after_seq: int, limit: int
-    ) -> list[StoredPoint]:
-        """Read points in the order in which they were stored, from the one after `after_seq` on."""
+        self,
+        job_id: str,
+        *,
+        names: Sequence[str],
+        kind: int,
+        after_seq: int,
+        limit: int,
+        make: Callable[[list[StoredPoint]], T],
+    ) -> T:
+        """Read points in the order in which they were stored, from the one after `after_seq` on.
+
+        Returns:
+            What `make` makes of them, off the event loop.
+        """
         points = tables.metric_points.c
         query = select_points(job_id, names, kind).where(points.seq > after_seq).order_by(points.seq).limit(limit)
-        return [point_of(row) for row in await self.read(lambda connection: connection.execute(query).all())]
+        return await self.read(lambda connection: make([point_of(row) for row in connection.execute(query)]))
 
     async def list_checkpoints(self, job_id: str, *, before: int | None, limit: int) -> list[StoredCheckpoint]:
         """Read the checkpoints of a job that are kept, newest first, from the one before step `before` on."""

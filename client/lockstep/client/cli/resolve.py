@@ -1,0 +1,30 @@
+"""The command `resolve`: a spec with every default filled in, without a server.
+
+The rules are the server's. Its part offers them by an entry point of the group `lockstep.rules`, a function that takes
+a JobSpec and returns the resolved one with what is wrong, as pairs of field and message.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from lockstep.client.cli import output, plugins
+from lockstep.client.cli.jobs import Overrides, SpecFile
+from lockstep.client.errors import InvalidSpec, Violation
+from lockstep.client.spec import load_spec, message_to_dict
+
+GROUP = "lockstep.rules"
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command()(resolve)
+
+
+def resolve(file: SpecFile, overrides: Overrides = None) -> None:
+    """Check a spec without a server, and print it with every default filled in."""
+    spec = load_spec(file, overrides or ())
+    apply_rules = plugins.load(GROUP, "resolve", "`lockstep resolve`")
+    resolved, violations = apply_rules(spec)
+    if violations:
+        raise InvalidSpec([Violation(*violation) for violation in violations])
+    output.write_yaml(message_to_dict(resolved))
