@@ -219,6 +219,7 @@ class Loop:
         self.agree_on_data()
         where = f"after step {self.position.step}" if self.position.step else "at the start"
         self.group.agree(f"the model {where}", weights_digest(self.module))
+        self.stepper.agree_on_buffers()
         self.listener.started(self.progress(self.position.step), hardware)
         if self.writer is not None and self.group.rank == 0:
             self.writer.take_over()
@@ -348,6 +349,7 @@ class Loop:
         """Tell the listener, once it is sure that all ranks hold the same parameters."""
         self.listener.entered(Activity.REPORT, step)
         self.ledger.enter(Phase.EXCHANGE)
+        self.stepper.check_unseen()
         self.group.agree(f"the model after step {step}", fingerprint(self.stepper.model.parameters))
         arrived = self.group.gather(torch.tensor([self.listener.acknowledged_step()]))
         if self.group.rank != 0:
