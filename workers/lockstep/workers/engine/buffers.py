@@ -6,7 +6,7 @@ message exchanges what the shards left behind. All ranks hold the same tensors f
 follows from it; a rank that sees another one change has all of them repeat the step.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,12 +16,9 @@ from torch import Tensor, nn
 from lockstep.workers.engine.errors import ModelError
 from lockstep.workers.engine.flat import overlaps, strides_of
 from lockstep.workers.engine.group import Group
+from lockstep.workers.engine.policies import ATTRIBUTE, COMBINE, MEAN, SAME, check_policy, find_policies
 from lockstep.workers.engine.reduce import CACHE_LINE_BYTES
-from lockstep.workers.engine.shards import Placement, root, tree_sum
-
-MEAN, SUM, MAX, MIN, SAME = "mean", "sum", "max", "min", "same"
-POLICIES = (MEAN, SUM, MAX, MIN, SAME)
-ATTRIBUTE = "buffer_policies"
+from lockstep.workers.engine.shards import Placement
 
 
 @dataclass(eq=False)
@@ -36,6 +33,7 @@ class Kept:
         before: what it held before the step.
         version: how often it had been written to when `before` was noted.
         is_live: whether some shard of some rank has changed it.
+        is_seen: whether this rank has seen it change.
     """
 
     name: str
@@ -45,6 +43,7 @@ class Kept:
     before: Tensor
     version: int
     is_live: bool = False
+    is_seen: bool = False
 
     def is_replaced(self) -> bool:
         """Whether a layer holds another tensor in its place."""
@@ -66,7 +65,8 @@ class Kept:
                     f"the buffer {self.name} was replaced by {shown}, but is {self.tensor.dtype} "
                     f"{list(self.tensor.shape)}; a buffer keeps its shape and dtype"
                 )
-            self.tensor.data.copy_(other.detach())
+            with torch.no_grad():
+                self.tensor.copy_(other)
             place[key] = self.tensor
 
 
@@ -139,6 +139,7 @@ class Buffers:
         self.restore()
         for kept in self._still:
             if kept.is_touched():
+                kept.is_seen = True
                 kept.take_back()
                 kept.tensor.data.copy_(kept.before)
                 kept.version = kept.tensor._version
@@ -168,7 +169,8 @@ class Buffers:
         if not self.kept:
             return
         is_live = torch.tensor(
-            [k.is_live or k.is_touched() or not _equal(k.before, k.tensor) for k in self.kept], dtype=torch.int64
+            [k.is_live or k.is_seen or k.is_touched() or not _equal(k.before, k.tensor) for k in self.kept],
+            dtype=torch.int64,
         )
         self.undo()
         for kept in self._still:
@@ -233,11 +235,12 @@ class Buffers:
                     "mul_() and so on, not through `data` or NumPy"
                 )
 
-    def tensors(self) -> Iterator[Tensor]:
-        """All that is kept, the live ones as one vector of bytes."""
-        yield self._values
-        for kept in self._still:
-            yield kept.tensor
+    def left_behind(self) -> Iterator[Tensor]:
+        """What a shard has changed, and what is live; to be undone."""
+        for kept in self.kept:
+            if kept.is_live or kept.is_touched():
+                kept.take_back()
+                yield kept.tensor
 
     def _check_names(self) -> None:
         new = _names(self._module) - self._names
@@ -277,37 +280,6 @@ class Buffers:
         self._table = torch.zeros(self._shards, end, dtype=torch.uint8, device=device)
 
 
-def mean(rows: Tensor, before: Tensor) -> Tensor:
-    """Mean of the shards' values, by their changes: what none of them changes stays exactly as it was.
-
-    An infinity is no number to add to; there the values themselves are added.
-    """
-    wide = torch.promote_types(rows.dtype, torch.float32)
-    base = before.to(wide).nan_to_num(0.0, 0.0, 0.0)
-    return base + tree(rows.to(wide) - base) / len(rows)
-
-
-def total(rows: Tensor, before: Tensor) -> Tensor:
-    """What was there and what each shard has added."""
-    wide = rows.dtype if not rows.is_floating_point() else torch.promote_types(rows.dtype, torch.float32)
-    return before.to(wide) + tree(rows.to(wide) - before.to(wide))
-
-
-def tree(rows: Tensor) -> Tensor:
-    """Sum over the first dimension, in tree order; `rows` are overwritten."""
-    return tree_sum(root(len(rows)), len(rows), lambda node: rows[node.position] if node.level == 0 else None)
-
-
-COMBINE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    MEAN: mean,
-    SUM: total,
-    MAX: lambda rows, before: rows.amax(0),
-    MIN: lambda rows, before: rows.amin(0),
-    SAME: lambda rows, before: rows[0],
-}
-"""From what each shard that ran has left, (shards, ...), and what was there before, to what is there then."""
-
-
 def find(module: nn.Module) -> Iterator[Kept]:
     """All buffers of a module, with their policies.
 
@@ -335,7 +307,7 @@ def find(module: nn.Module) -> Iterator[Kept]:
     if unknown:
         raise ModelError(f"{ATTRIBUTE} names {unknown[0]}, which is no buffer; those are: {', '.join(sorted(names))}")
     for kept in dict.fromkeys(found.values()):
-        check_policy(kept)
+        check_policy(kept.name, kept.tensor.dtype, kept.policy)
         yield kept
 
 
@@ -349,39 +321,6 @@ def keep(name: str, tensor: Tensor) -> Kept:
         tensor.data = torch.empty_like(tensor).copy_(tensor.data)
     policy = MEAN if tensor.dtype.is_floating_point or tensor.dtype.is_complex else SAME
     return Kept(name, tensor, [], policy, tensor.detach().clone(), tensor._version)
-
-
-def find_policies(module: nn.Module) -> dict[str, str]:
-    """Policies by the full names of buffers; those of an outer layer win over those of an inner one."""
-    policies: dict[str, str] = {}
-    for path, layer in module.named_modules():
-        for name, policy in getattr(layer, ATTRIBUTE, {}).items():
-            policies.setdefault(f"{path}.{name}" if path else name, policy)
-    return policies
-
-
-def check_policy(kept: Kept) -> None:
-    """Check that a policy is one and fits the dtype of its buffer.
-
-    Raises:
-        ModelError: it does not.
-    """
-    dtype = kept.tensor.dtype
-    if kept.policy not in POLICIES:
-        raise ModelError(f"{ATTRIBUTE} says {kept.policy!r} of {kept.name}; allowed: {', '.join(POLICIES)}")
-    allowed: tuple[str, ...] = POLICIES
-    if dtype == torch.bool:
-        allowed = (MAX, MIN, SAME)
-    elif dtype.is_complex:
-        allowed = (MEAN, SUM, SAME)
-    elif not dtype.is_floating_point:
-        allowed = (SUM, MAX, MIN, SAME)
-    elif dtype.itemsize == 1:
-        allowed = (SAME,)
-    if kept.policy not in allowed:
-        raise ModelError(
-            f"{ATTRIBUTE} says {kept.policy!r} of {kept.name}, which is {dtype}; allowed: {', '.join(allowed)}"
-        )
 
 
 def _names(module: nn.Module) -> set[str]:

@@ -6,6 +6,7 @@ EngineError
 ├── NonFiniteLoss        the loss became infinite or not a number
 ├── NonFiniteGradient    the loss is finite, its gradient is not
 ├── NonFiniteParameters  a step has made parameters infinite or not a number
+├── NotDeterministic     a shard gave other bits than before, or on one rank than on another; names the part
 ├── PeerLost             a rank left during a collective; no parameter of this rank has changed
 ├── RanksDisagree        ranks that must hold the same bits do not
 │   └── HardwareDiffers  they could not: their hardware is of several classes
@@ -61,6 +62,10 @@ class NonFiniteParameters(EngineError):
     def __init__(self, step: int, name: str) -> None:
         super().__init__(f"{name} is not finite after step {step}. {MEND}")
         self.step = step
+
+
+class NotDeterministic(EngineError):
+    """What a shard gives depends on what was computed before it or on the rank; the message names the part and the mend."""
 
 
 class PeerLost(EngineError):

@@ -77,7 +77,7 @@ class FlatModel:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        named = check_trainable(module)
         check_can_be_flat(module, named)
         keep_recurrent_layers_flat(module)
         self.names, self.trainable = list(named), list(named.values())
@@ -209,12 +209,13 @@ class FlatModel:
         return None
 
 
-def check_can_be_flat(module: nn.Module, trainable: dict[str, nn.Parameter]) -> None:
-    """Check that parameters can be moved into one vector.
+def check_trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable parameters by name; lazy ones may have no shape yet.
 
     Raises:
-        ModelError: they cannot; names which, and what to do.
+        ModelError: there are none, they are of several kinds, or their gradients would be sparse; names which.
     """
+    trainable = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     if not trainable:
         raise ModelError("the model has no trainable parameter")
     if len({(parameter.dtype, parameter.device) for parameter in trainable.values()}) > 1:
@@ -224,6 +225,15 @@ def check_can_be_flat(module: nn.Module, trainable: dict[str, nn.Parameter]) -> 
     for path, layer in module.named_modules():
         if getattr(layer, "sparse", False):
             raise ModelError(f"{path}: sparse gradients are not supported; build the embedding with sparse=False")
+    return trainable
+
+
+def check_can_be_flat(module: nn.Module, trainable: dict[str, nn.Parameter]) -> None:
+    """Check that parameters can be moved into one vector.
+
+    Raises:
+        ModelError: they cannot; names which, and what to do.
+    """
     for name, parameter in trainable.items():
         if parameter._post_accumulate_grad_hooks:
             raise ModelError(

@@ -1,7 +1,6 @@
 """One step of minibatch SGD on one rank, and the validation between steps."""
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -11,14 +10,14 @@ from lockstep.workers.engine.buffers import Buffers
 from lockstep.workers.engine.data_module import DataModule
 from lockstep.workers.engine.determinism import seed_generators
 from lockstep.workers.engine.errors import DataError, EngineError, ModelError, NonFiniteGradient, NonFiniteLoss, Stopped
-from lockstep.workers.engine.flat import FlatModel, l2_norm
+from lockstep.workers.engine.flat import FlatModel, check_trainable, l2_norm
 from lockstep.workers.engine.flops import flops_per_step
 from lockstep.workers.engine.group import Group
 from lockstep.workers.engine.ledger import Ledger, Phase, marks_of
 from lockstep.workers.engine.listener import Activity, Listener, Wish
 from lockstep.workers.engine.metrics import Sums
 from lockstep.workers.engine.module import Module, has_batch_statistics
-from lockstep.workers.engine.order import EpochOrder, derive_seed
+from lockstep.workers.engine.order import Minibatch, Minibatches, Settings, derive_seed
 from lockstep.workers.engine.overlap import choose_exchange
 from lockstep.workers.engine.reduce import Exchange, ShardSums, padded
 from lockstep.workers.engine.rehearsal import Modes, check_losses, rehearse
@@ -27,18 +26,8 @@ from lockstep.workers.engine.update import OptimizerFactory, Update
 
 # Slots at the front of the exchanged row; each wish is counted, and each rank on which the step cannot be used.
 LOSS, WEIGHT, CORRECT, STOP, KEEP, REPEAT, SLOTS = 0, 1, 2, 3, 4, 5, 6
-# Minibatches whose order is computed at once: enough to make the work per minibatch vanish.
-ORDER_AHEAD = 64
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a step depends on beside module, data and optimizer; see `Trainer`."""
-
-    batch_size: int
-    shards: int
-    seed: int
-    gradient_clip_norm: float | None
+OURS = ("lockstep.workers.models", "lockstep.workers.datasets")
+"""Where models and data come from that draw from torch's generator alone."""
 
 
 class Step(NamedTuple):
@@ -91,29 +80,36 @@ class Stepper:
                 f"{settings.batch_size} is more than the {len(self.train_set)} training examples; "
                 f"allowed: 1 to {len(self.train_set)}",
             )
-        self.steps_per_epoch = math.ceil(len(self.train_set) / settings.batch_size)
         self.module = module.to(device)
+        check_trainable(self.module)
         self.modes = Modes(self.module)
-        seed_generators(derive_seed(settings.seed, "materialise"), device)
+        self.is_ours = all(type(part).__module__.startswith(OURS) for part in (module, data))
+        self.seed("materialise")
         rehearse(self.module, lambda examples: data.take(self.train_set, slice(0, examples)), len(self.train_set))
         self.modes.train()
         self.model = FlatModel(self.module)
         self.buffers = Buffers(self.module, settings.shards)
-        self.fewest_examples = 2 if has_batch_statistics(module) else 1
+        fewest = 2 if has_batch_statistics(module) else 1
+        self.minibatches = Minibatches(len(self.train_set), settings, fewest, self.device)
+        self.steps_per_epoch = self.minibatches.per_epoch
         self.update = Update(optimizer, self.model)
         self.optimizer = self.update.optimizer
+        self.optimizer_draws = not type(self.optimizer).__module__.startswith("torch.optim.")
         # A row: scalars, gradients. What a backward pass completes last lies in front.
         self.scalar_part = slice(0, SLOTS)
         self.gradient_part = slice(padded(SLOTS, dtype=self.dtype), padded(SLOTS, dtype=self.dtype) + self.model.size)
         self.exchange: Exchange | None = None
         self.is_first_step = True
         self.is_spoilt = False
-        self._order: tuple[int, int, Tensor] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
         """That of parameters and gradients."""
         return self.model.parameters.dtype
+
+    def seed(self, *purpose: int | str) -> None:
+        """Seed every generator that may be drawn from, as a function of the job's seed and of what it is for alone."""
+        seed_generators(derive_seed(self.settings.seed, *purpose), self.device, also_pythons=not self.is_ours)
 
     def enter(self, group: Group) -> None:
         """Take this rank's place in a group."""
@@ -168,34 +164,34 @@ class Stepper:
             self.modes.train()
         self.model.note_parameters()
         self.buffers.note()
-        epoch, position, examples, active_shards = self.minibatch(step)
+        minibatch = self.minibatches.at(step)
         try:
-            total = self.add_up(step, epoch, position, examples, active_shards)
+            total = self.add_up(step, minibatch)
             while total is None:
                 self.buffers.agree(self.group)
-                total = self.add_up(step, epoch, position, examples, active_shards)
+                total = self.add_up(step, minibatch)
             sums, gradient = total
             self.buffers.exchange(self.group, self.placement)
             self.group.check()
-            self.buffers.check_same(active_shards)
+            self.buffers.check_same(minibatch.active_shards)
         except EngineError:
             self.buffers.undo()
             raise
         self.listener.entered(Activity.UPDATE, step)
         self.ledger.enter(Phase.OPTIMIZER)
+        if self.optimizer_draws:
+            self.seed("update", step)
         norm = self.apply(gradient, sums.weight, norm_is_wanted)
-        self.buffers.combine(active_shards)
-        return Step(sums, examples, norm)
+        self.buffers.combine(minibatch.active_shards)
+        return Step(sums, minibatch.examples, norm)
 
-    def add_up(
-        self, step: int, epoch: int, position: int, examples: int, active_shards: int
-    ) -> tuple[Sums, Tensor] | None:
+    def add_up(self, step: int, minibatch: Minibatch) -> tuple[Sums, Tensor] | None:
         """Sums over all shards of a minibatch, and the sum of their gradients, (size,); None if it must be repeated.
 
         Raises:
             EngineError: see `take_step`.
         """
-        self.compute(step, epoch, position, examples, active_shards)
+        self.compute(step, minibatch)
         self.listener.entered(Activity.EXCHANGE, step)
         self.ledger.enter(Phase.EXCHANGE)
         assert self.exchange is not None
@@ -223,8 +219,8 @@ class Stepper:
                 raise NonFiniteGradient(step, name, loss_sum / (weight or 1.0))
         return Sums(loss_sum, weight, correct), gradient
 
-    def compute(self, step: int, epoch: int, position: int, examples: int, active_shards: int) -> None:
-        """Sum up this rank's shards of the minibatch at `position` of an epoch, and its wish."""
+    def compute(self, step: int, minibatch: Minibatch) -> None:
+        """Sum up this rank's shards of a minibatch, and its wish."""
         wish = self.listener.wish()
         if self.wide is not None:
             self.wide.zero_()
@@ -232,9 +228,8 @@ class Stepper:
             self.listener.entered(Activity.COMPUTE, step)
             if shard == self.my_shards[-1] and self.exchange is not None:
                 self.exchange.before_last()
-            if shard < active_shards:
-                shard_range = part(examples, shard, active_shards)
-                self.compute_shard(step, shard, self.indices(epoch, position, shard_range))
+            if shard < minibatch.active_shards:
+                self.compute_shard(step, shard, self.minibatches.indices(minibatch, shard))
             if shard == self.my_shards.start and wish is not Wish.GO_ON:
                 self.scalars[STOP].add_(1.0)
                 self.scalars[KEEP].add_(float(wish is Wish.KEEP_AND_STOP))
@@ -247,11 +242,11 @@ class Stepper:
         is_sampled = self.ledger.is_sampled
         if is_sampled:
             self.ledger.part(Phase.DATA)
-        inputs, targets = self.data.take(self.train_set, indices)
+        self.seed(step, shard)
+        inputs, targets = self.data.take(self.train_set, indices, training=True)
         if is_sampled:
             self.ledger.part(Phase.FORWARD)
         self.buffers.restore()
-        seed_generators(derive_seed(self.settings.seed, step, shard), self.device)
         outputs = self.module(inputs)
         losses = self.module.loss(outputs, targets)
         check_losses(losses)
@@ -269,7 +264,7 @@ class Stepper:
             loss.backward()  # type: ignore[no-untyped-call]
             if self.model.gradients_come_whole and max(self.model.additions()) > 1:
                 # In parts, on top of the neighbour's: no sum of the tree. From now on each shard is summed by itself.
-                self.model.gradients_come_whole = False
+                self.model.gradients_come_whole = self.sums.neighbours_add_up = False
                 self.is_spoilt = True
             return
         hooks = self.model.refusing_sparse_gradients()
@@ -300,8 +295,7 @@ class Stepper:
         has_changed = self.buffers.have_changed()
         if has_changed or self.is_spoilt:
             self.scalars[REPEAT].add_(1.0)
-        if self.is_spoilt:
-            self.sums.neighbours_add_up = self.is_spoilt = False
+        self.is_spoilt = False
 
     def apply(self, gradient: Tensor, weight: float, norm_is_wanted: bool) -> float:
         """Update the parameters from the sum of gradients, (size,), which is overwritten; returns the norm."""
@@ -338,23 +332,6 @@ class Stepper:
         example = self.data.take(self.train_set, slice(0, 2))
         return flops_per_step(self.module, example, self.settings.batch_size)
 
-    def minibatch(self, step: int) -> tuple[int, int, int, int]:
-        """Epoch, first position in it, number of examples and number of shards with examples, of a minibatch."""
-        epoch, batch = divmod(step - 1, self.steps_per_epoch)
-        position = batch * self.settings.batch_size
-        examples = min(self.settings.batch_size, len(self.train_set) - position)
-        return epoch, position, examples, max(1, min(self.settings.shards, examples // self.fewest_examples))
-
-    def indices(self, epoch: int, position: int, shard_range: range) -> Tensor:
-        """Examples of a shard of the minibatch at `position` of an epoch, int64, on the device."""
-        ahead = ORDER_AHEAD * self.settings.batch_size
-        start = position // ahead * ahead
-        if self._order is None or self._order[:2] != (epoch, start):
-            order = EpochOrder(len(self.train_set), self.settings.seed, epoch)
-            self._order = epoch, start, order[start : min(start + ahead, order.size)].to(self.device)
-        first = position - start
-        return self._order[2][first + shard_range.start : first + shard_range.stop]
-
     @torch.no_grad()
     def evaluate(self, step: int) -> Sums:
         """Sums over the validation set, after a step.
@@ -371,6 +348,7 @@ class Stepper:
         table = torch.zeros(self.settings.shards, 3, dtype=torch.float64)
         for shard in self.my_shards:
             self.buffers.undo()
+            self.seed("validation", step, shard)
             table[shard] = self.evaluate_shard(part(len(self.validation_set), shard, self.settings.shards), step)
         self.buffers.undo()
         self.listener.entered(Activity.EXCHANGE, step)
