@@ -9,6 +9,7 @@ from lockstep.v1.job_pb2 import JobError
 from lockstep.workers.engine import (
     DataError,
     HardwareDiffers,
+    NonFiniteGradient,
     NonFiniteLoss,
     NonFiniteParameters,
     PeerLost,
@@ -25,7 +26,7 @@ def job_error(error: BaseException, rank: int) -> JobError:
     match error:
         case DataError():
             return JobError(reason="DATA_INVALID", message=str(error), field=error.field, rank=rank)
-        case NonFiniteLoss() | NonFiniteParameters():
+        case NonFiniteLoss() | NonFiniteGradient() | NonFiniteParameters():
             return JobError(reason="NON_FINITE_LOSS", message=str(error), rank=rank)
         case PeerLost():
             return JobError(reason="WORKER_LOST", message=str(error), rank=rank)

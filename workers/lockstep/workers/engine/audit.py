@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from lockstep.workers.engine.errors import NotDeterministic
 from lockstep.workers.engine.listener import Activity
 from lockstep.workers.engine.shards import part
-from lockstep.workers.engine.snapshot import Registered, attributes, content, registered
+from lockstep.workers.engine.snapshot import Registered, attributes, content, joined, registered
 from lockstep.workers.engine.stepper import Stepper
 
 START, ALWAYS, OFF = "start", "always", "off"
@@ -70,12 +70,13 @@ class Audit:
             PeerLost: a rank left.
         """
         self._at_step, self._of_step = at_step, of_step
-        self._model.remember_buffers()
+        self._stepper.buffers.note()
         try:
             found, bits = self._look()
         finally:
-            self._model.restore_buffers()
+            self._stepper.buffers.undo()
             self._stepper.sums.accumulator.zero_()
+            self._stepper.is_spoilt = False
             self._restore_modes()
         self._compare(found, bits)
 
@@ -109,13 +110,16 @@ class Audit:
     def _train_shard_0_of(self, step: int) -> int:
         stepper, row = self._stepper, self._stepper.sums.accumulator
         if not self._module.training:
-            self._module.train()
+            stepper.modes.train()
         stepper.listener.entered(Activity.COMPUTE, self._at_step)
-        epoch, position, examples, active_shards = stepper.minibatch(step)
         row.zero_()
-        stepper.compute_shard(step, 0, stepper.indices(epoch, position, part(examples, 0, active_shards)))
-        self._model.restore_buffers()
-        return content(row[: stepper.gradient_part.stop])
+        stepper.compute_shard(step, 0, stepper.minibatches.indices(stepper.minibatches.at(step), 0))
+        sums = [row[: stepper.gradient_part.stop]] + ([] if stepper.wide is None else [stepper.wide[0]])
+        bits = joined(map(content, (*sums, *stepper.buffers.left_behind())))
+        if stepper.wide is not None:
+            stepper.wide.zero_()
+        stepper.buffers.undo()
+        return bits
 
     @torch.no_grad()
     def _validate(self) -> int:
@@ -209,7 +213,9 @@ def words_of(module: nn.Module, data: object, name: str) -> str:
     value = getattr(owner, attribute)
     where = f"{name} of {type(owner).__name__}"
     if isinstance(value, Tensor):
-        return f"{where} is a tensor that is no buffer, and was another one when a shard was computed again; {BUFFER_MEND}"
+        return (
+            f"{where} is a tensor that is no buffer, and was another one when a shard was computed again; {BUFFER_MEND}"
+        )
     if isinstance(value, bool | int | float):
         return f"{where} is a plain number, and was another one when a shard was computed again; {NUMBER_MEND}"
     return f"{where} is a {type(value).__name__} of its own, which was drawn from; {GENERATOR_MEND}"

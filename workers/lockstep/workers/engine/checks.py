@@ -53,6 +53,8 @@ def check_data(data: DataModule) -> None:
             raise DataError(data.field, f"{type(data).__name__}.{part} is no Examples of two tensors; {mend}")
         inputs, targets = map(len, examples)
         if inputs != targets:
-            raise DataError(data.field, f"the {part} set has {inputs} inputs and {targets} targets; give each one target")
+            raise DataError(
+                data.field, f"the {part} set has {inputs} inputs and {targets} targets; give each one target"
+            )
         if inputs == 0:
             raise DataError(data.field, f"the {part} set has no examples; allowed: at least one")
