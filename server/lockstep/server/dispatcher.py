@@ -26,6 +26,7 @@ from lockstep.server.job import (
 from lockstep.server.lifecycle import CANCEL_GRACE_S
 from lockstep.server.live_jobs import LiveJobs
 from lockstep.server.orders import Orders
+from lockstep.server.patience import done_within
 from lockstep.server.scheduler import Node, Placement, Resize
 from lockstep.server.store import Store
 from lockstep.v1.internal_service_pb2 import (
@@ -104,13 +105,13 @@ class Dispatcher:
                     keeps = entry.job.state.has_workers and entry.job.state is not State.CANCELLING
                     stop = Stop(SHUTDOWN_GRACE_S if keeps else CANCEL_GRACE_S, keep=keeps)
                     self._orders.stop(entry.job.job_id, entry.gang.attempt, stop)
-        try:
-            async with asyncio.timeout(SHUTDOWN_GRACE_S + _SHUTDOWN_MARGIN_S):
-                while self._live.holding and line is self._orders.line:
-                    self._live.gang_has_left.clear()
-                    await self._live.gang_has_left.wait()
-        except TimeoutError:
+        if not await done_within(self._gangs_have_left(line), SHUTDOWN_GRACE_S + _SHUTDOWN_MARGIN_S):
             log.warning("some gangs have not left", gangs=len(self._live.holding))
+
+    async def _gangs_have_left(self, line: LauncherLine) -> None:
+        while self._live.holding and line is self._orders.line:
+            self._live.gang_has_left.clear()
+            await self._live.gang_has_left.wait()
 
     async def stop(self) -> None:
         """End the line and stop scheduling; jobs stay as they are stored."""

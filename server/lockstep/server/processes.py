@@ -9,6 +9,8 @@ import signal
 import socket
 from pathlib import Path
 
+from lockstep.server.patience import done_within
+
 
 async def wait_until_dead(pid: int) -> None:
     """Return when the process has ended; it need not be our child."""
@@ -28,12 +30,7 @@ async def wait_until_dead(pid: int) -> None:
 
 async def died_within(pid: int, timeout_s: float) -> bool:
     """Wait for a process to end, for a while."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            await wait_until_dead(pid)
-    except TimeoutError:
-        return False
-    return True
+    return await done_within(wait_until_dead(pid), timeout_s)
 
 
 def command_line(pid: int) -> list[str]:

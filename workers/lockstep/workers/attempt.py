@@ -1,7 +1,6 @@
 """One attempt of a job: place its workers, let them meet, watch them, heal, resize, and leave nothing behind."""
 
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from lockstep.v1.internal_service_pb2 import (
 from lockstep.v1.job_pb2 import JobError
 from lockstep.workers.assignment import LONGEST_START_S
 from lockstep.workers.ending import Ending
+from lockstep.workers.engine import awake
 from lockstep.workers.gang import (
     Event,
     Gang,
@@ -83,7 +83,7 @@ class Attempt:
     def start(self) -> None:
         """Begin; returns at once."""
         for member in self._adopted:
-            member.kill_by = time.monotonic() + LEAVE_GRACE_S if member.is_leaving else None
+            member.kill_by = awake.now() + LEAVE_GRACE_S if member.is_leaving else None
             self._gang.adopt(member)
         self._thread.start()
 
@@ -132,7 +132,7 @@ class Attempt:
         if not self._adopted:
             for node_id in self.order.node_ids:
                 self._gang.add(node_id)
-            self._placed_by = time.monotonic() + PLACEMENT_TIMEOUT_S
+            self._placed_by = awake.now() + PLACEMENT_TIMEOUT_S
             return
         # Those that are left may be on their way out already, which only the launcher before knew.
         is_too_small = self._check_size("workers were lost before this launcher came", is_broken=not self._is_whole)
@@ -245,7 +245,7 @@ class Attempt:
         self._log.info("a worker is lost", worker=member.number, node_id=member.node_id, why=what)
         if member.process.is_reused and not member.is_prepared:  # it may have died or hung long ago
             self._gang.add(member.node_id, fresh=True)
-            self._placed_by = time.monotonic() + PLACEMENT_TIMEOUT_S
+            self._placed_by = awake.now() + PLACEMENT_TIMEOUT_S
             if member.hung_because:
                 self._tell_changed(f"{what}; a new process takes its place")
             return
@@ -300,7 +300,7 @@ class Attempt:
         self._gang.form(why)
 
     def _time_is_up(self) -> None:
-        now = time.monotonic()
+        now = awake.now()
         if self._ending.deadline is not None and now >= self._ending.deadline:
             for member in list(self._gang.members):
                 self._gang.kill(member)
@@ -361,7 +361,7 @@ class Attempt:
                 leaving.append(member)
         for member in leaving:
             member.is_leaving = member.is_surplus = True
-            member.kill_by = time.monotonic() + LEAVE_GRACE_S
+            member.kill_by = awake.now() + LEAVE_GRACE_S
         words = ""
         if any(member.is_training for member in leaving):
             self._form("shrunk")
@@ -371,7 +371,7 @@ class Attempt:
         for node_id in wanted:
             self._gang.add(node_id)
         if wanted:
-            self._placed_by = time.monotonic() + PLACEMENT_TIMEOUT_S
+            self._placed_by = awake.now() + PLACEMENT_TIMEOUT_S
         self._tell_changed(words)
 
     def _tell_changed(self, message: str, refused: Sequence[str] = ()) -> None:

@@ -13,6 +13,7 @@ from ray.exceptions import ActorUnavailableError
 from lockstep.v1.internal_service_pb2 import StartGang
 from lockstep.v1.job_pb2 import JobError
 from lockstep.workers.assignment import News, name_of
+from lockstep.workers.engine import awake
 from lockstep.workers.failures import job_error
 from lockstep.workers.fleet import ANSWER_TIMEOUT_S, ASK_AGAIN_AFTER_S, Process
 from lockstep.workers.pool import Pool
@@ -184,7 +185,7 @@ class Gang:
         member = Member(number, self.pool.take(self.order, node_id, number, fresh=fresh))
         if member.process.is_reused:
             patience_s = ANSWER_TIMEOUT_S if member.process.is_warm else COLD_ANSWER_TIMEOUT_S
-            member.kill_by = time.monotonic() + patience_s
+            member.kill_by = awake.now() + patience_s
         self.members.append(member)
         order_bytes = self.order.SerializeToString()
 
@@ -271,14 +272,14 @@ class Gang:
     def next_event(self, deadline: float | None) -> Event | None:
         """The next event; None when the deadline has passed."""
         while True:
-            now = time.monotonic()
+            now = awake.now()
             if now >= self._next_pulse:
                 self._feel_pulses(now)
             until = self._next_pulse if deadline is None else min(deadline, self._next_pulse)
             try:
                 event = self.events.get(timeout=max(0.0, until - now))
             except queue.Empty:
-                if deadline is not None and time.monotonic() >= deadline:
+                if deadline is not None and awake.now() >= deadline:
                     return None
                 continue
             if isinstance(event, MemberUp):
