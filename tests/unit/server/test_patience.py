@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import subprocess
 import sys
-import time
 
 import pytest
 
 from lockstep.server.patience import PARTS, done_within
+from tests.stopping import stop_and_go_on
 from tests.unit.server.harness import run
 
-TIMEOUT_S = 5.0
+TIMEOUT_S = 3.0
 STOPPED_S = 1.5 * TIMEOUT_S
 SCRIPT = f"""
 import asyncio, sys
@@ -38,17 +36,7 @@ asyncio.run(main())
 
 
 def test_a_wait_is_not_over_because_the_server_was_stopped() -> None:
-    with subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            for _ in range(2):
-                assert process.stdout.readline() == "ready\n"
-                process.send_signal(signal.SIGSTOP)
-                time.sleep(STOPPED_S)
-                process.send_signal(signal.SIGCONT)
-                assert process.stdout.readline() == "True\n"
-        finally:
-            process.kill()
+    assert stop_and_go_on([sys.executable, "-c", SCRIPT], STOPPED_S) == ["True", "True"]
 
 
 def test_a_wait_ends_when_its_time_is_over_and_when_it_is_done() -> None:
