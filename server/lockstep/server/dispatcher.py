@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,6 +43,8 @@ SHUTDOWN_GRACE_S = 20.0
 # What the launcher may take beyond that to kill who did not leave, and to say so.
 _SHUTDOWN_MARGIN_S = 5.0
 
+_AFTER_NODE = re.compile(r"(?<=\bnode )[\w-]+")
+
 log = structlog.get_logger(__name__)
 
 
@@ -66,6 +69,7 @@ class Dispatcher:
         launcher_words: how often a launcher has said something.
         processes: the worker processes that there are; none while no launcher is in service.
         nodes_seen: the nodes that a launcher told of last, also while none is in service.
+        node_names: what people call each node that was ever there, by node_id.
     """
 
     def __init__(self, live: LiveJobs, orders: Orders, store: Store, cluster: Cluster) -> None:
@@ -73,6 +77,7 @@ class Dispatcher:
         self.launcher_words = 0
         self.processes: tuple[WorkerProcess, ...] = ()
         self.nodes_seen: tuple[Node, ...] = ()
+        self.node_names: dict[str, str] = {}
         self._live = live
         self._orders = orders
         self._store = store
@@ -190,6 +195,7 @@ class Dispatcher:
         if line is not self._orders.line:
             return
         self._nodes = self.nodes_seen = nodes_of(capacity)
+        self.node_names |= {node.node_id: node.name for node in self._nodes}
         log.info(
             "cluster capacity",
             nodes=len(self._nodes),
@@ -232,9 +238,13 @@ class Dispatcher:
             delay_s = gang.has_become(tuple(told.node_ids), told.running_workers)
             if delay_s is not None:
                 self._live.delay_resize(gang, delay_s)
-        changed = WorkersChanged(told.running_workers, told.message)
+        changed = WorkersChanged(told.running_workers, self._for_people(told.message))
         await self._live.finish(self._live.locked_apply(entry, changed, told.attempt))
         self._live.has_changed.set()
+
+    def _for_people(self, words: str) -> str:
+        """What the launcher says, with the names of nodes, of which it knows only Ray's ids."""
+        return _AFTER_NODE.sub(lambda found: self.node_names.get(found[0], found[0]), words)
 
     async def gang_stopped(self, line: LauncherLine, told: GangStopped) -> None:
         """Free what an attempt held, and let the job go on from there."""
@@ -248,6 +258,8 @@ class Dispatcher:
 
     async def _release(self, entry: Entry, told: GangStopped) -> None:
         error = told.error if told.HasField("error") else None
+        if error is not None:
+            error.message = self._for_people(error.message)
         async with entry.lock:
             if entry.gang is None or entry.gang.attempt != told.attempt:
                 return

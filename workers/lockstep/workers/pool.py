@@ -18,6 +18,7 @@ from ray.exceptions import ActorUnavailableError
 from lockstep.v1.internal_service_pb2 import StartGang, WorkerProcess
 from lockstep.workers.assignment import name_of
 from lockstep.workers.engine import awake
+from lockstep.workers.failures import in_our_words
 from lockstep.workers.fleet import ASK_AGAIN_AFTER_S, Fleet, Process, Shape
 from lockstep.workers.pulse import WARM_UP_S
 from lockstep.workers.worker import POLL_S, Rest
@@ -30,8 +31,6 @@ LONGEST_SPARE_RETRY_S = 1800.0
 SILENT_S = POLL_S + 10.0
 """How long an idle worker may owe an answer."""
 LOOK_EVERY_S = 1.0
-MOST_WORDS = 2000
-"""Characters that are logged of an error; Ray puts the error itself behind the trace."""
 
 log = structlog.get_logger()
 
@@ -212,8 +211,7 @@ class Pool:
                 again.daemon = True
                 again.start()
             else:
-                words = f"{type(error).__name__}: {error}".strip()
-                self._end_lost(process, "an idle worker is gone", error=words[-MOST_WORDS:])
+                self._end_lost(process, "an idle worker is gone", error=in_our_words(error))
 
     def _end_lost(self, process: Process, what: str, **facts: Any) -> None:
         """End an idle process that is of no use; after one that did not get warm the next spare comes later."""
