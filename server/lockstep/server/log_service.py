@@ -10,8 +10,8 @@ from lockstep.server.coordinator import Coordinator
 from lockstep.server.errors import InvalidRequest
 from lockstep.server.interceptors import Context
 from lockstep.server.job_service import required_job_id
-from lockstep.server.log_files import Place
 from lockstep.server.log_feed import LogFeed, message_of, scope_of
+from lockstep.server.log_files import Place
 from lockstep.server.log_store import LogStore, Wanted
 from lockstep.server.paging import not_negative, read_token
 from lockstep.v1.log_service_pb2 import StreamLogsRequest

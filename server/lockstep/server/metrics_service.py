@@ -81,7 +81,7 @@ class MetricsService(MetricsServiceServicer):
     async def GetLedger(self, request: GetLedgerRequest, context: Context) -> Ledger:
         job_id = required_job_id(request.job_id)
         await self._coordinator.get(job_id)
-        names = {node.node_id: node.name for node in self._coordinator.dispatcher.nodes_seen}
+        names = self._coordinator.dispatcher.node_names
         return ledger_to_proto(await self._coordinator.ledgers.read(job_id), names)
 
 
