@@ -20,6 +20,7 @@ from lockstep.server.job import ENDED, LIVE, Job, State
 from lockstep.server.store import tables
 from lockstep.server.store.engines import migrate, reading_engine, writing_engine
 from lockstep.server.store.filters import ANY_JOB, JobFilter
+from lockstep.server.store.moving import follow_checkpoint_root
 from lockstep.server.store.points import insert_points, select_points
 from lockstep.server.store.rows import (
     NOTHING_NEW,
@@ -142,6 +143,11 @@ class Store:
                 upsert = sqlite_insert(tables.meta).values(key=key, value=value)
                 connection.execute(upsert.on_conflict_do_update(index_elements=["key"], set_={"value": value}))
         return instance_id, epoch
+
+    def follow_checkpoint_root(self, root: str) -> str:
+        """Have checkpoints below the data folder be where it is now; see `moving`. Before anything else is written."""
+        with self._writing.begin() as connection:
+            return follow_checkpoint_root(connection, root)
 
     # Writing.
 
