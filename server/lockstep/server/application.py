@@ -19,6 +19,7 @@ from lockstep.server.cpus import available_cpus
 from lockstep.server.dispatcher import Cluster
 from lockstep.server.gangs import single_node
 from lockstep.server.grpc_server import GrpcServer
+from lockstep.server.health import DEADLINE_S, Health
 from lockstep.server.http import HttpServer
 from lockstep.server.launcher_process import launcher_is_installed
 from lockstep.server.log_store import LogStore
@@ -62,6 +63,8 @@ class Application:
         self._logs: LogStore | None = None
         self._grpc: GrpcServer | None = None
         self._keeper: ClusterKeeper | None = None
+        self._health: Health | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._watches: list[asyncio.Task[None]] = []
         self.coordinator: Coordinator | None = None
 
@@ -87,7 +90,7 @@ class Application:
         is_embedded = settings.ray_address is None
         num_cpus, num_gpus = settings.num_cpus or available_cpus(), _gpus(settings)
         telemetry = Telemetry()
-        self._http = HttpServer(http, telemetry.registry)
+        self._http = HttpServer(http, telemetry.registry, self._why_unwell)
         self._store = _open_store(self._data_dir, telemetry)
         checkpoint_root = str(self._data_dir.absolute() / "checkpoints")
         moved_from = self._store.follow_checkpoint_root(checkpoint_root)
@@ -97,14 +100,20 @@ class Application:
         self.node_token = orders.node_token()
         self.coordinator = Coordinator(
             self._store,
-            site=Site(Path.cwd(), shares_files_with_workers=is_embedded),
+            site=Site(Path.cwd(), is_embedded, _checkpoint_roots(settings, orders.checkpoint_root)),
             cluster=Cluster(is_embedded, single_node(num_cpus, num_gpus) if is_embedded else None),
             telemetry=telemetry,
             orders=orders,
         )
         self._logs = LogStore(self._data_dir / "logs", settings.log_bytes_per_job)
+        self._health, self._loop = Health(self._store), asyncio.get_running_loop()
         self._grpc = GrpcServer(
-            self.coordinator, self._logs, telemetry, self.launcher_token, descriptors.most_connections(limit)
+            self.coordinator,
+            self._logs,
+            telemetry,
+            self._health,
+            self.launcher_token,
+            descriptors.most_connections(limit),
         )
         bound = self._grpc.bind(listen)
         self.grpc_address, self.http_address = str(bound), str(self._http.address)
@@ -162,6 +171,17 @@ class Application:
             gpu_job_mapping_dir=str(settings.gpu_job_mapping_dir or ""),
         )
 
+    def _why_unwell(self) -> str:
+        """Say what is wrong with this server, from a thread of the HTTP port."""
+        assert self._health is not None
+        assert self._loop is not None
+        asking = asyncio.run_coroutine_threadsafe(self._health.why_unwell(), self._loop)
+        try:
+            return asking.result(2 * DEADLINE_S)
+        except TimeoutError:
+            asking.cancel()
+            return "the server is busy"
+
     def _write_addresses(self) -> None:
         addresses = {"pid": os.getpid(), "grpc_address": self.grpc_address, "http_address": self.http_address}
         write_atomically(self._data_dir / "server.json", json.dumps(addresses))
@@ -173,6 +193,8 @@ class Application:
         if self._http is not None:
             self._http.fail_health()
         if self.coordinator is not None:
+            # What hangs by then is left to itself.
+            asyncio.get_running_loop().call_later(_CALLS_GRACE_S, self.coordinator.files.close)
             await self.coordinator.drain()
             if self._logs is not None:
                 self._logs.bells.close()
@@ -207,6 +229,10 @@ async def measure_lag(telemetry: Telemetry) -> None:
         due = loop.time() + _LAG_MEASURED_EVERY_S
         await asyncio.sleep(_LAG_MEASURED_EVERY_S)
         telemetry.loop_lagged(loop.time() - due)
+
+
+def _checkpoint_roots(settings: Settings, own: str) -> tuple[str, ...]:
+    return (*settings.checkpoint_roots, own) if settings.checkpoint_roots else ()
 
 
 def _gpus(settings: Settings) -> int:

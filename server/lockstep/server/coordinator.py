@@ -15,6 +15,7 @@ from lockstep.server import cluster_view
 from lockstep.server.cluster_view import ClusterView
 from lockstep.server.dispatcher import Cluster, Dispatcher
 from lockstep.server.errors import ClusterTooSmall, InvalidRequest, InvalidSpec, NotFound, PermissionDenied
+from lockstep.server.file_pool import FilePool
 from lockstep.server.gangs import Entry, held_by
 from lockstep.server.init_from import (
     find_first_weights,
@@ -49,6 +50,7 @@ class Coordinator:
 
     Attributes:
         store: what is known of all jobs.
+        files: threads for the files that users name.
         bells: wake who watches a job.
         ledgers: where the time of workers went.
         dispatcher: the launcher's side.
@@ -57,10 +59,11 @@ class Coordinator:
 
     def __init__(self, store: Store, *, site: Site, cluster: Cluster, telemetry: Telemetry, orders: Orders) -> None:
         self.store = store
+        self.files = FilePool()
         self.bells = Bells()
         self.ledgers = LedgerBook(store)
         self._orders = orders
-        self._live = LiveJobs(store, self.bells, telemetry, orders)
+        self._live = LiveJobs(store, self.files, self.bells, telemetry, orders)
         self.dispatcher = Dispatcher(self._live, orders, store, cluster)
         self.node_telemetry = NodeTelemetry(
             nodes=lambda: self.dispatcher.nodes_seen,
@@ -76,7 +79,7 @@ class Coordinator:
     async def start(self) -> None:
         """Take up what the store knows. The launcher will tell which jobs still have their workers."""
         self._telemetry.set_counts(await self.store.count_by_state())
-        await forget_what_is_over(self.store, self._orders.checkpoint_root)
+        await forget_what_is_over(self.store, self.files, self._orders.checkpoint_root)
         for job in await self.store.live_jobs():
             self._live.add(replace(job, spec=fill_in_defaults(job.spec)))
             newest = await self.store.get_checkpoint(job.job_id, None)
@@ -125,12 +128,13 @@ class Coordinator:
         """
         digest = submit_digest(submitted)
         try:
-            job = await self._new_job(submitted)
+            job, first_files = await self._new_job(submitted)
             too_small = self.dispatcher.why_it_never_fits(job.spec.resources)
             if not validate_only:
                 if too_small is not None:
                     raise ClusterTooSmall(too_small)
-                return await self._live.finish(self._store_new(NewJob(job, principal, request_id, digest)))
+                new = NewJob(job, principal, request_id, digest)
+                return await self._live.finish(self._store_new(new, first_files))
         except (InvalidSpec, ClusterTooSmall):
             # A repeated call is answered as the first one was, even when files or nodes have gone since.
             earlier = await self.store.find_request(principal, request_id, digest) if request_id else None
@@ -140,14 +144,15 @@ class Coordinator:
         refusal = "" if too_small is None else f"; this cluster is too small for it: {too_small}"
         return replace(job, job_id="", state_reason=f"checked only, nothing is stored{refusal}")
 
-    async def _new_job(self, submitted: JobSpec) -> Job:
+    async def _new_job(self, submitted: JobSpec) -> tuple[Job, tuple[str, ...]]:
+        """Make a job of a spec, and name the files of the checkpoint that it starts from."""
         if submitted.data.HasField("idx"):
             # Looks at files, which can take long on a network disk.
-            spec = await asyncio.to_thread(resolve, submitted, self._site)
+            spec = await self.files.run(resolve, submitted, self._site, what="looking at the files in data.idx.root")
         else:
             spec = resolve(submitted, self._site)
         first_weights = await find_first_weights(spec, self.store)
-        return Job(
+        job = Job(
             job_id=f"job-{secrets.token_hex(6)}",
             number=0,
             spec=spec,
@@ -158,16 +163,23 @@ class Coordinator:
             curve_digest=curve_digest(spec, first_weights.digest),
             init_from_uri=first_weights.uri,
         )
+        return job, first_weights.files
 
-    async def _store_new(self, new: NewJob) -> Job:
+    async def _store_new(self, new: NewJob, first_files: tuple[str, ...]) -> Job:
         """Keep what a job starts from and store the job, or do neither; the caller may be gone before this ends."""
-        kept = await asyncio.to_thread(keep_first_weights, new.job)
+        kept, what = new.job, f"keeping the weights that {new.job.job_id} starts from"
+        if first_files:
+
+            def forget(kept: Job) -> None:
+                forget_first_weights(kept.job_id, kept.init_from_uri)
+
+            kept = await self.files.run(keep_first_weights, new.job, first_files, what=what, drop=forget)
         is_new = False
         try:
             job, is_new = await self.store.submit(replace(new, job=kept))
         finally:
-            if not is_new:
-                await asyncio.to_thread(forget_first_weights, kept.job_id, kept.init_from_uri)
+            if not is_new and kept.init_from_uri:
+                await self.files.run(forget_first_weights, kept.job_id, kept.init_from_uri, what=what)
         if not is_new:
             return await self.get(job.job_id)
         self._telemetry.job_submitted(job)

@@ -63,6 +63,13 @@ def serve(
         Path | None,
         typer.Option(help="Folder on each node to write which jobs use which GPU, for dcgm-exporter. Default: none."),
     ] = None,
+    checkpoint_roots: Annotated[
+        str | None,
+        typer.Option(
+            help="Folders, as absolute paths or URIs with commas between them, below which jobs may keep and read "
+            "checkpoints besides the data folder. Default: any."
+        ),
+    ] = None,
     log_format: Annotated[str | None, typer.Option(help="console or json. Default: console.")] = None,
 ) -> None:
     """Run the server, until SIGTERM, Ctrl-C or the end of its terminal; a second one forces it to end.
@@ -86,6 +93,7 @@ def serve(
             data_cache_bytes=data_cache_bytes,
             log_bytes_per_job=log_bytes_per_job,
             gpu_job_mapping_dir=gpu_job_mapping_dir,
+            checkpoint_roots=checkpoint_roots,
             log_format=log_format,
         )
         logs.configure(settings.log_format)
