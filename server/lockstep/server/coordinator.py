@@ -161,13 +161,16 @@ class Coordinator:
 
     async def _store_new(self, new: NewJob) -> Job:
         """Keep what a job starts from and store the job, or do neither; the caller may be gone before this ends."""
-        kept = await asyncio.to_thread(keep_first_weights, new.job)
-        is_new = False
-        try:
-            job, is_new = await self.store.submit(replace(new, job=kept))
-        finally:
-            if not is_new:
-                await asyncio.to_thread(forget_first_weights, kept.job_id, kept.init_from_uri)
+        if not new.job.spec.init_from.job_id:
+            job, is_new = await self.store.submit(new)
+        else:
+            kept = await asyncio.to_thread(keep_first_weights, new.job)
+            is_new = False
+            try:
+                job, is_new = await self.store.submit(replace(new, job=kept))
+            finally:
+                if not is_new:
+                    await asyncio.to_thread(forget_first_weights, kept.job_id, kept.init_from_uri)
         if not is_new:
             return await self.get(job.job_id)
         self._telemetry.job_submitted(job)

@@ -38,6 +38,8 @@ class LiveJobs:
         holding: the gangs that hold resources, by job_id and attempt; also those that belong to no job of `entries`.
         has_changed: set when the scheduler should look again.
         gang_has_left: set when a gang is gone.
+        waits_for_room: the queued job that did not fit at the newest look, if there was one: whoever comes behind it
+            changes nothing.
     """
 
     def __init__(self, store: Store, bells: Bells, telemetry: Telemetry, orders: Orders) -> None:
@@ -45,6 +47,7 @@ class LiveJobs:
         self.holding: dict[tuple[str, int], Gang] = {}
         self.has_changed = asyncio.Event()
         self.gang_has_left = asyncio.Event()
+        self.waits_for_room: str | None = None
         self._store = store
         self._bells = bells
         self._telemetry = telemetry
@@ -125,7 +128,9 @@ class LiveJobs:
     def _enqueue(self, job: Job) -> None:
         bisect.insort(self._queue, (job.number, job.job_id))
         self._telemetry.queue_depth = len(self._queue)
-        self.has_changed.set()
+        ahead = self.entries.get(self.waits_for_room or "")
+        if ahead is None or ahead.job.state is not State.QUEUED or ahead.job.number > job.number:
+            self.has_changed.set()
 
     def set_gang(self, entry: Entry, gang: Gang | None) -> None:
         """Give a job its gang, or take it away."""
@@ -154,11 +159,12 @@ class LiveJobs:
         """Forget a job that has ended and whose gang is gone."""
         if entry.job.state.has_ended and entry.gang is None and self.entries.pop(entry.job.job_id, None) is not None:
             self._bells.ring(entry.job.job_id)
-            task = asyncio.ensure_future(
-                asyncio.to_thread(forget_first_weights, entry.job.job_id, entry.job.init_from_uri)
-            )
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            if entry.job.init_from_uri:
+                task = asyncio.ensure_future(
+                    asyncio.to_thread(forget_first_weights, entry.job.job_id, entry.job.init_from_uri)
+                )
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
 
     def _run(self, entry: Entry, command: Command) -> None:
         job, gang = entry.job, entry.gang
