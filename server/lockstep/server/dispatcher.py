@@ -316,6 +316,7 @@ class Dispatcher:
         running = [entry.running(entry.gang) for entry in self._live.resizable() if entry.gang is not None]
         held = held_by(self._live.holding.values())
         plan = scheduler.plan(self._live.waiting(), running, nodes, held, warm_on(self.processes))
+        self._live.waits_for_room = plan.waits_for_room
         for resize in plan.resizes:  # At once: the gangs are as the plan has seen them.
             self._resize(resize)
         for placement in plan.placements:
