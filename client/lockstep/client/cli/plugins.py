@@ -33,5 +33,5 @@ def _add(app: typer.Typer, entry_point: EntryPoint) -> None:
     def run(context: typer.Context) -> None:
         command = load_entry_point(entry_point, f"`lockstep {entry_point.name}`")
         inner = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-        inner.command()(command)
+        inner.command(context_settings={"help_option_names": ["-h", "--help"]})(command)
         inner(args=list(context.args), prog_name=f"lockstep {entry_point.name}")

@@ -22,7 +22,12 @@ def add_to(app: typer.Typer) -> None:
 
 
 def resolve(file: SpecFile, overrides: Overrides = None) -> None:
-    """Check a spec without a server, and print it with every default filled in."""
+    """Check and complete a spec, without a server.
+
+    Prints it with every default filled in, as a server that was started in this folder would store it. What only a
+    server knows, such as the job that init_from names and whether the cluster is large enough, is not checked: for that
+    there is `lockstep submit --dry-run`.
+    """
     spec = load_spec(file, overrides or ())
     apply_rules = load_part(GROUP, "resolve", "`lockstep resolve`")
     resolved, violations = apply_rules(spec)
