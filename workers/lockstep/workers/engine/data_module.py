@@ -124,6 +124,10 @@ class DataModule:
         """Shape of one example as the model sees it."""
         return tuple(self.transform(self.train.inputs[:1]).shape[1:])
 
+    def described(self) -> dict[str, Any]:
+        """What a model has to fit: "input_shape", and "num_classes", which is null for regression."""
+        return {"input_shape": list(self.input_shape), "num_classes": self.num_classes}
+
     def take(self, examples: Examples, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the examples at `indices`: int64, (n,), or a slice."""
         if isinstance(indices, slice):

@@ -115,6 +115,7 @@ class Loop:
         if origin.checkpoints is not None:
             origin.checkpoints.facts["data_digest"] = self.data_digest
             origin.checkpoints.preprocessing = self.data.preprocessing()
+            origin.checkpoints.examples = self.data.described()
             self.writer = Writer(origin.checkpoints, self.trainable, listener.checkpointed, self.not_written)
         self.has_looked_back = False
         self.has_counted_flops = False
