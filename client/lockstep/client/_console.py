@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from lockstep.client._printable import printable
+from lockstep.client._printable import printable, write
 
 # Columns where there is no screen: nothing is wrapped or cut for one.
 _UNLIMITED = 100_000
@@ -40,4 +40,4 @@ class SafeConsole(Console):
             return
         with self.capture() as captured:
             super().print(*objects, **options)
-        self.file.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+        write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()), cast(TextIO, self.file))

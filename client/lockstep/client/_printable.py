@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from typing import TextIO
 
+# What is larger Python 3.11 writes to the end without an error when the reader leaves in the middle of it.
+_PIECE = 8192
+
 
 def printable(text: str) -> str:
     """Text with nothing that would steer a terminal: no escapes, no C1 controls, no change of direction."""
@@ -20,5 +23,7 @@ def write(text: str, stream: TextIO | None = None) -> None:
     """
     stream = stream or sys.stdout
     text = text if text.endswith("\n") else f"{text}\n"
-    stream.write(printable(text) if stream.isatty() else text)
+    text = printable(text) if stream.isatty() else text
+    for start in range(0, len(text), _PIECE):
+        stream.write(text[start : start + _PIECE])
     stream.flush()

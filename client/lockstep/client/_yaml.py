@@ -14,7 +14,8 @@ from typing import Any, cast
 import yaml
 
 from lockstep.client._printable import printable
-from lockstep.client._spec_form import Ambiguous, parse_integer
+from lockstep.client._spec_form import Ambiguous
+from lockstep.client._written import WrittenFloat, WrittenInt
 
 _AMBIGUOUS = "!ambiguous"
 _PLAIN_SCALARS = (
@@ -47,7 +48,8 @@ class _Loader(yaml.SafeLoader):  # the one in C overflows its stack on deep nest
 
 for _tag, _pattern, _first in _PLAIN_SCALARS:
     _Loader.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern})\Z"), _first)
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: parse_integer(_text_of(loader, node)))
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: WrittenInt(_text_of(loader, node)))
+_Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: WrittenFloat(_text_of(loader, node)))
 _Loader.add_constructor(_AMBIGUOUS, lambda loader, node: Ambiguous(_text_of(loader, node)))
 
 

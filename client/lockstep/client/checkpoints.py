@@ -14,7 +14,7 @@ import hashlib
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -89,12 +89,24 @@ def load_state_dict(client: Client, job_id: str, step: int | None) -> dict[str, 
     from safetensors.torch import load_file
 
     with tempfile.TemporaryDirectory(prefix="lockstep-") as directory:
-        with _Download(client, job_id, step).open(MODEL_FILE) as (file, chunks):
-            _write(Path(directory), file, chunks)
+        fetch(client, job_id, step, (MODEL_FILE,), Path(directory))
         try:
             return load_file(Path(directory, MODEL_FILE))
         except SafetensorError as error:
             raise DataLoss(f"{MODEL_FILE} of {job_id} is no safetensors file: {error}") from error
+
+
+def fetch(client: Client, job_id: str, step: int | None, names: Sequence[str], folder: Path) -> None:
+    """Fetch some files of one checkpoint into a folder.
+
+    Raises:
+        NotFound: there is no such checkpoint, or it has no such file.
+        DataLoss: the bytes are not those that were written.
+    """
+    download = _Download(client, job_id, step)
+    for name in names:
+        with download.open(name) as (file, chunks):
+            _write(folder, file, chunks)
 
 
 class _Download:

@@ -8,12 +8,13 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Never, Self, TypeVar, overload
 
-from lockstep.client import checkpoints, logs, metrics
+from lockstep.client import checkpoints, logs, metrics, models
 from lockstep.client import ledger as ledgers
 from lockstep.client._connection import UNARY_TIMEOUT_S
 from lockstep.client._job_facts import JobFacts
 from lockstep.client.errors import DeadlineExceeded, InvalidSpec, JobCancelled, JobFailed, LockstepError, WaitTimeout
 from lockstep.client.ledger import Ledger
+from lockstep.client.models import TrainedModel
 from lockstep.client.types import Checkpoint, JobEvent, JobState, JobUpdate, LogLine, MetricKind, MetricPoint
 from lockstep.v1 import job_pb2, job_service_pb2
 
@@ -256,6 +257,22 @@ class Job(JobFacts):
             DataLoss: the bytes are not those that were written.
         """
         return checkpoints.load_state_dict(self._client, self._stored_id(), step)
+
+    def load_model(self, step: int | None = None) -> TrainedModel:
+        """Fetch and build the trained model, in evaluation mode, with what prepares raw inputs for it.
+
+        Needs torch and the workers' part of Lockstep. `job.load_model().predict(images)` takes images as the data set
+        has them.
+
+        Args:
+            step: of which checkpoint. Default: the newest.
+
+        Raises:
+            MissingPackage: torch or the workers' part is not installed.
+            NotFound: there is no such checkpoint.
+            DataLoss: the bytes are not those that were written.
+        """
+        return models.load_model(self._client, self._stored_id(), step)
 
     def _watch(self, timeout_s: float | None, after: int = 0) -> Iterator[JobUpdate]:
         request = job_service_pb2.WatchJobRequest(job_id=self._stored_id(), after_sequence=after)

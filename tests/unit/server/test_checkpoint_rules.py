@@ -76,5 +76,5 @@ def test_the_operators_folders_are_given_with_commas_between_them_and_must_be_fo
     monkeypatch.setenv("LOCKSTEP_CHECKPOINT_ROOTS", "/data")
     assert load().checkpoint_roots == ("/data",)
     for wrong in ("data", "memory://x", "/data,s3:/x"):
-        with pytest.raises(StartupError, match="--checkpoint-roots names .*; allowed: an absolute path"):
+        with pytest.raises(StartupError, match=r"--checkpoint-roots names .*; allowed: an absolute path"):
             load(checkpoint_roots=wrong)

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from lockstep.client.cli import (
     catalog,
@@ -29,11 +30,33 @@ from lockstep.client.cli.connect import Connect, say
 from lockstep.client.cli.ending import clear_up_at_signals
 from lockstep.client.errors import JobFailed, LockstepError
 
+# What the library that checks values says in words that a person would not.
+_WORDS = {
+    "Value error, ": "",
+    "Input should be a valid integer, unable to parse string as an integer": "it must be a whole number.",
+    "Input should be a valid number, unable to parse string as a number": "it must be a number.",
+    "Input should be ": "it must be ",
+}
+
+
+class _Group(TyperGroup):
+    """All commands."""
+
+    def invoke(self, context: Any) -> Any:
+        try:
+            return super().invoke(context)
+        except typer.BadParameter as error:
+            for theirs, ours in _WORDS.items():
+                if error.message.startswith(theirs):  # at most one of them, the longest first
+                    error.message = ours + error.message.removeprefix(theirs)
+            raise
+
 
 def build() -> typer.Typer:
     """Make the command line anew."""
     app = typer.Typer(
         name="lockstep",
+        cls=_Group,
         help="Distributed training as a service: submit jobs, follow them, read their metrics.",
         epilog=exit_codes.HELP,
         no_args_is_help=True,

@@ -13,7 +13,7 @@ from lockstep.client.cli import output
 from lockstep.client.cli.connect import client_of
 from lockstep.client.types import CatalogEntry, CatalogParameter
 
-Form = Annotated[output.TableOrJson, typer.Option("--output", "-o")]
+Form = Annotated[output.TableOrJson, typer.Option("--output", "-o", help=output.HELP_OF_FORMS)]
 
 
 def add_to(app: typer.Typer) -> None:

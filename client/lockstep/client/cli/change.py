@@ -31,7 +31,10 @@ def pause(
     job_id: JobId,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the job is paused.")] = True,
 ) -> None:
-    """Let a job write a checkpoint and free its resources; `resume` goes on exactly there."""
+    """Have a job write a checkpoint and free its resources.
+
+    `lockstep resume` goes on exactly there.
+    """
     with client_of(context) as client:
         job = client.find_job(job_id).pause()
         if wait and job.state is JobState.PAUSING:
@@ -44,7 +47,10 @@ def pause(
 
 
 def resume(context: typer.Context, job_id: JobId) -> None:
-    """Put a paused job back into the queue; it goes on exactly where it was."""
+    """Have a paused job go on exactly where it was.
+
+    It is put back into the queue, at its old place.
+    """
     with client_of(context) as client:
         job = client.find_job(job_id).resume()
     _say_state(job)
@@ -58,7 +64,10 @@ def scale(
         typer.Option(metavar="N", min=1, help="How many to run with: from resources.min_workers to resources.shards."),
     ],
 ) -> None:
-    """Change how many workers a job runs with, from its next step on; its curve stays as it is."""
+    """Change how many workers a job runs with.
+
+    From its next step on; its curve stays as it is.
+    """
     with client_of(context) as client:
         job = client.find_job(job_id).scale(workers)
         wanted = job.spec.resources.workers

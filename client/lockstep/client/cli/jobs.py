@@ -47,6 +47,7 @@ States = Annotated[
         "--state",
         metavar="STATE",
         parser=_state,
+        autocompletion=lambda incomplete: [state for state in _STATES if state.startswith(incomplete)],
         help=f"Only jobs in this state: {', '.join(_STATES)}; may be repeated.",
     ),
 ]
@@ -93,7 +94,9 @@ def submit(
 
 def ls(
     context: typer.Context,
-    form: Annotated[output.TableOrJson, typer.Option("--output", "-o")] = output.TableOrJson.table,
+    form: Annotated[
+        output.TableOrJson, typer.Option("--output", "-o", help=output.HELP_OF_FORMS)
+    ] = output.TableOrJson.table,
     label: Annotated[
         list[str] | None,
         typer.Option("--label", "-l", metavar="LABEL=VALUE", help="Only jobs with this label; may be repeated."),
@@ -132,9 +135,11 @@ def ls(
 def get(
     context: typer.Context,
     job_id: JobId,
-    form: Annotated[output.JsonOrYaml, typer.Option("--output", "-o")] = output.JsonOrYaml.json,
+    form: Annotated[
+        output.JsonOrYaml, typer.Option("--output", "-o", help="Both hold the same.")
+    ] = output.JsonOrYaml.json,
 ) -> None:
-    """Print all that the server knows of a job, for programs."""
+    """Print all that is known of a job, for programs."""
     with client_of(context) as client:
         data = message_to_dict(client.find_job(job_id).proto)
     if form is output.JsonOrYaml.json:
@@ -144,7 +149,10 @@ def get(
 
 
 def describe_job(context: typer.Context, job_id: JobId) -> None:
-    """Tell about a job: spec, state, what happened, progress, newest checkpoint, result or error."""
+    """Tell a person about a job.
+
+    Its state, progress and newest checkpoint, result or error, where its time went, what happened, and its spec.
+    """
     from lockstep.client.cli import describe
 
     with client_of(context) as client:
@@ -158,7 +166,10 @@ def describe_job(context: typer.Context, job_id: JobId) -> None:
 
 
 def watch(context: typer.Context, job_id: JobId) -> None:
-    """Print what happens to a job, a line each, until it has ended; the exit code tells how."""
+    """Print what happens to a job until it has ended.
+
+    A line for each event, the past ones first; the exit code tells how the job ended.
+    """
     with client_of(context) as client:
         job = client.find_job(job_id)
         try:
@@ -178,7 +189,10 @@ def wait(
     job_id: JobId,
     timeout: Annotated[float | None, typer.Option(metavar="SECONDS", min=0, help="Give up after this long.")] = None,
 ) -> None:
-    """Wait until a job has ended, also while it is paused; the exit code tells how."""
+    """Wait until a job has ended; the exit code tells how.
+
+    A job that is paused has not ended: this waits until it was resumed and is done.
+    """
     with client_of(context) as client:
         job = client.find_job(job_id)
         try:

@@ -44,7 +44,7 @@ def logs(
         typer.Option(metavar="T", parser=_since, help="Only lines from then on: 90s, 10m, 2h, 1d ago, or an ISO time."),
     ] = None,
 ) -> None:
-    """Print what the workers of a job have printed and logged."""
+    """Print what the workers of a job printed and logged."""
     is_empty = True
     with client_of(context) as client:
         try:

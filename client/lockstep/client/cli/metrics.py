@@ -44,7 +44,10 @@ def metrics(
         bool, typer.Option("--follow", "-f", help="Print points as they come, until the job has ended.")
     ] = False,
 ) -> None:
-    """Print a job's metrics: first those of the result, then the timing."""
+    """Print the metrics of a job.
+
+    First those of the result, which are the same in every run of its spec, then the timing.
+    """
     with client_of(context) as client:
         job = client.find_job(job_id)
         if follow:

@@ -21,9 +21,14 @@ def add_to(app: typer.Typer) -> None:
 
 def nodes(
     context: typer.Context,
-    form: Annotated[output.TableOrJson, typer.Option("--output", "-o")] = output.TableOrJson.table,
+    form: Annotated[
+        output.TableOrJson, typer.Option("--output", "-o", help=output.HELP_OF_FORMS)
+    ] = output.TableOrJson.table,
 ) -> None:
-    """Show the nodes: what they have and do, what runs where, and which workers are warm."""
+    """Show the nodes and what runs where.
+
+    What they have and do, the worker processes on them, and which of these are warm: those wait for the next job.
+    """
     with client_of(context) as client:
         cluster, found = client.get_cluster(), client.list_nodes()
     if form is output.TableOrJson.json:

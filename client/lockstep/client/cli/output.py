@@ -29,6 +29,9 @@ _STYLE_BY_STATE = {
 }
 
 
+HELP_OF_FORMS = "table for people, json for programs."
+
+
 class TableOrJson(StrEnum):
     table = "table"
     json = "json"

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import typer
 
-from lockstep.client.cli import output, plugins
+from lockstep.client._parts import load_part
+from lockstep.client.cli import output
 from lockstep.client.cli.jobs import Overrides, SpecFile
 from lockstep.client.errors import InvalidSpec, Violation
 from lockstep.client.spec import load_spec, message_to_dict
@@ -21,9 +22,14 @@ def add_to(app: typer.Typer) -> None:
 
 
 def resolve(file: SpecFile, overrides: Overrides = None) -> None:
-    """Check a spec without a server, and print it with every default filled in."""
+    """Check and complete a spec, without a server.
+
+    Prints it with every default filled in, as a server that was started in this folder would store it. What only a
+    server knows, such as the job that init_from names and whether the cluster is large enough, is not checked: for that
+    there is `lockstep submit --dry-run`.
+    """
     spec = load_spec(file, overrides or ())
-    apply_rules = plugins.load(GROUP, "resolve", "`lockstep resolve`")
+    apply_rules = load_part(GROUP, "resolve", "`lockstep resolve`")
     resolved, violations = apply_rules(spec)
     if violations:
         raise InvalidSpec([Violation(*violation) for violation in violations])

@@ -36,7 +36,10 @@ def top(
         bool, typer.Option("--once", help="Print one screen and end; so it does without a terminal.")
     ] = False,
 ) -> None:
-    """Show nodes, GPUs or CPUs, jobs, their speed and where their time goes; Ctrl-C ends it."""
+    """Show the cluster and its jobs, live.
+
+    Nodes, GPUs or CPUs with who uses them, jobs, their speed and where their time goes. Ctrl-C ends it.
+    """
     with client_of(context) as client:
         watcher = Watcher(client)
         if once or not sys.stdout.isatty():

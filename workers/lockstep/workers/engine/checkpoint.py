@@ -93,6 +93,7 @@ class Checkpoints:
     Attributes:
         facts: the same; whoever trains adds to them.
         preprocessing: what was done to raw examples, as `DataModule.preprocessing` says; whoever trains sets it.
+        examples: what they then look like to the model, as `DataModule.described` says; whoever trains sets it.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Checkpoints:
         self._keep, self.facts = keep, dict(facts or {})
         self._spec = dict(spec or {})
         self.preprocessing: dict[str, Any] = {}
+        self.examples: dict[str, Any] = {}
         self._known: dict[int, Checkpoint] = {}
         self._found: frozenset[int] = frozenset()
 
@@ -181,6 +183,7 @@ class Checkpoints:
                 "facts": self.facts,
                 "spec": self._spec,
                 "preprocessing": self.preprocessing,
+                "examples": self.examples,
                 "notes": state.notes,
             }
             content = manifests.encode(manifest)

@@ -93,6 +93,7 @@ class Loop:
         if origin.checkpoints is not None:
             origin.checkpoints.facts["data_digest"] = self.data_digest
             origin.checkpoints.preprocessing = self.data.preprocessing()
+            origin.checkpoints.examples = self.data.described()
             self.writer = Writer(origin.checkpoints, self.trainable, listener.checkpointed, self.not_written)
         self.why_not_kept = ""
         self.has_looked_back = False
@@ -217,6 +218,7 @@ class Loop:
         self.is_first_step = True
         self.settle()
         self.audit_newcomers()
+        self.stepper.agree_on_buffers()
         while self.position.step < self.schedule.total_steps:
             try:
                 self.take_step(self.position.step + 1)
@@ -369,6 +371,7 @@ class Loop:
         """Tell the listener, once it is sure that all ranks hold the same parameters."""
         self.listener.entered(Activity.REPORT, step)
         self.ledger.enter(Phase.EXCHANGE)
+        self.stepper.check_unseen()
         self.group.agree(f"the model after step {step}", fingerprint(self.stepper.model.parameters))
         arrived = self.group.gather(torch.tensor([self.listener.acknowledged_step()]))
         if self.group.rank != 0:
