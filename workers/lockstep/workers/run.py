@@ -19,7 +19,7 @@ from google.protobuf import json_format
 
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.workers.engine import ENGINE_VERSION, EngineError, Group, Listener, Origin, Point, Progress
-from lockstep.workers.engine.checkpoint import Checkpoints
+from lockstep.workers.engine.checkpoint import Checkpoints, NotOurs
 from lockstep.workers.engine.determinism import hardware_class
 from lockstep.workers.engine.manifest import json_number
 from lockstep.workers.training import device_of, train
@@ -93,8 +93,11 @@ def _origin(spec: JobSpec, output: Path | None) -> Origin:
         facts={"engine_version": ENGINE_VERSION, "hardware_class": hardware_class(device_of(spec))},
         spec=json_format.MessageToDict(spec, preserving_proto_field_name=True),
     )
-    if checkpoints.steps():
-        _end(f"{output} holds a checkpoint already; remove it, or name another folder", REFUSED)
+    try:
+        if checkpoints.steps():
+            _end(f"{output} holds a checkpoint already; remove it, or name another folder", REFUSED)
+    except (NotOurs, OSError) as error:
+        _end(f"{output} cannot be used: {error}", REFUSED)
     return Origin(checkpoints, sys.maxsize, spec.init_from.uri)
 
 
