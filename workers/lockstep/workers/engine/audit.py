@@ -130,6 +130,7 @@ class Audit:
         stepper.seed("validation", self._of_step, shard)
         self._module.eval()
         sums = stepper.evaluate_shard(examples[: stepper.settings.batch_size], self._at_step)
+        stepper.buffers.undo()
         self._restore_modes()
         return content(sums)
 
