@@ -12,6 +12,7 @@ from lockstep.workers.engine import (
     NonFiniteGradient,
     NonFiniteLoss,
     NonFiniteParameters,
+    NotDeterministic,
     PeerLost,
     RanksDisagree,
 )
@@ -28,6 +29,8 @@ def job_error(error: BaseException, rank: int) -> JobError:
             return JobError(reason="DATA_INVALID", message=str(error), field=error.field, rank=rank)
         case NonFiniteLoss() | NonFiniteGradient() | NonFiniteParameters():
             return JobError(reason="NON_FINITE_LOSS", message=str(error), rank=rank)
+        case NotDeterministic():
+            return JobError(reason="NOT_DETERMINISTIC", message=str(error), rank=rank)
         case PeerLost():
             return JobError(reason="WORKER_LOST", message=str(error), rank=rank)
         case HardwareDiffers():

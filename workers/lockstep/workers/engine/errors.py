@@ -65,7 +65,7 @@ class NonFiniteParameters(EngineError):
 
 
 class NotDeterministic(EngineError):
-    """What a shard gives depends on what was computed before it or on the rank; the message names the part and the mend."""
+    """What a shard gives depends on what was computed before it, or on the rank; names the part and the mend."""
 
 
 class PeerLost(EngineError):

@@ -243,7 +243,9 @@ class Stepper:
         if is_sampled:
             self.ledger.part(Phase.DATA)
         self.seed(step, shard)
-        inputs, targets = self.data.take(self.train_set, indices, training=True)
+        self.data.training = True
+        inputs, targets = self.data.take(self.train_set, indices)
+        self.data.training = False
         if is_sampled:
             self.ledger.part(Phase.FORWARD)
         self.buffers.restore()

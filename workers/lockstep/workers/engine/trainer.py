@@ -56,7 +56,8 @@ class Trainer:
         evaluate_every_steps: steps between two validations; None for the end of each epoch.
         threads: CPU threads of one rank.
         audit: when the engine looks whether a shard gives the same bits whatever was computed before it: "start" of
-            training, "always" (that costs five shards more in each step), or "off".
+            training; "always", where each rank computes three shards and two batches of the validation more in every
+            step; or "off".
 
     Raises:
         ValueError: a value is out of its range; the message names the argument.
@@ -85,7 +86,7 @@ class Trainer:
         if not _is_whole(self.seed) or not 0 <= self.seed < 1 << 63:
             raise ValueError(f"seed is {self.seed!r}; allowed: whole numbers from 0 to {(1 << 63) - 1:,}")
         limit = self.gradient_clip_norm
-        if limit is not None and not (isinstance(limit, numbers.Real) and 0 < limit < math.inf):
+        if limit is not None and not 0 < limit < math.inf:
             raise ValueError(
                 f"gradient_clip_norm is {limit!r}; allowed: finite numbers greater than 0, or None for none"
             )
