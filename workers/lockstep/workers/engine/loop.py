@@ -11,7 +11,7 @@ import torch
 from lockstep.workers.engine.audit import ALWAYS, START, Audit
 from lockstep.workers.engine.checkpoint import Checkpoints, Damaged, read_uri
 from lockstep.workers.engine.determinism import hardware_class
-from lockstep.workers.engine.digest import fingerprint, weights_digest
+from lockstep.workers.engine.digest import weights_digest
 from lockstep.workers.engine.errors import (
     DataError,
     HardwareDiffers,
@@ -20,6 +20,7 @@ from lockstep.workers.engine.errors import (
     RanksDisagree,
     Stopped,
 )
+from lockstep.workers.engine.fingerprint import Fingerprint
 from lockstep.workers.engine.group import Group
 from lockstep.workers.engine.ledger import Phase
 from lockstep.workers.engine.listener import Activity, Listener, Result
@@ -107,6 +108,7 @@ class Loop:
         self.audit, self.is_audited = audit, False
         self.position = Position()
         self.window = Window()
+        self.fingerprint = Fingerprint(stepper)
         self.gradient_norm = math.nan
         self.final_metrics: dict[str, float] = {}
         self.writer: Writer | None = None
@@ -367,7 +369,7 @@ class Loop:
         self.listener.entered(Activity.REPORT, step)
         self.ledger.enter(Phase.EXCHANGE)
         self.stepper.check_unseen()
-        self.group.agree(f"the model after step {step}", fingerprint(self.stepper.model.parameters))
+        self.group.agree(f"the model after step {step}", self.fingerprint.now())
         arrived = self.group.gather(torch.tensor([self.listener.acknowledged_step()]))
         if self.group.rank != 0:
             self.listener.acknowledge(int(arrived[0]))
