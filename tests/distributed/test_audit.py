@@ -39,7 +39,14 @@ def train(group: Group, name: str, audit: str) -> tuple[str, list[Point]]:
 @pytest.mark.parametrize("audit", ["start", "always"])
 @pytest.mark.parametrize(
     "name",
-    ["augmentation", "dropout in evaluation", "autoencoder that draws", "GRU, tied", "spectral norm, old", "lazy layers"],
+    [
+        "augmentation",
+        "dropout in evaluation",
+        "autoencoder that draws",
+        "GRU, tied",
+        "spectral norm, old",
+        "lazy layers",
+    ],
 )
 def test_what_is_drawn_is_the_same_on_any_number_of_ranks(ranks: Any, name: str, audit: str) -> None:
     seen = [outcome for world_size in (1, 2, 3, 4) for outcome in ranks.run(world_size, train, name, audit)]
