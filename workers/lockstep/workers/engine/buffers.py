@@ -172,10 +172,6 @@ class Buffers:
         for part in self._parts:
             torch._foreach_copy_(part.rows[shard], part.tensors)
 
-    def parts(self) -> tuple[Tensor, list[Tensor]]:
-        """The bytes of all that is live, and the tensors that are not."""
-        return self._values, [kept.tensor for kept in self._still]
-
     def have_changed(self) -> bool:
         """Whether this rank's shards have changed what is not live; then the step must be repeated."""
         if self._is_first:

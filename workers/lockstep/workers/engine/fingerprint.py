@@ -15,14 +15,14 @@ class Fingerprint:
     """
 
     def __init__(self, stepper: Stepper) -> None:
-        self._model, self._buffers = stepper.model, stepper.buffers
-        self._frozen = [parameter for parameter in stepper.module.parameters() if not parameter.requires_grad]
+        self._model = stepper.model
+        frozen = [parameter for parameter in stepper.module.parameters() if not parameter.requires_grad]
+        self._others = [*frozen, *stepper.module.buffers()]
         self._known: dict[int, tuple[int, int]] = {}
 
     def now(self) -> bytes:
         """16 bytes."""
-        live, still = self._buffers.parts()
-        rest = joined([content(live), *map(self._unless_known, (*self._frozen, *still))])
+        rest = joined(map(self._unless_known, self._others))
         return wrapped_sum(self._model.parameters) + rest.to_bytes(8, "little")
 
     def _unless_known(self, tensor: Tensor) -> int:
