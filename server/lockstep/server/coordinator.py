@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -33,9 +33,11 @@ from lockstep.server.spec import ENGINE_VERSION, curve_digest, submit_digest
 from lockstep.server.store import NewJob, Store
 from lockstep.server.telemetry import KEPT_S, Telemetry
 from lockstep.server.validation import fill_in_defaults, resolve
+from lockstep.server.waiting import Room, why_it_waits
 from lockstep.server.watch import Bells
 from lockstep.v1.job_spec_pb2 import JobSpec
 
+WAITS = "waits for resources"
 _TIDY_EVERY_S = 60.0
 
 log = structlog.get_logger(__name__)
@@ -148,7 +150,7 @@ class Coordinator:
             number=0,
             spec=spec,
             state=State.QUEUED,
-            state_reason="waits for resources",
+            state_reason=WAITS,
             create_time=datetime.now(UTC),
             engine_version=ENGINE_VERSION,
             curve_digest=curve_digest(spec, first_weights.digest),
@@ -187,6 +189,22 @@ class Coordinator:
         """Complete a job that was read from the store with what only memory knows."""
         entry = self._live.entries.get(job.job_id)
         return job if entry is None else replace(job, running_workers=entry.job.running_workers)
+
+    def explain(self, jobs: Sequence[Job]) -> list[Job]:
+        """Say of those that wait what for, as things stand now; the look at the cluster is taken once for all."""
+        if not any(job.state is State.QUEUED for job in jobs):
+            return list(jobs)
+        room = Room(self.dispatcher.nodes_seen, held_by(self._live.holding.values()))
+        return [self._explain(job, room) if job.state is State.QUEUED else job for job in jobs]
+
+    def _explain(self, job: Job, room: Room) -> Job:
+        entry, place = self._live.entries.get(job.job_id), self._live.place_of(job)
+        if entry is None or place is None:
+            return job
+        if entry.backoff is not None:  # it waits for its time, as it says itself
+            return job
+        why = self.dispatcher.why_not_ready() or why_it_waits(entry.request(), place, room)
+        return replace(job, state_reason=why if job.state_reason == WAITS else f"{job.state_reason}; {why}")
 
     async def cancel(self, job_id: str) -> Job:
         """Ask a job to stop.

@@ -39,6 +39,9 @@ class JobService(JobServiceServicer):
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
 
+    def _shown(self, job: Job) -> job_pb2.Job:
+        return job_to_proto(self._coordinator.explain([job])[0])
+
     async def SubmitJob(self, request: SubmitJobRequest, context: Context) -> job_pb2.Job:
         job = await self._coordinator.submit(
             request.spec,
@@ -49,22 +52,22 @@ class JobService(JobServiceServicer):
         return job_to_proto(job)
 
     async def GetJob(self, request: GetJobRequest, context: Context) -> job_pb2.Job:
-        return job_to_proto(await self._coordinator.get(required_job_id(request.job_id)))
+        return self._shown(await self._coordinator.get(required_job_id(request.job_id)))
 
     async def CancelJob(self, request: CancelJobRequest, context: Context) -> job_pb2.Job:
-        return job_to_proto(await self._coordinator.cancel(required_job_id(request.job_id)))
+        return self._shown(await self._coordinator.cancel(required_job_id(request.job_id)))
 
     async def PauseJob(self, request: PauseJobRequest, context: Context) -> job_pb2.Job:
-        return job_to_proto(await self._coordinator.pause(required_job_id(request.job_id)))
+        return self._shown(await self._coordinator.pause(required_job_id(request.job_id)))
 
     async def ResumeJob(self, request: ResumeJobRequest, context: Context) -> job_pb2.Job:
-        return job_to_proto(await self._coordinator.resume(required_job_id(request.job_id)))
+        return self._shown(await self._coordinator.resume(required_job_id(request.job_id)))
 
     async def UpdateJob(self, request: UpdateJobRequest, context: Context) -> job_pb2.Job:
         job_id = required_job_id(request.job_id)
         if not request.HasField("workers"):  # What is not set stays as it is, and there is nothing else.
-            return job_to_proto(await self._coordinator.get(job_id))
-        return job_to_proto(await self._coordinator.scale(job_id, request.workers))
+            return self._shown(await self._coordinator.get(job_id))
+        return self._shown(await self._coordinator.scale(job_id, request.workers))
 
     async def ListJobs(self, request: ListJobsRequest, context: Context) -> ListJobsResponse:
         limit = page_size(request.page_size, default=100, most=1000)
@@ -74,7 +77,7 @@ class JobService(JobServiceServicer):
         jobs = await self._coordinator.store.list_jobs(
             before=None if position is None else position[0], limit=limit + 1, states=states, labels=labels
         )
-        shown = [self._coordinator.with_workers(job) for job in jobs[:limit]]
+        shown = self._coordinator.explain([self._coordinator.with_workers(job) for job in jobs[:limit]])
         response = ListJobsResponse(jobs=map(job_to_proto, shown))
         if len(jobs) > limit:
             response.next_page_token = make_token([jobs[limit - 1].number], scope)
@@ -94,7 +97,7 @@ class JobService(JobServiceServicer):
                     job_id, after=sequence, up_to=job.event_count, limit=_EVENTS_PER_MESSAGE
                 ) if job.event_count > sequence else []  # fmt: skip
                 if events or job != shown:
-                    yield WatchJobResponse(job=job_to_proto(job), events=map(event_to_proto, events))
+                    yield WatchJobResponse(job=self._shown(job), events=map(event_to_proto, events))
                     shown, shown_at = job, loop.time()
                     sequence = events[-1].sequence if events else sequence
                 if sequence < job.event_count:

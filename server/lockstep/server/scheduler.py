@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from lockstep.server.words import count
 from lockstep.v1.job_spec_pb2 import ResourcesSpec
 
 UNITS = 10_000
@@ -218,16 +219,12 @@ def why_it_never_fits(resources: ResourcesSpec, nodes: Sequence[Node], *, is_ela
         return None
     cpus = sum(node.total.cpu for node in nodes) / UNITS
     gpus = sum(node.total.gpu for node in nodes) / UNITS
-    each_words = _count(resources.cpus_per_worker, "CPU")
+    each_words = count(resources.cpus_per_worker, "CPU")
     if resources.gpus_per_worker:
-        each_words += f" and {_count(resources.gpus_per_worker, 'GPU')}"
-    asked = f"{'at least ' if is_elastic else ''}{_count(workers, 'worker')} x {each_words}"
-    there = f"{_count(cpus, 'CPU')} and {_count(gpus, 'GPU')} on {_count(len(nodes), 'node')}"
+        each_words += f" and {count(resources.gpus_per_worker, 'GPU')}"
+    asked = f"{'at least ' if is_elastic else ''}{count(workers, 'worker')} x {each_words}"
+    there = f"{count(cpus, 'CPU')} and {count(gpus, 'GPU')} on {count(len(nodes), 'node')}"
     mend = f"lower resources.{field} or what each worker takes"
     if not is_elastic:
         mend += ", set resources.min_workers to start with fewer"
     return f"the job asks for {asked}; the cluster has {there}; {mend}, or use a larger cluster"
-
-
-def _count(number: float, noun: str) -> str:
-    return f"{number:g} {noun}{'' if number == 1 else 's'}"
