@@ -131,12 +131,44 @@ def test_a_request_id_with_odd_characters_is_refused(tmp_path: Path, request_id:
     run(scenario())
 
 
+TOO_SMALL = "the job asks for at least 3 workers x 1 CPU; the cluster has 2 CPUs and 0 GPUs on 1 node"
+
+
 def test_a_job_for_a_larger_cluster_is_refused_with_the_numbers(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(tmp_path, num_cpus=2) as server:
-            error = await status_of(submit(server, resources={"workers": 4}))
+            error = await status_of(submit(server, resources={"workers": 4, "min_workers": 3}))
             assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
-            assert "the job asks for 4 workers x 1 CPU; the cluster has 2 CPUs and 0 GPUs on 1 node" in error.details()
+            assert TOO_SMALL in error.details()
+            assert not (await server.jobs.ListJobs(ListJobsRequest())).jobs
+
+    run(scenario())
+
+
+def test_a_job_that_asks_for_more_than_there_is_starts_with_what_there_is(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path, num_cpus=2) as server:
+            launcher = server.launcher()
+            await launcher.be_ready(cpus=2)
+            job = await submit(server, resources={"workers": 8})
+            assert job.spec.resources.min_workers == 1
+            assert len((await launcher.next_start()).node_ids) == 2
+
+    run(scenario())
+
+
+def test_a_check_for_a_larger_cluster_resolves_and_says_that_it_would_be_refused(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path, num_cpus=2) as server:
+            for resources, words in (
+                ({"workers": 4, "min_workers": 3}, f"this cluster is too small for it: {TOO_SMALL}"),
+                ({"workers": 4}, "checked only, nothing is stored"),
+            ):
+                request = SubmitJobRequest(spec=digits_spec(resources=resources), validate_only=True)
+                checked = await server.jobs.SubmitJob(request)
+                assert checked.spec.resources.shards == 4
+                assert words in checked.state_reason
+            assert not (await server.jobs.ListJobs(ListJobsRequest())).jobs
 
     run(scenario())
 
@@ -214,6 +246,29 @@ def test_pages_show_every_job_once_newest_first(tmp_path: Path) -> None:
     run(scenario())
 
 
+def test_jobs_are_found_by_name_and_by_the_beginning_of_their_id_and_are_counted_with_the_first_page(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            made = [await submit(server, name=f"run-{i % 2}") for i in range(7)]
+            page = await server.jobs.ListJobs(ListJobsRequest(name="run-1"))
+            assert [job.job_id for job in page.jobs] == [job.job_id for job in made[1::2]][::-1]
+            assert page.total_size == 3
+            page = await server.jobs.ListJobs(ListJobsRequest(job_id_prefix=made[4].job_id[:-1], name="run-0"))
+            assert made[4].job_id in [job.job_id for job in page.jobs]
+            assert all(job.job_id.startswith(made[4].job_id[:-1]) for job in page.jobs)
+            # A character that stands for any other in SQL stands for itself here.
+            assert not (await server.jobs.ListJobs(ListJobsRequest(job_id_prefix="job_"))).jobs
+            first = await server.jobs.ListJobs(ListJobsRequest(job_id_prefix="job-", page_size=5))
+            assert (len(first.jobs), first.total_size) == (5, 7)
+            request = ListJobsRequest(job_id_prefix="job-", page_size=5, page_token=first.next_page_token)
+            rest = await server.jobs.ListJobs(request)
+            assert (len(rest.jobs), rest.total_size) == (2, 0)
+
+    run(scenario())
+
+
 def test_bad_pages_are_refused_by_the_fields_name(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(tmp_path) as server:
@@ -227,9 +282,12 @@ def test_bad_pages_are_refused_by_the_fields_name(tmp_path: Path) -> None:
                     ListJobsRequest(page_token="\u00e4"),
                     ListJobsRequest(page_token="W10"),
                     ListJobsRequest(page_token=token, labels={"other": "filter"}),
+                    ListJobsRequest(page_token=token, name="other"),
                 ],
                 "states": [ListJobsRequest(states=[0]), ListJobsRequest(states=[99])],
                 "labels": [ListJobsRequest(labels={f"key-{number}": "x" for number in range(65)})],
+                "job_id_prefix": [ListJobsRequest(job_id_prefix="j" * 65)],
+                "name": [ListJobsRequest(name="n" * 64)],
             }
             assert not (await server.jobs.ListJobs(ListJobsRequest(states=[JOB_STATE_FAILED] * 1_000_000))).jobs
             for field, requests in bad.items():

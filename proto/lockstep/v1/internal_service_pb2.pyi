@@ -159,7 +159,7 @@ class Drain(_message.Message):
     def __init__(self) -> None: ...
 
 class StartGang(_message.Message):
-    __slots__ = ("job_id", "attempt", "spec", "node_ids", "coordinator_address", "attempt_token", "epoch", "checkpoint_uri", "init_from_uri", "owner")
+    __slots__ = ("job_id", "attempt", "spec", "node_ids", "coordinator_address", "attempt_token", "epoch", "checkpoint_uri", "init_from_uri", "owner", "curve_digest")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
@@ -170,6 +170,7 @@ class StartGang(_message.Message):
     CHECKPOINT_URI_FIELD_NUMBER: _ClassVar[int]
     INIT_FROM_URI_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
+    CURVE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     attempt: int
     spec: _job_spec_pb2.JobSpec
@@ -180,7 +181,8 @@ class StartGang(_message.Message):
     checkpoint_uri: str
     init_from_uri: str
     owner: str
-    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., spec: _Optional[_Union[_job_spec_pb2.JobSpec, _Mapping]] = ..., node_ids: _Optional[_Iterable[str]] = ..., coordinator_address: _Optional[str] = ..., attempt_token: _Optional[str] = ..., epoch: _Optional[int] = ..., checkpoint_uri: _Optional[str] = ..., init_from_uri: _Optional[str] = ..., owner: _Optional[str] = ...) -> None: ...
+    curve_digest: str
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., spec: _Optional[_Union[_job_spec_pb2.JobSpec, _Mapping]] = ..., node_ids: _Optional[_Iterable[str]] = ..., coordinator_address: _Optional[str] = ..., attempt_token: _Optional[str] = ..., epoch: _Optional[int] = ..., checkpoint_uri: _Optional[str] = ..., init_from_uri: _Optional[str] = ..., owner: _Optional[str] = ..., curve_digest: _Optional[str] = ...) -> None: ...
 
 class ResizeGang(_message.Message):
     __slots__ = ("job_id", "attempt", "revision", "node_ids", "epoch")

@@ -69,6 +69,8 @@ class Dispatcher:
         launcher_words: how often a launcher has said something.
         processes: the worker processes that there are; none while no launcher is in service.
         nodes_seen: the nodes that a launcher told of last, also while none is in service.
+        trouble: what stands in the way of the cluster while no launcher is in service, in words; empty when nothing is
+            known to.
         node_names: what people call each node that was ever there, by node_id.
     """
 
@@ -77,6 +79,7 @@ class Dispatcher:
         self.launcher_words = 0
         self.processes: tuple[WorkerProcess, ...] = ()
         self.nodes_seen: tuple[Node, ...] = ()
+        self.trouble = ""
         self.node_names: dict[str, str] = {}
         self._live = live
         self._orders = orders
@@ -186,6 +189,8 @@ class Dispatcher:
         """Say why no job can start now, for people; empty when jobs can."""
         if self.cluster_is_ready.is_set():
             return ""
+        if self.trouble:
+            return self.trouble
         if self._had_launcher:
             return "the launcher is gone and is being replaced; jobs that run go on, others wait until it is in service"
         return "no launcher is in service yet; jobs wait until the cluster is up"
@@ -279,12 +284,12 @@ class Dispatcher:
         self._checks_whole_queue = True
         self._live.has_changed.set()
 
-    def why_it_never_fits(self, resources: ResourcesSpec, *, is_elastic: bool) -> str | None:
+    def why_it_never_fits(self, resources: ResourcesSpec) -> str | None:
         """Say why the cluster can never run a job, as far as it is known; None when it can."""
         nodes = self._nodes or self._known_nodes
         if nodes is None:
             return None
-        return scheduler.why_it_never_fits(resources, nodes, is_elastic=is_elastic)
+        return scheduler.why_it_never_fits(resources, nodes)
 
     async def _keep_scheduling(self) -> None:
         while True:
@@ -311,6 +316,7 @@ class Dispatcher:
         running = [entry.running(entry.gang) for entry in self._live.resizable() if entry.gang is not None]
         held = held_by(self._live.holding.values())
         plan = scheduler.plan(self._live.waiting(), running, nodes, held, warm_on(self.processes))
+        self._live.waits_for_room = plan.waits_for_room
         for resize in plan.resizes:  # At once: the gangs are as the plan has seen them.
             self._resize(resize)
         for placement in plan.placements:
@@ -341,7 +347,7 @@ class Dispatcher:
 
     async def _fail_what_never_fits(self, nodes: tuple[Node, ...]) -> None:
         for entry in list(self._live.entries.values()):
-            why = scheduler.why_it_never_fits(entry.job.spec.resources, nodes, is_elastic=True)
+            why = scheduler.why_it_never_fits(entry.job.spec.resources, nodes)
             if why is None or entry.job.state is not State.QUEUED:
                 continue
             async with entry.lock:

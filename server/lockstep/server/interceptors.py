@@ -9,7 +9,7 @@ import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import grpc
 import structlog
@@ -17,6 +17,8 @@ from google.protobuf.message import DecodeError
 
 from lockstep.server.errors import INTERNAL_WORDS, LockstepError, MalformedMessage, MessageTooLarge, to_status
 from lockstep.server.telemetry import Telemetry
+
+T = TypeVar("T")
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 # Above this gRPC refuses by itself, with words of its own.
@@ -75,7 +77,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             (True, True): grpc.stream_stream_rpc_method_handler,
         }
         make = makers[(handler.request_streaming, handler.response_streaming)]
-        return make(respond, request_deserializer=None, response_serializer=handler.response_serializer)
+        return make(respond, request_deserializer=None, response_serializer=_serializer(handler.response_serializer))
 
     def _unary(self, service: str, method: str, behaviour: Any, parse: Any, streams_in: bool) -> Any:
         async def respond(request: Any, context: Any) -> Any:
@@ -138,6 +140,15 @@ def _parser(deserialize: Any) -> Callable[[bytes], Any]:
             raise MalformedMessage(name) from error
 
     return parse
+
+
+def as_written(kind: type[T], message: bytes) -> T:
+    """Let the bytes of a message stand for the message in a response: one that goes to many is written once."""
+    return cast("T", message)
+
+
+def _serializer(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    return lambda response: response if isinstance(response, bytes) else serialize(response)
 
 
 async def _parse_all(requests: AsyncIterator[bytes], parse: Callable[[bytes], Any]) -> AsyncIterator[Any]:

@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator
 
 from lockstep.server.coordinator import Coordinator
 from lockstep.server.errors import InvalidRequest
-from lockstep.server.interceptors import Context
-from lockstep.server.job import PRINCIPAL, Job, State
+from lockstep.server.interceptors import Context, as_written
+from lockstep.server.job import PRINCIPAL, Job
+from lockstep.server.job_feed import JobFeed
 from lockstep.server.paging import make_token, not_negative, page_size, read_token
 from lockstep.server.rules import show
-from lockstep.server.translate import event_to_proto, job_to_proto, state_from_proto
+from lockstep.server.store import JobFilter
+from lockstep.server.translate import job_to_proto, state_from_proto
 from lockstep.server.validation import MAX_LABELS
 from lockstep.v1 import job_pb2
 from lockstep.v1.job_service_pb2 import (
@@ -29,7 +31,7 @@ from lockstep.v1.job_service_pb2 import (
 from lockstep.v1.job_service_pb2_grpc import JobServiceServicer
 
 _MAX_REQUEST_ID = 128
-_EVENTS_PER_MESSAGE = 500
+_MAX_JOB_ID, _MAX_NAME = 64, 63
 _PROGRESS_INTERVAL_S = 0.2
 
 
@@ -38,9 +40,10 @@ class JobService(JobServiceServicer):
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
+        self._feed = JobFeed(coordinator)
 
     def _shown(self, job: Job) -> job_pb2.Job:
-        return job_to_proto(self._coordinator.explain([job])[0])
+        return job_to_proto(self._coordinator.as_it_is_now(job))
 
     async def SubmitJob(self, request: SubmitJobRequest, context: Context) -> job_pb2.Job:
         job = await self._coordinator.submit(
@@ -71,35 +74,35 @@ class JobService(JobServiceServicer):
 
     async def ListJobs(self, request: ListJobsRequest, context: Context) -> ListJobsResponse:
         limit = page_size(request.page_size, default=100, most=1000)
-        states, labels = _states(request), _labels(request)
-        scope = ["jobs", sorted(state.value for state in states), labels]
+        which, store = _filter(request), self._coordinator.store
+        states = sorted(state.value for state in which.states)
+        scope = ["jobs", states, dict(which.labels), which.job_id_prefix, which.name]
         position = read_token(request.page_token, "page_token", scope, (int,))
-        jobs = await self._coordinator.store.list_jobs(
-            before=None if position is None else position[0], limit=limit + 1, states=states, labels=labels
-        )
-        shown = self._coordinator.explain([self._coordinator.with_workers(job) for job in jobs[:limit]])
+        before = None if position is None else position[0]
+        jobs = await store.list_jobs(before=before, limit=limit + 1, which=which)
+        shown = self._coordinator.as_they_are_now(jobs[:limit])
         response = ListJobsResponse(jobs=map(job_to_proto, shown))
         if len(jobs) > limit:
             response.next_page_token = make_token([jobs[limit - 1].number], scope)
+        if before is None:
+            response.total_size = await store.count_jobs(which) if len(jobs) > limit else len(jobs)
         return response
 
     async def WatchJob(self, request: WatchJobRequest, context: Context) -> AsyncIterator[WatchJobResponse]:
         job_id = required_job_id(request.job_id)
         sequence = not_negative(request.after_sequence, "after_sequence")
-        job = await self._coordinator.get(job_id)
+        await self._coordinator.get(job_id)
         loop = asyncio.get_running_loop()
         shown: Job | None = None
         with self._coordinator.bells.listen(job_id) as bell:
             while True:
                 bell.clear()
-                job = await self._coordinator.get(job_id)
-                events = await self._coordinator.store.list_events(
-                    job_id, after=sequence, up_to=job.event_count, limit=_EVENTS_PER_MESSAGE
-                ) if job.event_count > sequence else []  # fmt: skip
-                if events or job != shown:
-                    yield WatchJobResponse(job=self._shown(job), events=map(event_to_proto, events))
+                look = await self._feed.after(job_id, sequence)
+                job = look.job
+                if look.brings_events or job != shown:
+                    yield as_written(WatchJobResponse, look.message)
                     shown, shown_at = job, loop.time()
-                    sequence = events[-1].sequence if events else sequence
+                    sequence = look.sequence
                 if sequence < job.event_count:
                     continue
                 if job.state.has_ended:
@@ -141,17 +144,16 @@ def required_job_id(job_id: str) -> str:
     return job_id
 
 
-def _states(request: ListJobsRequest) -> list[State]:
+def _filter(request: ListJobsRequest) -> JobFilter:
     states = []
     for number in dict.fromkeys(request.states):
         state = state_from_proto(number)
         if state is None:
             raise InvalidRequest.of("states", f"holds {number}; allowed: states other than JOB_STATE_UNSPECIFIED")
         states.append(state)
-    return states
-
-
-def _labels(request: ListJobsRequest) -> dict[str, str]:
     if len(request.labels) > MAX_LABELS:
         raise InvalidRequest.of("labels", f"has {len(request.labels):,} items; allowed: at most {MAX_LABELS}")
-    return dict(request.labels)
+    for field, most in (("job_id_prefix", _MAX_JOB_ID), ("name", _MAX_NAME)):
+        if len(getattr(request, field)) > most:
+            raise InvalidRequest.of(field, f"has {len(getattr(request, field)):,} characters; allowed: at most {most}")
+    return JobFilter(tuple(states), dict(request.labels), request.job_id_prefix, request.name)

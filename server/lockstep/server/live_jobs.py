@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 import structlog
 
+from lockstep.server.errors import FilesHang, ShuttingDown
+from lockstep.server.file_pool import FilePool
 from lockstep.server.gangs import Entry, Gang
 from lockstep.server.init_from import forget_first_weights
 from lockstep.server.job import Command, Event, Job, Launch, Note, RetryAfter, State, Stop
@@ -39,14 +41,18 @@ class LiveJobs:
         holding: the gangs that hold resources, by job_id and attempt; also those that belong to no job of `entries`.
         has_changed: set when the scheduler should look again.
         gang_has_left: set when a gang is gone.
+        waits_for_room: the queued job that did not fit at the newest look, if there was one: whoever comes behind it
+            changes nothing.
     """
 
-    def __init__(self, store: Store, bells: Bells, telemetry: Telemetry, orders: Orders) -> None:
+    def __init__(self, store: Store, files: FilePool, bells: Bells, telemetry: Telemetry, orders: Orders) -> None:
         self.entries: dict[str, Entry] = {}
         self.holding: dict[tuple[str, int], Gang] = {}
         self.has_changed = asyncio.Event()
         self.gang_has_left = asyncio.Event()
+        self.waits_for_room: str | None = None
         self._store = store
+        self._files = files
         self._bells = bells
         self._telemetry = telemetry
         self._orders = orders
@@ -128,7 +134,9 @@ class LiveJobs:
     def _enqueue(self, job: Job) -> None:
         bisect.insort(self._queue, (job.number, job.job_id))
         self._telemetry.queue_depth = len(self._queue)
-        self.has_changed.set()
+        ahead = self.entries.get(self.waits_for_room or "")
+        if ahead is None or ahead.job.state is not State.QUEUED or ahead.job.number > job.number:
+            self.has_changed.set()
 
     def set_gang(self, entry: Entry, gang: Gang | None) -> None:
         """Give a job its gang, or take it away."""
@@ -157,11 +165,17 @@ class LiveJobs:
         """Forget a job that has ended and whose gang is gone."""
         if entry.job.state.has_ended and entry.gang is None and self.entries.pop(entry.job.job_id, None) is not None:
             self._bells.ring(entry.job.job_id)
-            task = asyncio.ensure_future(
-                asyncio.to_thread(forget_first_weights, entry.job.job_id, entry.job.init_from_uri)
-            )
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            if entry.job.init_from_uri:
+                task = asyncio.ensure_future(self._forget_first_weights(entry.job))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _forget_first_weights(self, job: Job) -> None:
+        what = f"removing the weights that {job.job_id} started from"
+        try:
+            await self._files.run(forget_first_weights, job.job_id, job.init_from_uri, what=what)
+        except (FilesHang, ShuttingDown) as error:  # the next server does it
+            log.warning("first weights are left behind", job_id=job.job_id, why=error.message)
 
     def _run(self, entry: Entry, command: Command) -> None:
         job, gang = entry.job, entry.gang

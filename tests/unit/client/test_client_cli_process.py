@@ -184,6 +184,6 @@ def test_a_command_whose_part_is_not_installed_says_what_to_install(lockstep, mo
     code, out, err = lockstep("serve")
     assert (code, out) == (1, "")
     assert err == (
-        "`lockstep serve` needs the server part: pip install 'lockstep-train[server,workers]'\n"
-        "(there is no module a_part_that_is_not_there)\n"
+        "lockstep: `lockstep serve` needs the Python module a_part_that_is_not_there, which is not installed: "
+        "pip install 'lockstep-train[all]', or pip install '.[all]' in a checkout\n"
     )

@@ -109,7 +109,8 @@ def test_streams_have_no_deadline_of_their_own(server: ScriptedServer, job: Job)
     server.on("StreamMetrics", CURVE)
     list(job.watch())
     list(job.metrics(follow=True))
-    assert all(left is None or left > 1e6 for left in server.seconds_left[1:])
+    streams = [left for left in server.seconds_left if left is None or left > 1e6]
+    assert len(streams) == 2
 
 
 def test_following_metrics_ends_with_the_job(server: ScriptedServer, job: Job):
@@ -195,7 +196,7 @@ def test_progress_off_a_terminal_is_told_in_lines(server: ScriptedServer, job: J
     assert captured.err.splitlines() == [
         "running: first step",
         "epoch 1.5/3  step 30/60  loss 0.25  accuracy 0.900  12,346 samples/s",
-        "succeeded: done",
+        "succeeded",
     ]
 
 
@@ -255,7 +256,7 @@ def test_progress_tells_of_lost_workers_heals_and_pauses(server: ScriptedServer,
         "running: healed",
         "epoch 1.5/3  2 of 3 workers  1 heal  step 30/60",
         "paused: by its owner",
-        "succeeded: done",
+        "succeeded",
     ]
 
 

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
 import pytest
+from fsspec.registry import known_implementations
 from google.protobuf import json_format
 
+from lockstep.server import checkpoint_rules
 from lockstep.server.validation import CHOICE_RULES, CROSS_RULES, FIELD_RULES, fill_in_defaults, resolve
 from lockstep.v1.job_spec_pb2 import JobSpec
 from tests.unit.server.specs import DIGITS, LENET, SITE, SYNTHETIC, spec_of, violations_of
@@ -26,6 +29,17 @@ NO_FOLDERS = (
     "file://relative/x",
     "file:///",
     "s3://bucket/\u2028",
+    "memory://x",
+    "http://host/x",
+    "https://host/x",
+    "ftp://host/x",
+    "zip://x",
+    "reference://x",
+    "github://a:b@/x",
+    "dir://x",
+    "git://x",
+    "simplecache::s3://bucket/x",
+    "s3://bucket/x::/y",
 )
 NOT_POSITIVE = (0, -1, -HUGE)
 NO_NUMBERS = (math.nan, math.inf, -math.inf)
@@ -64,6 +78,7 @@ BAD_VALUES: dict[tuple[str, str], tuple[Any, ...]] = {
     ("digits", "training.gradient_clip_norm"): (0.0, -1.0, *NO_NUMBERS),
     ("digits", "training.log_every_steps"): (*NOT_POSITIVE, 1_000_000_001, HUGE),
     ("digits", "training.evaluate_every_steps"): (*NOT_POSITIVE, 1_000_000_001, HUGE),
+    ("digits", "training.audit"): ("START", "off", "never", "\0"),
     ("digits", "resources.workers"): (*NOT_POSITIVE, 1025, HUGE),
     ("digits", "resources.shards"): (*NOT_POSITIVE, 1025, HUGE),
     ("digits", "resources.cpus_per_worker"): (0.0, -1.0, 1024.1, 1e-9, 1e300, *NO_NUMBERS),
@@ -226,7 +241,8 @@ def test_fields_that_do_not_fit_together_are_named(name: str) -> None:
 
 def test_every_rule_over_several_fields_is_broken_by_some_test() -> None:
     on_files = {12, 13}  # The tests on folders, in test_dataset_rules.py.
-    assert {number for number, _, _ in BAD_COMBINATIONS.values()} | on_files == set(range(len(CROSS_RULES)))
+    on_stores = {19, 20, 21, 22}  # Below: they ask which packages there are, and what the operator allows.
+    assert {number for number, _, _ in BAD_COMBINATIONS.values()} | on_files | on_stores == set(range(len(CROSS_RULES)))
 
 
 @pytest.mark.parametrize(
@@ -284,7 +300,7 @@ def test_defaults_are_filled_in_as_the_contract_says() -> None:
         "model": {"mlp": {"hidden_units": [256], "activation": "relu"}},
         "data": {"builtin": {"name": "digits", "validation_fraction": 0.2, "seed": 0}},
         "optimizer": {"sgd": {"learning_rate": 0.1, "momentum": 0.0, "weight_decay": 0.0}},
-        "training": {"max_epochs": 10, "batch_size": 32, "seed": 0, "log_every_steps": 50},
+        "training": {"max_epochs": 10, "batch_size": 32, "seed": 0, "log_every_steps": 50, "audit": "start"},
         "resources": {"workers": 1, "shards": 4, "cpus_per_worker": 1.0, "gpus_per_worker": 0, "min_workers": 1},
         "recovery": {
             "max_restarts": 3,
@@ -316,11 +332,69 @@ def test_a_spec_of_an_earlier_version_gets_the_fields_that_are_new_and_keeps_the
 
 
 @pytest.mark.parametrize(
-    "folder", ["/", "/a", "/a b/\u00e4", "s3://bucket/x", "gs://b", "file:///a", "memory://x", "local:///a/b"]
+    "folder", ["/", "/a", "/a b/\u00e4", "/run::1/a://b", "s3://bucket/x", "gs://b", "file:///a", "local:///a/b"]
 )
-def test_folders_that_can_be_reached_from_everywhere_are_taken_as_they_are(folder: str) -> None:
+def test_folders_that_can_be_reached_from_everywhere_are_taken_as_they_are(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_rules, "is_installed", lambda package: True)
     spec = resolve(spec_of(DIGITS, recovery__checkpoint_uri=folder, init_from__uri=folder), SITE)
     assert (spec.recovery.checkpoint_uri, spec.init_from.uri) == (folder, folder)
+
+
+def test_a_store_whose_package_is_missing_is_refused_with_the_name_of_the_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(checkpoint_rules, "is_installed", lambda package: asked.append(package))
+    violations = violations_of(spec_of(DIGITS, recovery__checkpoint_uri="s3://b/x", init_from__uri="gs://b"))
+    assert [(violation.field, violation.message.partition(";")[0]) for violation in violations] == [
+        (
+            "recovery.checkpoint_uri",
+            'recovery.checkpoint_uri is "s3://b/x", which needs the package s3fs, and the server does not have it',
+        ),
+        ("init_from.uri", 'init_from.uri is "gs://b", which needs the package gcsfs, and the server does not have it'),
+    ]
+    assert asked == ["s3fs", "gcsfs"]
+
+
+def test_each_package_reaches_what_it_is_named_for() -> None:
+    for scheme, package in checkpoint_rules.STORES.items():
+        known = known_implementations.get(scheme, {})
+        assert known or scheme == "abfss", "which adlfs brings along itself"
+        assert package in known.get("err", package), known
+
+
+@pytest.mark.parametrize(
+    ("folder", "is_allowed"),
+    [
+        ("/data/ckpt", True),
+        ("/data/ckpt/team/x", True),
+        ("file:///data/ckpt/x", True),
+        ("/data//ckpt/./x", True),
+        ("/data/ckpt2", False),
+        ("/data", False),
+        ("/data/ckpt/../secret", False),
+        ("/etc", False),
+        ("s3://bucket/a/b", True),
+        ("s3://bucket/ab", False),
+        ("s3://other/a", False),
+        ("/bucket/a", False),
+    ],
+)
+def test_an_operator_can_say_where_checkpoints_may_lie(
+    folder: str, is_allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_rules, "is_installed", lambda package: True)
+    site = dataclasses.replace(SITE, checkpoint_roots=("/data/ckpt/", "s3://bucket/a"))
+    resolve(spec_of(DIGITS), site)
+    for name in ("recovery__checkpoint_uri", "init_from__uri"):
+        spec = spec_of(DIGITS, **{name: folder})
+        if is_allowed:
+            resolve(spec, site)
+        else:
+            [violation] = violations_of(spec, site)
+            assert "folders below /data/ckpt/, s3://bucket/a; choose one of them" in violation.message
 
 
 def test_what_was_submitted_is_left_as_it_was() -> None:

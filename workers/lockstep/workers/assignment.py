@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from google.protobuf import json_format
+
 from lockstep.v1.internal_service_pb2 import StartGang
 from lockstep.workers.datasets import DataCache
 from lockstep.workers.diary import Diary
@@ -205,7 +207,10 @@ def checkpoints_of(order: StartGang) -> Checkpoints:
         "engine_version": ENGINE_VERSION,
         "hardware_class": hardware_class(device_of(order.spec)),
     }
-    return Checkpoints(order.checkpoint_uri, order.spec.recovery.keep_checkpoints, facts)
+    if order.curve_digest:
+        facts["curve_digest"] = order.curve_digest
+    spec = json_format.MessageToDict(order.spec, preserving_proto_field_name=True)
+    return Checkpoints(order.checkpoint_uri, order.spec.recovery.keep_checkpoints, facts, spec)
 
 
 def name_of(order: StartGang, number: int) -> str:

@@ -46,7 +46,7 @@ def straggler_line(ledger: Ledger) -> str:
     if ledger.straggler is None:
         return ""
     node = next((rank.node for rank in ledger.ranks if rank.rank == ledger.straggler), "")
-    where = f" on {output.plain(node)}" if node else ""
+    where = f" on {node}" if node else ""
     lag = f"{ledger.straggler_lag_ratio:.0%}"
     return f"rank {ledger.straggler}{where} is the straggler: the others wait for it for {lag} of their steps"
 

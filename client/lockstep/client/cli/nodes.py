@@ -21,9 +21,14 @@ def add_to(app: typer.Typer) -> None:
 
 def nodes(
     context: typer.Context,
-    form: Annotated[output.TableOrJson, typer.Option("--output", "-o")] = output.TableOrJson.table,
+    form: Annotated[
+        output.TableOrJson, typer.Option("--output", "-o", help=output.HELP_OF_FORMS)
+    ] = output.TableOrJson.table,
 ) -> None:
-    """Show the nodes: what they have and do, what runs where, and which workers are warm."""
+    """Show the nodes and what runs where.
+
+    What they have and do, the worker processes on them, and which of these are warm: those wait for the next job.
+    """
     with client_of(context) as client:
         cluster, found = client.get_cluster(), client.list_nodes()
     if form is output.TableOrJson.json:
@@ -46,15 +51,15 @@ def _print(cluster: Cluster, nodes: Sequence[Node]) -> None:
     from rich.text import Text
 
     console = output.console()
-    console.print(output.plain(_describe_cluster(cluster)), soft_wrap=True)
+    console.print(_describe_cluster(cluster), soft_wrap=True)
     for node in sorted(nodes, key=lambda node: (node.name, node.node_id)):
         console.print()
-        console.print(Text(output.plain(node.name or node.node_id), style="bold"), soft_wrap=True)
+        console.print(Text(node.name or node.node_id, style="bold"), soft_wrap=True)
         console.print(f"  {_describe_use(node)}", soft_wrap=True)
         for line in telemetry_lines(node):
-            console.print(f"  {output.plain(line)}", soft_wrap=True)
+            console.print(f"  {line}", soft_wrap=True)
         for worker in node.workers:
-            console.print(f"  {output.plain(_describe_worker(worker))}", soft_wrap=True)
+            console.print(f"  {_describe_worker(worker)}", soft_wrap=True)
 
 
 def _describe_cluster(cluster: Cluster) -> str:

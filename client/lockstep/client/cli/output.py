@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from lockstep.client._printable import printable as printable
+from lockstep.client._printable import write as write
 from lockstep.client.job import Job
-from lockstep.client.types import JobEvent, JobState, Result
+from lockstep.client.types import JobEvent, JobState
 
 if TYPE_CHECKING:  # rich is imported where something is drawn, so that `lockstep --help` answers at once
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from lockstep.client._console import SafeConsole
 
 _STYLE_BY_STATE = {
     JobState.SUCCEEDED: "green",
@@ -27,6 +29,9 @@ _STYLE_BY_STATE = {
 }
 
 
+HELP_OF_FORMS = "table for people, json for programs."
+
+
 class TableOrJson(StrEnum):
     table = "table"
     json = "json"
@@ -37,32 +42,27 @@ class JsonOrYaml(StrEnum):
     yaml = "yaml"
 
 
-def console() -> Console:
-    """Standard output: colours on a terminal unless NO_COLOR is set, 80 columns where there is none."""
-    from rich.console import Console
+def console() -> SafeConsole:
+    """Standard output, for tables and what has colours."""
+    from lockstep.client._console import SafeConsole
 
-    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
-
-
-def write(text: str) -> None:
-    """Write data, whole lines, at once: whoever reads may be waiting for it."""
-    sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
-    sys.stdout.flush()
+    return SafeConsole()
 
 
 def write_json(data: object) -> None:
-    write(json.dumps(data, indent=2, ensure_ascii=False))
+    """Write JSON; a character that a terminal would obey is escaped, which changes nothing for a program."""
+    write(json_of(data, indent=2))
+
+
+def json_of(data: object, indent: int | None = None) -> str:
+    text = json.dumps(data, indent=indent, ensure_ascii=False)
+    return "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text)
 
 
 def write_yaml(data: object) -> None:
     from lockstep.client import _yaml
 
     write(_yaml.dump(data))
-
-
-def plain(text: str) -> str:
-    """Text from elsewhere, with nothing in it that would steer a terminal."""
-    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def state_text(state: JobState) -> Text:
@@ -125,10 +125,5 @@ def clock(moment: datetime | None) -> str:
 def event_line(event: JobEvent) -> str:
     """One event in one line."""
     attempt = f"attempt {event.attempt}" if event.attempt else ""
-    message = plain(" ".join(event.message.split()))
+    message = printable(" ".join(event.message.split()))
     return f"{clock(event.time)}  {event.state:<10}  {attempt:<10}  {message}".rstrip()
-
-
-def final_metrics(result: Result) -> str:
-    """The last values in one line, such as "train_loss 0.1, val_accuracy 0.97"."""
-    return ", ".join(f"{name} {value:.4g}" for name, value in result.final_metrics.items())

@@ -5,11 +5,15 @@ from lockstep.workers.engine.errors import (
     DataError,
     EngineError,
     HardwareDiffers,
+    ModelError,
+    NonFiniteGradient,
     NonFiniteLoss,
     NonFiniteParameters,
+    NotDeterministic,
     PeerLost,
     RanksDisagree,
     Stopped,
+    Unsupported,
 )
 from lockstep.workers.engine.group import Group
 from lockstep.workers.engine.ledger import STEP_BOUNDS_S, Account, Ledger, Phase
@@ -33,9 +37,12 @@ __all__ = [
     "HardwareDiffers",
     "Ledger",
     "Listener",
+    "ModelError",
     "Module",
+    "NonFiniteGradient",
     "NonFiniteLoss",
     "NonFiniteParameters",
+    "NotDeterministic",
     "Origin",
     "PeerLost",
     "Phase",
@@ -47,6 +54,7 @@ __all__ = [
     "Result",
     "Stopped",
     "Trainer",
+    "Unsupported",
     "Wish",
     "initialisation_seed",
 ]

@@ -3,7 +3,7 @@
 import operator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,6 +63,8 @@ class DataModule:
     validation: Examples
     num_classes: int | None = None
     """Number of classes; None for regression."""
+    training: bool = False
+    """Whether what is taken now is trained on; `transform` may look at it, as a layer looks at its own."""
     field: str = "data"
     """Path of the field of a spec that says what this is."""
     _known: tuple[Contents, str] | None = None
@@ -100,13 +102,31 @@ class DataModule:
         self._known = Contents.of(self), digest
 
     def transform(self, inputs: Tensor) -> Tensor:
-        """What a batch of stored inputs, (n, ...), looks like to the model. By default it is left as it is."""
+        """What a batch of stored inputs, (n, ...), looks like to the model. By default it is left as it is.
+
+        Augmentation belongs here, where `self.training` is true. It may draw from the generators of torch, `random` and
+        NumPy, which are seeded for each shard before; not from one of its own, which would go on from shard to shard.
+        """
         return inputs
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What becomes of raw examples before the model sees them, for whoever predicts later; known once loaded.
+
+        Returns:
+            For "inputs" and "targets", as far as something is done to them, an object with "divide_by", a number, or
+            with "mean" and "std", lists: (raw - mean) / std, by column, or for all values where there is but one
+            item. Nothing of what is told here is computed with.
+        """
+        return {}
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one example as the model sees it."""
         return tuple(self.transform(self.train.inputs[:1]).shape[1:])
+
+    def described(self) -> dict[str, Any]:
+        """What a model has to fit: "input_shape", and "num_classes", which is null for regression."""
+        return {"input_shape": list(self.input_shape), "num_classes": self.num_classes}
 
     def take(self, examples: Examples, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the examples at `indices`: int64, (n,), or a slice."""

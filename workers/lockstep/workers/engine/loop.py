@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lockstep.workers.engine.checkpoint import Checkpoints, Damaged, read_uri
+from lockstep.workers.engine.audit import ALWAYS, START, Audit
+from lockstep.workers.engine.checkpoint import Checkpoints, Damaged, NotOurs, read_weights
 from lockstep.workers.engine.determinism import hardware_class
 from lockstep.workers.engine.digest import fingerprint, weights_digest
 from lockstep.workers.engine.errors import (
@@ -27,6 +28,8 @@ from lockstep.workers.engine.state import StateMismatch, TrainState, first_non_f
 from lockstep.workers.engine.stepper import Stepper
 from lockstep.workers.engine.writer import Writer
 
+SPARE_BYTES = 16 << 20
+"""Room for the names and shapes in a file of weights."""
 Regroup = Callable[[], Group]
 """Gives a rank that has lost a peer the group of the next generation; raises what shall end its training."""
 
@@ -92,16 +95,18 @@ class Loop:
         has_accuracy: whether the model is judged by its right answers.
         listener: told of the progress.
         origin: checkpoints, to go on from and to write.
+        audit: when to look for what gives other bits on another number of ranks; see `Trainer`.
     """
 
     def __init__(
-        self, stepper: Stepper, schedule: Schedule, has_accuracy: bool, listener: Listener, origin: Origin
+        self, stepper: Stepper, schedule: Schedule, has_accuracy: bool, listener: Listener, origin: Origin, audit: str
     ) -> None:
         self.stepper, self.schedule, self.has_accuracy = stepper, schedule, has_accuracy
         self.listener, self.origin = listener, origin
         self.module, self.optimizer, self.ledger = stepper.module, stepper.optimizer, stepper.ledger
         self.trainable = {name: value for name, value in self.module.named_parameters() if value.requires_grad}
         self.data, self.data_digest = stepper.data, stepper.data.digest()
+        self.audit, self.is_audited = audit, False
         self.position = Position()
         self.window = Window()
         self.gradient_norm = math.nan
@@ -109,6 +114,8 @@ class Loop:
         self.writer: Writer | None = None
         if origin.checkpoints is not None:
             origin.checkpoints.facts["data_digest"] = self.data_digest
+            origin.checkpoints.preprocessing = self.data.preprocessing()
+            origin.checkpoints.examples = self.data.described()
             self.writer = Writer(origin.checkpoints, self.trainable, listener.checkpointed, self.not_written)
         self.has_looked_back = False
         self.has_counted_flops = False
@@ -149,17 +156,24 @@ class Loop:
             self.resume(self.origin.checkpoints)
         if self.origin.init_from_uri and self.position == Position():
             try:
-                put_weights(read_uri(self.origin.init_from_uri).model, self.module)
-            except (Damaged, OSError, StateMismatch) as error:
+                put_weights(read_weights(self.origin.init_from_uri, self.most_bytes_of_weights()), self.module)
+            except (Damaged, NotOurs, OSError, StateMismatch) as error:
                 words = f"the weights in {self.origin.init_from_uri} cannot be used: {error}"
                 raise DataError("init_from", words) from error
             self.position = Position(is_loaded=True)
         self.has_looked_back = True
 
+    def most_bytes_of_weights(self) -> int:
+        """What a file with the weights of this model takes at most, in whichever precision they were written."""
+        tensors: dict[str, torch.Tensor] = self.module.state_dict()
+        return SPARE_BYTES + 2 * sum(tensor.nbytes for tensor in tensors.values())
+
     def resume(self, checkpoints: Checkpoints) -> None:
         """Go on from the newest checkpoint that can be used, if there is one."""
         try:
             steps = checkpoints.steps()
+        except NotOurs as error:
+            raise DataError("recovery.checkpoint_uri", str(error)) from error
         except OSError as error:
             self.listener.noted(f"training starts from the beginning: its checkpoints cannot be looked at: {error}")
             return
@@ -225,6 +239,8 @@ class Loop:
         self.is_first_step = True
         try:
             self.settle()
+            self.audit_newcomers()
+            self.stepper.agree_on_buffers()
             while self.position.step < self.schedule.total_steps:
                 self.take_step(self.position.step + 1)
                 self.settle()
@@ -236,6 +252,17 @@ class Loop:
             self.leave_state_behind(stopped)
             raise
         return self.finish()
+
+    def audit_newcomers(self) -> None:
+        """Have all ranks compute the same shards, where some process has not yet done so.
+
+        Those of the first step, whichever comes next: so every process begins with the same work in the same order.
+        """
+        if self.audit != START or self.position.step == self.schedule.total_steps:
+            return
+        if not self.group.gather(torch.tensor([int(self.is_audited)])).all():
+            Audit(self.stepper).run(at_step=self.position.step + 1, of_step=1)
+            self.is_audited = True
 
     def finish(self) -> Result:
         """Agree on the result, and stay until it has arrived: whoever is left may have to tell it again."""
@@ -303,6 +330,8 @@ class Loop:
 
     def take_step(self, step: int) -> None:
         """Take one step and note what it brought; see `Stepper.take_step`."""
+        if self.audit == ALWAYS:
+            Audit(self.stepper).run(at_step=step, of_step=step)
         began = time.perf_counter()
         self.ledger.begin_step()
         taken = self.stepper.take_step(step, norm_is_wanted=self.schedule.is_logged(step))
@@ -348,6 +377,7 @@ class Loop:
         """Tell the listener, once it is sure that all ranks hold the same parameters."""
         self.listener.entered(Activity.REPORT, step)
         self.ledger.enter(Phase.EXCHANGE)
+        self.stepper.check_unseen()
         self.group.agree(f"the model after step {step}", fingerprint(self.stepper.model.parameters))
         arrived = self.group.gather(torch.tensor([self.listener.acknowledged_step()]))
         if self.group.rank != 0:
