@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -35,9 +35,11 @@ from lockstep.server.spec import ENGINE_VERSION, curve_digest, submit_digest
 from lockstep.server.store import NewJob, Store
 from lockstep.server.telemetry import KEPT_S, Telemetry
 from lockstep.server.validation import fill_in_defaults, resolve
+from lockstep.server.waiting import Room, why_it_waits
 from lockstep.server.watch import Bells
 from lockstep.v1.job_spec_pb2 import JobSpec
 
+WAITS = "waits for resources"
 _TIDY_EVERY_S = 60.0
 _JOB_BYTES = 2_000
 """What a job takes in memory besides its spec."""
@@ -157,7 +159,7 @@ class Coordinator:
             number=0,
             spec=spec,
             state=State.QUEUED,
-            state_reason="waits for resources",
+            state_reason=WAITS,
             create_time=datetime.now(UTC),
             engine_version=ENGINE_VERSION,
             curve_digest=curve_digest(spec, first_weights.digest),
@@ -210,12 +212,30 @@ class Coordinator:
         return job
 
     def as_it_is_now(self, job: Job) -> Job:
-        """Complete a job that is to be shown with what only memory knows: its workers, and what the queue waits for."""
-        entry = self._live.entries.get(job.job_id)
-        trouble = self.dispatcher.trouble if job.state is State.QUEUED else ""
-        if trouble and not self.dispatcher.cluster_is_ready.is_set():
-            job = replace(job, state_reason=trouble)
-        return job if entry is None else replace(job, running_workers=entry.job.running_workers)
+        """Complete a job that is to be shown with what only memory knows: its workers, and what it waits for."""
+        return self.as_they_are_now([job])[0]
+
+    def as_they_are_now(self, jobs: Sequence[Job]) -> list[Job]:
+        """Complete jobs that are to be shown; the look at the cluster is taken once for all."""
+        room = None
+        shown = []
+        for job in jobs:
+            entry = self._live.entries.get(job.job_id)
+            if entry is not None:
+                job = replace(job, running_workers=entry.job.running_workers)
+            if entry is not None and job.state is State.QUEUED and entry.backoff is None:
+                room = room or Room(self.dispatcher.nodes_seen, held_by(self._live.holding.values()))
+                job = self._explain(job, entry, room)
+            shown.append(job)
+        return shown
+
+    def _explain(self, job: Job, entry: Entry, room: Room) -> Job:
+        place, why = self._live.place_of(job), self.dispatcher.why_not_ready()
+        if not why and place is not None:
+            why = why_it_waits(entry.request(), place, room)
+        if not why:
+            return job
+        return replace(job, state_reason=why if job.state_reason == WAITS else f"{job.state_reason}; {why}")
 
     async def cancel(self, job_id: str) -> Job:
         """Ask a job to stop.

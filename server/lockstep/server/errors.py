@@ -29,6 +29,8 @@ import grpc
 from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
+from lockstep.server import words
+
 DOMAIN = "lockstep"
 
 # Status details travel in HTTP/2 trailers, and clients drop a call whose headers exceed 8 KiB. All violations of a sane
@@ -80,7 +82,7 @@ class InvalidSpec(InvalidRequest):
     def __init__(self, violations: Sequence[Violation]) -> None:
         super().__init__(violations)
         count = len(violations)
-        self.message = f"the spec has {count} error{'s' if count > 1 else ''}: {self.message}"
+        self.message = f"the spec has {words.count(count, 'error')}: {self.message}"
 
 
 class MalformedMessage(InvalidRequest):

@@ -25,6 +25,7 @@ from lockstep.server.orders import Orders
 from lockstep.server.scheduler import Request
 from lockstep.server.store import NOTHING_NEW, News, Store
 from lockstep.server.telemetry import Telemetry
+from lockstep.server.waiting import Place
 from lockstep.server.watch import Bells
 
 T = TypeVar("T")
@@ -117,6 +118,8 @@ class LiveJobs:
             log.error("the promise of one curve is broken", job_id=after.job_id, disagreement=text)
         for text in messages:
             log.info("job changed", job_id=after.job_id, state=after.state.name, attempt=after.attempt, reason=text)
+        if after.state is State.FAILED and after.error is not None:
+            log.warning("job failed", job_id=after.job_id, reason=after.error.reason, error=after.error.message)
 
     def _requeue(self, before: Job, after: Job) -> None:
         if before.state is State.QUEUED and after.state is not State.QUEUED:
@@ -201,6 +204,12 @@ class LiveJobs:
     def queued(self) -> list[str]:
         """Return the job_ids of the queued jobs, first come first."""
         return [job_id for _, job_id in self._queue]
+
+    def place_of(self, job: Job) -> Place | None:
+        """Where a job stands in the queue; None when it does not wait there."""
+        ahead = bisect.bisect_left(self._queue, (job.number, job.job_id))
+        is_there = ahead < len(self._queue) and self._queue[ahead][1] == job.job_id
+        return Place(ahead, self._queue[0][1]) if is_there else None
 
     def waiting(self) -> Iterator[Request]:
         """Yield what the queued jobs ask for, first come first."""

@@ -27,6 +27,7 @@ from lockstep.server.rules import (
     is_control,
     is_path,
 )
+from lockstep.server.words import count
 from lockstep.v1.job_spec_pb2 import JobSpec
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -233,7 +234,7 @@ def _dropout_per_layer(spec: JobSpec, site: Site, shown: Shown) -> str | None:
     if given in (0, layers):
         return None
     return (
-        f"model.mlp.dropout has {given} item{'s' if given > 1 else ''}; "
+        f"model.mlp.dropout has {count(given, 'item')}; "
         f"allowed: none, or one per hidden layer, and model.mlp.hidden_units has {layers}"
     )
 
