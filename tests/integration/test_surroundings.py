@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lockstep.client import Client, JobState
+from lockstep.client import Client
 from tests.integration.conftest import Server, endless, quick, wait_for_state, wait_for_step
 
 MakeServer = Callable[..., Server]
@@ -51,7 +51,6 @@ def test_a_signal_to_all_processes_at_once_is_as_one_to_the_server_wherever_that
     server = make_server("--num-cpus", "2").start()
     with server.client() as client:
         job = wait_for_step(client.submit_job(endless()), 50)
-        client.submit_job(quick(workers=1, min_workers=1))
     processes = server.processes()
     for process in processes:
         process.send_signal(signal.SIGTERM)
@@ -62,8 +61,7 @@ def test_a_signal_to_all_processes_at_once_is_as_one_to_the_server_wherever_that
         job = wait_for_state(client.get_job(job.job_id), "RUNNING")
         assert (job.attempt, job.restarts) == (2, 0)
         assert any("going on from the checkpoint of step" in event.message for event in job.events())
-        job.cancel()
-        assert job.wait().state is JobState.CANCELLED
+        wait_for_state(job.cancel(), "CANCELLED")
     server.wait_until_nobody_works()
     assert server.stop() == 0
     assert not list((temporary / f"lockstep-logs-{os.getuid()}").iterdir()), "folders for logs are left"
