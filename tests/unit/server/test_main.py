@@ -89,6 +89,12 @@ def test_a_server_that_was_told_to_outlive_its_terminal_does(tmp_path: Path) -> 
         signal.signal(signal.SIGHUP, before)
 
 
+def test_signals_that_were_blocked_by_whoever_started_the_server_reach_it(tmp_path: Path) -> None:
+    with processes.ending_signals_blocked(), server(tmp_path) as (process, _):
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 0
+
+
 def test_a_server_whose_log_nobody_reads_any_more_goes_on(tmp_path: Path) -> None:
     with server(tmp_path) as (process, address), grpc.insecure_channel(address) as channel:
         assert process.stderr is not None

@@ -20,7 +20,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from lockstep.server import processes
-from lockstep.server.ray_environment import environment_of_embedded, without_proxy_to
+from lockstep.server.ray_environment import environment_of_embedded, of_children
 from lockstep.server.ray_head import HeadRecord, RayHead
 
 # A head that answers at its port and starts one more process of its cluster, which holds a file of it open.
@@ -28,7 +28,7 @@ HEAD = """
 import socket, subprocess, sys, time
 listener = socket.create_server(("127.0.0.1", 0))
 log = open(sys.argv[1] + "/log", "w")
-child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stdout=log)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1e6)"], stdout=log)
 print(listener.getsockname()[1], flush=True)
 while True: time.sleep(60)
 """
@@ -205,7 +205,12 @@ def test_an_embedded_ray_has_nothing_of_another_cluster_that_is_set_around_the_s
 )
 def test_proxies_stay_for_all_hosts_but_our_own(around: dict[str, str], expected: dict[str, str]) -> None:
     proxies = {"https_proxy": "http://proxy:3128"}
-    assert without_proxy_to("10.1.2.3:7000", around | proxies) == expected | proxies
+    assert of_children(around | proxies, "10.1.2.3:7000") == expected | proxies
+
+
+def test_modules_named_from_the_folder_of_the_start_are_found_from_any_other() -> None:
+    given = {"PYTHONPATH": f"a/b:{os.pathsep}/c{os.pathsep}."}
+    assert of_children(given)["PYTHONPATH"] == f"{Path.cwd()}/a/b:/c:{Path.cwd()}"
 
 
 def test_the_folder_that_is_removed_is_never_one_that_was_not_made_for_a_head() -> None:
