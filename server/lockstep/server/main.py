@@ -118,8 +118,11 @@ async def _serve(settings: Settings) -> None:
 
     loop = asyncio.get_running_loop()
     for number in processes.ENDING_SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup has it ignored, so that it outlives its terminal
+        # With nohup it is ignored, so that the server outlives its terminal.
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             loop.add_signal_handler(number, on_signal, number)
+    # Whoever has started this process may have had them blocked, and that is inherited.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, processes.ENDING_SIGNALS)
     await application.start()
     try:
         await stop.wait()
