@@ -243,7 +243,7 @@ class Dispatcher:
             delay_s = gang.has_become(tuple(told.node_ids), told.running_workers)
             if delay_s is not None:
                 self._live.delay_resize(gang, delay_s)
-        changed = WorkersChanged(told.running_workers, self._for_people(told.message))
+        changed = WorkersChanged(told.running_workers, self._for_people(told.message), told.refuses_stop)
         await self._live.finish(self._live.locked_apply(entry, changed, told.attempt))
         self._live.has_changed.set()
 

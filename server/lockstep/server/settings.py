@@ -41,7 +41,7 @@ class Settings(BaseSettings):
         gpu_job_mapping_dir: folder on each node where its agent writes which jobs use which GPU, for NVIDIA's
             dcgm-exporter; an absolute path; None writes nothing.
         checkpoint_roots: folders, as absolute paths or URIs, below which jobs may keep and read checkpoints besides
-            the data folder; empty for any.
+            the data folder; None for any.
         log_format: for people ("console") or for programs ("json").
     """
 
@@ -61,7 +61,7 @@ class Settings(BaseSettings):
     data_cache_bytes: int = Field(default=1 << 30, ge=0)
     log_bytes_per_job: int = Field(default=64 << 20, ge=1 << 20)
     gpu_job_mapping_dir: Path | None = None
-    checkpoint_roots: Annotated[tuple[str, ...], NoDecode] = ()
+    checkpoint_roots: Annotated[tuple[str, ...] | None, NoDecode] = None
     log_format: Literal["console", "json"] = "console"
 
     @field_validator("checkpoint_roots", mode="before")
@@ -92,7 +92,7 @@ def load(**given: object) -> Settings:
             f"--gpu-job-mapping-dir is {str(settings.gpu_job_mapping_dir)!r}; allowed: an absolute path, such as "
             "/run/gpu-jobs, since it is a folder on each node"
         )
-    for root in settings.checkpoint_roots:
+    for root in settings.checkpoint_roots or ():
         if not is_folder(root):
             raise StartupError(f"--checkpoint-roots names {root!r}; allowed: {FOLDER_LIMITS}")
     if settings.ray_address is not None and not _HOST_AND_PORT.fullmatch(settings.ray_address):

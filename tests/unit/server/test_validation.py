@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
 import pytest
-from fsspec.registry import known_implementations
 from google.protobuf import json_format
 
 from lockstep.server import checkpoint_rules
@@ -241,7 +239,7 @@ def test_fields_that_do_not_fit_together_are_named(name: str) -> None:
 
 def test_every_rule_over_several_fields_is_broken_by_some_test() -> None:
     on_files = {12, 13}  # The tests on folders, in test_dataset_rules.py.
-    on_stores = {19, 20, 21, 22}  # Below: they ask which packages there are, and what the operator allows.
+    on_stores = {19, 20, 21, 22}  # In test_checkpoint_rules.py.
     assert {number for number, _, _ in BAD_COMBINATIONS.values()} | on_files | on_stores == set(range(len(CROSS_RULES)))
 
 
@@ -340,61 +338,6 @@ def test_folders_that_can_be_reached_from_everywhere_are_taken_as_they_are(
     monkeypatch.setattr(checkpoint_rules, "is_installed", lambda package: True)
     spec = resolve(spec_of(DIGITS, recovery__checkpoint_uri=folder, init_from__uri=folder), SITE)
     assert (spec.recovery.checkpoint_uri, spec.init_from.uri) == (folder, folder)
-
-
-def test_a_store_whose_package_is_missing_is_refused_with_the_name_of_the_package(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr(checkpoint_rules, "is_installed", lambda package: asked.append(package))
-    violations = violations_of(spec_of(DIGITS, recovery__checkpoint_uri="s3://b/x", init_from__uri="gs://b"))
-    assert [(violation.field, violation.message.partition(";")[0]) for violation in violations] == [
-        (
-            "recovery.checkpoint_uri",
-            'recovery.checkpoint_uri is "s3://b/x", which needs the package s3fs, and the server does not have it',
-        ),
-        ("init_from.uri", 'init_from.uri is "gs://b", which needs the package gcsfs, and the server does not have it'),
-    ]
-    assert asked == ["s3fs", "gcsfs"]
-
-
-def test_each_package_reaches_what_it_is_named_for() -> None:
-    for scheme, package in checkpoint_rules.STORES.items():
-        known = known_implementations.get(scheme, {})
-        assert known or scheme == "abfss", "which adlfs brings along itself"
-        assert package in known.get("err", package), known
-
-
-@pytest.mark.parametrize(
-    ("folder", "is_allowed"),
-    [
-        ("/data/ckpt", True),
-        ("/data/ckpt/team/x", True),
-        ("file:///data/ckpt/x", True),
-        ("/data//ckpt/./x", True),
-        ("/data/ckpt2", False),
-        ("/data", False),
-        ("/data/ckpt/../secret", False),
-        ("/etc", False),
-        ("s3://bucket/a/b", True),
-        ("s3://bucket/ab", False),
-        ("s3://other/a", False),
-        ("/bucket/a", False),
-    ],
-)
-def test_an_operator_can_say_where_checkpoints_may_lie(
-    folder: str, is_allowed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(checkpoint_rules, "is_installed", lambda package: True)
-    site = dataclasses.replace(SITE, checkpoint_roots=("/data/ckpt/", "s3://bucket/a"))
-    resolve(spec_of(DIGITS), site)
-    for name in ("recovery__checkpoint_uri", "init_from__uri"):
-        spec = spec_of(DIGITS, **{name: folder})
-        if is_allowed:
-            resolve(spec, site)
-        else:
-            [violation] = violations_of(spec, site)
-            assert "folders below /data/ckpt/, s3://bucket/a; choose one of them" in violation.message
 
 
 def test_what_was_submitted_is_left_as_it_was() -> None:
