@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import os
@@ -24,7 +25,7 @@ from lockstep.server.orders import Orders, read_secret
 from lockstep.server.ray_head import RayHead, write_atomically
 from lockstep.server.rules import Site
 from lockstep.server.settings import Settings, StartupError, available_cpus, available_gpus, loopback_address
-from lockstep.server.store import Store, StoreError
+from lockstep.server.store import DAMAGES, Store, StoreError, is_full_disk, why_unopenable
 from lockstep.server.telemetry import Telemetry
 from lockstep.server.telemetry.collector import SnapshotCollector
 from lockstep.server.telemetry.snapshot import Camera
@@ -52,6 +53,7 @@ class Application:
         self.http_address = ""
         self._settings = settings
         self._data_dir = settings.data_dir
+        self._store_path = settings.data_dir / "lockstep.db"
         self._keeps_cluster = keeps_cluster
         self._lock: IO[str] | None = None
         self._http: HttpServer | None = None
@@ -70,8 +72,10 @@ class Application:
         """
         try:
             await self._start()
-        except BaseException:
+        except BaseException as error:
             await self.stop()
+            if isinstance(error, OSError) and is_full_disk(error, self._data_dir):
+                raise StartupError(why_unopenable(error, self._store_path)) from error
             raise
 
     async def _start(self) -> None:
@@ -86,7 +90,7 @@ class Application:
         num_cpus, num_gpus = settings.num_cpus or available_cpus(), _gpus(settings)
         telemetry = Telemetry()
         self._http = HttpServer(http, telemetry.registry)
-        self._store = _open_store(self._data_dir, telemetry)
+        self._store = _open_store(self._store_path, telemetry)
         orders = Orders(
             epoch=self._store.epoch,
             secret=_secret(self._data_dir),
@@ -105,7 +109,7 @@ class Application:
         bound = self._grpc.bind(listen)
         self.grpc_address, self.http_address = str(bound), str(self._http.address)
         orders.reports_address = self._reports_address()
-        await self.coordinator.start()
+        await self._take_up_jobs()
         telemetry.registry.register(SnapshotCollector(Camera(self.coordinator, telemetry, asyncio.get_running_loop())))
         self._lag_meter = asyncio.create_task(measure_lag(telemetry), name="event loop lag")
         await self._grpc.start()
@@ -131,6 +135,14 @@ class Application:
                 head=head,
             )
             self._keeper.start()
+
+    async def _take_up_jobs(self) -> None:
+        assert self.coordinator is not None
+        try:
+            await self.coordinator.start()
+        except DAMAGES as error:
+            log.error("the store cannot be read", exc_info=True)
+            raise StartupError(why_unopenable(error, self._store_path)) from error
 
     def _reports_address(self) -> str:
         return self._settings.advertise_address or self.grpc_address
@@ -204,9 +216,16 @@ def _gpus(settings: Settings) -> int:
     return available_gpus() if settings.num_gpus is None else settings.num_gpus
 
 
-def _open_store(data_dir: Path, telemetry: Telemetry) -> Store:
+def _open_store(path: Path, telemetry: Telemetry) -> Store:
+    is_empty = not path.exists() or path.stat().st_size == 0
+    if is_empty and (path.parent / "secret").exists():
+        raise StartupError(
+            f"{path} is {'empty' if path.exists() else 'missing'}, and beside it lies what an earlier server has left; "
+            f"put a good copy in its place; to begin anew, without the jobs there were, remove {path.parent} or choose "
+            "another --data-dir"
+        )
     try:
-        return Store(data_dir / "lockstep.db", telemetry.committed)
+        return Store(path, telemetry.committed)
     except StoreError as error:
         raise StartupError(str(error)) from error
 
@@ -243,8 +262,13 @@ def lock_folder(folder: Path) -> IO[str]:
         raise StartupError(
             f"--data-dir {folder} is in use by the server with pid {pid}; stop that one or choose another folder"
         ) from error
-    file.seek(0)
-    file.truncate()
-    file.write(f"{os.getpid()}\n")
-    file.flush()
+    try:
+        file.seek(0)
+        file.truncate()
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+    except OSError:
+        with contextlib.suppress(OSError):  # closing writes again
+            file.close()
+        raise
     return file

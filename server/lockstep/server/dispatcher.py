@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import structlog
 
 from lockstep.server import scheduler
-from lockstep.server.errors import PermissionDenied
+from lockstep.server.errors import PermissionDenied, StoreUnwritable
 from lockstep.server.gangs import Entry, Gang, LauncherLine, held_by, nodes_of, warm_on
 from lockstep.server.inventory import take_over
 from lockstep.server.job import (
@@ -40,6 +40,7 @@ from lockstep.v1.job_spec_pb2 import ResourcesSpec
 SHUTDOWN_GRACE_S = 20.0
 # What the launcher may take beyond that to kill who did not leave, and to say so.
 _SHUTDOWN_MARGIN_S = 5.0
+_STORE_RETRY_S = 1.0
 
 log = structlog.get_logger(__name__)
 
@@ -279,6 +280,8 @@ class Dispatcher:
             self._live.has_changed.clear()
             try:
                 await self._live.finish(self._schedule())
+            except StoreUnwritable:  # The store says so in the log; until it can be written nobody starts.
+                asyncio.get_running_loop().call_later(_STORE_RETRY_S, self._live.has_changed.set)
             except Exception:
                 log.exception("scheduling failed")
 

@@ -2,9 +2,10 @@
 
 from lockstep.server.store.rows import NOTHING_NEW, News, StoredCheckpoint, StoredEvent, StoredFile, StoredPoint
 from lockstep.server.store.store import NewJob, Saved, Store
-from lockstep.server.store.writer import StoreError
+from lockstep.server.store.trouble import DAMAGES, StoreError, is_full_disk, why_unopenable
 
 __all__ = [
+    "DAMAGES",
     "NOTHING_NEW",
     "NewJob",
     "News",
@@ -15,4 +16,6 @@ __all__ = [
     "StoredEvent",
     "StoredFile",
     "StoredPoint",
+    "is_full_disk",
+    "why_unopenable",
 ]

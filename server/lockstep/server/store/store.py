@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+import structlog
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, tuple_
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.exc import DatabaseError
 
 from lockstep.server.errors import AlreadyExists
 from lockstep.server.job import ENDED, LIVE, Job, State
@@ -33,9 +32,13 @@ from lockstep.server.store.rows import (
     point_of,
     to_microseconds,
 )
-from lockstep.server.store.writer import StoreError, Writer
+from lockstep.server.store.trouble import DAMAGES, StoreError, why_unopenable
+from lockstep.server.store.wal import Committed, committed_frames, lost_frames
+from lockstep.server.store.writer import Writer
 
 T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
 
 _MOST_JOBS_OF_A_QUERY = 500
 
@@ -96,21 +99,32 @@ class Store:
         Raises:
             StoreError: it cannot be opened.
         """
+        committed_before = committed_frames(path)
         self._writing = writing_engine(path)
         self._reading = reading_engine(path)
         try:
+            self._look_for_losses(committed_before)
             migrate(self._writing)
             self.instance_id, self.epoch = self._start_epoch()
-        except (DatabaseError, sqlite3.DatabaseError) as error:
+        except DAMAGES as error:
             self._dispose()
-            raise StoreError(
-                f"{path} cannot be opened: {error.__cause__ or error}; "
-                "put a good copy in its place, or choose another --data-dir"
-            ) from error
+            raise StoreError(why_unopenable(error, path)) from error
         except StoreError:
             self._dispose()
             raise
-        self._writer = Writer(self._writing, committed)
+        self._writer = Writer(self._writing, path.parent, committed)
+
+    def _look_for_losses(self, before: Committed | None) -> None:
+        with self._reading.connect() as connection:
+            _, frames, _ = connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)").one()
+        lost = lost_frames(before, frames)
+        if lost:
+            log.error(
+                "changes that were acknowledged are lost: the store's write-ahead log is damaged; the newest jobs, "
+                "events and points may be missing; put a good copy of the data folder in its place if you have one",
+                lost_pages=lost,
+                found_pages=frames,
+            )
 
     def _dispose(self) -> None:
         self._writing.dispose()
