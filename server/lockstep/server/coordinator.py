@@ -77,10 +77,10 @@ class Coordinator:
         """Take up what the store knows. The launcher will tell which jobs still have their workers."""
         self._telemetry.set_counts(await self.store.count_by_state())
         await forget_what_is_over(self.store, self._orders.checkpoint_root)
+        checkpoint_times = await self.store.newest_checkpoints()
         for job in await self.store.live_jobs():
             self._live.add(replace(job, spec=fill_in_defaults(job.spec)))
-            newest = await self.store.get_checkpoint(job.job_id, None)
-            self._telemetry.job_taken_up(job, newest.create_time if newest is not None else None)
+            self._telemetry.job_taken_up(job, checkpoint_times.get(job.job_id))
         for job in await self.store.jobs_ended_since(datetime.now(UTC) - timedelta(seconds=KEPT_S)):
             self._telemetry.job_taken_up(job)
         await self.ledgers.start(self._telemetry.records)

@@ -16,6 +16,7 @@ from lockstep.server.rules import (
     CrossRule,
     Default,
     FieldRule,
+    Parents,
     Resolution,
     Shown,
     Site,
@@ -323,6 +324,7 @@ def fill_in_defaults(spec: JobSpec) -> JobSpec:
     """Complete a spec that an earlier version has resolved, which knew fewer fields."""
     complete = JobSpec()
     complete.CopyFrom(spec)
+    parents = Parents(complete)
     for rule in FIELD_RULES:
-        fill_in(rule, complete)
+        fill_in(rule, parents)
     return complete

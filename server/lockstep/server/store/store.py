@@ -28,6 +28,7 @@ from lockstep.server.store.rows import (
     checkpoint_columns,
     checkpoint_of,
     event_of,
+    from_microseconds,
     job_of,
     point_of,
     to_microseconds,
@@ -302,6 +303,16 @@ class Store:
         query = select(tables.checkpoints).where(checkpoints.job_id == job_id, checkpoints.step == step)
         row = await self.read(lambda connection: connection.execute(query).one_or_none())
         return None if row is None else checkpoint_of(row)
+
+    async def newest_checkpoints(self) -> dict[str, datetime]:
+        """Read when the newest checkpoint of each job that has not ended was written; jobs without are left out."""
+        checkpoints, jobs = tables.checkpoints.c, tables.jobs.c
+        states = [state.value for state in LIVE]
+        # SQLite takes the other columns from the row of the maximum.
+        query = select(checkpoints.job_id, checkpoints.create_time, func.max(checkpoints.step))
+        query = query.join(tables.jobs, jobs.job_id == checkpoints.job_id).where(jobs.state.in_(states))
+        rows = await self.read(lambda connection: connection.execute(query.group_by(checkpoints.job_id)).all())
+        return {job_id: from_microseconds(time) for job_id, time, _ in rows}
 
     async def load_ledgers(self, job_ids: Iterable[str]) -> dict[str, Mapping[str, Any]]:
         """Read the ledgers of jobs, by job_id; those that have none are left out."""
