@@ -201,7 +201,7 @@ class Coordinator:
         return job
 
     def with_workers(self, job: Job) -> Job:
-        """Complete a job that was read from the store with what only memory knows."""
+        """Complete a job that was read from the store with what only memory knows; any thread may ask."""
         entry = self._live.entries.get(job.job_id)
         return job if entry is None else replace(job, running_workers=entry.job.running_workers)
 
@@ -234,7 +234,7 @@ class Coordinator:
         """
         job = await self._ask(job_id, ResumeAsked())
         self._end_backoff(job_id)
-        self.dispatcher.look_again()
+        self.dispatcher.look_again(job_id)
         return job
 
     async def scale(self, job_id: str, workers: int) -> Job:
@@ -251,7 +251,7 @@ class Coordinator:
         if entry is not None and entry.gang is not None:
             entry.gang.end_delay()
             entry.gang.refused.clear()  # The user may have mended a node.
-        self.dispatcher.look_again()
+        self.dispatcher.look_again(job_id)
         return job
 
     def _end_backoff(self, job_id: str) -> None:
@@ -347,7 +347,7 @@ class Coordinator:
             self.dispatcher.nodes_seen,
             held_by(self._live.holding.values()),
             self.dispatcher.processes,
-            (entry.job for entry in self._live.entries.values()),
+            self._telemetry.jobs,
         )
 
     def counts(self) -> Mapping[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -79,7 +80,6 @@ class Dispatcher:
         self._is_fixed = cluster.is_fixed
         self._known_nodes = cluster.nodes
         self._nodes: tuple[Node, ...] | None = None
-        self._checks_whole_queue = False
         self._had_launcher = False
         self._is_closing = False
         self._planning = asyncio.Lock()
@@ -189,14 +189,17 @@ class Dispatcher:
         """Learn what the cluster has."""
         if line is not self._orders.line:
             return
+        seen = self._nodes
         self._nodes = self.nodes_seen = nodes_of(capacity)
+        if seen is None or Counter(node.total for node in seen) != Counter(node.total for node in self._nodes):
+            self._live.unchecked.add_all()
         log.info(
             "cluster capacity",
             nodes=len(self._nodes),
             cpus=sum(node.usable.cpu for node in self._nodes) / scheduler.UNITS,
             gpus=sum(node.usable.gpu for node in self._nodes) / scheduler.UNITS,
         )
-        self.look_again()
+        self._live.has_changed.set()
 
     def processes_changed(self, line: LauncherLine, told: WorkerProcesses) -> None:
         """Learn which worker processes there are."""
@@ -262,9 +265,9 @@ class Dispatcher:
 
     # Who starts, grows and shrinks.
 
-    def look_again(self) -> None:
-        """Schedule, and see whether what waits can ever fit."""
-        self._checks_whole_queue = True
+    def look_again(self, job_id: str) -> None:
+        """Schedule, and see whether a job whose wishes have changed can ever fit."""
+        self._live.unchecked.add(job_id)
         self._live.has_changed.set()
 
     def why_it_never_fits(self, resources: ResourcesSpec, *, is_elastic: bool) -> str | None:
@@ -295,8 +298,7 @@ class Dispatcher:
         if not self.cluster_is_ready.is_set():
             log.info("cluster ready", epoch=self._store.epoch)
             self.cluster_is_ready.set()
-        if self._is_fixed and self._checks_whole_queue and nodes:  # without any the cluster is broken, not too small
-            self._checks_whole_queue = False
+        if self._is_fixed and nodes:  # without any the cluster is broken, not too small
             await self._fail_what_never_fits(nodes)
         running = [entry.running(entry.gang) for entry in self._live.resizable() if entry.gang is not None]
         held = held_by(self._live.holding.values())
@@ -331,10 +333,7 @@ class Dispatcher:
                 raise
 
     async def _fail_what_never_fits(self, nodes: tuple[Node, ...]) -> None:
-        for entry in list(self._live.entries.values()):
-            why = scheduler.why_it_never_fits(entry.job.spec.resources, nodes, is_elastic=True)
-            if why is None or entry.job.state is not State.QUEUED:
-                continue
+        async for entry, why in self._live.unchecked.take_what_never_fits(self._live.entries, nodes):
             async with entry.lock:
                 if entry.job.state is State.QUEUED:
                     await self._live.apply(entry, CanNeverFit(why))

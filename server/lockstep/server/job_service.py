@@ -72,14 +72,19 @@ class JobService(JobServiceServicer):
         states, labels = _states(request), _labels(request)
         scope = ["jobs", sorted(state.value for state in states), labels]
         position = read_token(request.page_token, "page_token", scope, (int,))
-        jobs = await self._coordinator.store.list_jobs(
-            before=None if position is None else position[0], limit=limit + 1, states=states, labels=labels
+
+        def write(jobs: list[Job]) -> bytes:
+            shown = map(self._coordinator.with_workers, jobs[:limit])
+            response = ListJobsResponse(jobs=map(job_to_proto, shown))
+            if len(jobs) > limit:
+                response.next_page_token = make_token([jobs[limit - 1].number], scope)
+            return response.SerializeToString()
+
+        before = None if position is None else position[0]
+        page = await self._coordinator.store.list_jobs(
+            before=before, limit=limit + 1, states=states, labels=labels, make=write
         )
-        shown = [self._coordinator.with_workers(job) for job in jobs[:limit]]
-        response = ListJobsResponse(jobs=map(job_to_proto, shown))
-        if len(jobs) > limit:
-            response.next_page_token = make_token([jobs[limit - 1].number], scope)
-        return response
+        return as_written(ListJobsResponse, page)
 
     async def WatchJob(self, request: WatchJobRequest, context: Context) -> AsyncIterator[WatchJobResponse]:
         job_id = required_job_id(request.job_id)

@@ -23,6 +23,7 @@ from lockstep.server.orders import Orders
 from lockstep.server.scheduler import Request
 from lockstep.server.store import NOTHING_NEW, News, Store
 from lockstep.server.telemetry import Telemetry
+from lockstep.server.unchecked import Unchecked
 from lockstep.server.watch import Bells
 
 T = TypeVar("T")
@@ -40,6 +41,7 @@ class LiveJobs:
         gang_has_left: set when a gang is gone.
         waits_for_room: the queued job that did not fit at the newest look, if there was one: whoever comes behind it
             changes nothing.
+        unchecked: the jobs that are to be looked at, whether they can ever fit.
     """
 
     def __init__(self, store: Store, bells: Bells, telemetry: Telemetry, orders: Orders) -> None:
@@ -48,6 +50,7 @@ class LiveJobs:
         self.has_changed = asyncio.Event()
         self.gang_has_left = asyncio.Event()
         self.waits_for_room: str | None = None
+        self.unchecked = Unchecked()
         self._store = store
         self._bells = bells
         self._telemetry = telemetry
@@ -123,6 +126,7 @@ class LiveJobs:
             self._telemetry.queue_depth = len(self._queue)
             self.has_changed.set()
         elif before.state is not State.QUEUED and after.state is State.QUEUED:
+            self.unchecked.add(after.job_id)
             self._enqueue(after)
 
     def _enqueue(self, job: Job) -> None:

@@ -204,9 +204,19 @@ class Store:
         return await self.read(lambda connection: _find_request(connection, principal, request_id, spec_digest))
 
     async def list_jobs(
-        self, *, before: int | None, limit: int, states: Sequence[State], labels: Mapping[str, str]
-    ) -> list[Job]:
-        """Read jobs, newest first, from the one before number `before` on."""
+        self,
+        *,
+        before: int | None,
+        limit: int,
+        states: Sequence[State],
+        labels: Mapping[str, str],
+        make: Callable[[list[Job]], T],
+    ) -> T:
+        """Read jobs, newest first, from the one before number `before` on.
+
+        Returns:
+            What `make` makes of them, off the event loop.
+        """
         query = _JOBS.order_by(tables.jobs.c.number.desc()).limit(limit)
         if before is not None:
             query = query.where(tables.jobs.c.number < before)
@@ -215,18 +225,18 @@ class Store:
         for key, value in labels.items():
             carriers = select(tables.labels.c.job_id).where(tables.labels.c.key == key, tables.labels.c.value == value)
             query = query.where(tables.jobs.c.job_id.in_(carriers))
-        return [job_of(row) for row in await self.read(lambda connection: connection.execute(query).all())]
+        return await self.read(lambda connection: make([job_of(row) for row in connection.execute(query)]))
 
     async def live_jobs(self) -> list[Job]:
         """Read all jobs that have not ended, oldest first."""
         states = [state.value for state in LIVE]
         query = _JOBS.where(tables.jobs.c.state.in_(states)).order_by(tables.jobs.c.number)
-        return [job_of(row) for row in await self.read(lambda connection: connection.execute(query).all())]
+        return await self.read(lambda connection: [job_of(row) for row in connection.execute(query)])
 
     async def jobs_ended_since(self, time: datetime) -> list[Job]:
         """Read the jobs that have ended since then, oldest first."""
         query = _JOBS.where(tables.jobs.c.end_time >= to_microseconds(time)).order_by(tables.jobs.c.number)
-        return [job_of(row) for row in await self.read(lambda connection: connection.execute(query).all())]
+        return await self.read(lambda connection: [job_of(row) for row in connection.execute(query)])
 
     async def first_weights_of_ended(self) -> list[tuple[str, str]]:
         """Read job_id and init_from_uri of the jobs that have ended and did not start from fresh weights."""
@@ -257,15 +267,20 @@ class Store:
         after_step: int,
         after: tuple[int, int, str] | None,
         limit: int,
-    ) -> list[StoredPoint]:
-        """Read points by (kind, step, name), from the one after `after` on; kind 0 and no names mean all."""
+        make: Callable[[list[StoredPoint]], T],
+    ) -> T:
+        """Read points by (kind, step, name), from the one after `after` on; kind 0 and no names mean all.
+
+        Returns:
+            What `make` makes of them, off the event loop.
+        """
         points = tables.metric_points.c
         query = select_points(job_id, names, kind).order_by(points.kind, points.step, points.name).limit(limit)
         if after_step:
             query = query.where(points.step > after_step)
         if after is not None:
             query = query.where(tuple_(points.kind, points.step, points.name) > after)
-        return [point_of(row) for row in await self.read(lambda connection: connection.execute(query).all())]
+        return await self.read(lambda connection: make([point_of(row) for row in connection.execute(query)]))
 
     async def new_points(
         self,
@@ -286,19 +301,25 @@ class Store:
         query = select_points(job_id, names, kind).where(points.seq > after_seq).order_by(points.seq).limit(limit)
         return await self.read(lambda connection: make([point_of(row) for row in connection.execute(query)]))
 
-    async def list_checkpoints(self, job_id: str, *, before: int | None, limit: int) -> list[StoredCheckpoint]:
-        """Read the checkpoints of a job that are kept, newest first, from the one before step `before` on."""
+    async def list_checkpoints(
+        self, job_id: str, *, before: int | None, limit: int, make: Callable[[list[StoredCheckpoint]], T]
+    ) -> T:
+        """Read the checkpoints of a job that are kept, newest first, from the one before step `before` on.
+
+        Returns:
+            What `make` makes of them, off the event loop.
+        """
         checkpoints = tables.checkpoints.c
         query = select(tables.checkpoints).where(checkpoints.job_id == job_id).order_by(checkpoints.step.desc())
         if before is not None:
             query = query.where(checkpoints.step < before)
-        rows = await self.read(lambda connection: connection.execute(query.limit(limit)).all())
-        return [checkpoint_of(row) for row in rows]
+        query = query.limit(limit)
+        return await self.read(lambda connection: make([checkpoint_of(row) for row in connection.execute(query)]))
 
     async def get_checkpoint(self, job_id: str, step: int | None) -> StoredCheckpoint | None:
         """Read a checkpoint of a job; without a step the newest."""
         if step is None:
-            return next(iter(await self.list_checkpoints(job_id, before=None, limit=1)), None)
+            return next(iter(await self.list_checkpoints(job_id, before=None, limit=1, make=list)), None)
         checkpoints = tables.checkpoints.c
         query = select(tables.checkpoints).where(checkpoints.job_id == job_id, checkpoints.step == step)
         row = await self.read(lambda connection: connection.execute(query).one_or_none())
