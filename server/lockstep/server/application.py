@@ -24,7 +24,14 @@ from lockstep.server.log_store import LogStore
 from lockstep.server.orders import Orders, read_secret
 from lockstep.server.ray_head import RayHead, write_atomically
 from lockstep.server.rules import Site
-from lockstep.server.settings import Settings, StartupError, available_cpus, available_gpus, loopback_address
+from lockstep.server.settings import (
+    Settings,
+    StartupError,
+    available_cpus,
+    available_gpus,
+    available_memory_bytes,
+    loopback_address,
+)
 from lockstep.server.store import DAMAGES, Store, StoreError, is_full_disk, why_unopenable
 from lockstep.server.telemetry import Telemetry
 from lockstep.server.telemetry.collector import SnapshotCollector
@@ -97,14 +104,18 @@ class Application:
             checkpoint_root=str(self._data_dir.absolute() / "checkpoints"),
         )
         self.node_token = orders.node_token()
+        self._logs = LogStore(self._data_dir / "logs", settings.log_bytes_per_job)
         self.coordinator = Coordinator(
             self._store,
-            site=Site(Path.cwd(), shares_files_with_workers=is_embedded),
-            cluster=Cluster(is_embedded, single_node(num_cpus, num_gpus) if is_embedded else None),
+            site=Site(Path.cwd(), is_embedded, settings.points_per_job),
+            cluster=Cluster(True, single_node(num_cpus, num_gpus), available_memory_bytes())
+            if is_embedded
+            else Cluster(False),
             telemetry=telemetry,
             orders=orders,
+            keep_days=settings.keep_days,
+            job_forgotten=self._logs.forget,
         )
-        self._logs = LogStore(self._data_dir / "logs", settings.log_bytes_per_job)
         self._grpc = GrpcServer(self.coordinator, self._logs, telemetry, self.launcher_token)
         bound = self._grpc.bind(listen)
         self.grpc_address, self.http_address = str(bound), str(self._http.address)

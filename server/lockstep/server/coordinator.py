@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -28,6 +28,7 @@ from lockstep.server.live_jobs import LiveJobs
 from lockstep.server.node_telemetry import NodeTelemetry
 from lockstep.server.orders import Orders
 from lockstep.server.reports import Report
+from lockstep.server.retention import Retention
 from lockstep.server.rules import Site, show
 from lockstep.server.shared_reads import SharedReads
 from lockstep.server.spec import ENGINE_VERSION, curve_digest, submit_digest
@@ -55,7 +56,28 @@ class Coordinator:
         node_telemetry: what the nodes do.
     """
 
-    def __init__(self, store: Store, *, site: Site, cluster: Cluster, telemetry: Telemetry, orders: Orders) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        site: Site,
+        cluster: Cluster,
+        telemetry: Telemetry,
+        orders: Orders,
+        keep_days: float | None = None,
+        job_forgotten: Callable[[str], None] = lambda job_id: None,
+    ) -> None:
+        """Prepare; nothing is read yet.
+
+        Args:
+            store: of the jobs.
+            site: what the rules of specs may know.
+            cluster: what is known of it before it speaks.
+            telemetry: counts what happens.
+            orders: writes to the launcher.
+            keep_days: how long jobs are kept after their end; None for ever.
+            job_forgotten: told of each that was deleted.
+        """
         self.store = store
         self.bells = Bells()
         self.ledgers = LedgerBook(store)
@@ -70,6 +92,8 @@ class Coordinator:
         self._site = site
         self._telemetry = telemetry
         self._tidying: asyncio.Task[None] | None = None
+        self._tell_forgotten = job_forgotten
+        self._retention = Retention(store, keep_days, self._forget)
 
     # Life of the process.
 
@@ -90,12 +114,21 @@ class Coordinator:
     async def _keep_tidy(self) -> None:
         while True:
             await asyncio.sleep(_TIDY_EVERY_S)
-            self.tidy(datetime.now(UTC))
+            try:
+                await self.tidy(datetime.now(UTC))
+            except Exception:
+                log.exception("tidying failed; tried again in a while")
 
-    def tidy(self, now: datetime) -> None:
-        """Forget what nobody is told of any more; the store has it."""
+    async def tidy(self, now: datetime) -> None:
+        """Forget what nobody is told of any more, and in the store what is older than the operator wants."""
         self._telemetry.forget_old_jobs(now)
         self.ledgers.forget(self._telemetry.records.__contains__)
+        await self._retention.tidy(now)
+
+    def _forget(self, job_id: str, state: State) -> None:
+        self._ended_jobs.forget(job_id)
+        self._telemetry.job_forgotten(job_id, state)
+        self._tell_forgotten(job_id)
 
     async def drain(self) -> None:
         """Have all workers write checkpoints and leave; calls and streams go on meanwhile."""
@@ -146,6 +179,9 @@ class Coordinator:
         why = self.dispatcher.why_it_never_fits(spec.resources, is_elastic=is_elastic)
         if why is not None:
             raise ClusterTooSmall(why)
+        no_memory = self.dispatcher.why_no_memory(spec.resources.workers)
+        if no_memory is not None:
+            raise ClusterTooSmall(f"{no_memory}; lower resources.workers")
         first_weights = await find_first_weights(spec, self.store)
         return Job(
             job_id=f"job-{secrets.token_hex(6)}",
@@ -245,6 +281,9 @@ class Coordinator:
             JobHasEnded: it ended before.
             InvalidRequest: it may not have as many, or as few.
         """
+        no_memory = self.dispatcher.why_no_memory(workers)
+        if no_memory is not None:
+            raise InvalidRequest.of("workers", f"is {workers}; {no_memory}")
         job = await self._ask(job_id, Scaled(workers))
         self._end_backoff(job_id)
         entry = self._live.entries.get(job_id)

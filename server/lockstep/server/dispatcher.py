@@ -42,6 +42,8 @@ SHUTDOWN_GRACE_S = 20.0
 # What the launcher may take beyond that to kill who did not leave, and to say so.
 _SHUTDOWN_MARGIN_S = 5.0
 _STORE_RETRY_S = 1.0
+WORKER_BYTES = 350 << 20
+"""What a worker takes that has read nothing yet."""
 
 log = structlog.get_logger(__name__)
 
@@ -53,10 +55,12 @@ class Cluster:
     Attributes:
         is_fixed: it will never grow, so that what does not fit now never will.
         nodes: its nodes when they are known, to refuse what can never fit from the first submit on.
+        memory_bytes: of all nodes, when it is known.
     """
 
     is_fixed: bool
     nodes: tuple[Node, ...] | None = None
+    memory_bytes: int | None = None
 
 
 class Dispatcher:
@@ -79,6 +83,7 @@ class Dispatcher:
         self._store = store
         self._is_fixed = cluster.is_fixed
         self._known_nodes = cluster.nodes
+        self._memory_bytes = cluster.memory_bytes
         self._nodes: tuple[Node, ...] | None = None
         self._had_launcher = False
         self._is_closing = False
@@ -276,6 +281,17 @@ class Dispatcher:
         if nodes is None:
             return None
         return scheduler.why_it_never_fits(resources, nodes, is_elastic=is_elastic)
+
+    def why_no_memory(self, workers: int) -> str | None:
+        """Say why the cluster has no memory for so many workers of one job, as far as it is known; None when it has."""
+        if self._memory_bytes is None or workers * WORKER_BYTES <= self._memory_bytes:
+            return None
+        needed, there = (f"{size / 2**30:,.1f} GiB" for size in (workers * WORKER_BYTES, self._memory_bytes))
+        most = max(1, self._memory_bytes // WORKER_BYTES)
+        return (
+            f"{workers:,} workers take at least {needed} of memory, and the cluster has {there}; "
+            f"allowed: at most {most:,} workers"
+        )
 
     async def _keep_scheduling(self) -> None:
         while True:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.server.errors import Violation
+from lockstep.server.settings import DEFAULT_POINTS_PER_JOB
 from lockstep.v1.job_spec_pb2 import JobSpec
 
 _MAX_SHOWN_LENGTH = 80
@@ -34,10 +35,12 @@ class Site:
     Attributes:
         working_directory: where relative paths of a spec start.
         shares_files_with_workers: whether a path that is missing here is missing for the workers, too.
+        points_per_job: the most metric points that a job may make.
     """
 
     working_directory: Path
     shares_files_with_workers: bool
+    points_per_job: int = DEFAULT_POINTS_PER_JOB
 
 
 @dataclass(frozen=True)

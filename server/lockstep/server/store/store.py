@@ -5,27 +5,24 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, tuple_
+from sqlalchemy import Connection, func, select, tuple_
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-from lockstep.server.errors import AlreadyExists
 from lockstep.server.job import ENDED, LIVE, Job, State
-from lockstep.server.store import plain, tables
+from lockstep.server.store import deletion, tables, writes
 from lockstep.server.store.engines import migrate, reading_engine, writing_engine
-from lockstep.server.store.points import insert_points, select_points
+from lockstep.server.store.points import select_points
 from lockstep.server.store.rows import (
     NOTHING_NEW,
     News,
     StoredCheckpoint,
     StoredEvent,
     StoredPoint,
-    checkpoint_columns,
     checkpoint_of,
     event_of,
     from_microseconds,
@@ -36,6 +33,7 @@ from lockstep.server.store.rows import (
 from lockstep.server.store.trouble import DAMAGES, StoreError, why_unopenable
 from lockstep.server.store.wal import Committed, committed_frames, lost_frames
 from lockstep.server.store.writer import Writer
+from lockstep.server.store.writes import JOBS, SELECT_JOB, NewJob, Saved
 
 T = TypeVar("T")
 
@@ -47,44 +45,6 @@ _INSERT_LEDGER = sqlite_insert(tables.ledgers)
 _UPSERT_LEDGER = _INSERT_LEDGER.on_conflict_do_update(
     index_elements=["job_id"], set_={"ledger": _INSERT_LEDGER.excluded.ledger}
 )
-_NEWEST_CHECKPOINT = (
-    select(func.max(tables.checkpoints.c.step))
-    .where(tables.checkpoints.c.job_id == tables.jobs.c.job_id)
-    .scalar_subquery()
-    .label("newest_checkpoint")
-)
-_JOBS = select(tables.jobs, _NEWEST_CHECKPOINT)
-_SELECT_JOB = _JOBS.where(tables.jobs.c.job_id == bindparam("of_job"))
-
-
-@dataclass(frozen=True)
-class NewJob:
-    """A job to store, with the caller's key that makes the call safe to repeat.
-
-    Attributes:
-        request_id: the key; empty for none.
-        spec_digest: digest of the spec as submitted, to tell whether a repeated call is the same.
-    """
-
-    job: Job
-    principal: str
-    request_id: str
-    spec_digest: str
-
-
-@dataclass(frozen=True)
-class Saved:
-    """What became of a job that was saved.
-
-    Attributes:
-        job: as it is stored now.
-        disagreements: in words, each result metric that came again with another value.
-        new_points: how many points were not there before.
-    """
-
-    job: Job
-    disagreements: tuple[str, ...] = ()
-    new_points: int = 0
 
 
 class Store:
@@ -157,7 +117,7 @@ class Store:
         Raises:
             AlreadyExists: the request_id stands for another spec.
         """
-        return await self._writer.write(lambda connection: _submit(connection, new))
+        return await self._writer.write(lambda connection: writes.submit(connection, new))
 
     async def save(
         self,
@@ -173,14 +133,28 @@ class Store:
         A point that is there already stays as it is. A *result* that comes again with another value breaks the promise
         of one curve: the first one stays, and an event says so. A checkpoint that is there already is replaced.
         """
-        return await self._writer.write(lambda connection: _save(connection, job, messages, now, news, writes_spec))
+        return await self._writer.write(
+            lambda connection: writes.save(connection, job, messages, now, news, writes_spec)
+        )
 
     async def save_ledgers(self, ledgers: Mapping[str, Mapping[str, Any]]) -> None:
         """Store ledgers by job_id, in place of those before."""
         rows = [{"job_id": job_id, "ledger": ledger} for job_id, ledger in ledgers.items()]
         await self._writer.write(lambda connection: connection.execute(_UPSERT_LEDGER, rows))
 
+    async def delete_points(self, job_id: str, limit: int) -> int:
+        """Delete points of a job; fewer than `limit` when none are left."""
+        return await self._writer.write(lambda connection: deletion.delete_points(connection, job_id, limit))
+
+    async def delete_job(self, job_id: str) -> None:
+        """Delete a job whose points are deleted."""
+        await self._writer.write(lambda connection: deletion.delete_job(connection, job_id))
+
     # Reading.
+
+    async def ended_before(self, time: datetime, limit: int) -> list[tuple[str, State]]:
+        """Read job_id and state of jobs that ended before then, oldest first."""
+        return await self.read(lambda connection: deletion.ended_before(connection, time, limit))
 
     async def read(self, query: Callable[[Connection], T]) -> T:
         """Run a query on a connection of its own, off the event loop."""
@@ -192,7 +166,7 @@ class Store:
         return await asyncio.to_thread(run)
 
     async def get_job(self, job_id: str) -> Job | None:
-        row = await self.read(lambda connection: connection.execute(_SELECT_JOB, {"of_job": job_id}).one_or_none())
+        row = await self.read(lambda connection: connection.execute(SELECT_JOB, {"of_job": job_id}).one_or_none())
         return None if row is None else job_of(row)
 
     async def find_request(self, principal: str, request_id: str, spec_digest: str) -> Job | None:
@@ -201,7 +175,7 @@ class Store:
         Raises:
             AlreadyExists: the request_id stands for another spec.
         """
-        return await self.read(lambda connection: _find_request(connection, principal, request_id, spec_digest))
+        return await self.read(lambda connection: writes.find_request(connection, principal, request_id, spec_digest))
 
     async def list_jobs(
         self,
@@ -217,7 +191,7 @@ class Store:
         Returns:
             What `make` makes of them, off the event loop.
         """
-        query = _JOBS.order_by(tables.jobs.c.number.desc()).limit(limit)
+        query = JOBS.order_by(tables.jobs.c.number.desc()).limit(limit)
         if before is not None:
             query = query.where(tables.jobs.c.number < before)
         if states:
@@ -230,12 +204,12 @@ class Store:
     async def live_jobs(self) -> list[Job]:
         """Read all jobs that have not ended, oldest first."""
         states = [state.value for state in LIVE]
-        query = _JOBS.where(tables.jobs.c.state.in_(states)).order_by(tables.jobs.c.number)
+        query = JOBS.where(tables.jobs.c.state.in_(states)).order_by(tables.jobs.c.number)
         return await self.read(lambda connection: [job_of(row) for row in connection.execute(query)])
 
     async def jobs_ended_since(self, time: datetime) -> list[Job]:
         """Read the jobs that have ended since then, oldest first."""
-        query = _JOBS.where(tables.jobs.c.end_time >= to_microseconds(time)).order_by(tables.jobs.c.number)
+        query = JOBS.where(tables.jobs.c.end_time >= to_microseconds(time)).order_by(tables.jobs.c.number)
         return await self.read(lambda connection: [job_of(row) for row in connection.execute(query)])
 
     async def first_weights_of_ended(self) -> list[tuple[str, str]]:
@@ -348,52 +322,3 @@ class Store:
             return found
 
         return await self.read(read)
-
-
-def _find_request(connection: Connection, principal: str, request_id: str, spec_digest: str) -> Job | None:
-    found = plain.find_request(plain.driver_of(connection), principal, request_id)
-    if found is None:
-        return None
-    job_id, digest = found
-    if digest != spec_digest:
-        raise AlreadyExists(
-            f"request_id {request_id!r} was used with another spec, for job {job_id}; use a new request_id"
-        )
-    return job_of(connection.execute(_SELECT_JOB, {"of_job": job_id}).one())
-
-
-def _submit(connection: Connection, new: NewJob) -> tuple[Job, bool]:
-    if new.request_id:
-        earlier = _find_request(connection, new.principal, new.request_id, new.spec_digest)
-        if earlier is not None:
-            return earlier, False
-    driver = plain.driver_of(connection)
-    job = replace(new.job, number=plain.insert_job(driver, new.job), event_count=1)
-    plain.insert_event(driver, job, "submitted", job.create_time)
-    plain.insert_labels(driver, job.job_id, job.spec.labels)
-    if new.request_id:
-        plain.insert_request(driver, new.principal, new.request_id, new.spec_digest, job.job_id)
-    return job, True
-
-
-def _save(
-    connection: Connection, job: Job, messages: Sequence[str], now: datetime, news: News, writes_spec: bool
-) -> Saved:
-    driver = plain.driver_of(connection)
-    # Disagreements come before the state's own event, so that the event of the end stays the last one.
-    disagreements, new_points = insert_points(connection, job.job_id, news.points)
-    if news.checkpoints is not None:
-        _replace_checkpoints(connection, job.job_id, news.checkpoints)
-    for text in (*disagreements, *messages):
-        job = replace(job, event_count=job.event_count + 1)
-        plain.insert_event(driver, job, text, now)
-    plain.update_job(driver, job, writes_spec=writes_spec)
-    return Saved(job, tuple(disagreements), new_points)
-
-
-def _replace_checkpoints(connection: Connection, job_id: str, checkpoints: Sequence[StoredCheckpoint]) -> None:
-    table = tables.checkpoints
-    connection.execute(delete(table).where(table.c.job_id == job_id))
-    rows = {checkpoint.step: checkpoint_columns(checkpoint) for checkpoint in checkpoints}
-    if rows:
-        connection.execute(insert(table), list(rows.values()))
