@@ -101,8 +101,8 @@ def test_weights_that_are_being_removed_are_refused_at_the_submit(tmp_path: Path
 def test_a_job_starts_from_a_folder(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(tmp_path) as server:
-            _, gang = await start_job(server, init_from={"uri": "s3://bucket/run/step-000000000200"})
-            assert gang.init_from_uri == "s3://bucket/run/step-000000000200"
+            _, gang = await start_job(server, init_from={"uri": "file:///data/run/step-000000000200"})
+            assert gang.init_from_uri == "file:///data/run/step-000000000200"
 
     run(scenario())
 
@@ -168,14 +168,14 @@ def test_a_submit_whose_caller_has_gone_keeps_weights_only_for_the_job_that_is_s
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     may_link, is_linking = threading.Event(), threading.Event()
-    link = init_from._link
+    link = init_from.link_file
 
-    def wait_and_link(source: str, target: str) -> None:
+    def wait_and_link(source: int, target: int, name: str) -> None:
         is_linking.set()
         assert may_link.wait(20)
-        link(source, target)
+        link(source, target, name)
 
-    monkeypatch.setattr(init_from, "_link", wait_and_link)
+    monkeypatch.setattr(init_from, "link_file", wait_and_link)
 
     async def scenario() -> None:
         async with serving(tmp_path / "data") as server:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lockstep.workers.engine import Group
+from lockstep.workers.engine.group import Via
 from lockstep.workers.engine.transport import Endpoint
 from tests.processes import forking_context
 
@@ -28,27 +29,29 @@ class Ranks:
         self._tasks = 0
         self._processes: list[tuple[multiprocessing.process.BaseProcess, Connection, str]] = []
 
-    def run(self, world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+    def run(self, world_size: int, function: Callable[..., Any], *args: Any, via: Via = "auto") -> list[Any]:
         """Call function(group, *args) on every rank; returns what they returned, by rank.
 
         Raises:
             RankFailed: some rank raised.
         """
-        outcomes = self.outcomes(world_size, function, *args)
+        outcomes = self.outcomes(world_size, function, *args, via=via)
         for rank, (value, failure) in enumerate(outcomes):
             if failure:
                 raise RankFailed(f"rank {rank} of {world_size}:\n{failure}")
             del value
         return [value for value, _ in outcomes]
 
-    def outcomes(self, world_size: int, function: Callable[..., Any], *args: Any) -> list[tuple[Any, str | None]]:
+    def outcomes(
+        self, world_size: int, function: Callable[..., Any], *args: Any, via: Via = "auto"
+    ) -> list[tuple[Any, str | None]]:
         """The same, as (value, traceback) by rank; a rank that died has (None, "died")."""
         while len(self._processes) < world_size:
             self._processes.append(self._start())
         self._tasks += 1
         addresses = [address for _, _, address in self._processes[:world_size]]
         for rank in range(world_size):
-            self._processes[rank][1].send((function, args, rank, addresses, self._tasks))
+            self._processes[rank][1].send((function, args, rank, addresses, self._tasks, via))
         outcomes: list[tuple[Any, str | None]] = []
         dead = []
         for rank in range(world_size):
@@ -86,12 +89,12 @@ def _serve(connection: Connection) -> None:
     connection.send(endpoint.address)
     while True:
         try:
-            function, args, rank, addresses, generation = connection.recv()
+            function, args, rank, addresses, generation, via = connection.recv()
         except EOFError:
             return
         group = None
         try:
-            group = Group.join(endpoint, rank, addresses, b"secret", generation=generation, timeout_s=60)
+            group = Group.join(endpoint, rank, addresses, b"secret", "cpu", generation, 60, via)
             outcome = function(group, *args), None
         except BaseException:
             outcome = None, traceback.format_exc()

@@ -281,7 +281,7 @@ class ReportLogsResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ReportLedgerRequest(_message.Message):
-    __slots__ = ("job_id", "attempt", "number", "rank", "node_id", "sequence", "seconds", "steps", "examples", "step_duration_counts", "step_duration_sum_s", "flops_per_step", "cpu_seconds", "memory_bytes", "gpu_memory_bytes", "is_last", "account_id")
+    __slots__ = ("job_id", "attempt", "number", "rank", "node_id", "sequence", "seconds", "steps", "examples", "step_duration_counts", "step_duration_sum_s", "flops_per_step", "cpu_seconds", "memory_bytes", "gpu_memory_bytes", "is_last", "account_id", "under_way")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
@@ -299,6 +299,7 @@ class ReportLedgerRequest(_message.Message):
     GPU_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     IS_LAST_FIELD_NUMBER: _ClassVar[int]
     ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
+    UNDER_WAY_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     attempt: int
     number: int
@@ -316,7 +317,8 @@ class ReportLedgerRequest(_message.Message):
     gpu_memory_bytes: int
     is_last: bool
     account_id: int
-    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., number: _Optional[int] = ..., rank: _Optional[int] = ..., node_id: _Optional[str] = ..., sequence: _Optional[int] = ..., seconds: _Optional[_Union[_ledger_pb2.PhaseSeconds, _Mapping]] = ..., steps: _Optional[int] = ..., examples: _Optional[int] = ..., step_duration_counts: _Optional[_Iterable[int]] = ..., step_duration_sum_s: _Optional[float] = ..., flops_per_step: _Optional[float] = ..., cpu_seconds: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., gpu_memory_bytes: _Optional[int] = ..., is_last: bool = ..., account_id: _Optional[int] = ...) -> None: ...
+    under_way: _ledger_pb2.PhaseSeconds
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., number: _Optional[int] = ..., rank: _Optional[int] = ..., node_id: _Optional[str] = ..., sequence: _Optional[int] = ..., seconds: _Optional[_Union[_ledger_pb2.PhaseSeconds, _Mapping]] = ..., steps: _Optional[int] = ..., examples: _Optional[int] = ..., step_duration_counts: _Optional[_Iterable[int]] = ..., step_duration_sum_s: _Optional[float] = ..., flops_per_step: _Optional[float] = ..., cpu_seconds: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., gpu_memory_bytes: _Optional[int] = ..., is_last: bool = ..., account_id: _Optional[int] = ..., under_way: _Optional[_Union[_ledger_pb2.PhaseSeconds, _Mapping]] = ...) -> None: ...
 
 class ReportLedgerResponse(_message.Message):
     __slots__ = ()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
-from lockstep.server.checkpoint_files import CheckpointFileReader
+from lockstep.server.checkpoint_files import CheckpointFileReader, where
 from lockstep.server.coordinator import Coordinator
 from lockstep.server.errors import CheckpointNotFound
 from lockstep.server.interceptors import Context
@@ -49,14 +48,18 @@ class CheckpointService(CheckpointServiceServicer):
         self, request: DownloadCheckpointRequest, context: Context
     ) -> AsyncIterator[DownloadCheckpointResponse]:
         checkpoint = await self._find(request)
-        reader = await asyncio.to_thread(CheckpointFileReader, checkpoint, request.file_name or DEFAULT_FILE)
+        name, run = request.file_name or DEFAULT_FILE, self._coordinator.files.run
+        what = f"reading {where(checkpoint, name)}"
+        reader = await run(CheckpointFileReader, checkpoint, name, what=what, drop=CheckpointFileReader.close)
         try:
+            while await run(reader.check, what=what):
+                pass
             header = DownloadHeader(checkpoint=checkpoint_to_proto(checkpoint), file=file_to_proto(reader.file))
             yield DownloadCheckpointResponse(header=header)
-            while chunk := await asyncio.to_thread(reader.read):
+            while chunk := await run(reader.read, what=what):
                 yield DownloadCheckpointResponse(chunk=chunk)
         finally:
-            await asyncio.to_thread(reader.close)
+            reader.close()
 
     async def _find(self, request: DownloadCheckpointRequest) -> StoredCheckpoint:
         job_id = required_job_id(request.job_id)

@@ -15,6 +15,7 @@ from lockstep.server import cluster_view
 from lockstep.server.cluster_view import ClusterView
 from lockstep.server.dispatcher import Cluster, Dispatcher
 from lockstep.server.errors import ClusterTooSmall, InvalidRequest, InvalidSpec, NotFound, PermissionDenied
+from lockstep.server.file_pool import FilePool
 from lockstep.server.gangs import Entry, held_by
 from lockstep.server.init_from import (
     find_first_weights,
@@ -29,6 +30,7 @@ from lockstep.server.node_telemetry import NodeTelemetry
 from lockstep.server.orders import Orders
 from lockstep.server.reports import Report
 from lockstep.server.rules import Site, show
+from lockstep.server.shared_reads import SharedReads
 from lockstep.server.spec import ENGINE_VERSION, curve_digest, submit_digest
 from lockstep.server.store import NewJob, Store
 from lockstep.server.telemetry import KEPT_S, Telemetry
@@ -37,6 +39,8 @@ from lockstep.server.watch import Bells
 from lockstep.v1.job_spec_pb2 import JobSpec
 
 _TIDY_EVERY_S = 60.0
+_JOB_BYTES = 2_000
+"""What a job takes in memory besides its spec."""
 
 log = structlog.get_logger(__name__)
 
@@ -46,6 +50,7 @@ class Coordinator:
 
     Attributes:
         store: what is known of all jobs.
+        files: threads for the files that users name.
         bells: wake who watches a job.
         ledgers: where the time of workers went.
         dispatcher: the launcher's side.
@@ -54,15 +59,17 @@ class Coordinator:
 
     def __init__(self, store: Store, *, site: Site, cluster: Cluster, telemetry: Telemetry, orders: Orders) -> None:
         self.store = store
+        self.files = FilePool()
         self.bells = Bells()
         self.ledgers = LedgerBook(store)
         self._orders = orders
-        self._live = LiveJobs(store, self.bells, telemetry, orders)
+        self._live = LiveJobs(store, self.files, self.bells, telemetry, orders)
         self.dispatcher = Dispatcher(self._live, orders, store, cluster)
         self.node_telemetry = NodeTelemetry(
             nodes=lambda: self.dispatcher.nodes_seen,
             processes=lambda: self.dispatcher.processes,
         )
+        self._ended_jobs = SharedReads()
         self._site = site
         self._telemetry = telemetry
         self._tidying: asyncio.Task[None] | None = None
@@ -72,7 +79,7 @@ class Coordinator:
     async def start(self) -> None:
         """Take up what the store knows. The launcher will tell which jobs still have their workers."""
         self._telemetry.set_counts(await self.store.count_by_state())
-        await forget_what_is_over(self.store, self._orders.checkpoint_root)
+        await forget_what_is_over(self.store, self.files, self._orders.checkpoint_root)
         for job in await self.store.live_jobs():
             self._live.add(replace(job, spec=fill_in_defaults(job.spec)))
             newest = await self.store.get_checkpoint(job.job_id, None)
@@ -121,12 +128,13 @@ class Coordinator:
         """
         digest = submit_digest(submitted)
         try:
-            job = await self._new_job(submitted)
+            job, first_files = await self._new_job(submitted)
             too_small = self.dispatcher.why_it_never_fits(job.spec.resources)
             if not validate_only:
                 if too_small is not None:
                     raise ClusterTooSmall(too_small)
-                return await self._live.finish(self._store_new(NewJob(job, principal, request_id, digest)))
+                new = NewJob(job, principal, request_id, digest)
+                return await self._live.finish(self._store_new(new, first_files))
         except (InvalidSpec, ClusterTooSmall):
             # A repeated call is answered as the first one was, even when files or nodes have gone since.
             earlier = await self.store.find_request(principal, request_id, digest) if request_id else None
@@ -136,14 +144,15 @@ class Coordinator:
         refusal = "" if too_small is None else f"; this cluster is too small for it: {too_small}"
         return replace(job, job_id="", state_reason=f"checked only, nothing is stored{refusal}")
 
-    async def _new_job(self, submitted: JobSpec) -> Job:
+    async def _new_job(self, submitted: JobSpec) -> tuple[Job, tuple[str, ...]]:
+        """Make a job of a spec, and name the files of the checkpoint that it starts from."""
         if submitted.data.HasField("idx"):
             # Looks at files, which can take long on a network disk.
-            spec = await asyncio.to_thread(resolve, submitted, self._site)
+            spec = await self.files.run(resolve, submitted, self._site, what="looking at the files in data.idx.root")
         else:
             spec = resolve(submitted, self._site)
         first_weights = await find_first_weights(spec, self.store)
-        return Job(
+        job = Job(
             job_id=f"job-{secrets.token_hex(6)}",
             number=0,
             spec=spec,
@@ -154,16 +163,23 @@ class Coordinator:
             curve_digest=curve_digest(spec, first_weights.digest),
             init_from_uri=first_weights.uri,
         )
+        return job, first_weights.files
 
-    async def _store_new(self, new: NewJob) -> Job:
+    async def _store_new(self, new: NewJob, first_files: tuple[str, ...]) -> Job:
         """Keep what a job starts from and store the job, or do neither; the caller may be gone before this ends."""
-        kept = await asyncio.to_thread(keep_first_weights, new.job)
+        kept, what = new.job, f"keeping the weights that {new.job.job_id} starts from"
+        if first_files:
+
+            def forget(kept: Job) -> None:
+                forget_first_weights(kept.job_id, kept.init_from_uri)
+
+            kept = await self.files.run(keep_first_weights, new.job, first_files, what=what, drop=forget)
         is_new = False
         try:
             job, is_new = await self.store.submit(replace(new, job=kept))
         finally:
-            if not is_new:
-                await asyncio.to_thread(forget_first_weights, kept.job_id, kept.init_from_uri)
+            if not is_new and kept.init_from_uri:
+                await self.files.run(forget_first_weights, kept.job_id, kept.init_from_uri, what=what)
         if not is_new:
             return await self.get(job.job_id)
         self._telemetry.job_submitted(job)
@@ -178,14 +194,27 @@ class Coordinator:
             NotFound: there is no such job.
         """
         entry = self._live.entries.get(job_id)
-        job = entry.job if entry is not None else await self.store.get_job(job_id)
+        job = entry.job if entry is not None else await self._ended(job_id)
         if job is None:
             raise NotFound(f"there is no job {show(job_id)}; list the jobs to see those there are")
         return job
 
-    def with_workers(self, job: Job) -> Job:
-        """Complete a job that was read from the store with what only memory knows."""
+    async def _ended(self, job_id: str) -> Job | None:
+        """Read a job that is not live; what has ended stays as it is, and all who followed it ask at once."""
+        kept: Job | None = self._ended_jobs.kept(job_id)
+        if kept is not None:
+            return kept
+        job = await self._ended_jobs.read(job_id, lambda: self.store.get_job(job_id))
+        if job is not None and job.state.has_ended and job_id not in self._live.entries:
+            self._ended_jobs.keep(job_id, job, job.spec.ByteSize() + _JOB_BYTES)
+        return job
+
+    def as_it_is_now(self, job: Job) -> Job:
+        """Complete a job that is to be shown with what only memory knows: its workers, and what the queue waits for."""
         entry = self._live.entries.get(job.job_id)
+        trouble = self.dispatcher.trouble if job.state is State.QUEUED else ""
+        if trouble and not self.dispatcher.cluster_is_ready.is_set():
+            job = replace(job, state_reason=trouble)
         return job if entry is None else replace(job, running_workers=entry.job.running_workers)
 
     async def cancel(self, job_id: str) -> Job:

@@ -65,6 +65,8 @@ class Dispatcher:
         launcher_words: how often a launcher has said something.
         processes: the worker processes that there are; none while no launcher is in service.
         nodes_seen: the nodes that a launcher told of last, also while none is in service.
+        trouble: what stands in the way of the cluster while no launcher is in service, in words; empty when nothing is
+            known to.
     """
 
     def __init__(self, live: LiveJobs, orders: Orders, store: Store, cluster: Cluster) -> None:
@@ -72,6 +74,7 @@ class Dispatcher:
         self.launcher_words = 0
         self.processes: tuple[WorkerProcess, ...] = ()
         self.nodes_seen: tuple[Node, ...] = ()
+        self.trouble = ""
         self._live = live
         self._orders = orders
         self._store = store
@@ -180,6 +183,8 @@ class Dispatcher:
         """Say why no job can start now, for people; empty when jobs can."""
         if self.cluster_is_ready.is_set():
             return ""
+        if self.trouble:
+            return self.trouble
         if self._had_launcher:
             return "the launcher is gone and is being replaced; jobs that run go on, others wait until it is in service"
         return "no launcher is in service yet; jobs wait until the cluster is up"

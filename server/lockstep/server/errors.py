@@ -12,6 +12,7 @@ LockstepError
 │   ├── JobIsStopping       it is being paused or cancelled
 │   ├── ClusterTooSmall
 │   └── CheckpointUnreadable  the server cannot reach it
+├── FilesHang               a file system does not answer; try again
 ├── DataLoss                a file is not what was written
 ├── PermissionDenied        a report or a launcher that has no right to speak
 ├── MessageTooLarge
@@ -123,6 +124,10 @@ class CheckpointUnreadable(FailedPrecondition):
     reason = "CHECKPOINT_UNREADABLE"
 
 
+class FilesHang(LockstepError):
+    reason = "FILES_HANG"
+
+
 class DataLoss(LockstepError):
     reason = "DATA_LOSS"
 
@@ -158,6 +163,7 @@ STATUS_BY_ERROR: dict[type[LockstepError], grpc.StatusCode] = {
     JobIsStopping: grpc.StatusCode.FAILED_PRECONDITION,
     ClusterTooSmall: grpc.StatusCode.FAILED_PRECONDITION,
     CheckpointUnreadable: grpc.StatusCode.FAILED_PRECONDITION,
+    FilesHang: grpc.StatusCode.UNAVAILABLE,
     DataLoss: grpc.StatusCode.DATA_LOSS,
     PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     MessageTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,

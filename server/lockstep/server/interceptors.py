@@ -75,7 +75,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             (True, True): grpc.stream_stream_rpc_method_handler,
         }
         make = makers[(handler.request_streaming, handler.response_streaming)]
-        return make(respond, request_deserializer=None, response_serializer=handler.response_serializer)
+        return make(respond, request_deserializer=None, response_serializer=_serializer(handler.response_serializer))
 
     def _unary(self, service: str, method: str, behaviour: Any, parse: Any, streams_in: bool) -> Any:
         async def respond(request: Any, context: Any) -> Any:
@@ -138,6 +138,11 @@ def _parser(deserialize: Any) -> Callable[[bytes], Any]:
             raise MalformedMessage(name) from error
 
     return parse
+
+
+def _serializer(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """Make one that lets bytes pass: a message that goes to many is written once."""
+    return lambda response: response if isinstance(response, bytes) else serialize(response)
 
 
 async def _parse_all(requests: AsyncIterator[bytes], parse: Callable[[bytes], Any]) -> AsyncIterator[Any]:

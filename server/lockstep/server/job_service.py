@@ -9,10 +9,11 @@ from lockstep.server.coordinator import Coordinator
 from lockstep.server.errors import InvalidRequest
 from lockstep.server.interceptors import Context
 from lockstep.server.job import PRINCIPAL, Job
+from lockstep.server.job_feed import JobFeed
 from lockstep.server.paging import make_token, not_negative, page_size, read_token
 from lockstep.server.rules import show
 from lockstep.server.store import JobFilter
-from lockstep.server.translate import event_to_proto, job_to_proto, state_from_proto
+from lockstep.server.translate import job_to_proto, state_from_proto
 from lockstep.server.validation import MAX_LABELS
 from lockstep.v1 import job_pb2
 from lockstep.v1.job_service_pb2 import (
@@ -25,13 +26,11 @@ from lockstep.v1.job_service_pb2 import (
     SubmitJobRequest,
     UpdateJobRequest,
     WatchJobRequest,
-    WatchJobResponse,
 )
 from lockstep.v1.job_service_pb2_grpc import JobServiceServicer
 
 _MAX_REQUEST_ID = 128
 _MAX_JOB_ID, _MAX_NAME = 64, 63
-_EVENTS_PER_MESSAGE = 500
 _PROGRESS_INTERVAL_S = 0.2
 
 
@@ -40,6 +39,7 @@ class JobService(JobServiceServicer):
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
+        self._feed = JobFeed(coordinator)
 
     async def SubmitJob(self, request: SubmitJobRequest, context: Context) -> job_pb2.Job:
         job = await self._coordinator.submit(
@@ -51,7 +51,8 @@ class JobService(JobServiceServicer):
         return job_to_proto(job)
 
     async def GetJob(self, request: GetJobRequest, context: Context) -> job_pb2.Job:
-        return job_to_proto(await self._coordinator.get(required_job_id(request.job_id)))
+        job = await self._coordinator.get(required_job_id(request.job_id))
+        return job_to_proto(self._coordinator.as_it_is_now(job))
 
     async def CancelJob(self, request: CancelJobRequest, context: Context) -> job_pb2.Job:
         return job_to_proto(await self._coordinator.cancel(required_job_id(request.job_id)))
@@ -76,7 +77,7 @@ class JobService(JobServiceServicer):
         position = read_token(request.page_token, "page_token", scope, (int,))
         before = None if position is None else position[0]
         jobs = await store.list_jobs(before=before, limit=limit + 1, which=which)
-        shown = [self._coordinator.with_workers(job) for job in jobs[:limit]]
+        shown = [self._coordinator.as_it_is_now(job) for job in jobs[:limit]]
         response = ListJobsResponse(jobs=map(job_to_proto, shown))
         if len(jobs) > limit:
             response.next_page_token = make_token([jobs[limit - 1].number], scope)
@@ -84,23 +85,23 @@ class JobService(JobServiceServicer):
             response.total_size = await store.count_jobs(which) if len(jobs) > limit else len(jobs)
         return response
 
-    async def WatchJob(self, request: WatchJobRequest, context: Context) -> AsyncIterator[WatchJobResponse]:
+    async def WatchJob(
+        self, request: WatchJobRequest, context: Context
+    ) -> AsyncIterator[bytes]:  # each a WatchJobResponse
         job_id = required_job_id(request.job_id)
         sequence = not_negative(request.after_sequence, "after_sequence")
-        job = await self._coordinator.get(job_id)
+        await self._coordinator.get(job_id)
         loop = asyncio.get_running_loop()
         shown: Job | None = None
         with self._coordinator.bells.listen(job_id) as bell:
             while True:
                 bell.clear()
-                job = await self._coordinator.get(job_id)
-                events = await self._coordinator.store.list_events(
-                    job_id, after=sequence, up_to=job.event_count, limit=_EVENTS_PER_MESSAGE
-                ) if job.event_count > sequence else []  # fmt: skip
-                if events or job != shown:
-                    yield WatchJobResponse(job=job_to_proto(job), events=map(event_to_proto, events))
+                look = await self._feed.after(job_id, sequence)
+                job = look.job
+                if look.brings_events or job != shown:
+                    yield look.message
                     shown, shown_at = job, loop.time()
-                    sequence = events[-1].sequence if events else sequence
+                    sequence = look.sequence
                 if sequence < job.event_count:
                     continue
                 if job.state.has_ended:

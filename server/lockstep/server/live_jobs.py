@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 import structlog
 
+from lockstep.server.errors import FilesHang, ShuttingDown
+from lockstep.server.file_pool import FilePool
 from lockstep.server.gangs import Entry, Gang
 from lockstep.server.init_from import forget_first_weights
 from lockstep.server.job import Command, Event, Job, Launch, Note, RetryAfter, State, Stop
@@ -40,12 +42,13 @@ class LiveJobs:
         gang_has_left: set when a gang is gone.
     """
 
-    def __init__(self, store: Store, bells: Bells, telemetry: Telemetry, orders: Orders) -> None:
+    def __init__(self, store: Store, files: FilePool, bells: Bells, telemetry: Telemetry, orders: Orders) -> None:
         self.entries: dict[str, Entry] = {}
         self.holding: dict[tuple[str, int], Gang] = {}
         self.has_changed = asyncio.Event()
         self.gang_has_left = asyncio.Event()
         self._store = store
+        self._files = files
         self._bells = bells
         self._telemetry = telemetry
         self._orders = orders
@@ -154,11 +157,17 @@ class LiveJobs:
         """Forget a job that has ended and whose gang is gone."""
         if entry.job.state.has_ended and entry.gang is None and self.entries.pop(entry.job.job_id, None) is not None:
             self._bells.ring(entry.job.job_id)
-            task = asyncio.ensure_future(
-                asyncio.to_thread(forget_first_weights, entry.job.job_id, entry.job.init_from_uri)
-            )
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            if entry.job.init_from_uri:
+                task = asyncio.ensure_future(self._forget_first_weights(entry.job))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _forget_first_weights(self, job: Job) -> None:
+        what = f"removing the weights that {job.job_id} started from"
+        try:
+            await self._files.run(forget_first_weights, job.job_id, job.init_from_uri, what=what)
+        except (FilesHang, ShuttingDown) as error:  # the next server does it
+            log.warning("first weights are left behind", job_id=job.job_id, why=error.message)
 
     def _run(self, entry: Entry, command: Command) -> None:
         job, gang = entry.job, entry.gang

@@ -12,7 +12,7 @@ from typing import Annotated
 import structlog
 import typer
 
-from lockstep.server import logs
+from lockstep.server import logs, processes
 from lockstep.server.application import Application
 from lockstep.server.settings import Settings, StartupError, load
 
@@ -63,12 +63,20 @@ def serve(
         Path | None,
         typer.Option(help="Folder on each node to write which jobs use which GPU, for dcgm-exporter. Default: none."),
     ] = None,
+    checkpoint_roots: Annotated[
+        str | None,
+        typer.Option(
+            help="Folders, as absolute paths or URIs with commas between them, below which jobs may keep and read "
+            "checkpoints besides the data folder. Default: any."
+        ),
+    ] = None,
     log_format: Annotated[str | None, typer.Option(help="console or json. Default: console.")] = None,
 ) -> None:
-    """Run the server, until SIGTERM or Ctrl-C; a second one forces it to end.
+    """Run the server, until SIGTERM, Ctrl-C or the end of its terminal; a second one forces it to end.
 
     Every option can also be set by a variable: LOCKSTEP_ and its name, such as LOCKSTEP_DATA_DIR.
     """
+    logs.open_closed_streams()
     try:
         settings = load(
             listen=listen,
@@ -85,6 +93,7 @@ def serve(
             data_cache_bytes=data_cache_bytes,
             log_bytes_per_job=log_bytes_per_job,
             gpu_job_mapping_dir=gpu_job_mapping_dir,
+            checkpoint_roots=checkpoint_roots,
             log_format=log_format,
         )
         logs.configure(settings.log_format)
@@ -98,16 +107,19 @@ async def _serve(settings: Settings) -> None:
     application = Application(settings)
     stop = asyncio.Event()
 
-    def on_signal() -> None:
+    def on_signal(number: signal.Signals) -> None:
         if stop.is_set():
+            if number is signal.SIGHUP:  # comes along with others, from a supervisor or the end of a terminal
+                return
             application.kill()
             os._exit(EXIT_FORCED)
         log.info("shutting down; once more to force it")
         stop.set()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+    for number in processes.ENDING_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup has it ignored, so that it outlives its terminal
+            loop.add_signal_handler(number, on_signal, number)
     await application.start()
     try:
         await stop.wait()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import secrets
 from pathlib import Path
 
 from lockstep.server.gangs import Gang, LauncherLine
 from lockstep.server.job import PRINCIPAL, Job, Stop
+from lockstep.server.private_files import write_atomically
 from lockstep.v1.internal_service_pb2 import ConnectLauncherResponse, Drain, ResizeGang, StartGang, StopGang
 
 _SECRET_BYTES = 32
@@ -101,13 +101,7 @@ def read_secret(folder: Path) -> bytes:
     """
     path = folder / "secret"
     if not path.exists():
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(_SECRET_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+        write_atomically(path, secrets.token_hex(_SECRET_BYTES))
     secret = bytes.fromhex(path.read_text().strip())
     if len(secret) != _SECRET_BYTES:
         raise ValueError(f"{path} has {len(secret)} bytes in place of {_SECRET_BYTES}")

@@ -35,10 +35,12 @@ class Site:
     Attributes:
         working_directory: where relative paths of a spec start.
         shares_files_with_workers: whether a path that is missing here is missing for the workers, too.
+        checkpoint_roots: folders, as paths or URIs, in which checkpoints may lie; empty for any.
     """
 
     working_directory: Path
     shares_files_with_workers: bool
+    checkpoint_roots: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,12 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from lockstep.server.checkpoint_rules import FOLDER_LIMITS, is_folder
 
 _HOST_AND_PORT = re.compile(r"\S+:[0-9]{1,5}")
 
@@ -38,6 +40,8 @@ class Settings(BaseSettings):
         log_bytes_per_job: the most that the log of one job takes on disk; the oldest lines go first.
         gpu_job_mapping_dir: folder on each node where its agent writes which jobs use which GPU, for NVIDIA's
             dcgm-exporter; an absolute path; None writes nothing.
+        checkpoint_roots: folders, as absolute paths or URIs, below which jobs may keep and read checkpoints besides
+            the data folder; empty for any.
         log_format: for people ("console") or for programs ("json").
     """
 
@@ -57,7 +61,13 @@ class Settings(BaseSettings):
     data_cache_bytes: int = Field(default=1 << 30, ge=0)
     log_bytes_per_job: int = Field(default=64 << 20, ge=1 << 20)
     gpu_job_mapping_dir: Path | None = None
+    checkpoint_roots: Annotated[tuple[str, ...], NoDecode] = ()
     log_format: Literal["console", "json"] = "console"
+
+    @field_validator("checkpoint_roots", mode="before")
+    @classmethod
+    def _split_roots(cls, value: object) -> object:
+        return [part for part in value.split(",") if part] if isinstance(value, str) else value
 
 
 def load(**given: object) -> Settings:
@@ -82,6 +92,9 @@ def load(**given: object) -> Settings:
             f"--gpu-job-mapping-dir is {str(settings.gpu_job_mapping_dir)!r}; allowed: an absolute path, such as "
             "/run/gpu-jobs, since it is a folder on each node"
         )
+    for root in settings.checkpoint_roots:
+        if not is_folder(root):
+            raise StartupError(f"--checkpoint-roots names {root!r}; allowed: {FOLDER_LIMITS}")
     if settings.ray_address is not None and not _HOST_AND_PORT.fullmatch(settings.ray_address):
         raise StartupError(f"--ray-address is {settings.ray_address!r}; allowed: host:port, such as 10.0.0.1:6379")
     return settings
@@ -120,11 +133,6 @@ def loopback_address(option: str, text: str) -> Address:
             "has no authentication yet; to reach it from elsewhere use an SSH tunnel"
         )
     return Address(host, int(port))
-
-
-def available_cpus() -> int:
-    """Count the CPUs that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def available_gpus() -> int:

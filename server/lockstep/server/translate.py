@@ -100,7 +100,7 @@ def ledger_to_proto(ledger: JobLedger, node_names: Mapping[str, str]) -> Ledger:
     """Write a ledger as users see it."""
     written = Ledger(flops_per_step=ledger.flops_per_step)
     for rank, account in sorted(ledger.ranks.items()):
-        seconds = {f"{phase}_s": value for phase, value in zip(PHASES, account.seconds, strict=True)}
+        seconds = {f"{phase}_s": value for phase, value in zip(PHASES, ledger.seconds_of(rank), strict=True)}
         written.ranks.add(
             rank=rank,
             seconds=PhaseSeconds(**seconds),

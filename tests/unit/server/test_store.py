@@ -189,7 +189,7 @@ def test_every_double_survives(tmp_path: Path, value: float) -> None:
         async with open_store(tmp_path) as store:
             job, _ = await store.submit(new_job("job-a"))
             await store.save(job, now=NOW, news=News(points=[point(1, value)]))
-            [stored] = await store.new_points("job-a", names=[], kind=0, after_seq=0, limit=9)
+            [stored] = await store.new_points("job-a", names=[], kind=0, after_seq=0, limit=9, make=list)
             assert repr(stored.value) == repr(value)
 
     run(scenario())
@@ -225,7 +225,7 @@ def test_a_result_that_comes_again_with_another_value_is_told_and_not_taken(tmp_
                 job, now=NOW, news=News(points=[point(1, 0.5000001), point(2, 0.4)]), messages=["end"]
             )
             assert len(saved.disagreements) == 1
-            [stored, _] = await store.new_points("job-a", names=[], kind=0, after_seq=0, limit=9)
+            [stored, _] = await store.new_points("job-a", names=[], kind=0, after_seq=0, limit=9, make=list)
             assert stored.value == 0.5
             events = await store.list_events("job-a", after=1, up_to=saved.job.event_count, limit=9)
             assert "THE CURVE DIFFERS: train_loss at step 1 was 0.5" in events[0].message

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 
+from lockstep.server import checkpoint_rules
 from lockstep.server.validation import CHOICE_RULES, CROSS_RULES, FIELD_RULES, fill_in_defaults, resolve
 from lockstep.v1.job_spec_pb2 import JobSpec
 from tests.unit.server.specs import DIGITS, LENET, SITE, SYNTHETIC, spec_of, violations_of
@@ -26,6 +27,17 @@ NO_FOLDERS = (
     "file://relative/x",
     "file:///",
     "s3://bucket/\u2028",
+    "memory://x",
+    "http://host/x",
+    "https://host/x",
+    "ftp://host/x",
+    "zip://x",
+    "reference://x",
+    "github://a:b@/x",
+    "dir://x",
+    "git://x",
+    "simplecache::s3://bucket/x",
+    "s3://bucket/x::/y",
 )
 NOT_POSITIVE = (0, -1, -HUGE)
 NO_NUMBERS = (math.nan, math.inf, -math.inf)
@@ -226,7 +238,8 @@ def test_fields_that_do_not_fit_together_are_named(name: str) -> None:
 
 def test_every_rule_over_several_fields_is_broken_by_some_test() -> None:
     on_files = {12, 13}  # The tests on folders, in test_dataset_rules.py.
-    assert {number for number, _, _ in BAD_COMBINATIONS.values()} | on_files == set(range(len(CROSS_RULES)))
+    on_stores = {19, 20, 21, 22}  # In test_checkpoint_rules.py.
+    assert {number for number, _, _ in BAD_COMBINATIONS.values()} | on_files | on_stores == set(range(len(CROSS_RULES)))
 
 
 @pytest.mark.parametrize(
@@ -316,9 +329,12 @@ def test_a_spec_of_an_earlier_version_gets_the_fields_that_are_new_and_keeps_the
 
 
 @pytest.mark.parametrize(
-    "folder", ["/", "/a", "/a b/\u00e4", "s3://bucket/x", "gs://b", "file:///a", "memory://x", "local:///a/b"]
+    "folder", ["/", "/a", "/a b/\u00e4", "/run::1/a://b", "s3://bucket/x", "gs://b", "file:///a", "local:///a/b"]
 )
-def test_folders_that_can_be_reached_from_everywhere_are_taken_as_they_are(folder: str) -> None:
+def test_folders_that_can_be_reached_from_everywhere_are_taken_as_they_are(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_rules, "is_installed", lambda package: True)
     spec = resolve(spec_of(DIGITS, recovery__checkpoint_uri=folder, init_from__uri=folder), SITE)
     assert (spec.recovery.checkpoint_uri, spec.init_from.uri) == (folder, folder)
 

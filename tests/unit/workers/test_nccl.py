@@ -14,10 +14,12 @@ import torch
 import torch.distributed as dist
 
 from lockstep.workers.engine import Group, PeerLost
+from lockstep.workers.engine import group as engine_group
 from lockstep.workers.engine import nccl as engine_nccl
 from lockstep.workers.engine.transport import Endpoint, Transport
 
 KEY = b"secret"
+OWN_GPU, OTHER_GPU = 7, 8
 
 
 class Nccl:
@@ -55,6 +57,7 @@ def nccl(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nccl]:
     monkeypatch.setattr(dist, "destroy_process_group", nccl.destroy_process_group)
     monkeypatch.setattr(dist, "is_initialized", lambda: nccl.is_made)
     monkeypatch.setattr(engine_nccl, "set_collective_timeout", nccl.timeouts.append)
+    monkeypatch.setattr(engine_group, "number_of", lambda device: OWN_GPU)
     yield nccl
     nccl.answers.set()
     for thread in threading.enumerate():
@@ -71,14 +74,19 @@ def endpoints() -> Iterator[list[Endpoint]]:
 
 
 @contextlib.contextmanager
-def peer(endpoints: list[Endpoint], rank: int, generation: int = 1, port: int = 0) -> Iterator[None]:
-    """A rank that meets the other one, says a port as rank 0 does, and then does nothing."""
+def peer(
+    endpoints: list[Endpoint], rank: int, generation: int = 1, port: int | None = 0, gpu: int = OTHER_GPU
+) -> Iterator[None]:
+    """A rank that meets the other one, says which GPU it has and a port as rank 0 does, and then does nothing."""
     addresses = [endpoint.address for endpoint in endpoints]
     transports: list[Transport] = []
 
     def meet() -> None:
         transports.append(endpoints[rank].connect(rank, addresses, KEY, generation, timeout_s=10))
-        Group(rank, 2, transports[0]).fill_in(torch.tensor([port]))
+        group = Group(rank, 2, transports[0])
+        group.gather(torch.tensor([gpu]))
+        if port is not None:
+            group.fill_in(torch.tensor([port]))
 
     thread = threading.Thread(target=meet)
     thread.start()
@@ -101,6 +109,20 @@ def test_ranks_that_meet_leave_again(nccl: Nccl, endpoints: list[Endpoint]) -> N
     assert to_exchange.total_seconds() > 3600, "a slow rank ends nobody"
     group.leave()
     assert not nccl.is_made
+
+
+@pytest.mark.parametrize("gpu", [OWN_GPU, engine_nccl.NO_NCCL], ids=["a shared GPU", "a torch without NCCL"])
+def test_ranks_that_nccl_does_not_serve_meet_without_it(nccl: Nccl, endpoints: list[Endpoint], gpu: int) -> None:
+    with peer(endpoints, 1, port=None, gpu=gpu):
+        group = join(endpoints, 0)
+    assert not nccl.begun.is_set()
+    assert group.holds_up_the_host
+    group.leave()
+
+
+def test_a_gpu_without_memory_is_no_lost_peer() -> None:
+    with pytest.raises(torch.OutOfMemoryError), engine_nccl.nccl_failure():
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_no_thread_of_torch_ends_the_process_when_a_peer_dies(nccl: Nccl, endpoints: list[Endpoint]) -> None:

@@ -26,8 +26,9 @@ from lockstep.workers.training import device_of, train
 LAST_WORDS_S = 5.0
 """How long a worker that ends goes on trying to report what it has seen before, and to deliver what it has printed."""
 
-LONGEST_START_S = 3_600.0
-"""How long a process can have taken to come up; the clock of another machine may tell anything."""
+LONGEST_START_S = 60.0
+"""How long workers may take to come up before they are given up. So no account can begin with more than that, whatever
+the clock of another machine tells."""
 
 log = logging.getLogger(LOGGER)
 
@@ -186,6 +187,7 @@ class Assignment:
             log.exception("this worker cannot go on")
             error_bytes = job_error(error, self.membership.current.rank).SerializeToString()
         try:
+            self._ledger.leave_step()  # an error may have come in the middle of one
             self._ledger.enter(Phase.IDLE)
             ended["has_left_log"] = not self._printed.end(LAST_WORDS_S)
             self.reporter.close(LAST_WORDS_S)

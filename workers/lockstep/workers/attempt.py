@@ -18,6 +18,7 @@ from lockstep.v1.internal_service_pb2 import (
     StopGang,
 )
 from lockstep.v1.job_pb2 import JobError
+from lockstep.workers.assignment import LONGEST_START_S
 from lockstep.workers.ending import Ending
 from lockstep.workers.gang import (
     Event,
@@ -35,8 +36,7 @@ from lockstep.workers.gang import (
 from lockstep.workers.pool import Pool
 from lockstep.workers.quarrel import HOPELESS, Quarrel
 
-PLACEMENT_TIMEOUT_S = 60.0
-"""How long workers may take to come up before they are given up."""
+PLACEMENT_TIMEOUT_S = LONGEST_START_S
 LEAVE_GRACE_S = 10.0
 """How long a worker that is let go may take."""
 

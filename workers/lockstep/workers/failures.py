@@ -13,6 +13,7 @@ from lockstep.workers.engine import (
     NonFiniteParameters,
     PeerLost,
     RanksDisagree,
+    Unsupported,
 )
 
 FRAMES_SHOWN = 12
@@ -35,6 +36,9 @@ def job_error(error: BaseException, rank: int) -> JobError:
         case RanksDisagree():
             message = f"{error}. The promise of equal bits is broken, so the job was stopped; please report this."
             return JobError(reason="RANKS_DISAGREE", message=message, rank=rank)
+        case Unsupported():
+            cause = error.__cause__ or error
+            return JobError(reason="USER_ERROR", message=str(error), traceback=short_traceback(cause), rank=rank)
         case ray.exceptions.OutOfMemoryError():
             return JobError(
                 reason="WORKER_LOST", message=f"worker {rank} was killed: its node ran out of memory", rank=rank

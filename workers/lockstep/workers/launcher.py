@@ -36,6 +36,7 @@ from lockstep.v1.internal_service_pb2 import (
 from lockstep.v1.internal_service_pb2_grpc import InternalServiceStub
 from lockstep.workers.assignment import name_of
 from lockstep.workers.attempt import Attempt
+from lockstep.workers.connection import OPTIONS
 from lockstep.workers.engine import ENGINE_VERSION
 from lockstep.workers.fleet import Fleet, Process
 from lockstep.workers.gang import Member
@@ -132,7 +133,7 @@ class Launcher:
         threading.Thread(target=self._report_capacity, daemon=True).start()
         metadata = (("lockstep-launcher-token", self._config.launcher_token),)
         try:
-            with grpc.insecure_channel(self._config.coordinator_address) as channel:
+            with grpc.insecure_channel(self._config.coordinator_address, options=OPTIONS) as channel:
                 orders = InternalServiceStub(channel).ConnectLauncher(self._tell(), metadata=metadata)
                 threading.Thread(target=self._cancel_when_ended, args=(orders,), daemon=True).start()
                 self._serve(orders)

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -41,6 +42,7 @@ from lockstep.server.store.writer import StoreError, Writer
 T = TypeVar("T")
 
 _MOST_JOBS_OF_A_QUERY = 500
+_READERS = 8
 
 _INSERT_JOB = insert(tables.jobs)
 _INSERT_LABEL = insert(tables.labels)
@@ -123,6 +125,8 @@ class Store:
             self._dispose()
             raise
         self._writer = Writer(self._writing, committed)
+        # Its own: whatever else waits in threads does not hold up those who ask for jobs.
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="lockstep-store-reader")
 
     def _dispose(self) -> None:
         self._writing.dispose()
@@ -131,6 +135,7 @@ class Store:
     def close(self) -> None:
         """Write what is queued and close every connection."""
         self._writer.close()
+        self._readers.shutdown()
         self._dispose()
 
     def _start_epoch(self) -> tuple[str, int]:
@@ -186,7 +191,16 @@ class Store:
             with self._reading.connect() as connection:
                 return query(connection)
 
-        return await asyncio.to_thread(run)
+        return await asyncio.get_running_loop().run_in_executor(self._readers, run)
+
+    async def try_out(self) -> None:
+        """Begin a write and read something, as every call does.
+
+        Raises:
+            StoreError: it cannot be written, or is closed.
+        """
+        await self._writer.write(lambda connection: None)
+        await self.read(lambda connection: connection.execute(select(tables.meta).limit(1)).all())
 
     async def get_job(self, job_id: str) -> Job | None:
         row = await self.read(lambda connection: connection.execute(_SELECT_JOB, {"of_job": job_id}).one_or_none())
@@ -263,12 +277,23 @@ class Store:
         return [point_of(row) for row in await self.read(lambda connection: connection.execute(query).all())]
 
     async def new_points(
-        self, job_id: str, *, names: Sequence[str], kind: int, after_seq: int, limit: int
-    ) -> list[StoredPoint]:
-        """Read points in the order in which they were stored, from the one after `after_seq` on."""
+        self,
+        job_id: str,
+        *,
+        names: Sequence[str],
+        kind: int,
+        after_seq: int,
+        limit: int,
+        make: Callable[[list[StoredPoint]], T],
+    ) -> T:
+        """Read points in the order in which they were stored, from the one after `after_seq` on.
+
+        Returns:
+            What `make` makes of them, off the event loop.
+        """
         points = tables.metric_points.c
         query = select_points(job_id, names, kind).where(points.seq > after_seq).order_by(points.seq).limit(limit)
-        return [point_of(row) for row in await self.read(lambda connection: connection.execute(query).all())]
+        return await self.read(lambda connection: make([point_of(row) for row in connection.execute(query)]))
 
     async def list_checkpoints(self, job_id: str, *, before: int | None, limit: int) -> list[StoredCheckpoint]:
         """Read the checkpoints of a job that are kept, newest first, from the one before step `before` on."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
@@ -73,13 +73,7 @@ class Snapshot:
     @property
     def node_names(self) -> dict[str, str]:
         """A name for each node, by id: no two have the same."""
-        nodes = [view.node for view in self.cluster.nodes]
-        times = Counter(node.name or node.node_id for node in nodes)
-        names = {}
-        for node in nodes:
-            name = node.name or node.node_id
-            names[node.node_id] = name if times[name] == 1 else f"{name}-{node.node_id[:8]}"
-        return names
+        return {view.node.node_id: view.node.name or view.node.node_id for view in self.cluster.nodes}
 
     @property
     def devices(self) -> dict[tuple[str, int, int], str]:

@@ -5,11 +5,14 @@ from lockstep.workers.engine.errors import (
     DataError,
     EngineError,
     HardwareDiffers,
+    ModelError,
     NonFiniteLoss,
     NonFiniteParameters,
+    NotDeterministic,
     PeerLost,
     RanksDisagree,
     Stopped,
+    Unsupported,
 )
 from lockstep.workers.engine.group import Group
 from lockstep.workers.engine.ledger import STEP_BOUNDS_S, Account, Ledger, Phase
@@ -33,9 +36,11 @@ __all__ = [
     "HardwareDiffers",
     "Ledger",
     "Listener",
+    "ModelError",
     "Module",
     "NonFiniteLoss",
     "NonFiniteParameters",
+    "NotDeterministic",
     "Origin",
     "PeerLost",
     "Phase",
@@ -47,6 +52,7 @@ __all__ = [
     "Result",
     "Stopped",
     "Trainer",
+    "Unsupported",
     "Wish",
     "initialisation_seed",
 ]

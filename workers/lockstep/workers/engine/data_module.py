@@ -63,6 +63,8 @@ class DataModule:
     validation: Examples
     num_classes: int | None = None
     """Number of classes; None for regression."""
+    training: bool = False
+    """Whether what is taken now is trained on; `transform` may look at it, as a layer looks at its own."""
     field: str = "data"
     """Path of the field of a spec that says what this is."""
     _known: tuple[Contents, str] | None = None
@@ -100,7 +102,11 @@ class DataModule:
         self._known = Contents.of(self), digest
 
     def transform(self, inputs: Tensor) -> Tensor:
-        """What a batch of stored inputs, (n, ...), looks like to the model. By default it is left as it is."""
+        """What a batch of stored inputs, (n, ...), looks like to the model. By default it is left as it is.
+
+        Augmentation belongs here, where `self.training` is true. It may draw from the generators of torch, `random` and
+        NumPy, which are seeded for each shard before; not from one of its own, which would go on from shard to shard.
+        """
         return inputs
 
     def preprocessing(self) -> dict[str, Any]:
@@ -116,14 +122,15 @@ class DataModule:
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one example as the model sees it."""
-        return tuple(self.transform(self.train.inputs[:1]).shape[1:])
+        return tuple(self.take(self.train, slice(0, 1))[0].shape[1:])
 
     def described(self) -> dict[str, Any]:
         """What a model has to fit: "input_shape", and "num_classes", which is null for regression."""
         return {"input_shape": list(self.input_shape), "num_classes": self.num_classes}
 
-    def take(self, examples: Examples, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of the examples at `indices`: int64, (n,), or a slice."""
+    def take(self, examples: Examples, indices: Tensor | slice, training: bool = False) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the examples at `indices`: int64, (n,), or a slice; to be trained on or not."""
+        self.training = training
         if isinstance(indices, slice):
             return self.transform(examples.inputs[indices]), examples.targets[indices]
         return self.transform(examples.inputs.index_select(0, indices)), examples.targets.index_select(0, indices)

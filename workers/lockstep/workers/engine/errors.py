@@ -2,11 +2,14 @@
 
 EngineError
 ├── DataError            the data, or a spec that does not fit it; names the field and the mend
+├── ModelError           the module does what training cannot be exact with; names the part and the mend
 ├── NonFiniteLoss        the loss became infinite or not a number
 ├── NonFiniteParameters  a step has made parameters infinite or not a number
+├── NotDeterministic     a shard gave other bits than before, or on one rank than on another; names the part
 ├── PeerLost             a rank left during a collective; no parameter of this rank has changed
 ├── RanksDisagree        ranks that must hold the same bits do not
 │   └── HardwareDiffers  they could not: their hardware is of several classes
+├── Unsupported          the model has a layer or an operation that cannot be part of one curve
 └── Stopped              training was asked to stop, and stopped between two steps
 """
 
@@ -29,6 +32,10 @@ class DataError(EngineError):
         self.field = field
 
 
+class ModelError(EngineError):
+    """The module or its optimizer does what training cannot be exact with; the message names the part and the mend."""
+
+
 class NonFiniteLoss(EngineError):
     """The loss became infinite or not a number."""
 
@@ -45,6 +52,10 @@ class NonFiniteParameters(EngineError):
         self.step = step
 
 
+class NotDeterministic(EngineError):
+    """What a shard gives depends on what was computed before it or on the rank; the message names the part and the mend."""
+
+
 class PeerLost(EngineError):
     """A rank left during a collective; no parameter of this rank has changed."""
 
@@ -55,6 +66,10 @@ class RanksDisagree(EngineError):
 
 class HardwareDiffers(RanksDisagree):
     """Ranks compute on hardware of several classes, which may round differently."""
+
+
+class Unsupported(EngineError):
+    """The model has a layer or an operation that cannot be part of one curve; says which one and the mend."""
 
 
 class Stopped(EngineError):

@@ -7,6 +7,7 @@ import secrets
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -15,14 +16,20 @@ from torch.distributed.distributed_c10d import PrefixStore
 
 from lockstep.workers.engine.errors import RanksDisagree
 from lockstep.workers.engine.ledger import Alone, Waits
-from lockstep.workers.engine.nccl import NcclGroup, nccl_failure, tcp_store
+from lockstep.workers.engine.nccl import NO_NCCL, NcclGroup, nccl_failure, number_of, tcp_store
+from lockstep.workers.engine.staging import Staging, bytes_in_host_memory
 from lockstep.workers.engine.transport import Endpoint, Transport
+
+Via = Literal["auto", "nccl", "host"]
+"""How tensors of a device travel: over NCCL, or through host memory and over the transport. "auto": over NCCL, unless
+ranks share a GPU, or one of them has a torch without NCCL."""
 
 
 class Group:
     """One or more ranks; without arguments, one process alone.
 
-    Tensors in host memory travel over the transport, tensors on GPUs over NCCL.
+    Tensors in host memory travel over the transport, tensors on GPUs over NCCL or, where that does not serve them,
+    through host memory.
 
     Args:
         rank: number of this process, from 0.
@@ -40,6 +47,7 @@ class Group:
         self.peers = [(rank + distance) % world_size for distance in range(1, world_size)]
         self._transport = transport
         self._nccl: NcclGroup | None = None
+        self._staging: Staging | None = None
 
     @classmethod
     def join(
@@ -51,6 +59,7 @@ class Group:
         device: torch.device | str = "cpu",
         generation: int = 1,
         timeout_s: float = 300,
+        via: Via = "auto",
     ) -> "Group":
         """Meet the other ranks.
 
@@ -62,16 +71,20 @@ class Group:
             device: where this rank computes.
             generation: number of this membership, growing.
             timeout_s: how long the others may take.
+            via: how tensors of the device travel, the same on every rank.
 
         Raises:
             PeerLost: not all ranks came within `timeout_s`.
         """
         transport = endpoint.connect(rank, addresses, key, generation, timeout_s)
-        group = cls(rank, len(addresses), transport)
-        if group.peers and torch.device(device).type == "cuda":
+        group, device = cls(rank, len(addresses), transport), torch.device(device)
+        if group.peers and (device.type == "cuda" or via == "host"):
             try:
-                host = addresses[0].partition("#")[0].rpartition(":")[0]
-                endpoint.when_superseded(generation, group._join_nccl(host, torch.device(device), timeout_s).abort)
+                if via == "host" or (via == "auto" and not group._is_served_by_nccl(device)):
+                    group._staging = Staging(device)
+                else:
+                    host = addresses[0].partition("#")[0].rpartition(":")[0]
+                    endpoint.when_superseded(generation, group._join_nccl(host, device, timeout_s).abort)
                 group.check()
             except BaseException:
                 group.leave()
@@ -109,14 +122,27 @@ class Group:
             PeerLost: one of these ranks left.
         """
         assert self._transport is not None
-        if next(iter(tensors.values()))[0].is_cuda:
+        first = next(iter(tensors.values()))[0]
+        if self._staging is not None and first.device.type == self._staging.device.type:
+            self._staging.swap(tensors, self._transport)
+        elif first.is_cuda:
             with nccl_failure():  # NCCL wants all of them at once
                 operations = [dist.P2POp(dist.irecv, received, peer) for peer, (_, received) in tensors.items()]
                 operations += [dist.P2POp(dist.isend, sent, peer) for peer, (sent, _) in tensors.items()]
                 for work in dist.batch_isend_irecv(operations):
                     work.wait()
         else:
-            self._transport.swap({peer: (_bytes(sent), _bytes(received)) for peer, (sent, received) in tensors.items()})
+            self._transport.swap(
+                {
+                    peer: (bytes_in_host_memory(sent), bytes_in_host_memory(received))
+                    for peer, (sent, received) in tensors.items()
+                }
+            )
+
+    @property
+    def holds_up_the_host(self) -> bool:
+        """Whether `swap` returns when all has come; over NCCL it returns when the device was told what to do."""
+        return self._nccl is None
 
     @property
     def waits(self) -> Waits:
@@ -205,6 +231,15 @@ class Group:
         if self._transport is not None:
             self._transport.close()
 
+    def _is_served_by_nccl(self, device: torch.device) -> bool:
+        """Whether every rank has NCCL and a GPU of its own; every rank gets the same answer.
+
+        Raises:
+            PeerLost: a rank left.
+        """
+        numbers = self.gather(torch.tensor([number_of(device)], dtype=torch.int64)).view(-1).tolist()
+        return NO_NCCL not in numbers and len(set(numbers)) == len(numbers)
+
     def _join_nccl(self, host: str, device: torch.device, timeout_s: float) -> NcclGroup:
         """Meet over NCCL, where rank 0 listens on its `host`.
 
@@ -225,7 +260,3 @@ class Group:
         nccl.join(lambda sock: transport.wait(sock, deadline))
         self._nccl = nccl
         return nccl
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lockstep.workers.engine.audit import ALWAYS, START, Audit
 from lockstep.workers.engine.checkpoint import Checkpoints, Damaged, NotOurs, read_weights
 from lockstep.workers.engine.determinism import hardware_class
 from lockstep.workers.engine.digest import fingerprint, weights_digest
@@ -94,16 +95,18 @@ class Loop:
         has_accuracy: whether the model is judged by its right answers.
         listener: told of the progress.
         origin: checkpoints, to go on from and to write.
+        audit: when to look for what gives other bits on another number of ranks; see `Trainer`.
     """
 
     def __init__(
-        self, stepper: Stepper, schedule: Schedule, has_accuracy: bool, listener: Listener, origin: Origin
+        self, stepper: Stepper, schedule: Schedule, has_accuracy: bool, listener: Listener, origin: Origin, audit: str
     ) -> None:
         self.stepper, self.schedule, self.has_accuracy = stepper, schedule, has_accuracy
         self.listener, self.origin = listener, origin
         self.module, self.optimizer, self.ledger = stepper.module, stepper.optimizer, stepper.ledger
         self.trainable = {name: value for name, value in self.module.named_parameters() if value.requires_grad}
         self.data, self.data_digest = stepper.data, stepper.data.digest()
+        self.audit, self.is_audited = audit, False
         self.position = Position()
         self.window = Window()
         self.gradient_norm = math.nan
@@ -236,6 +239,7 @@ class Loop:
         self.is_first_step = True
         try:
             self.settle()
+            self.audit_newcomers()
             while self.position.step < self.schedule.total_steps:
                 self.take_step(self.position.step + 1)
                 self.settle()
@@ -247,6 +251,17 @@ class Loop:
             self.leave_state_behind(stopped)
             raise
         return self.finish()
+
+    def audit_newcomers(self) -> None:
+        """Have all ranks compute the same shards, where some process has not yet done so.
+
+        Those of the first step, whichever comes next: so every process begins with the same work in the same order.
+        """
+        if self.audit != START or self.position.step == self.schedule.total_steps:
+            return
+        if not self.group.gather(torch.tensor([int(self.is_audited)])).all():
+            Audit(self.stepper).run(at_step=self.position.step + 1, of_step=1)
+            self.is_audited = True
 
     def finish(self) -> Result:
         """Agree on the result, and stay until it has arrived: whoever is left may have to tell it again."""
@@ -314,6 +329,8 @@ class Loop:
 
     def take_step(self, step: int) -> None:
         """Take one step and note what it brought; see `Stepper.take_step`."""
+        if self.audit == ALWAYS:
+            Audit(self.stepper).run(at_step=step, of_step=step)
         began = time.perf_counter()
         self.ledger.begin_step()
         taken = self.stepper.take_step(step, norm_is_wanted=self.schedule.is_logged(step))

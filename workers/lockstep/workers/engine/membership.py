@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from lockstep.workers.engine.errors import EngineError, PeerLost
-from lockstep.workers.engine.group import Group
+from lockstep.workers.engine.group import Group, Via
 from lockstep.workers.engine.transport import Endpoint
 
 JOIN_TIMEOUT_S = 60.0
@@ -39,6 +39,7 @@ class Membership:
         device: where this rank computes.
         lost: called, by the thread that trains, with the number of each generation that it has lost, before it waits
             for the next; with 0 before the first.
+        via: how tensors of the device travel; see `Group.join`.
 
     Attributes:
         first_number: the number of the first generation that this process was told of, 0 before that.
@@ -50,8 +51,9 @@ class Membership:
         key: bytes,
         device: torch.device | str = "cpu",
         lost: Callable[[int], None] = lambda number: None,
+        via: Via = "auto",
     ) -> None:
-        self._endpoint, self._key, self._device, self._tell_lost = endpoint, key, device, lost
+        self._endpoint, self._key, self._device, self._tell_lost, self._via = endpoint, key, device, lost, via
         self._changed = threading.Condition()
         self._told = Generation()
         self._joined = 0
@@ -101,7 +103,14 @@ class Membership:
                 self._joined = told.number
             try:
                 self._group = Group.join(
-                    self._endpoint, told.rank, told.addresses, self._key, self._device, told.number, JOIN_TIMEOUT_S
+                    self._endpoint,
+                    told.rank,
+                    told.addresses,
+                    self._key,
+                    self._device,
+                    told.number,
+                    JOIN_TIMEOUT_S,
+                    self._via,
                 )
             except PeerLost:
                 continue

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import hashlib
 import os
 import socket
 import threading
@@ -25,6 +26,9 @@ WATCHDOG = {
     "TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC": "0",  # after an error it sleeps for four times this, and who leaves waits
 }
 """What keeps torch's watchdog from ending this process when a peer dies: who waits is freed by `abort`, and goes on."""
+
+NO_NCCL = 0
+"""In place of a GPU's number, where torch is built without NCCL."""
 
 Wait = Callable[[socket.socket], bool]
 """Waits until a socket can be read; False when the time is up. Raises PeerLost when waiting makes no sense any more."""
@@ -134,10 +138,20 @@ def tcp_store(host: str, port: int, listener: socket.socket | None = None, **opt
     return dist.TCPStore(host, port, wait_for_workers=False, **options)  # type: ignore[attr-defined]
 
 
+def number_of(device: torch.device) -> int:
+    """A number that no other GPU has, anywhere; the parts of one that is divided (MIG) share it, as NCCL sees them."""
+    if not dist.is_nccl_available():
+        return NO_NCCL
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    return int.from_bytes(hashlib.blake2b(uuid.encode(), digest_size=7).digest(), "little") + 1
+
+
 @contextlib.contextmanager
 def nccl_failure() -> Iterator[None]:
     """Turn the failure of a collective, or of meeting for one, into PeerLost."""
     try:
         yield
+    except torch.OutOfMemoryError:  # which meeting again does not mend
+        raise
     except (RuntimeError, OSError) as error:  # all errors of torch.distributed are RuntimeErrors
         raise PeerLost(f"another worker left: {str(error).splitlines()[0]}") from error

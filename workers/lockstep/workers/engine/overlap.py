@@ -5,6 +5,7 @@ exchanges the buckets in that order, whenever it gets to them; so ranks need not
 """
 
 import concurrent.futures
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -16,6 +17,7 @@ from lockstep.workers.engine.flat import FlatModel
 from lockstep.workers.engine.group import Group
 from lockstep.workers.engine.reduce import ChunkExchange, Exchange, ShardSums, SwapExchange, is_small
 from lockstep.workers.engine.shards import Placement
+from lockstep.workers.engine.streams import Line, line_of
 
 
 class OverlappedExchange(ChunkExchange):
@@ -28,7 +30,8 @@ class OverlappedExchange(ChunkExchange):
 
     def __init__(self, placement: Placement, group: Group, sums: ShardSums, model: FlatModel, front: int) -> None:
         super().__init__(placement, group, sums)
-        self._lane = StreamLane(sums.rows.device) if sums.rows.is_cuda else ThreadLane()
+        line = line_of(sums.rows.device)
+        self._lane = ThreadLane(line) if group.holds_up_the_host else StreamLane(line)
         self._backward = Backward(model, front, self._begin_until)
         self._begun = 0
 
@@ -103,16 +106,21 @@ class Backward:
 
 
 class ThreadLane:
-    """Runs what it is given in one other thread, in order, until something fails."""
+    """Runs what it is given in one other thread, in order, until something fails: for exchanges that hold up the host.
 
-    def __init__(self) -> None:
+    Args:
+        line: of the device; what is run comes behind what the device was given before.
+    """
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
         self._executor = ThreadPoolExecutor(1, "exchange")
         self._pending: list[Future[None]] = []
         self._has_failed = False
 
     def run(self, work: Callable[[], None]) -> None:
         """Have something done."""
-        self._pending.append(self._executor.submit(self._attempt, work))
+        self._pending.append(self._executor.submit(self._attempt, work, self._line.note()))
 
     def join(self) -> None:
         """Wait until all is done; raises what the first failure raised."""
@@ -120,41 +128,57 @@ class ThreadLane:
         concurrent.futures.wait(pending)
         for future in pending:
             future.result()
+        self._line.join()
 
     def close(self, group: Group) -> None:
         """Do no more, and break what is being waited for."""
         if any(not future.done() for future in self._pending):
             group.break_off()
         self._executor.shutdown(cancel_futures=True)
+        leave(self._line)
 
-    def _attempt(self, work: Callable[[], None]) -> None:
+    def _attempt(self, work: Callable[[], None], mark: torch.cuda.Event | None) -> None:
         if self._has_failed:  # the others may take what would be sent now for what failed
             return
         try:
-            work()
+            with self._line.behind(mark):
+                work()
         except BaseException:
             self._has_failed = True
             raise
 
 
 class StreamLane:
-    """Runs what it is given on a CUDA stream of its own, behind what the device was given before."""
+    """Runs what it is given on another line of the device: for exchanges that the device does by itself.
 
-    def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    Args:
+        line: likewise.
+    """
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
 
     def run(self, work: Callable[[], None]) -> None:
         """Have something done."""
-        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        with torch.cuda.stream(self._stream):
+        with self._line.behind(self._line.note()):
             work()
 
     def join(self) -> None:
         """Have what the device is given next wait until all is done."""
-        torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
+        self._line.join()
 
     def close(self, group: Group) -> None:
         """Nothing waits on the host."""
+        leave(self._line)
+
+
+def leave(line: Line) -> None:
+    """Have the device finish a line before anything else: what was given up may still write into memory that is reused.
+
+    What is wrong with the device is told by what computes there.
+    """
+    with contextlib.suppress(RuntimeError):
+        line.join()
 
 
 def choose_exchange(placement: Placement, group: Group, sums: ShardSums, model: FlatModel, front: int) -> Exchange:

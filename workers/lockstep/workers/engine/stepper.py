@@ -27,6 +27,8 @@ from lockstep.workers.engine.shards import Placement, part
 LOSS, WEIGHT, CORRECT, STOP, KEEP, SLOTS = 0, 1, 2, 3, 4, 5
 # Minibatches whose order is computed at once: enough to make the work per minibatch vanish.
 ORDER_AHEAD = 64
+OURS = ("lockstep.workers.models", "lockstep.workers.datasets")
+"""Where models and data come from that draw from torch's generator alone."""
 
 OptimizerFactory = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
 
@@ -92,17 +94,23 @@ class Stepper:
             )
         self.steps_per_epoch = math.ceil(len(self.train_set) / settings.batch_size)
         self.module = module.to(device)
-        seed_generators(derive_seed(settings.seed, "materialise"), device)
+        self.is_ours = all(type(part).__module__.startswith(OURS) for part in (module, data))
+        self.seed("materialise")
         materialise(self.module, data.take(self.train_set, slice(0, 2))[0])
         self.model = FlatModel(self.module)
         self.fewest_examples = 2 if has_batch_statistics(module) else 1
         self.optimizer = optimizer([self.model.parameters])
+        self.optimizer_draws = not type(self.optimizer).__module__.startswith("torch.optim.")
         # A row: scalars, changes of buffers, gradients. What a backward pass completes last lies in front.
         self.scalar_part = slice(0, SLOTS)
         self.buffer_part = slice(padded(SLOTS), padded(SLOTS) + self.model.buffers_size)
         self.gradient_part = slice(self.buffer_part.stop, self.buffer_part.stop + self.model.size)
         self.exchange: Exchange | None = None
         self._order: tuple[int, int, Tensor] | None = None
+
+    def seed(self, *purpose: int | str) -> None:
+        """Seed every generator that may be drawn from, as a function of the job's seed and of what it is for alone."""
+        seed_generators(derive_seed(self.settings.seed, *purpose), self.device, also_pythons=not self.is_ours)
 
     def enter(self, group: Group) -> None:
         """Take this rank's place in a group."""
@@ -161,6 +169,8 @@ class Stepper:
             raise
         self.listener.entered(Activity.UPDATE, step)
         self.ledger.enter(Phase.OPTIMIZER)
+        if self.optimizer_draws:
+            self.seed("update", step)
         norm = self.apply(total, weight, active_shards, norm_is_wanted)
         if not self.gradients_are_checked:
             self.model.check_gradients_lie_in(self.sums.accumulator[self.gradient_part])
@@ -187,11 +197,11 @@ class Stepper:
         is_sampled = self.ledger.is_sampled
         if is_sampled:
             self.ledger.part(Phase.DATA)
-        inputs, targets = self.data.take(self.train_set, indices)
+        self.seed(step, shard)
+        inputs, targets = self.data.take(self.train_set, indices, training=True)
         if is_sampled:
             self.ledger.part(Phase.FORWARD)
         self.model.restore_buffers()
-        seed_generators(derive_seed(self.settings.seed, step, shard), self.device)
         outputs = self.module(inputs)
         losses = self.module.loss(outputs, targets)
         loss = losses.sum()
@@ -269,8 +279,10 @@ class Stepper:
         self.module.eval()
         table = torch.zeros(self.settings.shards, 3, dtype=torch.float64)
         for shard in self.my_shards:
+            self.seed("validation", step, shard)
             table[shard] = self.evaluate_shard(part(len(self.validation_set), shard, self.settings.shards), step)
         self.listener.entered(Activity.EXCHANGE, step)
+        self.ledger.enter(Phase.EXCHANGE)
         self.group.fill_in(table)
         return Sums.over(table.tolist())
 
