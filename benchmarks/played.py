@@ -76,7 +76,7 @@ class PlayedJob:
         self._facts: SimpleQueue[Any] = SimpleQueue()
         metadata = (("lockstep-launcher-token", server.facts["launcher_token"]),)
         orders = self._stub.ConnectLauncher(iter(self._facts.get, None), metadata=metadata)
-        node = messages.NodeCapacity(node_id="a", node_name="a", cpus=4, total_cpus=4)
+        node = messages.NodeCapacity(node_id="a", node_name="a", cpus=2, total_cpus=2)
         self._facts.put(messages.ConnectLauncherRequest(ready=messages.LauncherReady(epoch=server.facts["epoch"])))
         self._facts.put(messages.ConnectLauncherRequest(capacity=messages.ClusterCapacity(nodes=[node])))
         self.job_id = JobServiceStub(self._channel).SubmitJob(SubmitJobRequest(spec=spec)).job_id

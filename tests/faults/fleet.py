@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from lockstep.workers.engine import Activity, Group, Listener, Point, Progress, Stopped
 from lockstep.workers.engine.checkpoint import Checkpoint
+from lockstep.workers.engine.group import Via
 from lockstep.workers.engine.membership import Dismissed, Membership
 from lockstep.workers.engine.transport import Endpoint, Transport
 from tests.processes import forking_context
@@ -122,9 +123,15 @@ class Member:
 
 
 class Fleet:
-    """Processes for one job after another; those that were killed are replaced for the next one."""
+    """Processes for one job after another; those that were killed are replaced for the next one.
 
-    def __init__(self) -> None:
+    Args:
+        device: where they compute.
+        via: how tensors of the device travel between them.
+    """
+
+    def __init__(self, device: str = "cpu", via: Via = "auto") -> None:
+        self._device, self._via = device, via
         self._context = forking_context()
         self._idle: list[tuple[Any, Connection, str]] = []
         self._generation = 0
@@ -207,17 +214,17 @@ class Fleet:
             process, pipe, address = self._idle.pop(0)
             return Member(number, process, pipe, address)
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_serve, args=(theirs,), daemon=True)
+        process = self._context.Process(target=_serve, args=(theirs, self._device, self._via), daemon=True)
         process.start()
         theirs.close()
         return Member(number, process, ours, ours.recv())
 
 
-def _serve(pipe: Connection) -> None:
+def _serve(pipe: Connection, device: str, via: Via) -> None:
     """The life of a process: a thread takes messages, and starts another one to train."""
     endpoint = Endpoint("127.0.0.1")
     pipe.send(endpoint.address)
-    membership = Membership(endpoint, KEY)
+    membership = Membership(endpoint, KEY, device, via=via)
     training: threading.Thread | None = None
     lock = threading.Lock()
 

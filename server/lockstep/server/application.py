@@ -92,11 +92,11 @@ class Application:
         telemetry = Telemetry()
         self._http = HttpServer(http, telemetry.registry, self._why_unwell)
         self._store = _open_store(self._data_dir, telemetry)
-        orders = Orders(
-            epoch=self._store.epoch,
-            secret=_secret(self._data_dir),
-            checkpoint_root=str(self._data_dir.absolute() / "checkpoints"),
-        )
+        checkpoint_root = str(self._data_dir.absolute() / "checkpoints")
+        moved_from = self._store.follow_checkpoint_root(checkpoint_root)
+        if moved_from:
+            log.info("the data folder was moved, or is a copy", before=moved_from, now=checkpoint_root)
+        orders = Orders(epoch=self._store.epoch, secret=_secret(self._data_dir), checkpoint_root=checkpoint_root)
         self.node_token = orders.node_token()
         self.coordinator = Coordinator(
             self._store,

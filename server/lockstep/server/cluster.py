@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 
 from lockstep.server.launcher_process import LauncherOrders, LauncherProcess
+from lockstep.server.patience import PARTS
 from lockstep.server.ray_head import RayHead
 from lockstep.server.ray_probe import ray_answers
 
@@ -24,9 +25,6 @@ _LAUNCHER_GRACE_S = 15.0
 _UNREADY_LAUNCHER_GRACE_S = 1.0
 # How long one may take to say its first word: it connects to Ray before.
 _LAUNCHER_START_S = 120.0
-# The time that a launcher may be silent is waited for in parts, so that a pause of this process is not taken for one of
-# the launcher's.
-_PARTS_OF_SILENCE = 5
 # A Ray whose processes have died in part keeps its port open, and no launcher can use it.
 _MUTE_LAUNCHERS_PER_HEAD = 3
 
@@ -198,8 +196,8 @@ class ClusterKeeper:
     async def _silence(self) -> None:
         """Return when the launcher that was just started has said nothing for too long."""
         heard = first = self._launcher_words()
-        silent_s = 0.0
-        part_s = self._launcher_timeout_s / _PARTS_OF_SILENCE
+        silent_s = 0.0  # waited for in parts, as `done_within` does
+        part_s = self._launcher_timeout_s / PARTS
         while silent_s < (_LAUNCHER_START_S if heard == first else self._launcher_timeout_s):
             await asyncio.sleep(part_s)
             words = self._launcher_words()

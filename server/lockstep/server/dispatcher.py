@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ from lockstep.server.job import (
 from lockstep.server.lifecycle import CANCEL_GRACE_S
 from lockstep.server.live_jobs import LiveJobs
 from lockstep.server.orders import Orders
+from lockstep.server.patience import done_within
 from lockstep.server.scheduler import Node, Placement, Resize
 from lockstep.server.store import Store
 from lockstep.v1.internal_service_pb2 import (
@@ -40,6 +42,8 @@ from lockstep.v1.job_spec_pb2 import ResourcesSpec
 SHUTDOWN_GRACE_S = 20.0
 # What the launcher may take beyond that to kill who did not leave, and to say so.
 _SHUTDOWN_MARGIN_S = 5.0
+
+_AFTER_NODE = re.compile(r"(?<=\bnode )[\w-]+")
 
 log = structlog.get_logger(__name__)
 
@@ -67,6 +71,7 @@ class Dispatcher:
         nodes_seen: the nodes that a launcher told of last, also while none is in service.
         trouble: what stands in the way of the cluster while no launcher is in service, in words; empty when nothing is
             known to.
+        node_names: what people call each node that was ever there, by node_id.
     """
 
     def __init__(self, live: LiveJobs, orders: Orders, store: Store, cluster: Cluster) -> None:
@@ -75,6 +80,7 @@ class Dispatcher:
         self.processes: tuple[WorkerProcess, ...] = ()
         self.nodes_seen: tuple[Node, ...] = ()
         self.trouble = ""
+        self.node_names: dict[str, str] = {}
         self._live = live
         self._orders = orders
         self._store = store
@@ -107,13 +113,13 @@ class Dispatcher:
                     keeps = entry.job.state.has_workers and entry.job.state is not State.CANCELLING
                     stop = Stop(SHUTDOWN_GRACE_S if keeps else CANCEL_GRACE_S, keep=keeps)
                     self._orders.stop(entry.job.job_id, entry.gang.attempt, stop)
-        try:
-            async with asyncio.timeout(SHUTDOWN_GRACE_S + _SHUTDOWN_MARGIN_S):
-                while self._live.holding and line is self._orders.line:
-                    self._live.gang_has_left.clear()
-                    await self._live.gang_has_left.wait()
-        except TimeoutError:
+        if not await done_within(self._gangs_have_left(line), SHUTDOWN_GRACE_S + _SHUTDOWN_MARGIN_S):
             log.warning("some gangs have not left", gangs=len(self._live.holding))
+
+    async def _gangs_have_left(self, line: LauncherLine) -> None:
+        while self._live.holding and line is self._orders.line:
+            self._live.gang_has_left.clear()
+            await self._live.gang_has_left.wait()
 
     async def stop(self) -> None:
         """End the line and stop scheduling; jobs stay as they are stored."""
@@ -194,6 +200,7 @@ class Dispatcher:
         if line is not self._orders.line:
             return
         self._nodes = self.nodes_seen = nodes_of(capacity)
+        self.node_names |= {node.node_id: node.name for node in self._nodes}
         log.info(
             "cluster capacity",
             nodes=len(self._nodes),
@@ -236,9 +243,13 @@ class Dispatcher:
             delay_s = gang.has_become(tuple(told.node_ids), told.running_workers)
             if delay_s is not None:
                 self._live.delay_resize(gang, delay_s)
-        changed = WorkersChanged(told.running_workers, told.message)
+        changed = WorkersChanged(told.running_workers, self._for_people(told.message))
         await self._live.finish(self._live.locked_apply(entry, changed, told.attempt))
         self._live.has_changed.set()
+
+    def _for_people(self, words: str) -> str:
+        """What the launcher says, with the names of nodes, of which it knows only Ray's ids."""
+        return _AFTER_NODE.sub(lambda found: self.node_names.get(found[0], found[0]), words)
 
     async def gang_stopped(self, line: LauncherLine, told: GangStopped) -> None:
         """Free what an attempt held, and let the job go on from there."""
@@ -252,6 +263,8 @@ class Dispatcher:
 
     async def _release(self, entry: Entry, told: GangStopped) -> None:
         error = told.error if told.HasField("error") else None
+        if error is not None:
+            error.message = self._for_people(error.message)
         async with entry.lock:
             if entry.gang is None or entry.gang.attempt != told.attempt:
                 return
@@ -303,6 +316,7 @@ class Dispatcher:
         running = [entry.running(entry.gang) for entry in self._live.resizable() if entry.gang is not None]
         held = held_by(self._live.holding.values())
         plan = scheduler.plan(self._live.waiting(), running, nodes, held, warm_on(self.processes))
+        self._live.waits_for_room = plan.waits_for_room
         for resize in plan.resizes:  # At once: the gangs are as the plan has seen them.
             self._resize(resize)
         for placement in plan.placements:

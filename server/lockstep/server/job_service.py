@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 from lockstep.server.coordinator import Coordinator
 from lockstep.server.errors import InvalidRequest
-from lockstep.server.interceptors import Context
+from lockstep.server.interceptors import Context, as_written
 from lockstep.server.job import PRINCIPAL, Job
 from lockstep.server.job_feed import JobFeed
 from lockstep.server.paging import make_token, not_negative, page_size, read_token
@@ -26,6 +26,7 @@ from lockstep.v1.job_service_pb2 import (
     SubmitJobRequest,
     UpdateJobRequest,
     WatchJobRequest,
+    WatchJobResponse,
 )
 from lockstep.v1.job_service_pb2_grpc import JobServiceServicer
 
@@ -85,9 +86,7 @@ class JobService(JobServiceServicer):
             response.total_size = await store.count_jobs(which) if len(jobs) > limit else len(jobs)
         return response
 
-    async def WatchJob(
-        self, request: WatchJobRequest, context: Context
-    ) -> AsyncIterator[bytes]:  # each a WatchJobResponse
+    async def WatchJob(self, request: WatchJobRequest, context: Context) -> AsyncIterator[WatchJobResponse]:
         job_id = required_job_id(request.job_id)
         sequence = not_negative(request.after_sequence, "after_sequence")
         await self._coordinator.get(job_id)
@@ -99,7 +98,7 @@ class JobService(JobServiceServicer):
                 look = await self._feed.after(job_id, sequence)
                 job = look.job
                 if look.brings_events or job != shown:
-                    yield look.message
+                    yield as_written(WatchJobResponse, look.message)
                     shown, shown_at = job, loop.time()
                     sequence = look.sequence
                 if sequence < job.event_count:

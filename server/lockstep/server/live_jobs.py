@@ -40,6 +40,8 @@ class LiveJobs:
         holding: the gangs that hold resources, by job_id and attempt; also those that belong to no job of `entries`.
         has_changed: set when the scheduler should look again.
         gang_has_left: set when a gang is gone.
+        waits_for_room: the queued job that did not fit at the newest look, if there was one: whoever comes behind it
+            changes nothing.
     """
 
     def __init__(self, store: Store, files: FilePool, bells: Bells, telemetry: Telemetry, orders: Orders) -> None:
@@ -47,6 +49,7 @@ class LiveJobs:
         self.holding: dict[tuple[str, int], Gang] = {}
         self.has_changed = asyncio.Event()
         self.gang_has_left = asyncio.Event()
+        self.waits_for_room: str | None = None
         self._store = store
         self._files = files
         self._bells = bells
@@ -128,7 +131,9 @@ class LiveJobs:
     def _enqueue(self, job: Job) -> None:
         bisect.insort(self._queue, (job.number, job.job_id))
         self._telemetry.queue_depth = len(self._queue)
-        self.has_changed.set()
+        ahead = self.entries.get(self.waits_for_room or "")
+        if ahead is None or ahead.job.state is not State.QUEUED or ahead.job.number > job.number:
+            self.has_changed.set()
 
     def set_gang(self, entry: Entry, gang: Gang | None) -> None:
         """Give a job its gang, or take it away."""

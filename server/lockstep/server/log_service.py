@@ -8,13 +8,13 @@ from datetime import UTC
 
 from lockstep.server.coordinator import Coordinator
 from lockstep.server.errors import InvalidRequest
-from lockstep.server.interceptors import Context
+from lockstep.server.interceptors import Context, as_written
 from lockstep.server.job_service import required_job_id
-from lockstep.server.log_files import Place
 from lockstep.server.log_feed import LogFeed, message_of, scope_of
+from lockstep.server.log_files import Place
 from lockstep.server.log_store import LogStore, Wanted
 from lockstep.server.paging import not_negative, read_token
-from lockstep.v1.log_service_pb2 import StreamLogsRequest
+from lockstep.v1.log_service_pb2 import StreamLogsRequest, StreamLogsResponse
 from lockstep.v1.log_service_pb2_grpc import LogServiceServicer
 
 _MAX_TAIL = 100_000
@@ -30,9 +30,7 @@ class LogService(LogServiceServicer):
     def __init__(self, coordinator: Coordinator, logs: LogStore) -> None:
         self._coordinator, self._logs, self._feed = coordinator, logs, LogFeed(logs)
 
-    async def StreamLogs(
-        self, request: StreamLogsRequest, context: Context
-    ) -> AsyncIterator[bytes]:  # each a StreamLogsResponse
+    async def StreamLogs(self, request: StreamLogsRequest, context: Context) -> AsyncIterator[StreamLogsResponse]:
         job_id, wanted = required_job_id(request.job_id), _wanted(request)
         position = read_token(request.cursor, "cursor", scope_of(job_id), (int, int, int))
         tail = not_negative(request.tail_lines, "tail_lines") if request.HasField("tail_lines") else None
@@ -45,7 +43,7 @@ class LogService(LogServiceServicer):
             if tail is not None and position is None:
                 for lines, place in await self._logs.tail(job_id, tail, wanted):
                     if lines:
-                        yield message_of(job_id, lines, place)
+                        yield as_written(StreamLogsResponse, message_of(job_id, lines, place))
             while True:
                 bell.clear()
                 # Asked before reading: what a worker has printed is stored before it leaves.
@@ -54,7 +52,7 @@ class LogService(LogServiceServicer):
                 while (part := await self._feed.after(job_id, place, wanted)).place != place:
                     place = part.place
                     if part.message:
-                        yield part.message
+                        yield as_written(StreamLogsResponse, part.message)
                 if has_left or not (has_ended or request.follow):
                     return
                 if has_ended and asyncio.get_running_loop().time() >= patience:

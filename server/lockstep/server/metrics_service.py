@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterable
 
 from lockstep.server.coordinator import Coordinator
 from lockstep.server.errors import InvalidRequest
-from lockstep.server.interceptors import Context
+from lockstep.server.interceptors import Context, as_written
 from lockstep.server.job_service import required_job_id
 from lockstep.server.paging import make_token, not_negative, page_size, read_token
 from lockstep.server.point_feed import PointFeed, scope_of
@@ -18,6 +18,7 @@ from lockstep.v1.metrics_service_pb2 import (
     ListMetricsResponse,
     MetricKind,
     StreamMetricsRequest,
+    StreamMetricsResponse,
 )
 from lockstep.v1.metrics_service_pb2_grpc import MetricsServiceServicer
 
@@ -56,7 +57,7 @@ class MetricsService(MetricsServiceServicer):
 
     async def StreamMetrics(
         self, request: StreamMetricsRequest, context: Context
-    ) -> AsyncIterator[bytes]:  # each a StreamMetricsResponse
+    ) -> AsyncIterator[StreamMetricsResponse]:
         job_id = required_job_id(request.job_id)
         names, kind = tuple(_names(request.names)), _kind(request.kind)
         position = read_token(request.cursor, "cursor", scope_of(job_id), (int,))
@@ -69,7 +70,7 @@ class MetricsService(MetricsServiceServicer):
                 batch = await self._feed.after(job_id, names, kind, seq)
                 if batch.message:
                     seq = batch.seq
-                    yield batch.message
+                    yield as_written(StreamMetricsResponse, batch.message)
                 if batch.is_full:
                     continue
                 if batch.has_ended:
@@ -81,7 +82,7 @@ class MetricsService(MetricsServiceServicer):
     async def GetLedger(self, request: GetLedgerRequest, context: Context) -> Ledger:
         job_id = required_job_id(request.job_id)
         await self._coordinator.get(job_id)
-        names = {node.node_id: node.name for node in self._coordinator.dispatcher.nodes_seen}
+        names = self._coordinator.dispatcher.node_names
         return ledger_to_proto(await self._coordinator.ledgers.read(job_id), names)
 
 

@@ -10,6 +10,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from lockstep.server.patience import done_within
+
 # What ends a process that does not say otherwise. A supervisor sends one to all processes of a service at once, and a
 # terminal to all of its own; how a server ends is its coordinator's to decide.
 ENDING_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
@@ -46,12 +48,7 @@ async def wait_until_dead(pid: int) -> None:
 
 async def died_within(pid: int, timeout_s: float) -> bool:
     """Wait for a process to end, for a while."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            await wait_until_dead(pid)
-    except TimeoutError:
-        return False
-    return True
+    return await done_within(wait_until_dead(pid), timeout_s)
 
 
 def command_line(pid: int) -> list[str]:

@@ -24,6 +24,7 @@ from pathlib import Path
 import structlog
 
 from lockstep.server import processes, ray_hook
+from lockstep.server.patience import done_within
 from lockstep.server.private_files import write_atomically
 from lockstep.server.ray_environment import TOKEN_PATH, environment_of_embedded, made_of
 
@@ -203,14 +204,13 @@ class RayHead:
 
     async def _wait_until_up(self, record: HeadRecord, port: int) -> None:
         dead = asyncio.create_task(processes.wait_until_dead(record.pid))
+
+        async def answers() -> None:
+            while not await processes.port_answers("127.0.0.1", port) and not dead.done():
+                await asyncio.wait([dead], timeout=0.1)
+
         try:
-            async with asyncio.timeout(_START_TIMEOUT_S):
-                while not await processes.port_answers("127.0.0.1", port):
-                    if dead.done():
-                        break
-                    await asyncio.wait([dead], timeout=0.1)
-        except TimeoutError:
-            pass
+            await done_within(answers(), _START_TIMEOUT_S)
         finally:
             is_dead = dead.done()
             dead.cancel()

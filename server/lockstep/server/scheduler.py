@@ -98,10 +98,15 @@ class Resize:
 
 @dataclass(frozen=True)
 class Plan:
-    """All decisions of one look."""
+    """All decisions of one look.
+
+    Attributes:
+        waits_for_room: the first job that does not fit, if there is one; nobody behind it was looked at.
+    """
 
     placements: tuple[Placement, ...]
     resizes: tuple[Resize, ...]
+    waits_for_room: str | None = None
 
 
 def amount(cpus: float, gpus: float) -> Amount:
@@ -146,23 +151,23 @@ def plan(
     free = {node.node_id: node.usable - held.get(node.node_id, Amount()) for node in nodes}
     placements: list[Placement] = []
     gangs = list(gangs)
-    somebody_waits = False
+    waits_for_room: str | None = None
     for request in queue:
         node_ids = _place(request, free, warm)
         if node_ids is None:
-            somebody_waits = True
+            waits_for_room = request.job_id
             break
         _take(free, warm, node_ids, request.each)
         if not request.is_delayed:
             placements.append(Placement(request.job_id, node_ids))
     resizes = [Resize(g.job_id, g.node_ids[: g.workers]) for g in gangs if len(g.node_ids) > g.workers]
-    if not somebody_waits:
+    if waits_for_room is None:
         for gang in gangs:
             added = _room_to_grow(gang, free, warm)
             if added:
                 _take(free, warm, added, gang.each)
                 resizes.append(Resize(gang.job_id, gang.node_ids + added))
-    return Plan(tuple(placements), tuple(resizes))
+    return Plan(tuple(placements), tuple(resizes), waits_for_room)
 
 
 def _take(free: dict[str, Amount], warm: Counter[tuple[str, Amount]], node_ids: Iterable[str], each: Amount) -> None:

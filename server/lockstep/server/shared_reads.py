@@ -37,7 +37,7 @@ class SharedReads:
         """
         task = self._under_way.get(key)
         if task is None:
-            task = self._under_way[key] = asyncio.ensure_future(work())  # type: ignore[arg-type]
+            task = self._under_way[key] = asyncio.ensure_future(work())
             task.add_done_callback(lambda task: self._end(key, task))
         result: T = await asyncio.shield(task)
         return result

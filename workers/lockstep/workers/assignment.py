@@ -26,7 +26,7 @@ from lockstep.workers.training import device_of, train
 LAST_WORDS_S = 5.0
 """How long a worker that ends goes on trying to report what it has seen before, and to deliver what it has printed."""
 
-LONGEST_START_S = 60.0
+PLACEMENT_TIMEOUT_S = 60.0
 """How long workers may take to come up before they are given up. So no account can begin with more than that, whatever
 the clock of another machine tells."""
 
@@ -97,7 +97,7 @@ class Assignment:
     ) -> None:
         self.order, self.number, self.name = order, number, name_of(order, number)
         endpoint = Endpoint(place.host)
-        self._ledger = Ledger(min(max(0.0, time.time() - ordered_at), LONGEST_START_S))
+        self._ledger = Ledger(min(max(0.0, time.time() - ordered_at), PLACEMENT_TIMEOUT_S))
         self._ledger_reports = LedgerReports(order, number, place.node_id, self._ledger, self._rank)
         self.address = endpoint.address
         self.pulse = Pulse(order.spec.recovery.hang_timeout_s)

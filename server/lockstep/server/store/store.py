@@ -12,15 +12,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, tuple_, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, tuple_
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import DatabaseError
 
 from lockstep.server.errors import AlreadyExists
 from lockstep.server.job import ENDED, LIVE, Job, State
-from lockstep.server.store import tables
+from lockstep.server.store import plain, tables
 from lockstep.server.store.engines import migrate, reading_engine, writing_engine
 from lockstep.server.store.filters import ANY_JOB, JobFilter
+from lockstep.server.store.moving import follow_checkpoint_root
 from lockstep.server.store.points import insert_points, select_points
 from lockstep.server.store.rows import (
     NOTHING_NEW,
@@ -28,11 +29,9 @@ from lockstep.server.store.rows import (
     StoredCheckpoint,
     StoredEvent,
     StoredPoint,
-    changing_columns,
     checkpoint_columns,
     checkpoint_of,
     event_of,
-    fixed_columns,
     job_of,
     point_of,
     to_microseconds,
@@ -44,18 +43,9 @@ T = TypeVar("T")
 _MOST_JOBS_OF_A_QUERY = 500
 _READERS = 8
 
-_INSERT_JOB = insert(tables.jobs)
-_INSERT_LABEL = insert(tables.labels)
-_INSERT_EVENT = insert(tables.job_events)
-_INSERT_REQUEST = insert(tables.requests)
 _INSERT_LEDGER = sqlite_insert(tables.ledgers)
 _UPSERT_LEDGER = _INSERT_LEDGER.on_conflict_do_update(
     index_elements=["job_id"], set_={"ledger": _INSERT_LEDGER.excluded.ledger}
-)
-_UPDATE_JOB = update(tables.jobs).where(tables.jobs.c.job_id == bindparam("of_job"))
-_SELECT_REQUEST = select(tables.requests.c.job_id, tables.requests.c.spec_digest).where(
-    tables.requests.c.principal == bindparam("of_principal"),
-    tables.requests.c.request_id == bindparam("of_request"),
 )
 _NEWEST_CHECKPOINT = (
     select(func.max(tables.checkpoints.c.step))
@@ -147,6 +137,11 @@ class Store:
                 upsert = sqlite_insert(tables.meta).values(key=key, value=value)
                 connection.execute(upsert.on_conflict_do_update(index_elements=["key"], set_={"value": value}))
         return instance_id, epoch
+
+    def follow_checkpoint_root(self, root: str) -> str:
+        """Have checkpoints below the data folder be where it is now; see `moving`. Before anything else is written."""
+        with self._writing.begin() as connection:
+            return follow_checkpoint_root(connection, root)
 
     # Writing.
 
@@ -329,14 +324,15 @@ class Store:
 
 
 def _find_request(connection: Connection, principal: str, request_id: str, spec_digest: str) -> Job | None:
-    found = connection.execute(_SELECT_REQUEST, {"of_principal": principal, "of_request": request_id}).one_or_none()
+    found = plain.find_request(plain.driver_of(connection), principal, request_id)
     if found is None:
         return None
-    if found.spec_digest != spec_digest:
+    job_id, digest = found
+    if digest != spec_digest:
         raise AlreadyExists(
-            f"request_id {request_id!r} was used with another spec, for job {found.job_id}; use a new request_id"
+            f"request_id {request_id!r} was used with another spec, for job {job_id}; use a new request_id"
         )
-    return job_of(connection.execute(_SELECT_JOB, {"of_job": found.job_id}).one())
+    return job_of(connection.execute(_SELECT_JOB, {"of_job": job_id}).one())
 
 
 def _submit(connection: Connection, new: NewJob) -> tuple[Job, bool]:
@@ -344,34 +340,27 @@ def _submit(connection: Connection, new: NewJob) -> tuple[Job, bool]:
         earlier = _find_request(connection, new.principal, new.request_id, new.spec_digest)
         if earlier is not None:
             return earlier, False
-    job = replace(new.job, event_count=1)
-    inserted = connection.execute(_INSERT_JOB, fixed_columns(job) | changing_columns(job))
-    assert inserted.inserted_primary_key is not None
-    job = replace(job, number=inserted.inserted_primary_key[0])
-    _insert_event(connection, job, "submitted", job.create_time)
-    labels = [{"job_id": job.job_id, "key": key, "value": value} for key, value in job.spec.labels.items()]
-    if labels:
-        connection.execute(_INSERT_LABEL, labels)
+    driver = plain.driver_of(connection)
+    job = replace(new.job, number=plain.insert_job(driver, new.job), event_count=1)
+    plain.insert_event(driver, job, "submitted", job.create_time)
+    plain.insert_labels(driver, job.job_id, job.spec.labels)
     if new.request_id:
-        row = {"principal": new.principal, "request_id": new.request_id, "spec_digest": new.spec_digest}
-        connection.execute(_INSERT_REQUEST, row | {"job_id": job.job_id})
+        plain.insert_request(driver, new.principal, new.request_id, new.spec_digest, job.job_id)
     return job, True
 
 
 def _save(
     connection: Connection, job: Job, messages: Sequence[str], now: datetime, news: News, writes_spec: bool
 ) -> Saved:
+    driver = plain.driver_of(connection)
     # Disagreements come before the state's own event, so that the event of the end stays the last one.
     disagreements, new_points = insert_points(connection, job.job_id, news.points)
     if news.checkpoints is not None:
         _replace_checkpoints(connection, job.job_id, news.checkpoints)
     for text in (*disagreements, *messages):
         job = replace(job, event_count=job.event_count + 1)
-        _insert_event(connection, job, text, now)
-    columns = changing_columns(job)
-    if writes_spec:
-        columns["spec"] = job.spec.SerializeToString(deterministic=True)
-    connection.execute(_UPDATE_JOB, columns | {"of_job": job.job_id})
+        plain.insert_event(driver, job, text, now)
+    plain.update_job(driver, job, writes_spec=writes_spec)
     return Saved(job, tuple(disagreements), new_points)
 
 
@@ -381,8 +370,3 @@ def _replace_checkpoints(connection: Connection, job_id: str, checkpoints: Seque
     rows = {checkpoint.step: checkpoint_columns(checkpoint) for checkpoint in checkpoints}
     if rows:
         connection.execute(insert(table), list(rows.values()))
-
-
-def _insert_event(connection: Connection, job: Job, message: str, now: datetime) -> None:
-    row = {"job_id": job.job_id, "sequence": job.event_count, "time": to_microseconds(now), "state": job.state.value}
-    connection.execute(_INSERT_EVENT, row | {"attempt": job.attempt, "message": message})

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 
@@ -67,6 +68,7 @@ class Telemetry:
         self.queue_depth = 0
         self.jobs = dict.fromkeys(State, 0)
         self.records: dict[str, JobRecord] = {}
+        self._found: dict[tuple[Any, tuple[str, ...]], Any] = {}
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         self._submits = Counter("lockstep_jobs_submitted", "Jobs stored by this process.", registry=registry)
@@ -192,12 +194,19 @@ class Telemetry:
 
     def rpc_started(self, service: str, method: str) -> None:
         """Count an RPC that came in."""
-        self._started.labels(service, method).inc()
+        self._series(self._started, service, method).inc()
 
     def rpc_ended(self, service: str, method: str, code: str, seconds: float) -> None:
         """Count an RPC that has ended."""
-        self._handled.labels(service, method, code).inc()
-        self._seconds.labels(service, method).observe(seconds)
+        self._series(self._handled, service, method, code).inc()
+        self._series(self._seconds, service, method).observe(seconds)
+
+    def _series(self, metric: Any, *labels: str) -> Any:
+        # Looking it up in the metric itself takes longer than counting.
+        found = self._found.get((metric, labels))
+        if found is None:
+            found = self._found[metric, labels] = metric.labels(*labels)
+        return found
 
     def committed(self, changes: int, seconds: float) -> None:
         """Count a commit of the store; called by its writer's thread."""

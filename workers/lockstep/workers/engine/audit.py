@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from lockstep.workers.engine.errors import NotDeterministic
 from lockstep.workers.engine.listener import Activity
 from lockstep.workers.engine.shards import part
-from lockstep.workers.engine.snapshot import Registered, attributes, content, registered
+from lockstep.workers.engine.snapshot import Registered, attributes, content, joined, registered
 from lockstep.workers.engine.stepper import Stepper
 
 START, ALWAYS, OFF = "start", "always", "off"
@@ -31,11 +31,12 @@ FINDINGS_SHOWN = 5
 
 BUFFER_MEND = (
     "register it with register_buffer in the constructor and change it in place: every shard then starts from the same "
-    "value, and what the shards have made of it is averaged"
+    "value, and what the shards have made of it becomes one. What belongs to single examples cannot be carried from one "
+    "minibatch to the next"
 )
 NUMBER_MEND = (
-    "a number that counts calls counts other ones on every number of workers: keep it in a buffer (register_buffer) and "
-    "change it in place, or leave it out"
+    "each worker would count its own calls: keep it in a buffer (register_buffer) and change that in place, or leave it "
+    "out"
 )
 GENERATOR_MEND = (
     "draw from torch's own generator, from `random` or from numpy.random, which are seeded for each shard, without a "
@@ -70,12 +71,13 @@ class Audit:
             PeerLost: a rank left.
         """
         self._at_step, self._of_step = at_step, of_step
-        self._model.remember_buffers()
+        self._stepper.buffers.note()
         try:
             found, bits = self._look()
         finally:
-            self._model.restore_buffers()
+            self._stepper.buffers.undo()
             self._stepper.sums.accumulator.zero_()
+            self._stepper.is_spoilt = False
             self._restore_modes()
         self._compare(found, bits)
 
@@ -109,13 +111,16 @@ class Audit:
     def _train_shard_0_of(self, step: int) -> int:
         stepper, row = self._stepper, self._stepper.sums.accumulator
         if not self._module.training:
-            self._module.train()
+            stepper.modes.train()
         stepper.listener.entered(Activity.COMPUTE, self._at_step)
-        epoch, position, examples, active_shards = stepper.minibatch(step)
         row.zero_()
-        stepper.compute_shard(step, 0, stepper.indices(epoch, position, part(examples, 0, active_shards)))
-        self._model.restore_buffers()
-        return content(row[: stepper.gradient_part.stop])
+        stepper.compute_shard(step, 0, stepper.minibatches.indices(stepper.minibatches.at(step), 0))
+        sums = [row[: stepper.gradient_part.stop]] + ([] if stepper.wide is None else [stepper.wide[0]])
+        bits = joined(map(content, (*sums, *stepper.buffers.left_behind())))
+        if stepper.wide is not None:
+            stepper.wide.zero_()
+        stepper.buffers.undo()
+        return bits
 
     @torch.no_grad()
     def _validate(self) -> int:
@@ -126,6 +131,7 @@ class Audit:
         stepper.seed("validation", self._of_step, shard)
         self._module.eval()
         sums = stepper.evaluate_shard(examples[: stepper.settings.batch_size], self._at_step)
+        stepper.buffers.undo()
         self._restore_modes()
         return content(sums)
 
@@ -159,8 +165,8 @@ class Audit:
             kind = "training" if (table[others, 1] != table[0, 1]).any() else "validation"
             ranks = f"rank{'s' if len(others) > 1 else ''} {', '.join(map(str, others))}"
             raise NotDeterministic(
-                f"{type(self._module).__name__} gave other bits on {ranks} than on rank 0, for the same examples, state "
-                f"and seed, in {kind}; {RANK_MEND}"
+                f"{type(self._module).__name__} gave other bits on {ranks} than on rank 0 in {kind}, for the same "
+                f"examples, state and seed; {RANK_MEND}"
             )
 
 
@@ -177,27 +183,20 @@ def changes(before: dict[str, Registered], now: dict[str, Registered], kind: str
         noun = "parameter" if is_parameter else "buffer"
         if new is None or new.tensor is not old.tensor:
             found.append(
-                f"the {noun} {name} was replaced by another tensor in {kind}, which the engine does not know; change it "
-                "in place, as in self.mean.mul_(0.9).add_(0.1 * mean)"
+                f"the {noun} {name} was replaced by another tensor in {kind}, which the engine does not know; change "
+                "it in place, as in self.mean.mul_(0.9).add_(0.1 * mean)"
             )
         elif new.place != old.place:
             found.append(f"the {noun} {name} was moved to other memory in {kind}; do not set its `data`")
-        elif new.content == old.content:
-            continue
-        elif is_parameter:
+        elif new.content != old.content and is_parameter:
             found.append(
-                f"the parameter {name} was changed in {kind}, by forward or loss, which only the optimizer may; compute "
-                "with a changed copy, or make it a buffer (register_buffer)"
+                f"the parameter {name} was changed in {kind}, by forward or loss, which only the optimizer may; "
+                "compute with a changed copy, or make it a buffer (register_buffer)"
             )
-        elif kind == "validation":
+        elif new.content != old.content:
             found.append(
-                f"the buffer {name} was changed in validation, which is divided among the workers; change it in "
-                "training only: if self.training"
-            )
-        else:
-            found.append(
-                f"the buffer {name} of {old.tensor.dtype} was changed in training, which is neither undone before the "
-                "next shard nor averaged; use numbers, as in torch.zeros((), dtype=torch.int64)"
+                f"the buffer {name} was changed in {kind} in a way that leaves no trace; write with copy_(), mul_() "
+                "and so on, not through `data` or NumPy"
             )
     return found
 

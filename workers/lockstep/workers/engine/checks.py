@@ -21,20 +21,20 @@ def check_module(module: nn.Module) -> None:
         )
     if type(module).loss is Module.loss and "loss" not in vars(module):
         raise ModelError(
-            f"{name} has no loss; write loss(self, outputs, targets), which returns the loss of each example, (n,), not "
-            "reduced, or derive it from Classifier or Regressor"
+            f"{name} has no loss; write loss(self, outputs, targets), which returns the loss of each example, (n,), "
+            "not reduced, or derive it from Classifier or Regressor"
         )
     for path, layer in module.named_modules():
         where = f"{path or name} ({type(layer).__name__})"
         if type(layer).get_extra_state is not nn.Module.get_extra_state:
             raise ModelError(
-                f"{where} keeps state in get_extra_state, which is handed on to no other worker and is in no checkpoint; "
-                "keep it in buffers (register_buffer)"
+                f"{where} keeps state in get_extra_state, which is handed on to no other worker and is in no "
+                "checkpoint; keep it in buffers (register_buffer)"
             )
         if getattr(layer, "max_norm", None) is not None and isinstance(layer, nn.Embedding | nn.EmbeddingBag):
             raise ModelError(
-                f"{where} has max_norm={layer.max_norm}, with which forward rewrites the rows of its weight that a shard "
-                "looks up; build it without, and bound the rows in forward: weight / weight.norm(dim=1, keepdim=True)"
+                f"{where} has max_norm={layer.max_norm}, with which forward rewrites the rows of its weight that a "
+                "shard looks up; build it without, and bound in forward what was looked up, as functional.normalize does"
             )
 
 

@@ -122,15 +122,14 @@ class DataModule:
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one example as the model sees it."""
-        return tuple(self.take(self.train, slice(0, 1))[0].shape[1:])
+        return tuple(self.transform(self.train.inputs[:1]).shape[1:])
 
     def described(self) -> dict[str, Any]:
         """What a model has to fit: "input_shape", and "num_classes", which is null for regression."""
         return {"input_shape": list(self.input_shape), "num_classes": self.num_classes}
 
-    def take(self, examples: Examples, indices: Tensor | slice, training: bool = False) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of the examples at `indices`: int64, (n,), or a slice; to be trained on or not."""
-        self.training = training
+    def take(self, examples: Examples, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the examples at `indices`: int64, (n,), or a slice."""
         if isinstance(indices, slice):
             return self.transform(examples.inputs[indices]), examples.targets[indices]
         return self.transform(examples.inputs.index_select(0, indices)), examples.targets.index_select(0, indices)

@@ -46,7 +46,7 @@ def fix_arithmetic(threads: int) -> None:
     torch.backends.cudnn.allow_tf32 = False
     torch.set_default_dtype(torch.float32)
     # TorchScript runs a function as it was written at first, and otherwise once it has seen it run.
-    torch._C._set_graph_executor_optimize(False)  # type: ignore[attr-defined]
+    torch._C._set_graph_executor_optimize(False)
     # For a torch.compile before `fix_compiler`.
     os.environ["TORCH_DYNAMO_AUTOMATIC_DYNAMIC_SHAPES"] = "0"
 
@@ -82,7 +82,7 @@ def hardware_class(device: torch.device) -> str:
 
 
 def cpu_vendor(path: Path = Path("/proc/cpuinfo")) -> str:
-    """Who has made this machine's processor, as the kernel calls it: math libraries choose kernels by it; "" if unknown."""
+    """Who has made this machine's processor, by which math libraries choose kernels; "" if unknown."""
     try:
         for line in path.read_text().splitlines():
             name, _, value = line.partition(":")
@@ -119,12 +119,8 @@ def seed_generators(seed: int, device: torch.device, also_pythons: bool = False)
 
 
 def _versions_on_a_gpu() -> list[str]:
-    cudnn = torch.backends.cudnn.version()
-    versions = {
-        "torch": torch.__version__,
-        "CUDA": torch.version.cuda,
-        "cuDNN": cudnn,
-        "NCCL": ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else None,
-        "driver": driver_version(),
-    }
+    versions = {"torch": torch.__version__, "CUDA": torch.version.cuda, "driver": driver_version()}
+    versions["cuDNN"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    if torch.distributed.is_nccl_available():
+        versions["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
     return [f"{name} {version}" for name, version in versions.items() if version]

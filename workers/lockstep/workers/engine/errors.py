@@ -4,6 +4,7 @@ EngineError
 ├── DataError            the data, or a spec that does not fit it; names the field and the mend
 ├── ModelError           the module does what training cannot be exact with; names the part and the mend
 ├── NonFiniteLoss        the loss became infinite or not a number
+├── NonFiniteGradient    the loss is finite, its gradient is not
 ├── NonFiniteParameters  a step has made parameters infinite or not a number
 ├── NotDeterministic     a shard gave other bits than before, or on one rank than on another; names the part
 ├── PeerLost             a rank left during a collective; no parameter of this rank has changed
@@ -44,6 +45,18 @@ class NonFiniteLoss(EngineError):
         self.step = step
 
 
+class NonFiniteGradient(EngineError):
+    """The loss is finite, and the gradient of the parameter `name` is infinite or not a number."""
+
+    def __init__(self, step: int, name: str, loss: float) -> None:
+        super().__init__(
+            f"the gradient of {name} is not finite at step {step}, whose train_loss is {loss}; the parameters are "
+            f"those of step {step - 1}. Look for a square root, a logarithm, a norm or a division at 0 in forward or "
+            "loss, and for a sum that is too large for a 16-bit dtype."
+        )
+        self.step = step
+
+
 class NonFiniteParameters(EngineError):
     """A step has made parameters infinite or not a number; `name` is the first of them."""
 
@@ -53,7 +66,7 @@ class NonFiniteParameters(EngineError):
 
 
 class NotDeterministic(EngineError):
-    """What a shard gives depends on what was computed before it or on the rank; the message names the part and the mend."""
+    """What a shard gives depends on what was computed before it, or on the rank; names the part and the mend."""
 
 
 class PeerLost(EngineError):

@@ -240,6 +240,7 @@ class Loop:
         try:
             self.settle()
             self.audit_newcomers()
+            self.stepper.agree_on_buffers()
             while self.position.step < self.schedule.total_steps:
                 self.take_step(self.position.step + 1)
                 self.settle()
@@ -376,6 +377,7 @@ class Loop:
         """Tell the listener, once it is sure that all ranks hold the same parameters."""
         self.listener.entered(Activity.REPORT, step)
         self.ledger.enter(Phase.EXCHANGE)
+        self.stepper.check_unseen()
         self.group.agree(f"the model after step {step}", fingerprint(self.stepper.model.parameters))
         arrived = self.group.gather(torch.tensor([self.listener.acknowledged_step()]))
         if self.group.rank != 0:

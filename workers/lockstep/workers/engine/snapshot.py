@@ -1,6 +1,7 @@
 """What a model and its data hold at a moment, in a few bytes, to see later what has changed."""
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,14 @@ def content(tensor: Tensor) -> int:
         chunk = words[start : start + CHUNK_WORDS]
         weights = torch.arange(1, chunk.numel() + 1, device=chunk.device).mul_(MIXER).bitwise_or_(1)
         total = (total * MIXER + int(weights.mul_(chunk).sum())) & WORD
+    return total
+
+
+def joined(contents: Iterable[int]) -> int:
+    """64 bits that tell several contents and their order."""
+    total = 0
+    for each in contents:
+        total = (total * MIXER + each) & WORD
     return total
 
 

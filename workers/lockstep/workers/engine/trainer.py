@@ -20,8 +20,9 @@ from lockstep.workers.engine.ledger import Ledger
 from lockstep.workers.engine.listener import Listener, Result
 from lockstep.workers.engine.loop import Loop, Origin, Regroup, Schedule
 from lockstep.workers.engine.module import Module
-from lockstep.workers.engine.order import derive_seed
-from lockstep.workers.engine.stepper import OptimizerFactory, Settings, Stepper
+from lockstep.workers.engine.order import Settings, derive_seed
+from lockstep.workers.engine.stepper import Stepper
+from lockstep.workers.engine.update import OptimizerFactory
 
 ENGINE_VERSION = "2"
 """Version of the arithmetic. It changes whenever the same spec and data would give other bits than before."""
@@ -56,7 +57,8 @@ class Trainer:
         evaluate_every_steps: steps between two validations; None for the end of each epoch.
         threads: CPU threads of one rank.
         audit: when the engine looks whether a shard gives the same bits whatever was computed before it: "start" of
-            training, "always" (that costs five shards more in each step), or "off".
+            training; "always", where each rank computes three shards and two batches of the validation more in every
+            step; or "off".
 
     Raises:
         ValueError: a value is out of its range; the message names the argument.
@@ -85,7 +87,7 @@ class Trainer:
         if not _is_whole(self.seed) or not 0 <= self.seed < 1 << 63:
             raise ValueError(f"seed is {self.seed!r}; allowed: whole numbers from 0 to {(1 << 63) - 1:,}")
         limit = self.gradient_clip_norm
-        if limit is not None and not (isinstance(limit, numbers.Real) and 0 < limit < math.inf):
+        if limit is not None and not 0 < limit < math.inf:
             raise ValueError(
                 f"gradient_clip_norm is {limit!r}; allowed: finite numbers greater than 0, or None for none"
             )
@@ -110,7 +112,8 @@ class Trainer:
         Args:
             module: made alike on every rank, with the generators seeded by `initialisation_seed`.
             data: loaded already, alike on every rank.
-            optimizer: makes the optimizer over the one flat parameter.
+            optimizer: makes the optimizer over a list of parameters; called with those of the module, and again with
+                one flat parameter where that makes no difference but for speed.
             group: the ranks that train together; if not given, what `regroup` gives, or else alone.
             regroup: called when a rank was lost; without it that ends training.
             device: where this rank computes.
@@ -121,8 +124,9 @@ class Trainer:
         Raises:
             DataError: the data, or the weights to start from, do not fit these settings, or the data is not that of
                 the other ranks or of the checkpoint.
-            ModelError: the module is none that can be trained; the message says what it lacks.
+            ModelError: the module or its optimizer does what cannot be trained exactly; names the part and the mend.
             NonFiniteLoss: the loss left the finite numbers.
+            NonFiniteGradient: the gradient did.
             NonFiniteParameters: the parameters did.
             NotDeterministic: the audit saw a shard give other bits than before, or on one rank than on another.
             PeerLost: a rank left, and there is no `regroup`.

@@ -1,0 +1,1 @@
+"""What one card can tell of Lockstep on GPUs: `make gpu-check`, docs/gpu-check.md."""

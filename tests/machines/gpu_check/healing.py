@@ -1,0 +1,46 @@
+"""A rank is killed with SIGKILL, or joins: the curve is that of an undisturbed run."""
+
+from collections.abc import Iterator
+
+from lockstep.workers.engine import Activity
+from tests.faults.fleet import Context, Fault, Fleet
+from tests.machines.gpu_check.plan import Plan
+from tests.machines.gpu_check.report import Row, judge, the_same
+from tests.machines.gpu_check.work import Work, fit
+
+
+def train(context: Context, work: Work) -> str:
+    """The outcome of a run that heals."""
+    result = fit(work, context.group, context.listener, regroup=context.membership.next_group)
+    return f"{result.weights_digest} {sorted(result.final_metrics.items())}"
+
+
+def check(plan: Plan) -> Iterator[Row]:
+    """Small rows and buckets, killed in several places."""
+    step, world_size = plan.steps // 2, plan.world_sizes[-1]
+    with plan.fleet() as fleet:
+        for model in (plan.models[0], plan.models[-1]):
+            work = plan.work(model, shards=max(4, world_size))
+            (undisturbed,) = fleet.run(1, train, work)
+            for activity in (Activity.COMPUTE, Activity.EXCHANGE, "swap", Activity.UPDATE):
+                place = activity if isinstance(activity, str) else activity.value
+                fault = Fault(world_size - 1, activity, step)
+                name = f"{model}: one of {world_size} killed, in {place}"
+                yield healed(fleet, name, work, world_size, [fault], undisturbed)
+            fault = Fault(0, Activity.EXCHANGE, step)
+            yield healed(fleet, f"{model}: rank 0 of {world_size} killed", work, world_size, [fault], undisturbed)
+            outcomes = fleet.run(world_size - 1, train, work, joins_after_step=step)
+            outcomes = {f"rank {rank}": outcome for rank, outcome in enumerate(outcomes)}
+            yield the_same(f"{model}: one joins {world_size - 1}", {"undisturbed": undisturbed} | outcomes)
+
+
+def healed(fleet: Fleet, name: str, work: Work, world_size: int, faults: list[Fault], undisturbed: str) -> Row:
+    """One run in which ranks are killed."""
+    outcomes = fleet.run(world_size, train, work, faults=faults)
+    row = the_same(name, {"undisturbed": undisturbed} | {f"survivor {n}": told for n, told in enumerate(outcomes)})
+    row.figures["pauses_s"] = [value for kind, value in fleet.messages if kind == "healed"]
+    if len(outcomes) != world_size - len(faults):
+        return judge(name, False, f"{len(outcomes)} survivors", f"{world_size - len(faults)}", map(str, fleet.messages))
+    if row.figures["pauses_s"]:
+        row.seen += f", pause {max(row.figures['pauses_s']):.2f} s"
+    return row
