@@ -35,8 +35,8 @@ class Plan:
     shards: tuple[int, ...] = (4, 8, 2, 1)
     world_sizes: tuple[int, ...] = (2, 3, 4)
     steps: int = 20
-    rounds: int = 5
-    timed_steps: int = 200
+    rounds: int = 3
+    timed_steps: int = 60
     service_steps: int = 800
     images: int = 20_000
 
