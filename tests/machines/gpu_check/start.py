@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-KIT = ROOT / "gpu-kit"
+KITS = ROOT / "gpu-kit"
 SOURCES = ("proto", "client", "server", "workers")
 NEEDED = ("ray", "grpc", "google.protobuf", "sqlalchemy", "alembic", "structlog", "typer", "rich", "psutil", "pynvml")
 OF_THE_MACHINE = ("torch", "numpy", "sklearn")
@@ -48,27 +48,27 @@ def missing() -> list[str]:
     return [*(str(ROOT / source) for source in SOURCES), str(site)]
 
 
-def unpacked() -> Path:
+def unpacked(kits: Path = KITS) -> Path:
     """The folder of the kit for this Python, unpacked once."""
-    tag = f"cp{sys.version_info.major}{sys.version_info.minor}-{platform.machine()}"
-    archive, site = KIT / f"{tag}.tar.xz", KIT / tag
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    archive = kits / f"cp{version.replace('.', '')}-{platform.machine()}.tar.xz"
+    site = kits / archive.name.removesuffix(".tar.xz")
     if not archive.is_file():
-        there = ", ".join(sorted(path.name for path in KIT.glob("*.tar.xz"))) or "none"
-        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        there = ", ".join(sorted(path.name for path in kits.glob("*.tar.xz"))) or "none"
         refuse(
-            f"There is no kit for this Python, {archive.relative_to(ROOT)} (there are: {there}). Where there is a "
+            f"There is no kit for this Python, {kits.name}/{archive.name} (there are: {there}). Where there is a "
             f"package registry, run: make gpu-kit PYTHON_VERSION={version} ARCH={platform.machine()}"
         )
     stamp = site / ".unpacked"
     known = f"{archive.stat().st_mtime_ns} {archive.stat().st_size}"
     if not stamp.is_file() or stamp.read_text() != known:
-        print(f"unpacking {archive.relative_to(ROOT)} ...", flush=True)
+        print(f"unpacking {kits.name}/{archive.name} ...", flush=True)
         shutil.rmtree(site, ignore_errors=True)
         with tarfile.open(archive) as tar:
             tar.extractall(site, filter="tar")
         stamp.write_text(known)
     packages = json.loads((site / "gpu-kit.json").read_text())["packages"]
-    print(f"with {len(packages)} packages from {archive.relative_to(ROOT)}", flush=True)
+    print(f"with {len(packages)} packages from {kits.name}/{archive.name}", flush=True)
     describe_lockstep(site)
     return site
 
