@@ -178,8 +178,8 @@ def _inside() -> list[AnyPanel]:
             "How jobs end",
             [("cluster:lockstep_jobs_ended:count15m", "{{state}} {{reason}}")],
             "Jobs that ended within 15 minutes, by how. WORKER_LOST: nodes or memory. DATA_INVALID, USER_ERROR, "
-            "NON_FINITE_LOSS: the job. PLACEMENT_FAILED: it asks for more than there is. RANKS_DISAGREE, INTERNAL: "
-            "report it.",
+            "NON_FINITE_LOSS, NOT_DETERMINISTIC: the job. PLACEMENT_FAILED: it asks for more than there is. "
+            "RANKS_DISAGREE, INTERNAL: report it.",
             size=(24, 7),
             none="No job has ended.",
         ),

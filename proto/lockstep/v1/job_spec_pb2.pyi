@@ -146,7 +146,7 @@ class SgdOptimizer(_message.Message):
     def __init__(self, learning_rate: _Optional[float] = ..., momentum: _Optional[float] = ..., nesterov: bool = ..., weight_decay: _Optional[float] = ...) -> None: ...
 
 class TrainingSpec(_message.Message):
-    __slots__ = ("max_epochs", "max_steps", "batch_size", "seed", "gradient_clip_norm", "log_every_steps", "evaluate_every_steps")
+    __slots__ = ("max_epochs", "max_steps", "batch_size", "seed", "gradient_clip_norm", "log_every_steps", "evaluate_every_steps", "audit")
     MAX_EPOCHS_FIELD_NUMBER: _ClassVar[int]
     MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -154,6 +154,7 @@ class TrainingSpec(_message.Message):
     GRADIENT_CLIP_NORM_FIELD_NUMBER: _ClassVar[int]
     LOG_EVERY_STEPS_FIELD_NUMBER: _ClassVar[int]
     EVALUATE_EVERY_STEPS_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_FIELD_NUMBER: _ClassVar[int]
     max_epochs: int
     max_steps: int
     batch_size: int
@@ -161,7 +162,8 @@ class TrainingSpec(_message.Message):
     gradient_clip_norm: float
     log_every_steps: int
     evaluate_every_steps: int
-    def __init__(self, max_epochs: _Optional[int] = ..., max_steps: _Optional[int] = ..., batch_size: _Optional[int] = ..., seed: _Optional[int] = ..., gradient_clip_norm: _Optional[float] = ..., log_every_steps: _Optional[int] = ..., evaluate_every_steps: _Optional[int] = ...) -> None: ...
+    audit: str
+    def __init__(self, max_epochs: _Optional[int] = ..., max_steps: _Optional[int] = ..., batch_size: _Optional[int] = ..., seed: _Optional[int] = ..., gradient_clip_norm: _Optional[float] = ..., log_every_steps: _Optional[int] = ..., evaluate_every_steps: _Optional[int] = ..., audit: _Optional[str] = ...) -> None: ...
 
 class ResourcesSpec(_message.Message):
     __slots__ = ("workers", "shards", "cpus_per_worker", "gpus_per_worker", "min_workers")

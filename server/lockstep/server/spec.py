@@ -18,8 +18,8 @@ def submit_digest(spec: JobSpec) -> str:
 def curve_digest(spec: JobSpec, init_weights_digest: str = "") -> str:
     """Return the SHA-256, hex, of the part of a resolved spec that determines the curve.
 
-    Left out are the name, the labels, resources.workers, resources.min_workers and recovery, since no bit of the curve
-    depends on them.
+    Left out are the name, the labels, resources.workers, resources.min_workers, training.audit and recovery, since no
+    bit of the curve depends on them.
 
     Args:
         spec: the resolved spec.
@@ -32,6 +32,7 @@ def curve_digest(spec: JobSpec, init_weights_digest: str = "") -> str:
         curve.ClearField(name)
     for name in ("workers", "min_workers"):
         curve.resources.ClearField(name)
+    curve.training.ClearField("audit")
     if init_weights_digest:
         curve.init_from.CopyFrom(InitFromSpec(uri=f"weights:{init_weights_digest}"))
     return hashlib.sha256(curve.SerializeToString(deterministic=True)).hexdigest()

@@ -33,6 +33,7 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LABEL_KEY = re.compile(r"[A-Za-z0-9_./-]{1,63}")
 _ACTIVATIONS = ("relu", "sigmoid", "tanh")
 _POOLINGS = ("avg", "max")
+_AUDITS = ("start", "always")
 MAX_LABELS = 64
 BUILTIN_NAMES = ("digits", "iris", "wine", "breast_cancer", "diabetes")
 
@@ -166,6 +167,8 @@ FIELD_RULES: tuple[FieldRule, ...] = (
     FieldRule("training.evaluate_every_steps", "integer",
               "1 to 1,000,000,000", "set it to the steps between two validations, or leave it out for each epoch",
               Default.UNSET, _within(1, _BILLION)),
+    FieldRule("training.audit", "string",
+              _quoted(_AUDITS), "choose one of them", "start", _one_of(_AUDITS)),
 
     FieldRule("resources.workers", "integer",
               "1 to 1,024", "set it to how many workers share the work", 1, _within(1, 1024)),

@@ -64,6 +64,7 @@ BAD_VALUES: dict[tuple[str, str], tuple[Any, ...]] = {
     ("digits", "training.gradient_clip_norm"): (0.0, -1.0, *NO_NUMBERS),
     ("digits", "training.log_every_steps"): (*NOT_POSITIVE, 1_000_000_001, HUGE),
     ("digits", "training.evaluate_every_steps"): (*NOT_POSITIVE, 1_000_000_001, HUGE),
+    ("digits", "training.audit"): ("START", "off", "never", "\0"),
     ("digits", "resources.workers"): (*NOT_POSITIVE, 1025, HUGE),
     ("digits", "resources.shards"): (*NOT_POSITIVE, 1025, HUGE),
     ("digits", "resources.cpus_per_worker"): (0.0, -1.0, 1024.1, 1e-9, 1e300, *NO_NUMBERS),
@@ -284,7 +285,7 @@ def test_defaults_are_filled_in_as_the_contract_says() -> None:
         "model": {"mlp": {"hidden_units": [256], "activation": "relu"}},
         "data": {"builtin": {"name": "digits", "validation_fraction": 0.2, "seed": 0}},
         "optimizer": {"sgd": {"learning_rate": 0.1, "momentum": 0.0, "weight_decay": 0.0}},
-        "training": {"max_epochs": 10, "batch_size": 32, "seed": 0, "log_every_steps": 50},
+        "training": {"max_epochs": 10, "batch_size": 32, "seed": 0, "log_every_steps": 50, "audit": "start"},
         "resources": {"workers": 1, "shards": 4, "cpus_per_worker": 1.0, "gpus_per_worker": 0, "min_workers": 1},
         "recovery": {
             "max_restarts": 3,

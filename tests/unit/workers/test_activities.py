@@ -26,7 +26,7 @@ def activities(monkeypatch: pytest.MonkeyPatch, validation_size: int) -> list[st
     monkeypatch.setattr(stepper, "wait_for_device", lambda device: listener.entries.append(WAIT))
     data = SyntheticRegression((2.0, -3.4), 4.2, 0.01, train_size=100, validation_size=validation_size, seed=0)
     data.load()
-    Trainer(max_steps=1, batch_size=8, shards=2).fit(
+    Trainer(max_steps=1, batch_size=8, shards=2, audit="off").fit(
         LinearRegression(2), data, lambda parameters: torch.optim.SGD(parameters, lr=0.1), listener=listener
     )
     return listener.entries[listener.entries.index("compute") : listener.entries.index("report")]

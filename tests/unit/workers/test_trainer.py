@@ -1,6 +1,8 @@
 """One rank by itself: the gradient, the metrics, and what is refused."""
 
 import math
+import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ from lockstep.workers.engine import (
     DataModule,
     Examples,
     Listener,
+    ModelError,
     Module,
+    NonFiniteGradient,
     NonFiniteLoss,
     NonFiniteParameters,
     Origin,
@@ -48,16 +52,19 @@ class Net(Regressor):
         return self.body(inputs)
 
 
-class Keeping(torch.optim.SGD):
-    """SGD that keeps what it was given."""
+Kept = list[tuple[list[Tensor], list[Tensor]]]
 
-    def __init__(self, parameters: Any, kept: list[tuple[Tensor, Tensor]], lr: float = 0.1) -> None:
+
+class Keeping(torch.optim.SGD):
+    """SGD that keeps what it was given: parameters and gradients."""
+
+    def __init__(self, parameters: Any, kept: Kept, lr: float = 0.1) -> None:
         super().__init__(parameters, lr=lr)
         self.kept = kept
 
     def step(self, closure: Any = None) -> None:
-        parameter = self.param_groups[0]["params"][0]
-        self.kept.append((parameter.detach().clone(), parameter.grad.clone()))
+        parameters = self.param_groups[0]["params"]
+        self.kept.append(([p.detach().clone() for p in parameters], [p.grad.clone() for p in parameters]))
         super().step()
 
 
@@ -72,18 +79,15 @@ class Recorder(Listener):
         return {point.step: point.value for point in self.points if point.name == name}
 
 
-def set_parameters(module: nn.Module, flat: Tensor) -> None:
-    """Undo the flat layout: each parameter starts at a multiple of 16 elements."""
-    start = 0
-    for parameter in module.parameters():
-        parameter.data = flat[start : start + parameter.numel()].view_as(parameter).clone()
-        start += -(-parameter.numel() // 16) * 16
+def set_parameters(module: nn.Module, values: list[Tensor]) -> None:
+    for parameter, value in zip(module.parameters(), values, strict=True):
+        parameter.data = value
 
 
 # 22 examples in minibatches of 8 end with one of 6: 4 shards get 1, 2, 1 and 2 of them, of 8 shards 2 get none.
 @pytest.mark.parametrize("shards", [1, 3, 4, 8])
 def test_the_gradient_is_that_of_the_mean_loss_over_the_minibatch(shards: int) -> None:
-    data, kept = Numbers(), list[tuple[Tensor, Tensor]]()
+    data, kept = Numbers(), Kept()
     trainer = Trainer(max_epochs=2, batch_size=8, shards=shards, seed=3)
     trainer.fit(Net(), data, lambda parameters: Keeping(parameters, kept))
     assert len(kept) == 6
@@ -101,7 +105,7 @@ def test_the_gradient_is_that_of_the_mean_loss_over_the_minibatch(shards: int) -
 
 
 def test_a_minibatch_of_one_example_and_four_shards_has_the_gradient_of_that_example() -> None:
-    data, kept = Numbers(train_size=9), list[tuple[Tensor, Tensor]]()
+    data, kept = Numbers(train_size=9), Kept()
     Trainer(max_epochs=1, batch_size=8, shards=4).fit(Net(), data, lambda parameters: Keeping(parameters, kept))
     parameters, gradient = kept[1]
     reference, computed = Net(), Net()
@@ -115,12 +119,14 @@ def test_a_minibatch_of_one_example_and_four_shards_has_the_gradient_of_that_exa
 
 def test_a_gradient_longer_than_the_limit_is_scaled_down_to_it_and_a_shorter_one_left() -> None:
     for limit, expected in ((0.01, 0.01), (1e6, None)):
-        kept, recorder = list[tuple[Tensor, Tensor]](), Recorder()
+        kept, recorder = Kept(), Recorder()
         trainer = Trainer(max_steps=1, batch_size=8, gradient_clip_norm=limit, log_every_steps=1)
         trainer.fit(Net(), Numbers(), lambda parameters, kept=kept: Keeping(parameters, kept), listener=recorder)
         norm = recorder.values("grad_norm")[1]  # before clipping
         assert norm > 0.01
-        assert float(kept[0][1].norm()) == pytest.approx(expected or norm, rel=1e-9)
+        assert float(torch.cat([part.flatten() for part in kept[0][1]]).norm()) == pytest.approx(
+            expected or norm, rel=1e-9
+        )
 
 
 def test_training_points_are_means_over_the_steps_since_the_last_one() -> None:
@@ -165,6 +171,15 @@ def test_a_loss_that_leaves_the_finite_numbers_ends_training_and_names_the_step(
     assert caught.value.step > 1
 
 
+def test_the_learning_rate_of_a_loss_that_is_not_finite_is_that_of_its_optimizer() -> None:
+    for factory, rate in (
+        (partial(torch.optim.AdamW, lr=1e6), r"optimizer\.adamw\.learning_rate"),
+        (lambda parameters: Keeping(parameters, [], lr=1e6), "learning rate of Keeping"),
+    ):
+        with pytest.raises((NonFiniteLoss, NonFiniteGradient, NonFiniteParameters), match=f"Try a lower {rate} or"):
+            Trainer(max_steps=2000, batch_size=8).fit(Net(torch.float32), Numbers(dtype=torch.float32), factory)
+
+
 class WithSpare(Net):
     """A network with a parameter that its loss does not depend on, and a buffer of infinities."""
 
@@ -190,7 +205,7 @@ class Spoiling(torch.optim.SGD):
 
 def test_parameters_that_left_the_finite_numbers_end_training_and_are_in_no_checkpoint(tmp_path: Path) -> None:
     module, checkpoints = WithSpare(), Checkpoints(str(tmp_path), keep=10)
-    with pytest.raises(NonFiniteParameters, match=r"spare is not finite after step 5\. .*learning_rate"):
+    with pytest.raises(NonFiniteParameters, match=r"spare is not finite after step 5\. .*learning rate of Spoiling"):
         Trainer(max_steps=2000, batch_size=8).fit(
             module, Numbers(), lambda p: Spoiling(p, module.spare, at_step=5), origin=Origin(checkpoints, every_steps=1)
         )
@@ -221,6 +236,39 @@ def test_a_minibatch_larger_than_the_data_is_refused_with_the_numbers() -> None:
     assert caught.value.field == "training.batch_size"
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_steps": 0}, "max_steps is 0; allowed: whole numbers from 1 to 1,000,000,000"),
+        ({"max_steps": -3}, "max_steps is -3; allowed: whole"),
+        ({"max_epochs": 0}, "max_epochs is 0; allowed: whole numbers from 1 to 1,000,000"),
+        ({"max_epochs": 1.5}, "max_epochs is 1.5; allowed: whole"),
+        ({"batch_size": 0}, "batch_size is 0; allowed: whole"),
+        ({"batch_size": None}, "batch_size is None; allowed: whole"),
+        ({"batch_size": 50.0}, "batch_size is 50.0; allowed: whole"),
+        ({"shards": 0}, "shards is 0; allowed: whole numbers from 1 to 1,024"),
+        ({"shards": True}, "shards is True; allowed: whole"),
+        ({"seed": -1}, "seed is -1; allowed: whole numbers from 0 to 9,223,372,036,854,775,807"),
+        ({"seed": "x"}, "seed is 'x'; allowed: whole"),
+        ({"log_every_steps": 0}, "log_every_steps is 0; allowed: whole"),
+        ({"evaluate_every_steps": 0}, "evaluate_every_steps is 0; allowed: whole"),
+        ({"threads": 0}, "threads is 0; allowed: whole"),
+        (
+            {"gradient_clip_norm": 0},
+            "gradient_clip_norm is 0; allowed: finite numbers greater than 0, or None for none",
+        ),
+        ({"gradient_clip_norm": -1.0}, "gradient_clip_norm is -1.0; allowed"),
+        ({"gradient_clip_norm": math.nan}, "gradient_clip_norm is nan; allowed"),
+        ({"gradient_clip_norm": math.inf}, "gradient_clip_norm is inf; allowed"),
+        ({"audit": "never"}, "audit is 'never'; allowed: 'start', 'always', 'off'"),
+    ],
+)
+def test_a_setting_out_of_its_range_is_refused_with_its_name_and_value(options: dict[str, Any], words: str) -> None:
+    length = {} if "max_epochs" in options else {"max_steps": 2}
+    with pytest.raises(ValueError, match=f"^{re.escape(words)}"):
+        Trainer(**length | options)
+
+
 @pytest.mark.parametrize("options", [{}, {"max_epochs": 1, "max_steps": 1}])
 def test_exactly_one_length_of_training_is_needed(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="exactly one"):
@@ -240,7 +288,7 @@ class TokenModel(Module):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return (outputs - targets) ** 2 * (targets != 0)
 
-    def weight(self, losses: Tensor, targets: Tensor) -> Tensor:
+    def weight_of(self, losses: Tensor, targets: Tensor) -> Tensor:
         return (targets != 0).sum()
 
 
@@ -294,7 +342,7 @@ class Resetting(Net):
 
 
 def test_a_model_that_takes_its_gradients_away_is_caught_at_the_first_step() -> None:
-    with pytest.raises(RuntimeError, match="replaced a parameter's gradient"):
+    with pytest.raises(ModelError, match="replaced a parameter's gradient"):
         Trainer(max_steps=2, batch_size=8).fit(Resetting(), Numbers(), lambda p: torch.optim.SGD(p, lr=0.1))
 
 
@@ -318,7 +366,7 @@ class Mixed(Net):
 
 @pytest.mark.parametrize(("module", "words"), [(Sparse, "sparse"), (Untrainable, "no trainable"), (Mixed, "one dtype")])
 def test_models_that_cannot_be_flattened_are_refused(module: type[Net], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ModelError, match=words):
         Trainer(max_steps=1, batch_size=8).fit(module(), Numbers(), lambda p: torch.optim.SGD(p, lr=0.1))
 
 

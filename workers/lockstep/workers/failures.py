@@ -9,11 +9,13 @@ from lockstep.v1.job_pb2 import JobError
 from lockstep.workers.engine import (
     DataError,
     HardwareDiffers,
+    ModelError,
+    NonFiniteGradient,
     NonFiniteLoss,
     NonFiniteParameters,
+    NotDeterministic,
     PeerLost,
     RanksDisagree,
-    Unsupported,
 )
 
 FRAMES_SHOWN = 12
@@ -26,8 +28,10 @@ def job_error(error: BaseException, rank: int) -> JobError:
     match error:
         case DataError():
             return JobError(reason="DATA_INVALID", message=str(error), field=error.field, rank=rank)
-        case NonFiniteLoss() | NonFiniteParameters():
+        case NonFiniteLoss() | NonFiniteGradient() | NonFiniteParameters():
             return JobError(reason="NON_FINITE_LOSS", message=str(error), rank=rank)
+        case NotDeterministic():
+            return JobError(reason="NOT_DETERMINISTIC", message=str(error), rank=rank)
         case PeerLost():
             return JobError(reason="WORKER_LOST", message=str(error), rank=rank)
         case HardwareDiffers():
@@ -36,7 +40,7 @@ def job_error(error: BaseException, rank: int) -> JobError:
         case RanksDisagree():
             message = f"{error}. The promise of equal bits is broken, so the job was stopped; please report this."
             return JobError(reason="RANKS_DISAGREE", message=message, rank=rank)
-        case Unsupported():
+        case ModelError():
             cause = error.__cause__ or error
             return JobError(reason="USER_ERROR", message=str(error), traceback=short_traceback(cause), rank=rank)
         case ray.exceptions.OutOfMemoryError():

@@ -29,6 +29,7 @@ def build_trainer(spec: JobSpec) -> Trainer:
         log_every_steps=training.log_every_steps,
         evaluate_every_steps=training.evaluate_every_steps if training.HasField("evaluate_every_steps") else None,
         threads=max(1, int(spec.resources.cpus_per_worker)),
+        audit=training.audit or "start",  # the specs of jobs from before there was one do not say
     )
 
 

@@ -5,12 +5,14 @@ from lockstep.workers.engine.errors import (
     DataError,
     EngineError,
     HardwareDiffers,
+    ModelError,
+    NonFiniteGradient,
     NonFiniteLoss,
     NonFiniteParameters,
+    NotDeterministic,
     PeerLost,
     RanksDisagree,
     Stopped,
-    Unsupported,
 )
 from lockstep.workers.engine.group import Group
 from lockstep.workers.engine.ledger import STEP_BOUNDS_S, Account, Ledger, Phase
@@ -34,9 +36,12 @@ __all__ = [
     "HardwareDiffers",
     "Ledger",
     "Listener",
+    "ModelError",
     "Module",
+    "NonFiniteGradient",
     "NonFiniteLoss",
     "NonFiniteParameters",
+    "NotDeterministic",
     "Origin",
     "PeerLost",
     "Phase",
@@ -48,7 +53,6 @@ __all__ = [
     "Result",
     "Stopped",
     "Trainer",
-    "Unsupported",
     "Wish",
     "initialisation_seed",
 ]

@@ -63,6 +63,8 @@ class DataModule:
     validation: Examples
     num_classes: int | None = None
     """Number of classes; None for regression."""
+    training: bool = False
+    """Whether what is taken now is trained on; `transform` may look at it, as a layer looks at its own."""
     field: str = "data"
     """Path of the field of a spec that says what this is."""
     _known: tuple[Contents, str] | None = None
@@ -100,7 +102,11 @@ class DataModule:
         self._known = Contents.of(self), digest
 
     def transform(self, inputs: Tensor) -> Tensor:
-        """What a batch of stored inputs, (n, ...), looks like to the model. By default it is left as it is."""
+        """What a batch of stored inputs, (n, ...), looks like to the model. By default it is left as it is.
+
+        Augmentation belongs here, where `self.training` is true. It may draw from the generators of torch, `random` and
+        NumPy, which are seeded for each shard before; not from one of its own, which would go on from shard to shard.
+        """
         return inputs
 
     @property

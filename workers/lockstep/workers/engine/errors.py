@@ -2,16 +2,18 @@
 
 EngineError
 ├── DataError            the data, or a spec that does not fit it; names the field and the mend
+├── ModelError           the module does what training cannot be exact with; names the part and the mend
 ├── NonFiniteLoss        the loss became infinite or not a number
+├── NonFiniteGradient    the loss is finite, its gradient is not
 ├── NonFiniteParameters  a step has made parameters infinite or not a number
+├── NotDeterministic     a shard gave other bits than before, or on one rank than on another; names the part
 ├── PeerLost             a rank left during a collective; no parameter of this rank has changed
 ├── RanksDisagree        ranks that must hold the same bits do not
 │   └── HardwareDiffers  they could not: their hardware is of several classes
-├── Unsupported          the model has a layer or an operation that cannot be part of one curve
 └── Stopped              training was asked to stop, and stopped between two steps
 """
 
-MEND = "Try a lower optimizer.sgd.learning_rate or set training.gradient_clip_norm."
+MEND = "Try a lower {rate} or set training.gradient_clip_norm."
 
 
 class EngineError(Exception):
@@ -30,20 +32,41 @@ class DataError(EngineError):
         self.field = field
 
 
+class ModelError(EngineError):
+    """The module or its optimizer does what training cannot be exact with; the message names the part and the mend."""
+
+
 class NonFiniteLoss(EngineError):
     """The loss became infinite or not a number."""
 
-    def __init__(self, step: int, loss: float) -> None:
-        super().__init__(f"train_loss is {loss} at step {step}; the parameters are those of step {step - 1}. {MEND}")
+    def __init__(self, step: int, loss: float, rate: str) -> None:
+        words = f"train_loss is {loss} at step {step}; the parameters are those of step {step - 1}."
+        super().__init__(f"{words} {MEND.format(rate=rate)}")
+        self.step = step
+
+
+class NonFiniteGradient(EngineError):
+    """The loss is finite, and the gradient of the parameter `name` is infinite or not a number."""
+
+    def __init__(self, step: int, name: str, loss: float) -> None:
+        super().__init__(
+            f"the gradient of {name} is not finite at step {step}, whose train_loss is {loss}; the parameters are "
+            f"those of step {step - 1}. Look for a square root, a logarithm, a norm or a division at 0 in forward or "
+            "loss, and for a sum that is too large for a 16-bit dtype."
+        )
         self.step = step
 
 
 class NonFiniteParameters(EngineError):
     """A step has made parameters infinite or not a number; `name` is the first of them."""
 
-    def __init__(self, step: int, name: str) -> None:
-        super().__init__(f"{name} is not finite after step {step}. {MEND}")
+    def __init__(self, step: int, name: str, rate: str) -> None:
+        super().__init__(f"{name} is not finite after step {step}. {MEND.format(rate=rate)}")
         self.step = step
+
+
+class NotDeterministic(EngineError):
+    """What a shard gives depends on what was computed before it, or on the rank; names the part and the mend."""
 
 
 class PeerLost(EngineError):
@@ -56,10 +79,6 @@ class RanksDisagree(EngineError):
 
 class HardwareDiffers(RanksDisagree):
     """Ranks compute on hardware of several classes, which may round differently."""
-
-
-class Unsupported(EngineError):
-    """The model has a layer or an operation that cannot be part of one curve; says which one and the mend."""
 
 
 class Stopped(EngineError):

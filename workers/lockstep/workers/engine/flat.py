@@ -4,15 +4,15 @@ An exchange then moves one buffer, and the optimizer updates one tensor. Offsets
 not depend on the number of workers, because a kernel may take another path for data that is aligned otherwise.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lockstep.workers.engine.reduce import ALIGNMENT_ELEMENTS
+from lockstep.workers.engine.errors import ModelError
+from lockstep.workers.engine.reduce import ALIGNMENT_ELEMENTS, CACHE_LINE_BYTES
 
 NORM_BLOCK = 4096
 """Elements whose squares are summed in the vector's own precision; the blocks' norms are joined in float64."""
@@ -25,30 +25,38 @@ class Slot(NamedTuple):
     start: int
 
     def of(self, vector: Tensor) -> Tensor:
-        """The part of `vector` that belongs to the tensor, in its shape."""
-        return vector[self.start : self.start + self.tensor.numel()].view_as(self.tensor)
+        """The part of `vector` that belongs to the tensor, in its shape and its order of dimensions."""
+        part = vector[self.start : self.start + self.tensor.numel()]
+        return part.as_strided(self.tensor.shape, strides_of(self.tensor), part.storage_offset())
+
+
+def strides_of(tensor: Tensor) -> tuple[int, ...]:
+    """Those of a tensor that fills its memory in any order, as in channels_last; else those of a contiguous one."""
+    return torch.empty_like(tensor, device="meta").stride()
 
 
 def lay_out(tensors: list[Tensor]) -> tuple[list[Slot], int]:
-    """Give each tensor a place in a vector; returns the places and the vector's length."""
+    """Give each tensor of one dtype a place in a vector; returns the places and the vector's length."""
     slots, end = [], 0
     for tensor in tensors:
         slots.append(Slot(tensor, end))
-        end += -(-tensor.numel() // ALIGNMENT_ELEMENTS) * ALIGNMENT_ELEMENTS
+        unit = max(ALIGNMENT_ELEMENTS, CACHE_LINE_BYTES // tensor.element_size())
+        end += -(-tensor.numel() // unit) * unit
     return slots, end
 
 
 def l2_norm(vector: Tensor) -> Tensor:
     """L2 norm of a vector, float64, (). A function of the vector alone, much faster than in float64 throughout."""
     whole = vector.numel() // NORM_BLOCK * NORM_BLOCK
-    blocks = torch.linalg.vector_norm(vector[:whole].view(-1, NORM_BLOCK), dim=1).double()
+    at_least_single = torch.float32 if vector.element_size() < torch.float32.itemsize else None
+    blocks = torch.linalg.vector_norm(vector[:whole].view(-1, NORM_BLOCK), dim=1, dtype=at_least_single).double()
     rest = torch.linalg.vector_norm(vector[whole:], dtype=torch.float64)
     norm: Tensor = torch.linalg.vector_norm(torch.cat((blocks, rest.view(1))))
     return norm
 
 
 class FlatModel:
-    """The parameters of a module in one vector, and the values that its shards leave behind.
+    """The trainable parameters of a module in one vector.
 
     Tied parameters are kept once; frozen ones are left where they are.
 
@@ -56,60 +64,77 @@ class FlatModel:
         module: its parameters become views of `parameters`.
 
     Attributes:
-        trainable: the module's trainable parameters.
+        names: of the module's trainable parameters.
+        trainable: these parameters.
         starts: where each of them starts in the vector.
         parameters: all of them, (size,); a leaf whose `grad` the trainer sets.
         size: length of the vector of parameters, and of that of gradients.
-        buffers_size: length of the vector that carries the buffers of batch normalisation and the like.
         gradients_come_whole: whether a backward pass adds to each gradient once, as it does unless a layer is used in
             several re-entrant checkpoints; None before the first one.
 
     Raises:
-        ValueError: nothing to train, parameters of several dtypes or devices, or sparse gradients.
+        ModelError: nothing to train, parameters of several dtypes or devices, or what cannot lie in a vector.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        if not trainable:
-            raise ValueError("the model has no trainable parameter")
-        if len({(parameter.dtype, parameter.device) for parameter in trainable}) > 1:
-            raise ValueError("the trainable parameters must share one dtype and one device")
-        if any(getattr(layer, "sparse", False) for layer in module.modules()):
-            raise ValueError("sparse gradients are not supported; build the embedding with sparse=False")
-        slots, self.size = lay_out([parameter.data for parameter in trainable])
-        self.trainable = trainable
+        named = check_trainable(module)
+        check_can_be_flat(module, named)
+        keep_recurrent_layers_flat(module)
+        self.names, self.trainable = list(named), list(named.values())
+        self._frozen = [(name, p) for name, p in module.named_parameters() if not p.requires_grad]
+        slots, self.size = lay_out([parameter.data for parameter in self.trainable])
         self.starts = [slot.start for slot in slots]
-        vector = torch.zeros(self.size, dtype=trainable[0].dtype, device=trainable[0].device)
-        for parameter, slot in zip(trainable, slots, strict=True):
+        vector = torch.zeros(self.size, dtype=self.trainable[0].dtype, device=self.trainable[0].device)
+        for parameter, slot in zip(self.trainable, slots, strict=True):
             slot.of(vector).copy_(parameter.data)
             parameter.data = slot.of(vector)
         # Not those of before, which would keep the memory that the parameters have left.
-        self._slots = [Slot(parameter.data, start) for parameter, start in zip(trainable, self.starts, strict=True)]
+        self._slots = [
+            Slot(parameter.data, start) for parameter, start in zip(self.trainable, self.starts, strict=True)
+        ]
+        self._places = [parameter.data_ptr() for parameter in self.trainable]
         self.parameters = nn.Parameter(vector)
-        self._buffers, self.buffers_size = lay_out([b for b in module.buffers() if b.dtype != torch.bool])
-        self._before = [slot.tensor.clone() for slot in self._buffers]
+        self._gradients: list[Tensor] = []
+        self._additions: list[int] = []
+        self._versions: list[int] = []
+        self._frozen_versions: list[int] = []
+        self._module = module
         self.gradients_come_whole: bool | None = None
+
+    def parts_of(self, vector: Tensor) -> list[Tensor]:
+        """What belongs to each parameter in `vector`, (size,)."""
+        return [slot.of(vector) for slot in self._slots]
 
     def point_gradients_at(self, vector: Tensor) -> None:
         """Make every parameter's gradient a view of `vector`, (size,), where autograd adds to it."""
-        for parameter, slot in zip(self.trainable, self._slots, strict=True):
-            parameter.grad = slot.of(vector)
+        # By `data` each has a version counter of its own, which tells how often something was added to it.
+        self._gradients = [part.data for part in self.parts_of(vector)]
+        self.put_gradients_back()
 
-    @contextlib.contextmanager
-    def counting_additions(self) -> Iterator[None]:
-        """Around the first backward pass, to learn whether gradients come whole."""
-        counts = [0] * len(self.trainable)
+    def put_gradients_back(self) -> None:
+        """Undo what an optimizer needed."""
+        for parameter, gradient in zip(self.trainable, self._gradients, strict=True):
+            parameter.grad = gradient
 
-        def added(index: int) -> None:
-            counts[index] += 1
+    def begin_backward(self) -> None:
+        """A backward pass comes next."""
+        self._additions = [gradient._version for gradient in self._gradients]
 
-        hooks = self.when_added(added)
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-        self.gradients_come_whole = max(counts) <= 1
+    def additions(self) -> list[int]:
+        """How often the last backward pass has added to each parameter's gradient."""
+        return [gradient._version - before for gradient, before in zip(self._gradients, self._additions, strict=True)]
+
+    def refusing_sparse_gradients(self) -> list[RemovableHandle]:
+        """Have a backward pass raise ModelError where a sparse gradient comes, until these are removed."""
+
+        def refuse(name: str, gradient: Tensor) -> None:
+            if gradient.layout != torch.strided:
+                raise ModelError(f"the gradient of {name} is sparse, which is not supported; use sparse=False")
+
+        return [
+            parameter.register_hook(lambda gradient, name=name: refuse(name, gradient))  # type: ignore[no-untyped-call]
+            for name, parameter in zip(self.names, self.trainable, strict=True)
+        ]
 
     def when_added(self, added: Callable[[int], None]) -> list[RemovableHandle]:
         """Call `added` with a parameter's number whenever autograd has added to its gradient, until it is removed."""
@@ -118,36 +143,157 @@ class FlatModel:
             for index, parameter in enumerate(self.trainable)
         ]
 
-    def check_gradients_lie_in(self, vector: Tensor) -> None:
-        """Check that nothing has replaced the views, as `zero_grad(set_to_none=True)` would.
+    def note_parameters(self) -> None:
+        """Note how often each parameter was written to before a step."""
+        self._versions = [parameter._version for parameter in self.trainable]
+        self._frozen_versions = [parameter._version for _, parameter in self._frozen]
+
+    def check(self) -> None:
+        """Check, after the shards of a step are computed, that the model has left parameters and gradients alone.
 
         Raises:
-            RuntimeError: something has; training would go on with gradients of zero.
+            ModelError: it has not; training would go on without some parameter, or with other gradients.
         """
-        for parameter, slot in zip(self.trainable, self._slots, strict=True):
-            if parameter.grad is None or parameter.grad.data_ptr() != slot.of(vector).data_ptr():
-                raise RuntimeError("the model replaced a parameter's gradient; gradients must be left to the engine")
+        for name, parameter, gradient, place, version in zip(
+            self.names, self.trainable, self._gradients, self._places, self._versions, strict=True
+        ):
+            if parameter.grad is not gradient:
+                raise ModelError(
+                    f"the model replaced a parameter's gradient: that of {name}; gradients are left to the engine, so "
+                    "take zero_grad(), backward() and whatever else sets `grad` out of the model"
+                )
+            if parameter.data_ptr() != place:
+                raise ModelError(
+                    f"the model moved {name} to other memory, so that it would learn no more; do not set `data` of a "
+                    "parameter in forward or loss"
+                )
+            if parameter._version != version:
+                raise ModelError(
+                    f"the model changed {name} while a shard was computed, which only the optimizer may; compute with "
+                    "a changed copy, as in functional.linear(inputs, self.weight.clamp(-1, 1)); an embedding with "
+                    "max_norm does this too"
+                )
+            if not parameter.requires_grad:
+                raise ModelError(f"{name} was frozen in training; freeze it before training begins")
+        for (name, parameter), version in zip(self._frozen, self._frozen_versions, strict=True):
+            if parameter._version != version:
+                raise ModelError(
+                    f"the model changed {name} while a shard was computed, which is a frozen parameter; what forward "
+                    "changes must be a buffer: register_buffer"
+                )
+            if parameter.requires_grad:
+                raise ModelError(
+                    f"{name} was frozen when training began and is to be trained now, but is not known to the "
+                    "optimizer; unfreeze it before training begins, and start a second run from the first one's weights"
+                )
 
-    def remember_buffers(self) -> None:
-        """Note the buffers as they are before a step."""
-        for before, slot in zip(self._before, self._buffers, strict=True):
-            before.copy_(slot.tensor)
+    def check_structure(self) -> None:
+        """Check that the module still has the parameters with which training began; walks through all layers.
 
-    def restore_buffers(self) -> None:
-        """Set the buffers to what they were before the step, so that every shard starts from the same."""
-        for before, slot in zip(self._before, self._buffers, strict=True):
-            slot.tensor.copy_(before)
-
-    def add_buffer_changes(self, vector: Tensor) -> None:
-        """Add how a shard has changed the buffers to `vector`, (buffers_size,)."""
-        for before, slot in zip(self._before, self._buffers, strict=True):
-            # A buffer may hold infinities (a mask does), whose difference is no number.
-            slot.of(vector).add_((slot.tensor - before).masked_fill_(slot.tensor == before, 0))
-
-    def apply_buffer_changes(self, vector: Tensor, shards: int) -> None:
-        """Set the buffers to their mean over `shards`, from the sum of changes in `vector`, (buffers_size,).
-
-        Counters change alike in every shard, so that their mean change is exact.
+        Raises:
+            ModelError: it has not.
         """
-        for before, slot in zip(self._before, self._buffers, strict=True):
-            slot.tensor.copy_(before + (slot.of(vector) / shards).to(before.dtype))
+        now = dict(self._module.named_parameters())
+        for name, parameter in (*zip(self.names, self.trainable, strict=True), *self._frozen):
+            if now.get(name) is not parameter:
+                raise ModelError(
+                    f"the model replaced or removed the parameter {name}, and the new one would not be trained; "
+                    "assign parameters in the constructor alone"
+                )
+
+    def first_non_finite(self, vector: Tensor) -> str | None:
+        """Name of the first parameter whose part of `vector`, (size,), holds what is not finite."""
+        for name, part in zip(self.names, self.parts_of(vector), strict=True):
+            if not part.isfinite().all():
+                return name
+        return None
+
+
+def check_trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable parameters by name; lazy ones may have no shape yet.
+
+    Raises:
+        ModelError: there are none, they are of several kinds, or their gradients would be sparse; names which.
+    """
+    trainable = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    if not trainable:
+        raise ModelError("the model has no trainable parameter")
+    if len({(parameter.dtype, parameter.device) for parameter in trainable.values()}) > 1:
+        kinds = {f"{parameter.dtype} on {parameter.device}": name for name, parameter in trainable.items()}
+        shown = ", ".join(f"{name} is {kind}" for kind, name in kinds.items())
+        raise ModelError(f"the trainable parameters must share one dtype and one device: {shown}")
+    for name, parameter in trainable.items():
+        if parameter.dtype.is_complex:
+            raise ModelError(
+                f"{name} is {parameter.dtype}; train real numbers, of shape (..., 2), and compute with "
+                "torch.view_as_complex of them"
+            )
+    for path, layer in module.named_modules():
+        if getattr(layer, "sparse", False):
+            raise ModelError(f"{path}: sparse gradients are not supported; build the embedding with sparse=False")
+    return trainable
+
+
+def check_can_be_flat(module: nn.Module, trainable: dict[str, nn.Parameter]) -> None:
+    """Check that parameters can be moved into one vector.
+
+    Raises:
+        ModelError: they cannot; names which, and what to do.
+    """
+    for name, parameter in trainable.items():
+        if parameter._post_accumulate_grad_hooks:
+            raise ModelError(
+                f"{name} has a hook after its gradient is accumulated, which would see the sum over some shards, not "
+                "the gradient of a minibatch; change gradients in the optimizer's step, or clip them with "
+                "gradient_clip_norm"
+            )
+    everything = [*module.named_parameters(), *module.named_buffers()]
+    for name, other in overlaps(everything):
+        if name in trainable or other in trainable:
+            raise ModelError(
+                f"{name} shares memory with {other or 'itself'}, which would end when parameters are moved into one "
+                "vector; tie weights by one Parameter, as in functional.linear(inputs, self.encoder.weight.t())"
+            )
+
+
+def overlaps(named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, str]]:
+    """Names of the tensors some of whose memory belongs to another one too, and of that; "" for the tensor itself."""
+    by_storage: dict[int, list[tuple[str, Tensor]]] = {}
+    for name, tensor in named:
+        if tensor.layout == torch.strided and tensor.numel():
+            by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
+    found = []
+    for tensors in by_storage.values():
+        if len(tensors) == 1 and strides_of(tensors[0][1]) == tensors[0][1].stride():
+            continue
+        size = max(tensor.untyped_storage().nbytes() for _, tensor in tensors)
+        owners = torch.full((size,), -1, dtype=torch.int32)
+        for index, (name, tensor) in enumerate(tensors):
+            width = tensor.element_size()
+            # Of a dimension that was expanded, one element stands for all.
+            shape = (*(1 if stride == 0 else size for size, stride in dimensions(tensor)), width)
+            strides = (*(stride * width for _, stride in dimensions(tensor)), 1)
+            mine = owners.as_strided(shape, strides, tensor.storage_offset() * width)
+            other = int(mine.max())
+            if other >= 0:
+                found.append((name, tensors[other][0]))
+            mine.fill_(index)
+            if int((owners == index).sum()) < tensor.nbytes:
+                found.append((name, ""))
+    return found
+
+
+def dimensions(tensor: Tensor) -> list[tuple[int, int]]:
+    """Size and stride of each dimension."""
+    return list(zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def keep_recurrent_layers_flat(module: nn.Module) -> None:
+    """Have `flatten_parameters`, which models call in forward, move nothing: weights would leave the vector."""
+    for layer in module.modules():
+        if isinstance(layer, nn.RNNBase):
+            layer.flatten_parameters = leave_in_place  # type: ignore[method-assign]
+
+
+def leave_in_place() -> None:
+    """The weights lie where the engine has put them."""

@@ -8,17 +8,18 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lockstep.workers.engine.agreement import agree_on_data, agree_on_hardware, agree_on_model
+from lockstep.workers.engine.audit import ALWAYS, START, Audit
 from lockstep.workers.engine.checkpoint import Checkpoints, Damaged, read_uri
 from lockstep.workers.engine.determinism import hardware_class
-from lockstep.workers.engine.digest import fingerprint, weights_digest
+from lockstep.workers.engine.digest import weights_digest
 from lockstep.workers.engine.errors import (
     DataError,
-    HardwareDiffers,
     NonFiniteParameters,
     PeerLost,
-    RanksDisagree,
     Stopped,
 )
+from lockstep.workers.engine.fingerprint import Fingerprint
 from lockstep.workers.engine.group import Group
 from lockstep.workers.engine.ledger import Phase
 from lockstep.workers.engine.listener import Activity, Listener, Result
@@ -92,24 +93,28 @@ class Loop:
         has_accuracy: whether the model is judged by its right answers.
         listener: told of the progress.
         origin: checkpoints, to go on from and to write.
+        audit: when to look for what gives other bits on another number of ranks; see `Trainer`.
     """
 
     def __init__(
-        self, stepper: Stepper, schedule: Schedule, has_accuracy: bool, listener: Listener, origin: Origin
+        self, stepper: Stepper, schedule: Schedule, has_accuracy: bool, listener: Listener, origin: Origin, audit: str
     ) -> None:
         self.stepper, self.schedule, self.has_accuracy = stepper, schedule, has_accuracy
         self.listener, self.origin = listener, origin
         self.module, self.optimizer, self.ledger = stepper.module, stepper.optimizer, stepper.ledger
         self.trainable = {name: value for name, value in self.module.named_parameters() if value.requires_grad}
         self.data, self.data_digest = stepper.data, stepper.data.digest()
+        self.audit, self.is_audited = audit, False
         self.position = Position()
         self.window = Window()
+        self.fingerprint = Fingerprint(stepper)
         self.gradient_norm = math.nan
         self.final_metrics: dict[str, float] = {}
         self.writer: Writer | None = None
         if origin.checkpoints is not None:
             origin.checkpoints.facts["data_digest"] = self.data_digest
-            self.writer = Writer(origin.checkpoints, self.trainable, listener.checkpointed, self.not_written)
+            rate = stepper.update.rate
+            self.writer = Writer(origin.checkpoints, self.trainable, listener.checkpointed, self.not_written, rate)
         self.has_looked_back = False
         self.has_counted_flops = False
         self.last_step_at = math.nan
@@ -191,14 +196,6 @@ class Loop:
             )
             raise DataError(self.data.field, words)
 
-    def agree_on_data(self) -> None:
-        """Check that every rank trains on the same examples."""
-        try:
-            self.group.agree("the SHA-256 of the data", self.data_digest)
-        except RanksDisagree as error:
-            mend = "put the same files on all nodes" if self.data.files() else "use nodes of one kind"
-            raise DataError(self.data.field, f"{error}; {mend}, and submit the job again") from error
-
     def catch_up(self) -> None:
         """Bring every rank to where the one that is furthest ahead is."""
         self.listener.entered(Activity.HAND_OVER, self.position.step)
@@ -214,17 +211,17 @@ class Loop:
 
     def go_on(self) -> Result:
         """Take the steps that are left."""
-        hardware = hardware_class(self.stepper.device)
-        self.group.agree("the hardware class", hardware, HardwareDiffers)
-        self.agree_on_data()
-        where = f"after step {self.position.step}" if self.position.step else "at the start"
-        self.group.agree(f"the model {where}", weights_digest(self.module))
+        hardware = agree_on_hardware(self.group, self.stepper.device)
+        agree_on_data(self.group, self.data)
+        agree_on_model(self.group, self.module, self.position.step)
         self.listener.started(self.progress(self.position.step), hardware)
         if self.writer is not None and self.group.rank == 0:
             self.writer.take_over()
         self.is_first_step = True
         try:
             self.settle()
+            self.audit_newcomers()
+            self.stepper.agree_on_buffers()
             while self.position.step < self.schedule.total_steps:
                 self.take_step(self.position.step + 1)
                 self.settle()
@@ -237,13 +234,24 @@ class Loop:
             raise
         return self.finish()
 
+    def audit_newcomers(self) -> None:
+        """Have all ranks compute the same shards, where some process has not yet done so.
+
+        Those of the first step, whichever comes next: so every process begins with the same work in the same order.
+        """
+        if self.audit != START or self.position.step == self.schedule.total_steps:
+            return
+        if not self.group.gather(torch.tensor([int(self.is_audited)])).all():
+            Audit(self.stepper).run(at_step=self.position.step + 1, of_step=1)
+            self.is_audited = True
+
     def finish(self) -> Result:
         """Agree on the result, and stay until it has arrived: whoever is left may have to tell it again."""
         self.listener.entered(Activity.FINISH, self.position.step)
         self.ledger.enter(Phase.CHECKPOINT)
         name = first_non_finite(self.trainable.items())
         if name is not None:
-            raise NonFiniteParameters(self.position.step, name)
+            raise NonFiniteParameters(self.position.step, name, self.stepper.update.rate)
         digest = weights_digest(self.module)
         self.group.agree("the final state of the model", digest)
         self.write_checkpoint(and_wait=True)
@@ -303,6 +311,8 @@ class Loop:
 
     def take_step(self, step: int) -> None:
         """Take one step and note what it brought; see `Stepper.take_step`."""
+        if self.audit == ALWAYS:
+            Audit(self.stepper).run(at_step=step, of_step=step)
         began = time.perf_counter()
         self.ledger.begin_step()
         taken = self.stepper.take_step(step, norm_is_wanted=self.schedule.is_logged(step))
@@ -348,7 +358,8 @@ class Loop:
         """Tell the listener, once it is sure that all ranks hold the same parameters."""
         self.listener.entered(Activity.REPORT, step)
         self.ledger.enter(Phase.EXCHANGE)
-        self.group.agree(f"the model after step {step}", fingerprint(self.stepper.model.parameters))
+        self.stepper.check_unseen()
+        self.group.agree(f"the model after step {step}", self.fingerprint.now())
         arrived = self.group.gather(torch.tensor([self.listener.acknowledged_step()]))
         if self.group.rank != 0:
             self.listener.acknowledge(int(arrived[0]))

@@ -43,7 +43,9 @@ class Sums(NamedTuple):
         return cls(loss, weight, correct)
 
     def means(self, prefix: str, has_accuracy: bool) -> dict[str, float]:
-        """Mean loss and, for a model that is judged by it, accuracy."""
+        """Mean loss and, for a model that is judged by it, accuracy; nothing where nothing counts."""
+        if self.weight == 0:
+            return {}
         means = {f"{prefix}_loss": self.loss / self.weight}
         if has_accuracy:
             means[f"{prefix}_accuracy"] = self.correct / self.weight

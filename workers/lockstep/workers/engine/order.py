@@ -5,12 +5,29 @@ lets a job go on after a loss, on other workers, from the middle of an epoch.
 """
 
 import hashlib
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lockstep.workers.engine.shards import part
+
 ROUNDS = 4
+# Minibatches whose order is computed at once: enough to make the work per minibatch vanish.
+ORDER_AHEAD = 64
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a step depends on beside module, data and optimizer; see `Trainer`."""
+
+    batch_size: int
+    shards: int
+    seed: int
+    gradient_clip_norm: float | None
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -58,3 +75,55 @@ class EpochOrder:
             numbers[outside] = again = self._mix(numbers[outside])
             outside = outside[again >= self.size]
         return torch.from_numpy(numbers.view(np.int64))
+
+
+class Minibatch(NamedTuple):
+    """The examples of a step.
+
+    Attributes:
+        epoch: the epoch that they belong to, from 0.
+        position: place of the first one in the order of the epoch.
+        examples: their number.
+        active_shards: number of shards that get some.
+    """
+
+    epoch: int
+    position: int
+    examples: int
+    active_shards: int
+
+
+class Minibatches:
+    """Which examples each shard of each step has.
+
+    Args:
+        size: number of examples.
+        settings: of the run.
+        fewest: the least number of examples that a shard may have.
+        device: where their numbers are wanted.
+
+    Attributes:
+        per_epoch: minibatches of an epoch; the last one may be smaller.
+    """
+
+    def __init__(self, size: int, settings: Settings, fewest: int, device: torch.device) -> None:
+        self._size, self._settings, self._fewest, self._device = size, settings, fewest, device
+        self.per_epoch = math.ceil(size / settings.batch_size)
+        self._known: tuple[int, int, Tensor] | None = None
+
+    def at(self, step: int) -> Minibatch:
+        """That of a step, from 1."""
+        epoch, batch = divmod(step - 1, self.per_epoch)
+        position = batch * self._settings.batch_size
+        examples = min(self._settings.batch_size, self._size - position)
+        return Minibatch(epoch, position, examples, max(1, min(self._settings.shards, examples // self._fewest)))
+
+    def indices(self, minibatch: Minibatch, shard: int) -> Tensor:
+        """Examples of a shard that gets some, int64, on the device."""
+        ahead = ORDER_AHEAD * self._settings.batch_size
+        start = minibatch.position // ahead * ahead
+        if self._known is None or self._known[:2] != (minibatch.epoch, start):
+            order = EpochOrder(self._size, self._settings.seed, minibatch.epoch)
+            self._known = minibatch.epoch, start, order[start : min(start + ahead, order.size)].to(self._device)
+        first, own = minibatch.position - start, part(minibatch.examples, shard, minibatch.active_shards)
+        return self._known[2][first + own.start : first + own.stop]

@@ -92,11 +92,8 @@ class Backward:
     def _added(self, index: int) -> None:
         if not self._is_followed:
             return
-        if self._is_complete[index]:
-            raise RuntimeError(
-                "a parameter's gradient came in several parts, which it did not do in the first step; with activation "
-                "checkpointing, use use_reentrant=False"
-            )
+        if self._is_complete[index]:  # it comes in parts, which it did not before; the stepper repeats the step
+            return
         self._is_complete[index] = True
         if index != self._first_complete - 1:
             return

@@ -18,6 +18,7 @@ SWAP_LIMIT_BYTES = 2 * 1024 * 1024
 BUCKET_BYTES = 4 * 1024 * 1024
 # Rows start at whole cache lines: kernels may take another path, and give other bits, for unaligned data.
 ALIGNMENT_ELEMENTS = 16
+CACHE_LINE_BYTES = 64
 WHOLE = slice(None)
 
 
@@ -144,7 +145,7 @@ class ChunkExchange(Exchange):
     def __init__(self, placement: Placement, group: Group, sums: ShardSums, bucket_bytes: int = BUCKET_BYTES) -> None:
         super().__init__(placement, group, sums)
         pieces, width = sums.rows.shape
-        bucket = padded(min(width, bucket_bytes // sums.rows.element_size()), placement.world_size)
+        bucket = padded(min(width, bucket_bytes // sums.rows.element_size()), placement.world_size, sums.rows.dtype)
         chunk = bucket // placement.world_size
         self.buckets = [slice(max(0, end - bucket), end) for end in range(width, 0, -bucket)]
         # A single piece is sent from where it lies, and the totals take its place.
@@ -179,9 +180,9 @@ class ChunkExchange(Exchange):
         self.group.swap({peer: (mine, total[peer]) for peer in self.group.peers})
 
 
-def padded(width: int, world_size: int = 1) -> int:
+def padded(width: int, world_size: int = 1, dtype: torch.dtype = torch.float32) -> int:
     """The least width of a row, at least `width`, that divides into aligned chunks for every rank."""
-    unit = ALIGNMENT_ELEMENTS * world_size
+    unit = max(ALIGNMENT_ELEMENTS, CACHE_LINE_BYTES // dtype.itemsize) * world_size
     return -(-width // unit) * unit
 
 

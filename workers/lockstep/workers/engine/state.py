@@ -15,6 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from lockstep.workers.engine.digest import bytes_of
+from lockstep.workers.engine.update import CONSTANT
 
 NOTES = "notes"
 DTYPES = {
@@ -27,10 +28,17 @@ DTYPES = {
     torch.int16: "I16",
     torch.int8: "I8",
     torch.uint8: "U8",
+    torch.uint16: "U16",
+    torch.uint32: "U32",
+    torch.uint64: "U64",
     torch.bool: "BOOL",
+    torch.complex64: "C64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
 }
 """What safetensors calls the types that a state may have."""
 MODEL, OPTIMIZER, BUFFER = "model.", "optimizer.", "buffer."
+GROUPS = "param_groups"
 
 
 class StateMismatch(ValueError):
@@ -69,7 +77,7 @@ class TrainState:
             step,
             {name: _copy(tensor) for name, tensor in kept.items()},
             {name: _copy(tensor) for name, tensor in training.items()},
-            notes | {"optimizer": numbers},
+            notes | {"optimizer": numbers, GROUPS: [_mutable(group) for group in optimizer.param_groups]},
         )
 
     def put_into(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -92,6 +100,8 @@ class TrainState:
             parameter, entry = name.split(".", 1)
             values.setdefault(int(parameter), {})[entry] = number
         optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
+        for group, kept in zip(optimizer.param_groups, self.notes.get(GROUPS, []), strict=False):
+            group.update(kept)
 
     def to_bytes(self) -> bytes:
         """All of it as one safetensors file."""
@@ -160,6 +170,15 @@ def put_weights(weights: dict[str, Tensor], module: nn.Module) -> None:
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(weights[name])
+
+
+def _mutable(group: dict[str, Any]) -> dict[str, Any]:
+    """The numbers that an optimizer may keep in a parameter group, beside the options that it is made with."""
+    return {
+        name: value
+        for name, value in group.items()
+        if name not in (*CONSTANT, "params") and isinstance(value, bool | int | float)
+    }
 
 
 def _copy(tensor: Tensor) -> Tensor:

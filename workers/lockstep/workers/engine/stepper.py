@@ -1,44 +1,33 @@
 """One step of minibatch SGD on one rank, and the validation between steps."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lockstep.workers.engine.buffers import Buffers
 from lockstep.workers.engine.data_module import DataModule
 from lockstep.workers.engine.determinism import seed_generators
-from lockstep.workers.engine.errors import DataError, EngineError, NonFiniteLoss, Stopped
-from lockstep.workers.engine.flat import FlatModel, l2_norm
+from lockstep.workers.engine.errors import DataError, EngineError, ModelError, NonFiniteGradient, NonFiniteLoss, Stopped
+from lockstep.workers.engine.flat import FlatModel, check_trainable, l2_norm
 from lockstep.workers.engine.flops import flops_per_step
 from lockstep.workers.engine.group import Group
 from lockstep.workers.engine.ledger import Ledger, Phase, marks_of
 from lockstep.workers.engine.listener import Activity, Listener, Wish
 from lockstep.workers.engine.metrics import Sums
-from lockstep.workers.engine.module import Module, has_batch_statistics, materialise
-from lockstep.workers.engine.order import EpochOrder, derive_seed
+from lockstep.workers.engine.module import Module, has_batch_statistics
+from lockstep.workers.engine.order import Minibatch, Minibatches, Settings, derive_seed
 from lockstep.workers.engine.overlap import choose_exchange
 from lockstep.workers.engine.reduce import Exchange, ShardSums, padded
+from lockstep.workers.engine.rehearsal import Modes, check_losses, rehearse
 from lockstep.workers.engine.shards import Placement, part
+from lockstep.workers.engine.update import OptimizerFactory, Update
 
-# Slots at the front of the exchanged row; each wish is counted.
-LOSS, WEIGHT, CORRECT, STOP, KEEP, SLOTS = 0, 1, 2, 3, 4, 5
-# Minibatches whose order is computed at once: enough to make the work per minibatch vanish.
-ORDER_AHEAD = 64
-
-OptimizerFactory = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a step depends on beside module, data and optimizer; see `Trainer`."""
-
-    batch_size: int
-    shards: int
-    seed: int
-    gradient_clip_norm: float | None
+# Slots at the front of the exchanged row; each wish is counted, and each rank on which the step cannot be used.
+LOSS, WEIGHT, CORRECT, STOP, KEEP, REPEAT, SLOTS = 0, 1, 2, 3, 4, 5, 6
+OURS = ("lockstep.workers.models", "lockstep.workers.datasets")
+"""Where models and data come from that draw from torch's generator alone."""
 
 
 class Step(NamedTuple):
@@ -62,13 +51,14 @@ class Stepper:
         settings: of the run.
         module: made alike on every rank.
         data: loaded, alike on every rank.
-        optimizer: makes the optimizer over the one flat parameter.
+        optimizer: makes the optimizer over a list of parameters.
         device: where this rank computes.
         listener: told of each activity, asked for its wish.
         ledger: told of each phase.
 
     Raises:
         DataError: the data does not fit the settings.
+        ModelError: module or optimizer cannot be trained exactly.
     """
 
     def __init__(
@@ -90,33 +80,62 @@ class Stepper:
                 f"{settings.batch_size} is more than the {len(self.train_set)} training examples; "
                 f"allowed: 1 to {len(self.train_set)}",
             )
-        self.steps_per_epoch = math.ceil(len(self.train_set) / settings.batch_size)
         self.module = module.to(device)
-        seed_generators(derive_seed(settings.seed, "materialise"), device)
-        materialise(self.module, data.take(self.train_set, slice(0, 2))[0])
+        check_trainable(self.module)
+        self.modes = Modes(self.module)
+        self.is_ours = all(type(part).__module__.startswith(OURS) for part in (module, data))
+        self.seed("materialise")
+        rehearse(self.module, lambda examples: data.take(self.train_set, slice(0, examples)), len(self.train_set))
+        self.modes.train()
         self.model = FlatModel(self.module)
-        self.fewest_examples = 2 if has_batch_statistics(module) else 1
-        self.optimizer = optimizer([self.model.parameters])
-        # A row: scalars, changes of buffers, gradients. What a backward pass completes last lies in front.
+        self.buffers = Buffers(self.module, settings.shards)
+        fewest = 2 if has_batch_statistics(module) else 1
+        self.minibatches = Minibatches(len(self.train_set), settings, fewest, self.device)
+        self.steps_per_epoch = self.minibatches.per_epoch
+        self.update = Update(optimizer, self.model)
+        self.optimizer = self.update.optimizer
+        self.optimizer_draws = not type(self.optimizer).__module__.startswith("torch.optim.")
+        # A row: scalars, gradients. What a backward pass completes last lies in front.
         self.scalar_part = slice(0, SLOTS)
-        self.buffer_part = slice(padded(SLOTS), padded(SLOTS) + self.model.buffers_size)
-        self.gradient_part = slice(self.buffer_part.stop, self.buffer_part.stop + self.model.size)
+        self.gradient_part = slice(padded(SLOTS, dtype=self.dtype), padded(SLOTS, dtype=self.dtype) + self.model.size)
         self.exchange: Exchange | None = None
-        self._order: tuple[int, int, Tensor] | None = None
+        self.is_first_step = True
+        self.is_spoilt = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of parameters and gradients."""
+        return self.model.parameters.dtype
+
+    def seed(self, *purpose: int | str) -> None:
+        """Seed every generator that may be drawn from, as a function of the job's seed and of what it is for alone."""
+        seed_generators(derive_seed(self.settings.seed, *purpose), self.device, also_pythons=not self.is_ours)
 
     def enter(self, group: Group) -> None:
         """Take this rank's place in a group."""
         self.group = group
         self.ledger.follow(group.waits, marks_of(self.device))
-        placement = Placement.deal(self.settings.shards, group.world_size)
+        self.placement = placement = Placement.deal(self.settings.shards, group.world_size)
         self.my_shards = placement.owned[group.rank]
-        width = padded(self.gradient_part.stop, group.world_size)
-        self.sums = ShardSums(placement, group.rank, width, self.model.parameters.dtype, self.device)
+        width = padded(self.gradient_part.stop, group.world_size, self.dtype)
+        self.sums = ShardSums(placement, group.rank, width, self.dtype, self.device)
         self.sums.neighbours_add_up = self.model.gradients_come_whole is not False
         self.exchange = choose_exchange(placement, group, self.sums, self.model, self.gradient_part.start)
         self.model.point_gradients_at(self.sums.accumulator[self.gradient_part])
-        self.gradients_are_checked = False
         self.scalars = self.sums.accumulator[self.scalar_part].unbind()
+        # A dtype of 16 bits cannot hold sums of losses: they go in a table of their own.
+        self.wide = None
+        if self.dtype.itemsize < torch.float32.itemsize:
+            self.wide = torch.zeros(self.settings.shards, 3, device=self.device)
+
+    def agree_on_buffers(self) -> None:
+        """Hold those buffers for live that some rank does; every rank holds the same state now.
+
+        Raises:
+            PeerLost: a rank left.
+        """
+        self.buffers.enter()
+        self.buffers.agree(self.group)
 
     def leave(self) -> None:
         """Give up this rank's place, before the group is left; harmless without one."""
@@ -137,49 +156,85 @@ class Stepper:
         Raises:
             PeerLost: a rank left during the exchange; nothing of this rank has changed.
             NonFiniteLoss: the loss is not finite; nothing has changed.
+            NonFiniteGradient: its gradient is not; nothing has changed.
+            ModelError: the module does what cannot be exact; nothing has changed.
             Stopped: some rank wants to stop; nothing has changed.
         """
         if not self.module.training:
-            self.module.train()
-        self.model.remember_buffers()
-        epoch, position, examples, active_shards = self.minibatch(step)
+            self.modes.train()
+        self.model.note_parameters()
+        self.buffers.note()
+        minibatch = self.minibatches.at(step)
         try:
-            self.compute(step, epoch, position, examples, active_shards)
-            self.listener.entered(Activity.EXCHANGE, step)
-            self.ledger.enter(Phase.EXCHANGE)
-            assert self.exchange is not None
-            total = self.exchange.total()
-            # This wait for the device confirms the exchange before anything is done with what it brought.
-            loss_sum, weight, correct, stops, keeps = total[self.scalar_part].tolist()
+            total = self.add_up(step, minibatch)
+            while total is None:
+                self.buffers.agree(self.group)
+                total = self.add_up(step, minibatch)
+            sums, gradient = total
+            self.buffers.exchange(self.group, self.placement)
             self.group.check()
-            if stops:
-                raise Stopped(step - 1, is_kept=bool(keeps))
-            if not math.isfinite(loss_sum):
-                raise NonFiniteLoss(step, loss_sum)
+            self.buffers.check_same(minibatch.active_shards)
         except EngineError:
-            self.model.restore_buffers()
+            self.buffers.undo()
             raise
         self.listener.entered(Activity.UPDATE, step)
         self.ledger.enter(Phase.OPTIMIZER)
-        norm = self.apply(total, weight, active_shards, norm_is_wanted)
-        if not self.gradients_are_checked:
-            self.model.check_gradients_lie_in(self.sums.accumulator[self.gradient_part])
-            self.gradients_are_checked = True
-        return Step(Sums(loss_sum, weight, correct), examples, norm)
+        if self.optimizer_draws:
+            self.seed("update", step)
+        norm = self.apply(gradient, sums.weight, norm_is_wanted)
+        self.buffers.combine(minibatch.active_shards)
+        return Step(sums, minibatch.examples, norm)
 
-    def compute(self, step: int, epoch: int, position: int, examples: int, active_shards: int) -> None:
-        """Sum up this rank's shards of the minibatch at `position` of an epoch, and its wish."""
+    def add_up(self, step: int, minibatch: Minibatch) -> tuple[Sums, Tensor] | None:
+        """Sums over all shards of a minibatch, and the sum of their gradients, (size,); None if it must be repeated.
+
+        Raises:
+            EngineError: see `take_step`.
+        """
+        self.compute(step, minibatch)
+        self.listener.entered(Activity.EXCHANGE, step)
+        self.ledger.enter(Phase.EXCHANGE)
+        assert self.exchange is not None
+        total = self.exchange.total()
+        gradient = total[self.gradient_part]
+        gradient_sum = gradient.sum()  # finite only if each of them is
+        # This wait for the device confirms the exchange before anything is done with what it brought.
+        loss_sum, weight, correct, stops, keeps, repeats = total[self.scalar_part].tolist()
+        self.group.check()
+        if stops:
+            raise Stopped(step - 1, is_kept=bool(keeps))
+        if repeats:
+            return None
+        if self.wide is not None:
+            table = self.wide.double().cpu()
+            self.group.fill_in(table)
+            loss_sum, weight, correct = Sums.over(table.tolist())
+        if not math.isfinite(loss_sum):
+            raise NonFiniteLoss(step, loss_sum, self.update.rate)
+        if not weight >= 0:
+            raise ModelError(f"weight_of returned numbers whose sum is {weight} at step {step}; a weight is 0 or more")
+        if not bool(gradient_sum.isfinite()):
+            name = self.model.first_non_finite(gradient)
+            if name is not None:
+                raise NonFiniteGradient(step, name, loss_sum / (weight or 1.0))
+        return Sums(loss_sum, weight, correct), gradient
+
+    def compute(self, step: int, minibatch: Minibatch) -> None:
+        """Sum up this rank's shards of a minibatch, and its wish."""
         wish = self.listener.wish()
+        if self.wide is not None:
+            self.wide.zero_()
         for shard in self.sums.each():
             self.listener.entered(Activity.COMPUTE, step)
             if shard == self.my_shards[-1] and self.exchange is not None:
                 self.exchange.before_last()
-            if shard < active_shards:
-                shard_range = part(examples, shard, active_shards)
-                self.compute_shard(step, shard, self.indices(epoch, position, shard_range))
+            if shard < minibatch.active_shards:
+                self.compute_shard(step, shard, self.minibatches.indices(minibatch, shard))
             if shard == self.my_shards.start and wish is not Wish.GO_ON:
                 self.scalars[STOP].add_(1.0)
                 self.scalars[KEEP].add_(float(wish is Wish.KEEP_AND_STOP))
+            if shard == self.my_shards[-1]:
+                self.look_after()
             wait_for_device(self.device)
 
     def compute_shard(self, step: int, shard: int, indices: Tensor) -> None:
@@ -187,73 +242,98 @@ class Stepper:
         is_sampled = self.ledger.is_sampled
         if is_sampled:
             self.ledger.part(Phase.DATA)
+        self.seed(step, shard)
+        self.data.training = True
         inputs, targets = self.data.take(self.train_set, indices)
+        self.data.training = False
         if is_sampled:
             self.ledger.part(Phase.FORWARD)
-        self.model.restore_buffers()
-        seed_generators(derive_seed(self.settings.seed, step, shard), self.device)
+        self.buffers.restore()
         outputs = self.module(inputs)
         losses = self.module.loss(outputs, targets)
-        loss = losses.sum()
-        self.count(loss.detach(), losses, outputs.detach(), targets)
+        check_losses(losses)
+        loss = losses.sum(dtype=torch.promote_types(losses.dtype, torch.float32))
+        self.count(shard, loss.detach(), losses, outputs, targets)
         if is_sampled:
             self.ledger.part(Phase.BACKWARD)
         self.add_gradients(loss)
+        self.buffers.keep(shard)
 
     def add_gradients(self, loss: Tensor) -> None:
         """Have autograd add the gradient of a shard's loss to what is in the row."""
-        if self.model.gradients_come_whole is None:
-            with self.model.counting_additions():
-                loss.backward()  # type: ignore[no-untyped-call]
-            self.sums.neighbours_add_up = bool(self.model.gradients_come_whole)
-        else:
+        self.model.begin_backward()
+        if self.model.gradients_come_whole is not None:
             loss.backward()  # type: ignore[no-untyped-call]
+            if self.model.gradients_come_whole and max(self.model.additions()) > 1:
+                # In parts, on top of the neighbour's: no sum of the tree. From now on each shard is summed by itself.
+                self.model.gradients_come_whole = self.sums.neighbours_add_up = False
+                self.is_spoilt = True
+            return
+        hooks = self.model.refusing_sparse_gradients()
+        try:
+            loss.backward()  # type: ignore[no-untyped-call]
+        finally:
+            for hook in hooks:
+                hook.remove()
+        additions = self.model.additions()
+        self.model.gradients_come_whole = self.sums.neighbours_add_up = max(additions) <= 1
+        unused = [name for name, count in zip(self.model.names, additions, strict=True) if not count]
+        if unused and self.group.rank == 0 and self.update.decays():
+            self.listener.noted(
+                f"{unused[0]} got no gradient in the first shard; one without is taken for 0, so that weight decay "
+                "shrinks it: freeze with requires_grad_(False) what is not trained"
+            )
 
-    def apply(self, total: Tensor, weight: float, active_shards: int, norm_is_wanted: bool) -> float:
-        """Update the parameters from the sums over all shards, (width,), in place of `total`; returns the norm."""
-        gradient = total[self.gradient_part]
-        gradient.div_(weight)
+    def look_after(self) -> None:
+        """After this rank's last shard: see whether the model has done what it must not, or the step is of no use.
+
+        Raises:
+            ModelError: it has.
+        """
+        self.model.check()
+        if self.is_first_step:
+            self.model.check_structure()
+            self.is_first_step = False
+        has_changed = self.buffers.have_changed()
+        if has_changed or self.is_spoilt:
+            self.scalars[REPEAT].add_(1.0)
+        self.is_spoilt = False
+
+    def apply(self, gradient: Tensor, weight: float, norm_is_wanted: bool) -> float:
+        """Update the parameters from the sum of gradients, (size,), which is overwritten; returns the norm."""
+        gradient.div_(weight or 1.0)  # where nothing counts the sum is 0, and so is the mean
         limit = self.settings.gradient_clip_norm
         norm = torch.tensor(math.nan)
         if limit is not None or norm_is_wanted:
             norm = l2_norm(gradient)
         if limit is not None:
             gradient.mul_((limit / norm).clamp(max=1.0).to(gradient.dtype))
-        self.model.parameters.grad = gradient
-        self.optimizer.step()
-        self.model.apply_buffer_changes(total[self.buffer_part], active_shards)
+        self.update.apply(gradient)
         return norm.item() if norm_is_wanted else math.nan
 
-    def count(self, loss: Tensor, losses: Tensor, outputs: Tensor, targets: Tensor) -> None:
-        """Add a shard's loss, weight, right answers and changes of buffers to the row that is exchanged."""
-        self.scalars[LOSS].add_(loss)
-        self.scalars[WEIGHT].add_(self.module.weight(losses, targets))
-        correct = self.module.correct(outputs, targets)
+    @torch.no_grad()
+    def count(self, shard: int, loss: Tensor, losses: Tensor, outputs: Tensor, targets: Tensor) -> None:
+        """Add a shard's loss, weight and right answers to what is exchanged."""
+        scalars = self.scalars if self.wide is None else self.wide[shard]
+        scalars[LOSS].add_(loss)
+        scalars[WEIGHT].add_(self.module.weight_of(losses, targets))
+        correct = self.module.count_correct(outputs, targets)
         if correct is not None:
-            self.scalars[CORRECT].add_(correct)
-        self.model.add_buffer_changes(self.sums.accumulator[self.buffer_part])
+            scalars[CORRECT].add_(correct)
+
+    def check_unseen(self) -> None:
+        """Check, between two steps, for what is too slow to look at in each.
+
+        Raises:
+            ModelError: the module does what cannot be exact.
+        """
+        self.model.check_structure()
+        self.buffers.check_unseen()
 
     def flops_per_step(self) -> float:
         """Floating-point operations of a step on all ranks; 0 where they cannot be counted. Changes nothing."""
         example = self.data.take(self.train_set, slice(0, 2))
         return flops_per_step(self.module, example, self.settings.batch_size)
-
-    def minibatch(self, step: int) -> tuple[int, int, int, int]:
-        """Epoch, first position in it, number of examples and number of shards with examples, of a minibatch."""
-        epoch, batch = divmod(step - 1, self.steps_per_epoch)
-        position = batch * self.settings.batch_size
-        examples = min(self.settings.batch_size, len(self.train_set) - position)
-        return epoch, position, examples, max(1, min(self.settings.shards, examples // self.fewest_examples))
-
-    def indices(self, epoch: int, position: int, shard_range: range) -> Tensor:
-        """Examples of a shard of the minibatch at `position` of an epoch, int64, on the device."""
-        ahead = ORDER_AHEAD * self.settings.batch_size
-        start = position // ahead * ahead
-        if self._order is None or self._order[:2] != (epoch, start):
-            order = EpochOrder(len(self.train_set), self.settings.seed, epoch)
-            self._order = epoch, start, order[start : min(start + ahead, order.size)].to(self.device)
-        first = position - start
-        return self._order[2][first + shard_range.start : first + shard_range.stop]
 
     @torch.no_grad()
     def evaluate(self, step: int) -> Sums:
@@ -267,9 +347,13 @@ class Stepper:
         """
         self.ledger.enter(Phase.VALIDATION)
         self.module.eval()
+        self.buffers.note()
         table = torch.zeros(self.settings.shards, 3, dtype=torch.float64)
         for shard in self.my_shards:
+            self.buffers.undo()
+            self.seed("validation", step, shard)
             table[shard] = self.evaluate_shard(part(len(self.validation_set), shard, self.settings.shards), step)
+        self.buffers.undo()
         self.listener.entered(Activity.EXCHANGE, step)
         self.group.fill_in(table)
         return Sums.over(table.tolist())
@@ -284,8 +368,8 @@ class Stepper:
             outputs = self.module(inputs)
             losses = self.module.loss(outputs, targets)
             total[LOSS] += losses.sum(dtype=torch.float64)
-            total[WEIGHT] += self.module.weight(losses, targets)
-            correct = self.module.correct(outputs, targets)
+            total[WEIGHT] += self.module.weight_of(losses, targets)
+            correct = self.module.count_correct(outputs, targets)
             if correct is not None:
                 total[CORRECT] += correct
             wait_for_device(self.device)

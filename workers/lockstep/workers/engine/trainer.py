@@ -4,23 +4,40 @@ The argument why is in docs/design/one-curve.md. A step is computed in `stepper.
 through the deaths of ranks.
 """
 
+import math
+import numbers
 from dataclasses import dataclass
 
 import torch
 
+from lockstep.workers.engine.audit import AUDITS, START
+from lockstep.workers.engine.checks import check_data, check_module
 from lockstep.workers.engine.data_module import DataModule
-from lockstep.workers.engine.determinism import fix_arithmetic
+from lockstep.workers.engine.determinism import fix_arithmetic, fix_compiler
 from lockstep.workers.engine.group import Group
-from lockstep.workers.engine.layers import operations_told_by_name, refuse_layers_that_communicate
+from lockstep.workers.engine.layers import operations_told_by_name
 from lockstep.workers.engine.ledger import Ledger
 from lockstep.workers.engine.listener import Listener, Result
 from lockstep.workers.engine.loop import Loop, Origin, Regroup, Schedule
 from lockstep.workers.engine.module import Module
-from lockstep.workers.engine.order import derive_seed
-from lockstep.workers.engine.stepper import OptimizerFactory, Settings, Stepper
+from lockstep.workers.engine.order import Settings, derive_seed
+from lockstep.workers.engine.stepper import Stepper
+from lockstep.workers.engine.update import OptimizerFactory
 
 ENGINE_VERSION = "2"
 """Version of the arithmetic. It changes whenever the same spec and data would give other bits than before."""
+
+BILLION = 1_000_000_000
+MOST = {
+    "max_epochs": 1_000_000,
+    "max_steps": BILLION,
+    "batch_size": BILLION,
+    "shards": 1_024,
+    "log_every_steps": BILLION,
+    "evaluate_every_steps": BILLION,
+    "threads": 1_024,
+}
+"""The largest value of each count of a trainer; the least is 1."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +56,12 @@ class Trainer:
         log_every_steps: steps between two points of a training metric.
         evaluate_every_steps: steps between two validations; None for the end of each epoch.
         threads: CPU threads of one rank.
+        audit: when the engine looks whether a shard gives the same bits whatever was computed before it: "start" of
+            training; "always", where each rank computes three shards and two batches of the validation more in every
+            step; or "off".
+
+    Raises:
+        ValueError: a value is out of its range; the message names the argument.
     """
 
     max_epochs: int | None = None
@@ -50,10 +73,26 @@ class Trainer:
     log_every_steps: int = 50
     evaluate_every_steps: int | None = None
     threads: int = 1
+    audit: str = START
 
     def __post_init__(self) -> None:
         if (self.max_epochs is None) == (self.max_steps is None):
             raise ValueError("set exactly one of max_epochs and max_steps")
+        for name, most in MOST.items():
+            value = getattr(self, name)
+            if value is None and name in ("max_epochs", "max_steps", "evaluate_every_steps"):
+                continue
+            if not _is_whole(value) or not 1 <= value <= most:
+                raise ValueError(f"{name} is {value!r}; allowed: whole numbers from 1 to {most:,}")
+        if not _is_whole(self.seed) or not 0 <= self.seed < 1 << 63:
+            raise ValueError(f"seed is {self.seed!r}; allowed: whole numbers from 0 to {(1 << 63) - 1:,}")
+        limit = self.gradient_clip_norm
+        if limit is not None and not 0 < limit < math.inf:
+            raise ValueError(
+                f"gradient_clip_norm is {limit!r}; allowed: finite numbers greater than 0, or None for none"
+            )
+        if self.audit not in AUDITS:
+            raise ValueError(f"audit is {self.audit!r}; allowed: {', '.join(map(repr, AUDITS))}")
 
     def fit(
         self,
@@ -73,7 +112,8 @@ class Trainer:
         Args:
             module: made alike on every rank, with the generators seeded by `initialisation_seed`.
             data: loaded already, alike on every rank.
-            optimizer: makes the optimizer over the one flat parameter.
+            optimizer: makes the optimizer over a list of parameters; called with those of the module, and again with
+                one flat parameter where that makes no difference but for speed.
             group: the ranks that train together; if not given, what `regroup` gives, or else alone.
             regroup: called when a rank was lost; without it that ends training.
             device: where this rank computes.
@@ -84,32 +124,40 @@ class Trainer:
         Raises:
             DataError: the data, or the weights to start from, do not fit these settings, or the data is not that of
                 the other ranks or of the checkpoint.
+            ModelError: the module or its optimizer does what cannot be trained exactly; names the part and the mend.
             NonFiniteLoss: the loss left the finite numbers.
+            NonFiniteGradient: the gradient did.
             NonFiniteParameters: the parameters did.
+            NotDeterministic: the audit saw a shard give other bits than before, or on one rank than on another.
             PeerLost: a rank left, and there is no `regroup`.
             RanksDisagree: the ranks' parameters or hardware differ.
             Stopped: a listener of some rank wanted to stop.
-            Unsupported: the model has a layer or an operation that cannot be part of one curve.
         """
+        check_module(module)
+        check_data(data)
         fix_arithmetic(self.threads)
         device = torch.device(device)
         if device.type == "cuda":  # what names no device, such as pinned memory, belongs to the current one
             device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
             torch.cuda.set_device(device)
-        refuse_layers_that_communicate(module)
         listener = listener or Listener()
         with operations_told_by_name(module):
             settings = Settings(self.batch_size, self.shards, self.seed, self.gradient_clip_norm)
             stepper = Stepper(settings, module, data, optimizer, device, listener, ledger or Ledger())
+            fix_compiler()
             schedule = Schedule(
                 total_steps=self.max_steps or (self.max_epochs or 0) * stepper.steps_per_epoch,
                 log_every=self.log_every_steps,
                 evaluate_every=self.evaluate_every_steps or stepper.steps_per_epoch,
             )
-            loop = Loop(stepper, schedule, data.num_classes is not None, listener, origin or Origin())
+            loop = Loop(stepper, schedule, data.num_classes is not None, listener, origin or Origin(), self.audit)
             return loop.run(group, regroup)
 
 
 def initialisation_seed(seed: int) -> int:
     """Seed for the generators while a module is made."""
     return derive_seed(seed, "initialisation")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)

@@ -1,0 +1,385 @@
+"""The buffers of a module, and what the shards of a step make of them.
+
+Most never change and cost nothing: a tensor counts how often it is written to. Those that some shard has changed are
+*live*. They stay where they are, but what they held before a step, and what each shard leaves in them, lies in vectors
+of bytes: one call sets all of them back, and one message exchanges what the shards left behind. All ranks hold the same
+buffers for live, since the length of the message follows from it; a rank that sees another one change has all of them
+repeat the step.
+"""
+
+import itertools
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lockstep.workers.engine.errors import ModelError
+from lockstep.workers.engine.flat import dimensions
+from lockstep.workers.engine.group import Group
+from lockstep.workers.engine.policies import ATTRIBUTE, COMBINE, MEAN, SAME, allowed_for, check_policy, find_policies
+from lockstep.workers.engine.reduce import CACHE_LINE_BYTES
+from lockstep.workers.engine.shards import Placement
+
+
+@dataclass(eq=False)
+class Kept:
+    """A buffer, and how it is combined.
+
+    Attributes:
+        name: as `named_buffers` has it.
+        tensor: the tensor; it stays the same object.
+        places: the dictionaries of layers that hold it, and under which name.
+        policy: how what several shards leave behind becomes one.
+        before: what it held before the step.
+        version: how often it had been written to when `before` was noted.
+        part: where it lies when it is live.
+        is_live: whether some shard of some rank has changed it.
+        is_seen: whether this rank has seen it change.
+    """
+
+    name: str
+    tensor: Tensor
+    places: list[tuple[dict[str, Any], str]]
+    policy: str
+    before: Tensor
+    version: int
+    part: "Part | None" = None
+    is_live: bool = False
+    is_seen: bool = False
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.tensor.dtype)
+
+    def is_replaced(self) -> bool:
+        """Whether a layer holds another tensor in its place."""
+        return any(place[key] is not self.tensor for place, key in self.places)
+
+    def is_touched(self) -> bool:
+        """Whether it was replaced or written to since the last note; writes through `data` are not seen."""
+        return self.tensor._version != self.version or self.is_replaced()
+
+    def take_back(self) -> None:
+        """Have the layers hold the tensor again, with the values of what had taken its place."""
+        for place, key in self.places:
+            other = place[key]
+            if other is self.tensor:
+                continue
+            if not isinstance(other, Tensor) or (other.shape, other.dtype) != (self.tensor.shape, self.tensor.dtype):
+                shown = f"{other.dtype} {list(other.shape)}" if isinstance(other, Tensor) else repr(other)
+                raise ModelError(
+                    f"the buffer {self.name} was replaced by {shown}, but is {self.tensor.dtype} "
+                    f"{list(self.tensor.shape)}; a buffer keeps its shape and dtype"
+                )
+            with torch.no_grad():
+                self.tensor.copy_(other)
+            place[key] = self.tensor
+
+
+class Part(NamedTuple):
+    """Live buffers of one policy and dtype, and where they lie in vectors of bytes.
+
+    Attributes:
+        start, stop: the bytes.
+        tensors: the buffers.
+        before: where in a vector lies what each of them held before the step.
+        after: the same of what it is to hold.
+        rows: the same of what each shard has left in it, by shard.
+    """
+
+    policy: str
+    dtype: torch.dtype
+    start: int
+    stop: int
+    tensors: list[Tensor]
+    before: list[Tensor]
+    after: list[Tensor]
+    rows: list[list[Tensor]]
+
+    def of(self, values: Tensor) -> Tensor:
+        """Their elements in vectors of bytes, (..., size_bytes), complex ones as pairs."""
+        part = values[..., self.start : self.stop].view(self.dtype)
+        return torch.view_as_real(part).flatten(-2) if self.dtype.is_complex else part
+
+
+class Buffers:
+    """The buffers of a module, and what the shards of a step make of them.
+
+    Args:
+        module: whose buffers they are.
+        shards: number of shards of a minibatch.
+
+    Raises:
+        ModelError: a policy that is unknown or does not fit, or a tensor that cannot be kept; names it.
+    """
+
+    def __init__(self, module: nn.Module, shards: int) -> None:
+        self._module, self._shards = module, shards
+        self.kept = list(find(module))
+        self._names = _names(module)
+        self._live: list[Kept] = []
+        self._still = list(self.kept)
+        self._parts: list[Part] = []
+        self._before = self._after = self._table = torch.empty(0, dtype=torch.uint8)
+        self._is_first = True
+        self._make_live([kept.name for kept in self.kept if kept.name in _known_to_change(module)])
+
+    def enter(self) -> None:
+        """A generation begins; what changes is looked at closely in its first step."""
+        self._is_first = True
+        self.note()
+        for kept in self._still:
+            kept.before.copy_(kept.tensor)
+
+    @torch.no_grad()
+    def note(self) -> None:
+        """Note everything as it is before a step."""
+        for part in self._parts:
+            torch._foreach_copy_(part.before, part.tensors)
+        for kept in self._still:
+            if kept.tensor._version != kept.version:
+                kept.before.copy_(kept.tensor)
+                kept.version = kept.tensor._version
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Set what is live to what it was before the step, so that every shard starts from the same."""
+        for part in self._parts:
+            torch._foreach_copy_(part.tensors, part.before)
+
+    def undo(self) -> None:
+        """Set everything to what it was before, whatever the shards or a validation have done."""
+        for kept in self._live:
+            if kept.is_replaced():
+                kept.take_back()
+        self.restore()
+        for kept in self._still:
+            if kept.is_touched():
+                kept.is_seen = True
+                kept.take_back()
+                kept.tensor.data.copy_(kept.before)
+                kept.version = kept.tensor._version
+
+    @torch.no_grad()
+    def keep(self, shard: int) -> None:
+        """Keep what a shard has left behind."""
+        for kept in self._live:
+            if kept.is_replaced():
+                kept.take_back()
+        for part in self._parts:
+            torch._foreach_copy_(part.rows[shard], part.tensors)
+
+    def have_changed(self) -> bool:
+        """Whether this rank's shards have changed what is not live; then the step must be repeated."""
+        if self._is_first:
+            self._check_names()
+            self._is_first = False
+            return any(kept.is_touched() or not equal(kept.before, kept.tensor) for kept in self._still)
+        return any(kept.is_touched() for kept in self._still)
+
+    def agree(self, group: Group) -> None:
+        """Hold for live what some rank holds for it or has seen to change; everything is as before the step.
+
+        Raises:
+            PeerLost: a rank left.
+        """
+        if not self.kept:
+            return
+        is_live = torch.tensor(
+            [k.is_live or k.is_seen or k.is_touched() or not equal(k.before, k.tensor) for k in self.kept],
+            dtype=torch.int64,
+        )
+        self.undo()
+        for kept in self._still:
+            kept.tensor.data.copy_(kept.before)
+        self._make_live([k.name for k, live in zip(self.kept, group.gather(is_live).any(0), strict=True) if live])
+
+    def exchange(self, group: Group, placement: Placement) -> None:
+        """Learn from the other ranks what their shards have left behind.
+
+        Raises:
+            PeerLost: a rank left.
+        """
+        if not self._live or not group.peers:
+            return
+        mine = placement.owned[group.rank]
+        group.swap(
+            {
+                peer: (self._table[mine.start : mine.stop], self._table[theirs.start : theirs.stop])
+                for peer, theirs in enumerate(placement.owned)
+                if peer != group.rank
+            }
+        )
+
+    def check_same(self, active_shards: int) -> None:
+        """Check that tensors of which every shard makes the same were made the same by those that ran.
+
+        Raises:
+            ModelError: they were not; names the first.
+        """
+        for part in self._parts:
+            if part.policy != SAME or active_shards == 1:
+                continue
+            words = self._table[:active_shards, part.start : part.stop].view(torch.int64)
+            if bool((words[1:] == words[0]).all()):
+                continue
+            for kept, *values in zip(
+                (k for k in self._live if k.part is part), *part.rows[:active_shards], strict=True
+            ):
+                if not all(equal(value, values[0]) for value in values):
+                    raise ModelError(
+                        f"the shards of a minibatch left different values in {kept.name}, {part.dtype}, of which all "
+                        "must make the same; say how they become one in the module, as in "
+                        f'{ATTRIBUTE} = {{"{kept.name}": "{allowed_for(part.dtype)[0]}"}}; allowed: '
+                        f"{', '.join(allowed_for(part.dtype))}"
+                    )
+
+    @torch.no_grad()
+    def combine(self, active_shards: int) -> None:
+        """Set what is live to what the shards that ran have made of it together."""
+        for part in self._parts:
+            rows, before = part.of(self._table[:active_shards]), part.of(self._before)
+            part.of(self._after).copy_(COMBINE[part.policy](rows, before))
+            torch._foreach_copy_(part.tensors, part.after)
+
+    def check_unseen(self) -> None:
+        """Check that nothing has changed or come in ways that the engine does not see.
+
+        Raises:
+            ModelError: something has; names it.
+        """
+        self._check_names()
+        for kept in self._still:
+            if kept.tensor._version == kept.version and not equal(kept.before, kept.tensor):
+                raise ModelError(
+                    f"{kept.name} was changed in a way that leaves no trace, after the first step; write with copy_(), "
+                    "mul_() and so on, not through `data` or NumPy"
+                )
+
+    def left_behind(self) -> Iterator[Tensor]:
+        """What a shard has changed, and what is live; to be undone."""
+        for kept in self.kept:
+            if kept.is_live or kept.is_touched():
+                kept.take_back()
+                yield kept.tensor
+
+    def _check_names(self) -> None:
+        new = _names(self._module) - self._names
+        if new:
+            raise ModelError(
+                f"{min(new)} was made in training, so that no checkpoint could be read back; register parameters and "
+                "buffers in the constructor, or in a forward pass in evaluation mode"
+            )
+
+    def _make_live(self, names: list[str]) -> None:
+        """Give the buffers of these names their places in the vectors."""
+        if set(names) == {kept.name for kept in self._live}:
+            return
+        for kept in self.kept:
+            kept.is_live = kept.name in names
+        self._still = [kept for kept in self.kept if not kept.is_live]
+        kind = operator.attrgetter("policy", "dtype_name")
+        self._live = sorted((kept for kept in self.kept if kept.is_live), key=kind)
+        device = self._live[0].tensor.device
+        size = sum(map(place_bytes, self._live))
+        self._before, self._after = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
+        self._table = torch.zeros(self._shards, size, dtype=torch.uint8, device=device)
+        self._parts, stop = [], 0
+        for (policy, _), group in itertools.groupby(self._live, kind):
+            members, start = list(group), stop
+            stop += sum(map(place_bytes, members))
+            part = Part(
+                policy,
+                members[0].tensor.dtype,
+                start,
+                stop,
+                [kept.tensor for kept in members],
+                places(members, self._before[start:]),
+                places(members, self._after[start:]),
+                [places(members, row[start:]) for row in self._table],
+            )
+            self._parts.append(part)
+            for kept, before in zip(members, part.before, strict=True):
+                kept.part, kept.before = part, before.copy_(kept.tensor)
+
+
+def place_bytes(kept: Kept) -> int:
+    """Bytes that a buffer takes in a vector, up to the next cache line."""
+    return -(-kept.tensor.nbytes // CACHE_LINE_BYTES) * CACHE_LINE_BYTES
+
+
+def places(members: list[Kept], vector: Tensor) -> list[Tensor]:
+    """Where buffers lie in a vector of bytes, one after another."""
+    views, start = [], 0
+    for kept in members:
+        view = vector[start : start + kept.tensor.nbytes].view(kept.tensor.dtype)
+        views.append(view.view(kept.tensor.shape))
+        start += place_bytes(kept)
+    return views
+
+
+def find(module: nn.Module) -> Iterator[Kept]:
+    """All buffers of a module, with their policies.
+
+    Raises:
+        ModelError: see `Buffers`.
+    """
+    policies = find_policies(module)
+    found: dict[int, Kept] = {}
+    names: set[str] = set()
+    for path, layer in module.named_modules(remove_duplicate=False):
+        for key, tensor in layer._buffers.items():
+            if tensor is None:
+                continue
+            name = f"{path}.{key}" if path else key
+            names.add(name)
+            if id(tensor) not in found:
+                own = keep(name, tensor)
+                layer._buffers[key] = own.tensor
+                found[id(tensor)] = found[id(own.tensor)] = own
+            kept = found[id(tensor)]
+            if all(place is not layer._buffers or other != key for place, other in kept.places):
+                kept.places.append((layer._buffers, key))
+            kept.policy = policies.get(name, kept.policy)
+    unknown = [name for name in policies if name not in names]
+    if unknown:
+        raise ModelError(f"{ATTRIBUTE} names {unknown[0]}, which is no buffer; those are: {', '.join(sorted(names))}")
+    for kept in dict.fromkeys(found.values()):
+        check_policy(kept.name, kept.tensor.dtype, kept.policy)
+        yield kept
+
+
+def keep(name: str, tensor: Tensor) -> Kept:
+    """A tensor with the default policy: floats are averaged, of all else every shard must make the same."""
+    if tensor.layout != torch.strided:
+        raise ModelError(f"{name} is {tensor.layout}; buffers must be dense")
+    if tensor.is_inference():  # has no count of what is written to it
+        tensor = tensor.clone()
+    if any(stride == 0 and size > 1 for size, stride in dimensions(tensor)):  # expanded: nothing can be written to it
+        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+    policy = MEAN if tensor.dtype.is_floating_point or tensor.dtype.is_complex else SAME
+    return Kept(name, tensor, [], policy, tensor.detach().clone(), tensor._version)
+
+
+def _names(module: nn.Module) -> set[str]:
+    return {name for name, _ in module.named_parameters()} | {name for name, _ in module.named_buffers()}
+
+
+def _known_to_change(module: nn.Module) -> set[str]:
+    """Names of the buffers of batch normalisation, for which no step is repeated."""
+    return {
+        f"{path}.{name}" if path else name
+        for path, layer in module.named_modules()
+        if isinstance(layer, nn.modules.batchnorm._NormBase) and layer.track_running_stats and layer.training
+        for name, _ in layer.named_buffers()
+    }
+
+
+def equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape and dtype have the same values; NaN is NaN."""
+    if one.dtype.is_floating_point or one.dtype.is_complex:
+        one, other = (t.contiguous().view(-1).view(torch.uint8) for t in (one, other))
+    return torch.equal(one, other)

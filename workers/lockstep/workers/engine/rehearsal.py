@@ -1,0 +1,93 @@
+"""What is done with a module before its parameters are laid out: its modes are noted, and it runs once."""
+
+import contextlib
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from lockstep.workers.engine.errors import ModelError
+from lockstep.workers.engine.module import Module
+from lockstep.workers.engine.state import DTYPES
+
+MEND = 'return one loss for each example, as functional.cross_entropy(outputs, targets, reduction="none") does'
+
+
+class Modes:
+    """Which layers train.
+
+    Args:
+        module: layers of it that are set to evaluation now, while it is not, stay so whenever it trains.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._held = [layer for layer in module.modules() if not layer.training] if module.training else []
+
+    def train(self) -> None:
+        """Set the module to training."""
+        self._module.train()
+        for layer in self._held:
+            layer.training = False
+
+
+def rehearse(module: Module, take: Callable[[int], tuple[Tensor, Tensor]], most: int) -> None:
+    """Run a module on a few examples, in evaluation mode: lazy layers get their shapes, and its loss is looked at.
+
+    Args:
+        module: left in evaluation mode.
+        take: inputs and targets of so many examples.
+        most: how many examples there are.
+
+    Raises:
+        ModelError: the loss is not one of each example, or the module has what no checkpoint can hold.
+    """
+    module.eval()
+    shapes = []
+    with torch.no_grad(), without_compiling():
+        for examples in (2, 3):
+            inputs, targets = take(min(examples, most))
+            losses = module.loss(module(inputs), targets)
+            check_losses(losses)
+            shapes.append(losses.shape)
+    if most >= 3:
+        check_shapes(*shapes)
+    for name, value in module.state_dict().items():
+        if isinstance(value, Tensor) and value.dtype not in DTYPES:
+            raise ModelError(f"{name} is {value.dtype}, which no checkpoint can hold")
+
+
+def check_losses(losses: Tensor) -> None:
+    """Check that what `loss` returned can be losses of examples.
+
+    Raises:
+        ModelError: it cannot.
+    """
+    if not isinstance(losses, Tensor):
+        raise ModelError(f"loss returned {losses!r}, which is no tensor; {MEND}")
+    if losses.dim() == 0:
+        raise ModelError(f"loss returned a single number, which is a mean or sum already; {MEND}")
+
+
+def check_shapes(of_two: torch.Size, of_three: torch.Size) -> None:
+    """Check the shapes of the losses of two and of three examples.
+
+    Raises:
+        ModelError: they do not have a loss for each example.
+    """
+    if of_two.numel() == of_three.numel() == 1:
+        raise ModelError(f"loss returned one loss for any number of examples; {MEND}")
+    if of_two == (2, 2) and of_three == (3, 3):
+        raise ModelError(
+            "loss returned a loss for each pair of examples, of shape (n, n): outputs and targets have shapes, such as "
+            f"(n, 1) and (n,), that are compared each with each; {MEND}"
+        )
+
+
+def without_compiling() -> contextlib.AbstractContextManager[object]:
+    """A context in which torch.compile compiles nothing, so that the first shapes that it sees are those of shards."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and its import takes a second
+        return contextlib.nullcontext()
+    stance: contextlib.AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance

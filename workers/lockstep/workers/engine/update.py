@@ -1,0 +1,151 @@
+"""How a gradient is applied: the optimizer, over one flat parameter or over the module's own."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lockstep.workers.engine.errors import ModelError
+from lockstep.workers.engine.flat import FlatModel
+
+OptimizerFactory = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
+
+ELEMENTWISE: tuple[type[torch.optim.Optimizer], ...] = (
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.Adagrad,
+    torch.optim.Adadelta,
+    torch.optim.Adamax,
+    torch.optim.ASGD,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.RMSprop,
+    torch.optim.Rprop,
+)
+"""Optimizers that treat each number by itself: for them one flat parameter is as good as many, and faster."""
+CONSTANT = ("lr", "initial_lr", "momentum", "betas", "weight_decay")
+"""Options of a parameter group that belong to the code, not to the state; a schedule would change them."""
+
+
+class Update:
+    """Applies gradients.
+
+    Optimizers that are not known to treat each number by itself get the module's own parameters, whose gradients are
+    views of the flat one while they step: they compute what they do in plain PyTorch.
+
+    Args:
+        factory: makes the optimizer over a list of parameters.
+        model: whose parameters they are.
+
+    Attributes:
+        optimizer: what it made.
+        is_flat: whether it works on the flat parameter.
+
+    Raises:
+        ModelError: it did not make an optimizer that can be used.
+    """
+
+    def __init__(self, factory: OptimizerFactory, model: FlatModel) -> None:
+        self._model = model
+        self.optimizer = factory(list(model.trainable))
+        check_optimizer(self.optimizer, model)
+        self.is_flat = False
+        if treats_numbers_alone(self.optimizer) and is_over(self.optimizer, model.trainable):
+            flat = factory([model.parameters])
+            # A factory that takes the parameters from elsewhere has made the same as before.
+            if is_over(flat, [model.parameters]):
+                self.optimizer, self.is_flat = flat, True
+        self._constants = self._now_constant()
+
+    def apply(self, gradient: Tensor) -> None:
+        """Update the parameters with a gradient, (size,).
+
+        Raises:
+            ModelError: the optimizer has changed its own rate, which is no part of the state.
+        """
+        model = self._model
+        model.parameters.grad = gradient
+        if self.is_flat:
+            self.optimizer.step()
+        else:
+            for parameter, part in zip(model.trainable, model.parts_of(gradient), strict=True):
+                parameter.grad = part
+            self.optimizer.step()
+            model.put_gradients_back()
+        now = self._now_constant()
+        if now != self._constants:
+            name, before, after = next(
+                (name, before, after)
+                for earlier, later in zip(self._constants, now, strict=True)
+                for name, before, after in zip(CONSTANT, earlier, later, strict=True)
+                if before != after
+            )
+            raise ModelError(
+                f"the optimizer's {name} changed from {before} to {after}: a schedule that counts steps by itself "
+                "starts anew when training goes on from a checkpoint, and is not supported"
+            )
+
+    @property
+    def rate(self) -> str:
+        """What its learning rate is called: a field of the spec for an optimizer of torch."""
+        kind = type(self.optimizer)
+        if kind.__module__.startswith("torch.optim."):
+            return f"optimizer.{kind.__name__.lower()}.learning_rate"
+        return f"learning rate of {kind.__name__}"
+
+    def decays(self) -> bool:
+        """Whether parameters shrink without a gradient."""
+        return any(group.get("weight_decay") for group in self.optimizer.param_groups)
+
+    def _now_constant(self) -> list[tuple[Any, ...]]:
+        return [
+            tuple(float(v) if isinstance(v := group.get(name), Tensor) else v for name in CONSTANT)
+            for group in self.optimizer.param_groups
+        ]
+
+
+def check_optimizer(optimizer: Any, model: FlatModel) -> None:
+    """Check that an optimizer can be used.
+
+    Raises:
+        ModelError: it cannot; says why.
+    """
+    kind = type(optimizer).__name__
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ModelError(f"the optimizer is a {kind}; return a torch.optim.Optimizer")
+    if needs_closure(optimizer):
+        raise ModelError(
+            f"{kind} computes the loss several times in a step, which is not supported; use an optimizer whose step "
+            "needs no closure"
+        )
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        raise ModelError("SparseAdam needs sparse gradients, which are not supported; use Adam")
+    known = {id(parameter) for parameter in model.trainable}
+    if any(id(parameter) not in known for group in optimizer.param_groups for parameter in group["params"]):
+        raise ModelError(
+            f"{kind} was made over parameters that are not trained here; make it over the list that the function is "
+            "given, or over parameters of the module that are not frozen"
+        )
+
+
+def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether `step` cannot be called without one."""
+    closure = inspect.signature(inspect.unwrap(type(optimizer).step)).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def treats_numbers_alone(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its step is that of an elementwise optimizer of torch."""
+    steps = {inspect.unwrap(kind.step) for kind in ELEMENTWISE if isinstance(optimizer, kind)}
+    return inspect.unwrap(type(optimizer).step) in steps
+
+
+def is_over(optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter]) -> bool:
+    """Whether it has one group, of exactly these parameters."""
+    if len(optimizer.param_groups) != 1:
+        return False
+    own = optimizer.param_groups[0]["params"]
+    return len(own) == len(parameters) and all(a is b for a, b in zip(own, parameters, strict=True))
