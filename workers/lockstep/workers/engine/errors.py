@@ -10,7 +10,6 @@ EngineError
 ├── PeerLost             a rank left during a collective; no parameter of this rank has changed
 ├── RanksDisagree        ranks that must hold the same bits do not
 │   └── HardwareDiffers  they could not: their hardware is of several classes
-├── Unsupported          the model has a layer or an operation that cannot be part of one curve
 └── Stopped              training was asked to stop, and stopped between two steps
 """
 
@@ -80,10 +79,6 @@ class RanksDisagree(EngineError):
 
 class HardwareDiffers(RanksDisagree):
     """Ranks compute on hardware of several classes, which may round differently."""
-
-
-class Unsupported(EngineError):
-    """The model has a layer or an operation that cannot be part of one curve; says which one and the mend."""
 
 
 class Stopped(EngineError):
