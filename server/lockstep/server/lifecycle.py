@@ -38,6 +38,7 @@ from lockstep.server.job import (
     WorkersForgotten,
 )
 from lockstep.server.timeline import Timeline
+from lockstep.server.words import count
 from lockstep.v1.job_pb2 import JobError
 from lockstep.v1.job_spec_pb2 import JobSpec
 
@@ -130,7 +131,7 @@ def _pause_of(job: Job) -> Stop:
 
 def _admitted(job: Job, node_ids: tuple[str, ...], now: datetime) -> Step:
     workers, nodes = len(node_ids), len(set(node_ids))
-    words = f"starting {_count(workers, 'worker')} on {_count(nodes, 'node')}"
+    words = f"starting {count(workers, 'worker')} on {count(nodes, 'node')}"
     if workers < job.spec.resources.workers:
         words += f", of {job.spec.resources.workers} that it wants; the others join when there is room"
     started = replace(
@@ -149,7 +150,8 @@ def _admitted(job: Job, node_ids: tuple[str, ...], now: datetime) -> Step:
 def _joined(job: Job, workers: int, now: datetime) -> Job:
     job = replace(job, timeline=job.timeline.reaching(placed=now))
     if job.state is State.STARTING:
-        job = replace(job, state_reason="the workers are up and read the data")
+        verbs = "is up and is" if workers == 1 else "are up and are"
+        job = replace(job, state_reason=f"{count(workers, 'worker')} {verbs} reading the data")
     return job if job.running_workers == workers else replace(job, running_workers=workers)
 
 
@@ -173,7 +175,8 @@ def _reported(job: Job, report: Reported, now: datetime) -> Step:
     if job.hardware_class not in ("", hardware):
         notes.insert(0, Note(_other_hardware(job.hardware_class, hardware)))
     if job.state is State.STARTING:
-        after = replace(after, state=State.RUNNING, state_reason="training", start_time=now)
+        words = f"training goes on from step {report.progress.step}" if job.progress.step else "training has begun"
+        after = replace(after, state=State.RUNNING, state_reason=words, start_time=now)
     if job.state is not State.CANCELLING and report.result is not None:
         after = replace(after, result=report.result)  # The job has succeeded once its workers can be had again.
     return after, notes
@@ -354,7 +357,8 @@ def _paused(job: Job, but: str = "") -> Step:
 def _failed(job: Job, error: JobError, now: datetime) -> Step:
     if job.newest_checkpoint is not None:
         error = _with_words(error, f"The last good checkpoint is of step {job.newest_checkpoint}.")
-    return _ended(replace(job, error=error), State.FAILED, f"{error.reason}: {error.message}", now)
+    # What went wrong is told by the error, and by nothing else: it would be read twice.
+    return _ended(replace(job, error=error), State.FAILED, error.reason, now)
 
 
 def _succeeded(job: Job, now: datetime) -> Step:
@@ -383,7 +387,3 @@ def _has_ended(job: Job, what: str) -> JobHasEnded:
 
 
 _ENDS = {State.SUCCEEDED: "succeeded", State.FAILED: "failed", State.CANCELLED: "been cancelled"}
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

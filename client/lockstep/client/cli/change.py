@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from lockstep.client._words import count
 from lockstep.client.cli import exit_codes
 from lockstep.client.cli.connect import client_of, say, say_if_short
 from lockstep.client.cli.jobs import JobId
@@ -71,7 +72,7 @@ def scale(
     with client_of(context) as client:
         job = client.find_job(job_id).scale(workers)
         wanted = job.spec.resources.workers
-        say(f"{job.job_id} is {job.state.lower()}, with {wanted} worker{'s' if wanted > 1 else ''} wanted")
+        say(f"{job.job_id} is {job.state.lower()}, with {count(wanted, 'worker')} wanted")
         say_if_short(client, job)
 
 
