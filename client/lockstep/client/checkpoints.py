@@ -63,8 +63,8 @@ def download(client: Client, job_id: str, directory: Path, step: int | None, tel
             raise FileExistsError(errno.EEXIST, "is there already; remove it or name another directory", str(target))
         directory.mkdir(parents=True, exist_ok=True)
         unfinished = directory / f".{target.name}-{uuid.uuid4().hex[:8]}.unfinished"
-        unfinished.mkdir()
         try:
+            unfinished.mkdir()
             _write(unfinished, file, chunks)
             names = [file.name for file in download.checkpoint.files if file.name != MODEL_FILE]
             for name in dict.fromkeys([*names, MANIFEST_FILE]):

@@ -42,7 +42,8 @@ class Client:
     Args:
         target: address of the server, host:port, or whatever gRPC takes for one, such as unix:/run/lockstep.sock.
             Default: LOCKSTEP_TARGET, or 127.0.0.1:50051.
-        token: sent with every call. Default: LOCKSTEP_TOKEN, or none.
+        token: sent with every call, for whatever stands before the server; the server itself asks for none. Default:
+            LOCKSTEP_TOKEN, or none.
 
     Raises, from every method that calls the server: LockstepError; see lockstep.client.errors.
     """

@@ -17,6 +17,8 @@ LockstepError
 ├── PermissionDenied        a report or a launcher that has no right to speak
 ├── MessageTooLarge
 ├── LogNotStored            what a worker printed cannot be written; try again
+├── StoreUnwritable         nothing can be stored now; try again
+│   └── DiskFull
 └── ShuttingDown            the server is going down; try again
 """
 
@@ -146,6 +148,14 @@ class LogNotStored(LockstepError):
     reason = "LOG_NOT_STORED"
 
 
+class StoreUnwritable(LockstepError):
+    reason = "STORE_UNWRITABLE"
+
+
+class DiskFull(StoreUnwritable):
+    reason = "DISK_FULL"
+
+
 class ShuttingDown(LockstepError):
     reason = "SHUTTING_DOWN"
 
@@ -170,6 +180,9 @@ STATUS_BY_ERROR: dict[type[LockstepError], grpc.StatusCode] = {
     PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     MessageTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
     LogNotStored: grpc.StatusCode.UNAVAILABLE,
+    # Not RESOURCE_EXHAUSTED: it is worth trying again, and workers do.
+    StoreUnwritable: grpc.StatusCode.UNAVAILABLE,
+    DiskFull: grpc.StatusCode.UNAVAILABLE,
     ShuttingDown: grpc.StatusCode.UNAVAILABLE,
 }
 

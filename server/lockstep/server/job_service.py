@@ -78,15 +78,20 @@ class JobService(JobServiceServicer):
         states = sorted(state.value for state in which.states)
         scope = ["jobs", states, dict(which.labels), which.job_id_prefix, which.name]
         position = read_token(request.page_token, "page_token", scope, (int,))
+
+        def write(jobs: list[Job]) -> tuple[bytes, int]:
+            shown = self._coordinator.as_they_are_now(jobs[:limit])
+            response = ListJobsResponse(jobs=map(job_to_proto, shown))
+            if len(jobs) > limit:
+                response.next_page_token = make_token([jobs[limit - 1].number], scope)
+            return response.SerializeToString(), len(jobs)
+
         before = None if position is None else position[0]
-        jobs = await store.list_jobs(before=before, limit=limit + 1, which=which)
-        shown = self._coordinator.as_they_are_now(jobs[:limit])
-        response = ListJobsResponse(jobs=map(job_to_proto, shown))
-        if len(jobs) > limit:
-            response.next_page_token = make_token([jobs[limit - 1].number], scope)
+        page, found = await store.list_jobs(before=before, limit=limit + 1, which=which, make=write)
         if before is None:
-            response.total_size = await store.count_jobs(which) if len(jobs) > limit else len(jobs)
-        return response
+            size = await store.count_jobs(which) if found > limit else found
+            page += ListJobsResponse(total_size=size).SerializeToString()  # messages in a row are one message
+        return as_written(ListJobsResponse, page)
 
     async def WatchJob(self, request: WatchJobRequest, context: Context) -> AsyncIterator[WatchJobResponse]:
         job_id = required_job_id(request.job_id)

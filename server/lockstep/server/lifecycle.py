@@ -2,7 +2,7 @@
 
    ┌──────────────────────────────────── PAUSED ◄──┐
    ▼                                       ▲       │
-QUEUED ──► STARTING ──► RUNNING ──► PAUSING ───────┘
+QUEUED ──► STARTING ──► RUNNING ◄─► PAUSING ───────┘  (back when no checkpoint can be written)
   │ ▲         │  │        │ │ │        │
   │ └─────────┴──│────────┘ │ └────────┴──► SUCCEEDED, FAILED
   ▼              ▼          ▼
@@ -110,15 +110,20 @@ def advance(job: Job, event: Event, now: datetime) -> Step:
             raise IllegalTransition(job, event)
 
 
-def stop_under_way(state: State) -> Stop | None:
-    """Return the order that a job in this state has given its workers; None when they shall train."""
-    match state:
+def stop_under_way(job: Job) -> Stop | None:
+    """Return the order that a job in its state has given its workers; None when they shall train."""
+    match job.state:
         case State.CANCELLING:
             return Stop(CANCEL_GRACE_S)
         case State.PAUSING:
-            return Stop(PAUSE_GRACE_S, keep=True)
+            return _pause_of(job)
         case _:
             return None
+
+
+def _pause_of(job: Job) -> Stop:
+    # There are more events at each pause than at the one before.
+    return Stop(PAUSE_GRACE_S, keep=True, refusable=job.event_count + 1)
 
 
 # What the scheduler, the launcher and the workers say.
@@ -185,6 +190,9 @@ def _other_hardware(before: str, now: str) -> str:
 
 
 def _workers_changed(job: Job, event: WorkersChanged) -> Step:
+    if event.refuses_stop and job.state is State.PAUSING:
+        words = f"the pause has failed, and training goes on: {event.message}"
+        return replace(job, state=State.RUNNING, state_reason=words, running_workers=event.running_workers), []
     notes: list[Command] = [Note(event.message)] if event.message else []
     if job.running_workers == event.running_workers:
         return job, notes
@@ -291,7 +299,8 @@ def _pause_asked(job: Job) -> Step:
             return _paused(job)
         case State.STARTING | State.RUNNING:
             words = "paused by the user; the workers write a checkpoint and stop"
-            return replace(job, state=State.PAUSING, state_reason=words), [Stop(PAUSE_GRACE_S, keep=True)]
+            job = replace(job, state=State.PAUSING, state_reason=words)
+            return job, [_pause_of(job)]
         case State.PAUSING | State.PAUSED:
             return job, []
         case State.CANCELLING:

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
 import pytest
-from fsspec.registry import known_implementations
 from google.protobuf import json_format
 
 from lockstep.server import checkpoint_rules
@@ -202,30 +200,48 @@ BAD_COMBINATIONS: dict[str, tuple[int, JobSpec, str]] = {
         ),
         "makes 2,000,200,000 numbers, with the validation examples and the 200 features; allowed: at most",
     ),
-    "more weights than memory holds": (
-        15,
-        spec_of(DIGITS, model__mlp__hidden_units=[65_536, 65_536]),
-        "makes 4,294,967,296 weights between hidden layers; allowed: at most 1,000,000,000;",
-    ),
     "fewer workers than the fewest": (
-        16,
+        15,
         spec_of(DIGITS, resources__workers=2, resources__min_workers=3),
         "resources.min_workers is 3; allowed: at most resources.workers, and resources.workers is 2;",
     ),
     "weights from nowhere": (
-        17,
+        16,
         spec_of(DIGITS, init_from={}),
         "init_from has neither job_id nor uri; allowed: one of the two;",
     ),
     "weights from two places": (
-        17,
+        16,
         spec_of(DIGITS, init_from__job_id="job-1", init_from__uri="/c"),
         'init_from.job_id is "job-1" and init_from.uri is "/c"; allowed: one of the two;',
     ),
     "a step of a folder": (
-        18,
+        17,
         spec_of(DIGITS, init_from__uri="/c", init_from__step=7),
         "init_from.step is 7; allowed: only with init_from.job_id; remove it;",
+    ),
+    "more weights than memory holds": (
+        18,
+        spec_of(DIGITS, model__mlp__hidden_units=[65_536, 65_536]),
+        "makes 4,299,816,960 weights, with 64 inputs; allowed: at most 1,000,000,000;",
+    ),
+    "more points than the store shall hold": (
+        19,
+        spec_of(DIGITS, training={"max_steps": 1_000_000_000, "log_every_steps": 1}),
+        "training.log_every_steps is 1, which makes up to 6,045,454,546 metric points with those of the validations; "
+        "allowed on this server: at most 100,000,000 (--points-per-job);",
+    ),
+    "more weights at the inputs than memory holds": (
+        20,
+        spec_of(
+            SYNTHETIC, model={"mlp": {"hidden_units": [65_536, 6_000]}}, data__synthetic_regression__w=[1.0] * 9_999
+        ),
+        "makes 1,048,516,464 weights, with 9,999 inputs; allowed: at most 1,000,000,000;",
+    ),
+    "more points of validations than the store shall hold": (
+        21,
+        spec_of(SYNTHETIC, training={"max_epochs": 1_000_000, "batch_size": 1, "evaluate_every_steps": 1}),
+        "training.log_every_steps is 50 (the default), which makes up to 2,120,000,000 metric points",
     ),
 }
 
@@ -241,8 +257,10 @@ def test_fields_that_do_not_fit_together_are_named(name: str) -> None:
 
 def test_every_rule_over_several_fields_is_broken_by_some_test() -> None:
     on_files = {12, 13}  # The tests on folders, in test_dataset_rules.py.
-    on_stores = {19, 20, 21, 22}  # Below: they ask which packages there are, and what the operator allows.
-    assert {number for number, _, _ in BAD_COMBINATIONS.values()} | on_files | on_stores == set(range(len(CROSS_RULES)))
+    on_stores = {19, 20, 21, 22}  # In test_checkpoint_rules.py.
+    on_sizes = {23, 24}  # In test_size_rules.py.
+    elsewhere = on_files | on_stores | on_sizes
+    assert {number for number, _, _ in BAD_COMBINATIONS.values()} | elsewhere == set(range(len(CROSS_RULES)))
 
 
 @pytest.mark.parametrize(
@@ -340,61 +358,6 @@ def test_folders_that_can_be_reached_from_everywhere_are_taken_as_they_are(
     monkeypatch.setattr(checkpoint_rules, "is_installed", lambda package: True)
     spec = resolve(spec_of(DIGITS, recovery__checkpoint_uri=folder, init_from__uri=folder), SITE)
     assert (spec.recovery.checkpoint_uri, spec.init_from.uri) == (folder, folder)
-
-
-def test_a_store_whose_package_is_missing_is_refused_with_the_name_of_the_package(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr(checkpoint_rules, "is_installed", lambda package: asked.append(package))
-    violations = violations_of(spec_of(DIGITS, recovery__checkpoint_uri="s3://b/x", init_from__uri="gs://b"))
-    assert [(violation.field, violation.message.partition(";")[0]) for violation in violations] == [
-        (
-            "recovery.checkpoint_uri",
-            'recovery.checkpoint_uri is "s3://b/x", which needs the package s3fs, and the server does not have it',
-        ),
-        ("init_from.uri", 'init_from.uri is "gs://b", which needs the package gcsfs, and the server does not have it'),
-    ]
-    assert asked == ["s3fs", "gcsfs"]
-
-
-def test_each_package_reaches_what_it_is_named_for() -> None:
-    for scheme, package in checkpoint_rules.STORES.items():
-        known = known_implementations.get(scheme, {})
-        assert known or scheme == "abfss", "which adlfs brings along itself"
-        assert package in known.get("err", package), known
-
-
-@pytest.mark.parametrize(
-    ("folder", "is_allowed"),
-    [
-        ("/data/ckpt", True),
-        ("/data/ckpt/team/x", True),
-        ("file:///data/ckpt/x", True),
-        ("/data//ckpt/./x", True),
-        ("/data/ckpt2", False),
-        ("/data", False),
-        ("/data/ckpt/../secret", False),
-        ("/etc", False),
-        ("s3://bucket/a/b", True),
-        ("s3://bucket/ab", False),
-        ("s3://other/a", False),
-        ("/bucket/a", False),
-    ],
-)
-def test_an_operator_can_say_where_checkpoints_may_lie(
-    folder: str, is_allowed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(checkpoint_rules, "is_installed", lambda package: True)
-    site = dataclasses.replace(SITE, checkpoint_roots=("/data/ckpt/", "s3://bucket/a"))
-    resolve(spec_of(DIGITS), site)
-    for name in ("recovery__checkpoint_uri", "init_from__uri"):
-        spec = spec_of(DIGITS, **{name: folder})
-        if is_allowed:
-            resolve(spec, site)
-        else:
-            [violation] = violations_of(spec, site)
-            assert "folders below /data/ckpt/, s3://bucket/a; choose one of them" in violation.message
 
 
 def test_what_was_submitted_is_left_as_it_was() -> None:

@@ -27,6 +27,7 @@ from lockstep.client.cli import (
     top,
 )
 from lockstep.client.cli.connect import Connect, say
+from lockstep.client.cli.ending import clear_up_at_signals
 from lockstep.client.errors import JobFailed, LockstepError
 
 # What the library that checks values says in words that a person would not.
@@ -98,6 +99,7 @@ def version() -> None:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit."""
     _open_what_is_closed()
+    clear_up_at_signals()
     sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
 
 

@@ -87,7 +87,8 @@ def _await_pause(job: Job) -> None:
             say(f"{job.job_id} is pausing")
             is_told = True
     how = "ended" if job.state.has_ended else "went on"
-    raise FailedPrecondition(f"{job.job_id} {how} before it was seen paused: it is {job.state}")
+    why = f", {job.state_reason}" if job.state_reason else ""
+    raise FailedPrecondition(f"{job.job_id} {how} before it was seen paused: it is {job.state}{why}")
 
 
 def _say_state(job: Job) -> None:

@@ -196,6 +196,11 @@ class Telemetry:
             if ended is not None and (now - (ended.end_time or ended.create_time)).total_seconds() > KEPT_S:
                 del self.records[job_id]
 
+    def job_forgotten(self, job_id: str, state: State) -> None:
+        """Count a job no more that was deleted."""
+        self.records.pop(job_id, None)
+        self.jobs[state] -= 1
+
     # The service itself.
 
     def rpc_started(self, service: str, method: str) -> None:

@@ -49,6 +49,13 @@ def decode(data: bytes) -> dict[str, Any]:
     return restored
 
 
+def json_number(value: float) -> float | str:
+    """A number as JSON can say it: the form of protobuf has text for those that JSON has not."""
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
 def _digest_of(content: dict[str, Any]) -> str:
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
@@ -57,7 +64,7 @@ def _digest_of(content: dict[str, Any]) -> str:
 def _without_words(value: Any) -> Any:
     match value:
         case float() if not math.isfinite(value):
-            return {_NUMBER: "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"}
+            return {_NUMBER: json_number(value)}
         case dict():
             return {key: _without_words(item) for key, item in value.items()}
         case list() | tuple():
