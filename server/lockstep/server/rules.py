@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.server.errors import Violation
-from lockstep.server.settings import DEFAULT_POINTS_PER_JOB
 from lockstep.server.words import count
 from lockstep.v1.job_spec_pb2 import JobSpec
+
+DEFAULT_POINTS_PER_JOB = 100_000_000
 
 _MAX_SHOWN_LENGTH = 80
 _MAX_SHOWN_ITEMS = 3

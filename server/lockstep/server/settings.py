@@ -13,8 +13,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from lockstep.server.checkpoint_rules import FOLDER_LIMITS, is_folder
-
-DEFAULT_POINTS_PER_JOB = 100_000_000
+from lockstep.server.rules import DEFAULT_POINTS_PER_JOB
 
 _HOST_AND_PORT = re.compile(r"\S+:[0-9]{1,5}")
 
