@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.server.errors import Violation
+from lockstep.server.words import count
 from lockstep.v1.job_spec_pb2 import JobSpec
 
 DEFAULT_POINTS_PER_JOB = 100_000_000
@@ -241,7 +242,7 @@ def _check_items(rule: FieldRule, value: Any, resolution: Resolution) -> None:
     assert rule.counts is not None
     least, most = rule.counts
     if not least <= len(value) <= most:
-        message = f"{rule.path} has {len(value):,} items; allowed: {rule.limits}; {rule.mend}"
+        message = f"{rule.path} has {count(len(value), 'item')}; allowed: {rule.limits}; {rule.mend}"
         resolution.blame(rule.path, message)
         return
     if rule.allows is None:

@@ -91,7 +91,7 @@ def test_what_the_file_system_does_not_hold_is_no_text(spool: Spool) -> None:
         found += more
     assert [(line.text, line.is_notice) for line in found] == [
         ("first", False),
-        (f"{hole_end - 6:,} bytes were lost here: they are not on the node's disk any more", True),
+        (f"{hole_end - 6:,} bytes were lost here: no more on the node's disk", True),
         (LINE.decode().rstrip(), False),
         ("the last", False),
     ]
