@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test test-faults check protos dashboards bench clean
+.PHONY: help setup demo test test-faults check protos dashboards bench gpu-check gpu-kit clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -43,6 +43,12 @@ dashboards: setup  ## generate the boards of Grafana
 bench: setup  ## run every benchmark against its peers
 	PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev,bench]'
 	@exec $(BIN)/python benchmarks/run.py
+
+gpu-check:  ## run everything that one GPU can tell, in 8 minutes (docs/gpu-check.md); ONLY=section,section
+	@exec $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tests/machines/gpu_check/start.py $(if $(ONLY),--only $(ONLY))
+
+gpu-kit: setup  ## pack what gpu-check needs on a machine without a network; PYTHON_VERSION=3.12 ARCH=x86_64 WITH_SCIPY=1
+	@exec $(BIN)/python -m tests.machines.gpu_check.kit --python-version $(or $(PYTHON_VERSION),3.12) --arch $(or $(ARCH),x86_64) $(if $(WITH_SCIPY),--with-scipy)
 
 clean:  ## remove what setup made
 	rm -rf $(VENV)

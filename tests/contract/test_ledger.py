@@ -220,7 +220,7 @@ def test_a_job_that_ended_long_ago_is_told_of_no_more_and_its_ledger_is_in_the_s
             assert coordinator is not None
             await coordinator.ledgers.store_all()
             for minutes, is_told_of in ((10, True), (20, False)):
-                coordinator.tidy(datetime.now(UTC) + timedelta(minutes=minutes))
+                await coordinator.tidy(datetime.now(UTC) + timedelta(minutes=minutes))
                 page = (await fetch(server.application.http_address, "/metrics"))[1]
                 assert (f'lockstep_steps_total{{job_id="{gang.job_id}"}}' in page) == is_told_of
                 assert (gang.job_id in coordinator.ledgers.newest()) == is_told_of

@@ -20,6 +20,7 @@ from rich.progress import (
 )
 
 from lockstep.client._console import SafeConsole
+from lockstep.client._words import count, part_of
 from lockstep.client.errors import LockstepError
 from lockstep.client.types import JobState, JobUpdate, Result
 
@@ -91,12 +92,12 @@ def describe_workers(job: Job) -> str:
     wanted = job.spec.resources.workers
     if not job.running_workers:
         return ""
-    return f"{job.running_workers} of {wanted} worker{'s' if wanted > 1 else ''}"
+    return part_of(job.running_workers, wanted, "worker")
 
 
 def describe_heals(job: Job) -> str:
     """How often the job was healed, such as "2 heals"; empty when it never was."""
-    return f"{job.heals} heal{'s' if job.heals > 1 else ''}" if job.heals else ""
+    return count(job.heals, "heal") if job.heals else ""
 
 
 @contextmanager

@@ -125,7 +125,7 @@ class GangStopped(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., error: _Optional[_Union[_job_pb2.JobError, _Mapping]] = ..., is_too_small: bool = ...) -> None: ...
 
 class GangChanged(_message.Message):
-    __slots__ = ("job_id", "attempt", "revision", "node_ids", "running_workers", "message", "refused_node_ids")
+    __slots__ = ("job_id", "attempt", "revision", "node_ids", "running_workers", "message", "refused_node_ids", "refuses_stop")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -133,6 +133,7 @@ class GangChanged(_message.Message):
     RUNNING_WORKERS_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     REFUSED_NODE_IDS_FIELD_NUMBER: _ClassVar[int]
+    REFUSES_STOP_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     attempt: int
     revision: int
@@ -140,7 +141,8 @@ class GangChanged(_message.Message):
     running_workers: int
     message: str
     refused_node_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., revision: _Optional[int] = ..., node_ids: _Optional[_Iterable[str]] = ..., running_workers: _Optional[int] = ..., message: _Optional[str] = ..., refused_node_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+    refuses_stop: bool
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., revision: _Optional[int] = ..., node_ids: _Optional[_Iterable[str]] = ..., running_workers: _Optional[int] = ..., message: _Optional[str] = ..., refused_node_ids: _Optional[_Iterable[str]] = ..., refuses_stop: bool = ...) -> None: ...
 
 class ConnectLauncherResponse(_message.Message):
     __slots__ = ("start_gang", "stop_gang", "resize_gang", "drain")
@@ -199,16 +201,18 @@ class ResizeGang(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., revision: _Optional[int] = ..., node_ids: _Optional[_Iterable[str]] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class StopGang(_message.Message):
-    __slots__ = ("job_id", "attempt", "grace_s", "keep")
+    __slots__ = ("job_id", "attempt", "grace_s", "keep", "refusable")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     GRACE_S_FIELD_NUMBER: _ClassVar[int]
     KEEP_FIELD_NUMBER: _ClassVar[int]
+    REFUSABLE_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     attempt: int
     grace_s: float
     keep: bool
-    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., grace_s: _Optional[float] = ..., keep: bool = ...) -> None: ...
+    refusable: int
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., grace_s: _Optional[float] = ..., keep: bool = ..., refusable: _Optional[int] = ...) -> None: ...
 
 class ReportProgressRequest(_message.Message):
     __slots__ = ("job_id", "attempt", "generation", "sequence", "progress", "points", "hardware_class", "result", "notes", "heals", "kept_checkpoints", "startup")

@@ -27,8 +27,14 @@ from lockstep.server.orders import Orders, read_secret
 from lockstep.server.private_files import closed_to_others, write_atomically
 from lockstep.server.ray_head import RayHead
 from lockstep.server.rules import Site
-from lockstep.server.settings import Settings, StartupError, available_gpus, loopback_address
-from lockstep.server.store import Store, StoreError
+from lockstep.server.settings import (
+    Settings,
+    StartupError,
+    available_gpus,
+    available_memory_bytes,
+    loopback_address,
+)
+from lockstep.server.store import DAMAGES, Store, StoreError, is_full_disk, why_unopenable
 from lockstep.server.telemetry import Telemetry
 from lockstep.server.telemetry.collector import SnapshotCollector
 from lockstep.server.telemetry.snapshot import Camera
@@ -56,6 +62,7 @@ class Application:
         self.http_address = ""
         self._settings = settings
         self._data_dir = settings.data_dir
+        self._store_path = settings.data_dir / "lockstep.db"
         self._keeps_cluster = keeps_cluster
         self._lock: IO[str] | None = None
         self._http: HttpServer | None = None
@@ -76,8 +83,10 @@ class Application:
         """
         try:
             await self._start()
-        except BaseException:
+        except BaseException as error:
             await self.stop()
+            if isinstance(error, OSError) and is_full_disk(error, self._data_dir):
+                raise StartupError(why_unopenable(error, self._store_path)) from error
             raise
 
     async def _start(self) -> None:
@@ -91,21 +100,27 @@ class Application:
         num_cpus, num_gpus = settings.num_cpus or available_cpus(), _gpus(settings)
         telemetry = Telemetry()
         self._http = HttpServer(http, telemetry.registry, self._why_unwell)
-        self._store = _open_store(self._data_dir, telemetry)
+        self._store = _open_store(self._store_path, telemetry)
         checkpoint_root = str(self._data_dir.absolute() / "checkpoints")
         moved_from = self._store.follow_checkpoint_root(checkpoint_root)
         if moved_from:
             log.info("the data folder was moved, or is a copy", before=moved_from, now=checkpoint_root)
         orders = Orders(epoch=self._store.epoch, secret=_secret(self._data_dir), checkpoint_root=checkpoint_root)
         self.node_token = orders.node_token()
+        self._logs = LogStore(self._data_dir / "logs", settings.log_bytes_per_job)
         self.coordinator = Coordinator(
             self._store,
-            site=Site(Path.cwd(), is_embedded, _checkpoint_roots(settings, orders.checkpoint_root)),
-            cluster=Cluster(is_embedded, single_node(num_cpus, num_gpus) if is_embedded else None),
+            site=Site(
+                Path.cwd(), is_embedded, _checkpoint_roots(settings, orders.checkpoint_root), settings.points_per_job
+            ),
+            cluster=Cluster(True, single_node(num_cpus, num_gpus), available_memory_bytes())
+            if is_embedded
+            else Cluster(False),
             telemetry=telemetry,
             orders=orders,
+            keep_days=settings.keep_days,
+            job_forgotten=self._logs.forget,
         )
-        self._logs = LogStore(self._data_dir / "logs", settings.log_bytes_per_job)
         self._health, self._loop = Health(self._store), asyncio.get_running_loop()
         self._grpc = GrpcServer(
             self.coordinator,
@@ -118,7 +133,7 @@ class Application:
         bound = self._grpc.bind(listen)
         self.grpc_address, self.http_address = str(bound), str(self._http.address)
         orders.reports_address = self._reports_address()
-        await self.coordinator.start()
+        await self._take_up_jobs()
         telemetry.registry.register(SnapshotCollector(Camera(self.coordinator, telemetry, asyncio.get_running_loop())))
         self._watches = [
             asyncio.create_task(measure_lag(telemetry), name="event loop lag"),
@@ -149,6 +164,14 @@ class Application:
                 told=partial(setattr, dispatcher, "trouble"),
             )
             self._keeper.start()
+
+    async def _take_up_jobs(self) -> None:
+        assert self.coordinator is not None
+        try:
+            await self.coordinator.start()
+        except DAMAGES as error:
+            log.error("the store cannot be read", exc_info=True)
+            raise StartupError(why_unopenable(error, self._store_path)) from error
 
     def _reports_address(self) -> str:
         return self._settings.advertise_address or self.grpc_address
@@ -239,10 +262,17 @@ def _gpus(settings: Settings) -> int:
     return available_gpus() if settings.num_gpus is None else settings.num_gpus
 
 
-def _open_store(data_dir: Path, telemetry: Telemetry) -> Store:
+def _open_store(path: Path, telemetry: Telemetry) -> Store:
+    is_empty = not path.exists() or path.stat().st_size == 0
+    if is_empty and (path.parent / "secret").exists():
+        raise StartupError(
+            f"{path} is {'empty' if path.exists() else 'missing'}, and beside it lies what an earlier server has left; "
+            f"put a good copy in its place; to begin anew, without the jobs there were, remove {path.parent} or choose "
+            "another --data-dir"
+        )
     try:
         with closed_to_others():
-            return Store(data_dir / "lockstep.db", telemetry.committed)
+            return Store(path, telemetry.committed)
     except StoreError as error:
         raise StartupError(str(error)) from error
 

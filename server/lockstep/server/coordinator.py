@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -29,15 +29,18 @@ from lockstep.server.live_jobs import LiveJobs
 from lockstep.server.node_telemetry import NodeTelemetry
 from lockstep.server.orders import Orders
 from lockstep.server.reports import Report
+from lockstep.server.retention import Retention
 from lockstep.server.rules import Site, show
 from lockstep.server.shared_reads import SharedReads
 from lockstep.server.spec import ENGINE_VERSION, curve_digest, submit_digest
 from lockstep.server.store import NewJob, Store
 from lockstep.server.telemetry import KEPT_S, Telemetry
 from lockstep.server.validation import fill_in_defaults, resolve
+from lockstep.server.waiting import Room, why_it_waits
 from lockstep.server.watch import Bells
 from lockstep.v1.job_spec_pb2 import JobSpec
 
+WAITS = "waits for resources"
 _TIDY_EVERY_S = 60.0
 _JOB_BYTES = 2_000
 """What a job takes in memory besides its spec."""
@@ -57,7 +60,28 @@ class Coordinator:
         node_telemetry: what the nodes do.
     """
 
-    def __init__(self, store: Store, *, site: Site, cluster: Cluster, telemetry: Telemetry, orders: Orders) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        site: Site,
+        cluster: Cluster,
+        telemetry: Telemetry,
+        orders: Orders,
+        keep_days: float | None = None,
+        job_forgotten: Callable[[str], None] = lambda job_id: None,
+    ) -> None:
+        """Prepare; nothing is read yet.
+
+        Args:
+            store: of the jobs.
+            site: what the rules of specs may know.
+            cluster: what is known of it before it speaks.
+            telemetry: counts what happens.
+            orders: writes to the launcher.
+            keep_days: how long jobs are kept after their end; None for ever.
+            job_forgotten: told of each that was deleted.
+        """
         self.store = store
         self.files = FilePool()
         self.bells = Bells()
@@ -73,6 +97,8 @@ class Coordinator:
         self._site = site
         self._telemetry = telemetry
         self._tidying: asyncio.Task[None] | None = None
+        self._tell_forgotten = job_forgotten
+        self._retention = Retention(store, keep_days, self._forget)
 
     # Life of the process.
 
@@ -80,10 +106,10 @@ class Coordinator:
         """Take up what the store knows. The launcher will tell which jobs still have their workers."""
         self._telemetry.set_counts(await self.store.count_by_state())
         await forget_what_is_over(self.store, self.files, self._orders.checkpoint_root)
+        checkpoint_times = await self.store.newest_checkpoints()
         for job in await self.store.live_jobs():
             self._live.add(replace(job, spec=fill_in_defaults(job.spec)))
-            newest = await self.store.get_checkpoint(job.job_id, None)
-            self._telemetry.job_taken_up(job, newest.create_time if newest is not None else None)
+            self._telemetry.job_taken_up(job, checkpoint_times.get(job.job_id))
         for job in await self.store.jobs_ended_since(datetime.now(UTC) - timedelta(seconds=KEPT_S)):
             self._telemetry.job_taken_up(job)
         await self.ledgers.start(self._telemetry.records)
@@ -93,12 +119,21 @@ class Coordinator:
     async def _keep_tidy(self) -> None:
         while True:
             await asyncio.sleep(_TIDY_EVERY_S)
-            self.tidy(datetime.now(UTC))
+            try:
+                await self.tidy(datetime.now(UTC))
+            except Exception:
+                log.exception("tidying failed; tried again in a while")
 
-    def tidy(self, now: datetime) -> None:
-        """Forget what nobody is told of any more; the store has it."""
+    async def tidy(self, now: datetime) -> None:
+        """Forget what nobody is told of any more, and in the store what is older than the operator wants."""
         self._telemetry.forget_old_jobs(now)
         self.ledgers.forget(self._telemetry.records.__contains__)
+        await self._retention.tidy(now)
+
+    def _forget(self, job_id: str, state: State) -> None:
+        self._ended_jobs.forget(job_id)
+        self._telemetry.job_forgotten(job_id, state)
+        self._tell_forgotten(job_id)
 
     async def drain(self) -> None:
         """Have all workers write checkpoints and leave; calls and streams go on meanwhile."""
@@ -151,13 +186,16 @@ class Coordinator:
             spec = await self.files.run(resolve, submitted, self._site, what="looking at the files in data.idx.root")
         else:
             spec = resolve(submitted, self._site)
+        no_memory = self.dispatcher.why_no_memory(spec.resources.workers)
+        if no_memory is not None:
+            raise ClusterTooSmall(f"{no_memory}; lower resources.workers")
         first_weights = await find_first_weights(spec, self.store)
         job = Job(
             job_id=f"job-{secrets.token_hex(6)}",
             number=0,
             spec=spec,
             state=State.QUEUED,
-            state_reason="waits for resources",
+            state_reason=WAITS,
             create_time=datetime.now(UTC),
             engine_version=ENGINE_VERSION,
             curve_digest=curve_digest(spec, first_weights.digest),
@@ -210,12 +248,30 @@ class Coordinator:
         return job
 
     def as_it_is_now(self, job: Job) -> Job:
-        """Complete a job that is to be shown with what only memory knows: its workers, and what the queue waits for."""
-        entry = self._live.entries.get(job.job_id)
-        trouble = self.dispatcher.trouble if job.state is State.QUEUED else ""
-        if trouble and not self.dispatcher.cluster_is_ready.is_set():
-            job = replace(job, state_reason=trouble)
-        return job if entry is None else replace(job, running_workers=entry.job.running_workers)
+        """Complete a job that is to be shown with what only memory knows: its workers, and what it waits for."""
+        return self.as_they_are_now([job])[0]
+
+    def as_they_are_now(self, jobs: Sequence[Job]) -> list[Job]:
+        """Complete jobs that are to be shown; the look at the cluster is taken once for all. Any thread may ask."""
+        room = None
+        shown = []
+        for job in jobs:
+            entry = self._live.entries.get(job.job_id)
+            if entry is not None:
+                job = replace(job, running_workers=entry.job.running_workers)
+            if entry is not None and job.state is State.QUEUED and entry.backoff is None:
+                room = room or Room(self.dispatcher.nodes_seen, held_by(list(self._live.holding.values())))
+                job = self._explain(job, entry, room)
+            shown.append(job)
+        return shown
+
+    def _explain(self, job: Job, entry: Entry, room: Room) -> Job:
+        place, why = self._live.place_of(job), self.dispatcher.why_not_ready()
+        if not why and place is not None:
+            why = why_it_waits(entry.request(), place, room)
+        if not why:
+            return job
+        return replace(job, state_reason=why if job.state_reason == WAITS else f"{job.state_reason}; {why}")
 
     async def cancel(self, job_id: str) -> Job:
         """Ask a job to stop.
@@ -246,7 +302,7 @@ class Coordinator:
         """
         job = await self._ask(job_id, ResumeAsked())
         self._end_backoff(job_id)
-        self.dispatcher.look_again()
+        self.dispatcher.look_again(job_id)
         return job
 
     async def scale(self, job_id: str, workers: int) -> Job:
@@ -257,13 +313,16 @@ class Coordinator:
             JobHasEnded: it ended before.
             InvalidRequest: it may not have as many, or as few.
         """
+        no_memory = self.dispatcher.why_no_memory(workers)
+        if no_memory is not None:
+            raise InvalidRequest.of("workers", f"is {workers}; {no_memory}")
         job = await self._ask(job_id, Scaled(workers))
         self._end_backoff(job_id)
         entry = self._live.entries.get(job_id)
         if entry is not None and entry.gang is not None:
             entry.gang.end_delay()
             entry.gang.refused.clear()  # The user may have mended a node.
-        self.dispatcher.look_again()
+        self.dispatcher.look_again(job_id)
         return job
 
     def _end_backoff(self, job_id: str) -> None:
@@ -359,7 +418,7 @@ class Coordinator:
             self.dispatcher.nodes_seen,
             held_by(self._live.holding.values()),
             self.dispatcher.processes,
-            (entry.job for entry in self._live.entries.values()),
+            self._telemetry.jobs,
         )
 
     def counts(self) -> Mapping[str, int]:

@@ -28,19 +28,21 @@ DATASET_TASKS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Builtin:
-    """A bundled data set: number of examples, what it is for, and (height, width) where it holds images."""
+    """A bundled data set: number of examples, what it is for, what an example has, (height, width) of images."""
 
     size: int
     task: str
+    inputs: int
+    outputs: int
     image: tuple[int, int] | None = None
 
 
 BUILTINS = {
-    "digits": Builtin(1797, CLASSIFICATION, (8, 8)),
-    "iris": Builtin(150, CLASSIFICATION),
-    "wine": Builtin(178, CLASSIFICATION),
-    "breast_cancer": Builtin(569, CLASSIFICATION),
-    "diabetes": Builtin(442, REGRESSION),
+    "digits": Builtin(1797, CLASSIFICATION, 64, 10, (8, 8)),
+    "iris": Builtin(150, CLASSIFICATION, 4, 3),
+    "wine": Builtin(178, CLASSIFICATION, 13, 3),
+    "breast_cancer": Builtin(569, CLASSIFICATION, 30, 2),
+    "diabetes": Builtin(442, REGRESSION, 10, 1),
 }
 
 MOST_SYNTHETIC_NUMBERS = 1_000_000_000

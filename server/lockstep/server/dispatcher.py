@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import structlog
 
 from lockstep.server import scheduler
-from lockstep.server.errors import PermissionDenied
+from lockstep.server.errors import PermissionDenied, StoreUnwritable
 from lockstep.server.gangs import Entry, Gang, LauncherLine, held_by, nodes_of, warm_on
 from lockstep.server.inventory import take_over
 from lockstep.server.job import (
@@ -42,6 +43,9 @@ from lockstep.v1.job_spec_pb2 import ResourcesSpec
 SHUTDOWN_GRACE_S = 20.0
 # What the launcher may take beyond that to kill who did not leave, and to say so.
 _SHUTDOWN_MARGIN_S = 5.0
+_STORE_RETRY_S = 1.0
+WORKER_BYTES = 350 << 20
+"""What a worker takes that has read nothing yet."""
 
 _AFTER_NODE = re.compile(r"(?<=\bnode )[\w-]+")
 
@@ -55,10 +59,12 @@ class Cluster:
     Attributes:
         is_fixed: it will never grow, so that what does not fit now never will.
         nodes: its nodes when they are known, to refuse what can never fit from the first submit on.
+        memory_bytes: of all nodes, when it is known.
     """
 
     is_fixed: bool
     nodes: tuple[Node, ...] | None = None
+    memory_bytes: int | None = None
 
 
 class Dispatcher:
@@ -86,8 +92,8 @@ class Dispatcher:
         self._store = store
         self._is_fixed = cluster.is_fixed
         self._known_nodes = cluster.nodes
+        self._memory_bytes = cluster.memory_bytes
         self._nodes: tuple[Node, ...] | None = None
-        self._checks_whole_queue = False
         self._had_launcher = False
         self._is_closing = False
         self._planning = asyncio.Lock()
@@ -199,15 +205,18 @@ class Dispatcher:
         """Learn what the cluster has."""
         if line is not self._orders.line:
             return
+        seen = self._nodes
         self._nodes = self.nodes_seen = nodes_of(capacity)
         self.node_names |= {node.node_id: node.name for node in self._nodes}
+        if seen is None or Counter(node.total for node in seen) != Counter(node.total for node in self._nodes):
+            self._live.unchecked.add_all()
         log.info(
             "cluster capacity",
             nodes=len(self._nodes),
             cpus=sum(node.usable.cpu for node in self._nodes) / scheduler.UNITS,
             gpus=sum(node.usable.gpu for node in self._nodes) / scheduler.UNITS,
         )
-        self.look_again()
+        self._live.has_changed.set()
 
     def processes_changed(self, line: LauncherLine, told: WorkerProcesses) -> None:
         """Learn which worker processes there are."""
@@ -243,7 +252,7 @@ class Dispatcher:
             delay_s = gang.has_become(tuple(told.node_ids), told.running_workers)
             if delay_s is not None:
                 self._live.delay_resize(gang, delay_s)
-        changed = WorkersChanged(told.running_workers, self._for_people(told.message))
+        changed = WorkersChanged(told.running_workers, self._for_people(told.message), told.refuses_stop)
         await self._live.finish(self._live.locked_apply(entry, changed, told.attempt))
         self._live.has_changed.set()
 
@@ -279,9 +288,9 @@ class Dispatcher:
 
     # Who starts, grows and shrinks.
 
-    def look_again(self) -> None:
-        """Schedule, and see whether what waits can ever fit."""
-        self._checks_whole_queue = True
+    def look_again(self, job_id: str) -> None:
+        """Schedule, and see whether a job whose wishes have changed can ever fit."""
+        self._live.unchecked.add(job_id)
         self._live.has_changed.set()
 
     def why_it_never_fits(self, resources: ResourcesSpec) -> str | None:
@@ -291,12 +300,25 @@ class Dispatcher:
             return None
         return scheduler.why_it_never_fits(resources, nodes)
 
+    def why_no_memory(self, workers: int) -> str | None:
+        """Say why the cluster has no memory for so many workers of one job, as far as it is known; None when it has."""
+        if self._memory_bytes is None or workers * WORKER_BYTES <= self._memory_bytes:
+            return None
+        needed, there = (f"{size / 2**30:,.1f} GiB" for size in (workers * WORKER_BYTES, self._memory_bytes))
+        most = max(1, self._memory_bytes // WORKER_BYTES)
+        return (
+            f"{workers:,} workers take at least {needed} of memory, and the cluster has {there}; "
+            f"allowed: at most {most:,} workers"
+        )
+
     async def _keep_scheduling(self) -> None:
         while True:
             await self._live.has_changed.wait()
             self._live.has_changed.clear()
             try:
                 await self._live.finish(self._schedule())
+            except StoreUnwritable:  # The store says so in the log; until it can be written nobody starts.
+                asyncio.get_running_loop().call_later(_STORE_RETRY_S, self._live.has_changed.set)
             except Exception:
                 log.exception("scheduling failed")
 
@@ -310,8 +332,7 @@ class Dispatcher:
         if not self.cluster_is_ready.is_set():
             log.info("cluster ready", epoch=self._store.epoch)
             self.cluster_is_ready.set()
-        if self._is_fixed and self._checks_whole_queue and nodes:  # without any the cluster is broken, not too small
-            self._checks_whole_queue = False
+        if self._is_fixed and nodes:  # without any the cluster is broken, not too small
             await self._fail_what_never_fits(nodes)
         running = [entry.running(entry.gang) for entry in self._live.resizable() if entry.gang is not None]
         held = held_by(self._live.holding.values())
@@ -346,10 +367,7 @@ class Dispatcher:
                 raise
 
     async def _fail_what_never_fits(self, nodes: tuple[Node, ...]) -> None:
-        for entry in list(self._live.entries.values()):
-            why = scheduler.why_it_never_fits(entry.job.spec.resources, nodes)
-            if why is None or entry.job.state is not State.QUEUED:
-                continue
+        async for entry, why in self._live.unchecked.take_what_never_fits(self._live.entries, nodes):
             async with entry.lock:
                 if entry.job.state is State.QUEUED:
                     await self._live.apply(entry, CanNeverFit(why))

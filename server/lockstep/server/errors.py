@@ -17,6 +17,8 @@ LockstepError
 ├── PermissionDenied        a report or a launcher that has no right to speak
 ├── MessageTooLarge
 ├── LogNotStored            what a worker printed cannot be written; try again
+├── StoreUnwritable         nothing can be stored now; try again
+│   └── DiskFull
 └── ShuttingDown            the server is going down; try again
 """
 
@@ -28,6 +30,8 @@ from dataclasses import dataclass
 import grpc
 from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from lockstep.server import words
 
 DOMAIN = "lockstep"
 
@@ -80,7 +84,7 @@ class InvalidSpec(InvalidRequest):
     def __init__(self, violations: Sequence[Violation]) -> None:
         super().__init__(violations)
         count = len(violations)
-        self.message = f"the spec has {count} error{'s' if count > 1 else ''}: {self.message}"
+        self.message = f"the spec has {words.count(count, 'error')}: {self.message}"
 
 
 class MalformedMessage(InvalidRequest):
@@ -144,6 +148,14 @@ class LogNotStored(LockstepError):
     reason = "LOG_NOT_STORED"
 
 
+class StoreUnwritable(LockstepError):
+    reason = "STORE_UNWRITABLE"
+
+
+class DiskFull(StoreUnwritable):
+    reason = "DISK_FULL"
+
+
 class ShuttingDown(LockstepError):
     reason = "SHUTTING_DOWN"
 
@@ -168,6 +180,9 @@ STATUS_BY_ERROR: dict[type[LockstepError], grpc.StatusCode] = {
     PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     MessageTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
     LogNotStored: grpc.StatusCode.UNAVAILABLE,
+    # Not RESOURCE_EXHAUSTED: it is worth trying again, and workers do.
+    StoreUnwritable: grpc.StatusCode.UNAVAILABLE,
+    DiskFull: grpc.StatusCode.UNAVAILABLE,
     ShuttingDown: grpc.StatusCode.UNAVAILABLE,
 }
 

@@ -80,10 +80,15 @@ def _lock(folder: Path) -> IO[str]:
         raise StartupError(
             f"--data-dir {folder} is in use by the server with pid {pid}; stop that one or choose another folder"
         ) from error
-    file.seek(0)
-    file.truncate()
-    file.write(f"{os.getpid()}\n")
-    file.flush()
+    try:
+        file.seek(0)
+        file.truncate()
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+    except OSError:
+        with contextlib.suppress(OSError):  # closing writes again
+            file.close()
+        raise
     return file
 
 

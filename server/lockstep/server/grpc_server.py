@@ -53,10 +53,14 @@ _REFLECTION_V1ALPHA = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflecti
 # not listed, since there is no descriptor to show for it.
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
+MOST_STREAMS = 1_000
+
 _OPTIONS = (
     # Without this a second server would share the port and take half of the calls.
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", TRANSPORT_MESSAGE_BYTES),
+    # Of one connection; more calls wait in the client. Many, since who follows a thousand jobs does it over one.
+    ("grpc.max_concurrent_streams", MOST_STREAMS),
     # Streams may be quiet for as long as a job is; clients keep them open by pinging.
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),

@@ -16,6 +16,7 @@ import structlog
 from prometheus_client import CollectorRegistry, disable_created_metrics, make_wsgi_app
 
 from lockstep.server.settings import Address, StartupError
+from lockstep.server.telemetry.page import KeptPage
 
 log = structlog.get_logger(__name__)
 
@@ -61,7 +62,7 @@ class HttpServer:
             StartupError: the port is taken.
         """
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each one, of which Prometheus makes nothing
-        self._metrics = make_wsgi_app(registry)
+        self._metrics = KeptPage(make_wsgi_app(registry))
         self._why_unwell, self._is_well = why_unwell, True
         try:
             self._server = make_server(
@@ -100,8 +101,7 @@ class HttpServer:
         path = environ.get("PATH_INFO", "")
         if path == "/metrics":
             try:
-                page: Iterable[bytes] = self._metrics(environ, start_response)
-                return page
+                return self._metrics(environ, start_response)
             except Exception as error:  # the event loop is busy, or ends
                 log.warning("a scrape was not answered", error=f"{type(error).__name__}: {error}")
                 status, body = "503 Service Unavailable", b"the server is busy\n"

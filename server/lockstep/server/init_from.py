@@ -62,7 +62,7 @@ async def _find(spec: JobSpec, store: Store) -> StoredCheckpoint:
     step = spec.init_from.step if spec.init_from.HasField("step") else None
     checkpoint = await store.get_checkpoint(job_id, step)
     if checkpoint is None:
-        kept = await store.list_checkpoints(job_id, before=None, limit=_MOST_SHOWN_STEPS)
+        kept = await store.list_checkpoints(job_id, before=None, limit=_MOST_SHOWN_STEPS, make=list)
         raise _no_checkpoint(source, step, kept)
     differences = _differences_of_models(spec, source)
     if differences:

@@ -21,8 +21,9 @@ from lockstep.server.telemetry import Telemetry
 T = TypeVar("T")
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-# Above this gRPC refuses by itself, with words of its own.
-TRANSPORT_MESSAGE_BYTES = 16 * 1024 * 1024
+# Above this gRPC refuses by itself, with words of its own and before it has taken the message in. No more than what it
+# takes to say it in ours: a message that is begun and not ended holds its size in memory.
+TRANSPORT_MESSAGE_BYTES = MAX_MESSAGE_BYTES + 64 * 1024
 
 _DETAILS_KEY = "grpc-status-details-bin"
 

@@ -42,6 +42,9 @@ class JobService(JobServiceServicer):
         self._coordinator = coordinator
         self._feed = JobFeed(coordinator)
 
+    def _shown(self, job: Job) -> job_pb2.Job:
+        return job_to_proto(self._coordinator.as_it_is_now(job))
+
     async def SubmitJob(self, request: SubmitJobRequest, context: Context) -> job_pb2.Job:
         job = await self._coordinator.submit(
             request.spec,
@@ -52,23 +55,22 @@ class JobService(JobServiceServicer):
         return job_to_proto(job)
 
     async def GetJob(self, request: GetJobRequest, context: Context) -> job_pb2.Job:
-        job = await self._coordinator.get(required_job_id(request.job_id))
-        return job_to_proto(self._coordinator.as_it_is_now(job))
+        return self._shown(await self._coordinator.get(required_job_id(request.job_id)))
 
     async def CancelJob(self, request: CancelJobRequest, context: Context) -> job_pb2.Job:
-        return job_to_proto(await self._coordinator.cancel(required_job_id(request.job_id)))
+        return self._shown(await self._coordinator.cancel(required_job_id(request.job_id)))
 
     async def PauseJob(self, request: PauseJobRequest, context: Context) -> job_pb2.Job:
-        return job_to_proto(await self._coordinator.pause(required_job_id(request.job_id)))
+        return self._shown(await self._coordinator.pause(required_job_id(request.job_id)))
 
     async def ResumeJob(self, request: ResumeJobRequest, context: Context) -> job_pb2.Job:
-        return job_to_proto(await self._coordinator.resume(required_job_id(request.job_id)))
+        return self._shown(await self._coordinator.resume(required_job_id(request.job_id)))
 
     async def UpdateJob(self, request: UpdateJobRequest, context: Context) -> job_pb2.Job:
         job_id = required_job_id(request.job_id)
         if not request.HasField("workers"):  # What is not set stays as it is, and there is nothing else.
-            return job_to_proto(await self._coordinator.get(job_id))
-        return job_to_proto(await self._coordinator.scale(job_id, request.workers))
+            return self._shown(await self._coordinator.get(job_id))
+        return self._shown(await self._coordinator.scale(job_id, request.workers))
 
     async def ListJobs(self, request: ListJobsRequest, context: Context) -> ListJobsResponse:
         limit = page_size(request.page_size, default=100, most=1000)
@@ -76,15 +78,20 @@ class JobService(JobServiceServicer):
         states = sorted(state.value for state in which.states)
         scope = ["jobs", states, dict(which.labels), which.job_id_prefix, which.name]
         position = read_token(request.page_token, "page_token", scope, (int,))
+
+        def write(jobs: list[Job]) -> tuple[bytes, int]:
+            shown = self._coordinator.as_they_are_now(jobs[:limit])
+            response = ListJobsResponse(jobs=map(job_to_proto, shown))
+            if len(jobs) > limit:
+                response.next_page_token = make_token([jobs[limit - 1].number], scope)
+            return response.SerializeToString(), len(jobs)
+
         before = None if position is None else position[0]
-        jobs = await store.list_jobs(before=before, limit=limit + 1, which=which)
-        shown = [self._coordinator.as_it_is_now(job) for job in jobs[:limit]]
-        response = ListJobsResponse(jobs=map(job_to_proto, shown))
-        if len(jobs) > limit:
-            response.next_page_token = make_token([jobs[limit - 1].number], scope)
+        page, found = await store.list_jobs(before=before, limit=limit + 1, which=which, make=write)
         if before is None:
-            response.total_size = await store.count_jobs(which) if len(jobs) > limit else len(jobs)
-        return response
+            size = await store.count_jobs(which) if found > limit else found
+            page += ListJobsResponse(total_size=size).SerializeToString()  # messages in a row are one message
+        return as_written(ListJobsResponse, page)
 
     async def WatchJob(self, request: WatchJobRequest, context: Context) -> AsyncIterator[WatchJobResponse]:
         job_id = required_job_id(request.job_id)

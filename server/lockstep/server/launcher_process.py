@@ -65,7 +65,7 @@ class LauncherProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 cwd=folder,
-                env=ray_environment.without_proxy_to(orders.reports_address, environment),
+                env=ray_environment.of_children(environment, orders.reports_address),
                 start_new_session=True,
             )
         assert self._process.stdin is not None

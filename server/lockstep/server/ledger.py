@@ -88,12 +88,14 @@ class JobLedger:
         workers: by attempt, number and account, those of the newest attempts.
         flops_per_step: on all ranks; 0 while they are not counted.
         last_step_at: when rank 0 had taken a step last, as time.time() tells; 0 if it never has.
+        heard: ranks that were heard of since this was read from the store; not stored itself.
     """
 
     ranks: dict[int, RankAccount] = field(default_factory=dict)
     workers: dict[tuple[int, int, int], WorkerAccount] = field(default_factory=dict)
     flops_per_step: float = 0.0
     last_step_at: float = 0.0
+    heard: set[int] = field(default_factory=set, compare=False)
 
     def add(self, told: ReportLedgerRequest, now: float) -> bool:
         """Add what a worker has done since its report before to the account of its rank; False if that is old news.
@@ -105,6 +107,7 @@ class JobLedger:
         if worker is None or told.sequence <= worker.sequence:
             return False
         account = self.ranks.setdefault(told.rank, RankAccount())
+        self.heard.add(told.rank)
         if told.rank == 0 and told.steps > worker.steps:
             self.last_step_at = now
         under_way = [0.0] * len(PHASES) if told.is_last else _seconds_of(told.under_way)
@@ -174,14 +177,17 @@ class JobLedger:
         told = [worker.rank for key, worker in self.workers.items() if key[:2] == (attempt, number)]
         return told[-1] if told else None
 
-    def is_up_to_date(self, started_at: float, now: float) -> bool:
+    def is_up_to_date(self, running_s: float) -> bool:
         """Whether every worker that was there has been heard since the server started, or never will be.
 
         Until then some accounts are those that were stored before a crash, and older than what was told of them.
+
+        Args:
+            running_s: how long the server has been running.
         """
-        if now - started_at > SILENT_S:
+        if running_s > SILENT_S:
             return True
-        return all(account.heard_at >= started_at or not account.is_there for account in self.ranks.values())
+        return all(rank in self.heard or not account.is_there for rank, account in self.ranks.items())
 
     def by_cause(self) -> dict[str, float]:
         """Seconds of all workers by what they were spent for; they only grow."""

@@ -25,6 +25,8 @@ from lockstep.server.orders import Orders
 from lockstep.server.scheduler import Request
 from lockstep.server.store import NOTHING_NEW, News, Store
 from lockstep.server.telemetry import Telemetry
+from lockstep.server.unchecked import Unchecked
+from lockstep.server.waiting import Place
 from lockstep.server.watch import Bells
 
 T = TypeVar("T")
@@ -42,6 +44,7 @@ class LiveJobs:
         gang_has_left: set when a gang is gone.
         waits_for_room: the queued job that did not fit at the newest look, if there was one: whoever comes behind it
             changes nothing.
+        unchecked: the jobs that are to be looked at, whether they can ever fit.
     """
 
     def __init__(self, store: Store, files: FilePool, bells: Bells, telemetry: Telemetry, orders: Orders) -> None:
@@ -50,6 +53,7 @@ class LiveJobs:
         self.has_changed = asyncio.Event()
         self.gang_has_left = asyncio.Event()
         self.waits_for_room: str | None = None
+        self.unchecked = Unchecked()
         self._store = store
         self._files = files
         self._bells = bells
@@ -117,6 +121,8 @@ class LiveJobs:
             log.error("the promise of one curve is broken", job_id=after.job_id, disagreement=text)
         for text in messages:
             log.info("job changed", job_id=after.job_id, state=after.state.name, attempt=after.attempt, reason=text)
+        if after.state is State.FAILED and after.error is not None:
+            log.warning("job failed", job_id=after.job_id, reason=after.error.reason, error=after.error.message)
 
     def _requeue(self, before: Job, after: Job) -> None:
         if before.state is State.QUEUED and after.state is not State.QUEUED:
@@ -126,6 +132,7 @@ class LiveJobs:
             self._telemetry.queue_depth = len(self._queue)
             self.has_changed.set()
         elif before.state is not State.QUEUED and after.state is State.QUEUED:
+            self.unchecked.add(after.job_id)
             self._enqueue(after)
 
     def _enqueue(self, job: Job) -> None:
@@ -201,6 +208,13 @@ class LiveJobs:
     def queued(self) -> list[str]:
         """Return the job_ids of the queued jobs, first come first."""
         return [job_id for _, job_id in self._queue]
+
+    def place_of(self, job: Job) -> Place | None:
+        """Where a job stands in the queue; None when it does not wait there. Any thread may ask."""
+        ahead = bisect.bisect_left(self._queue, (job.number, job.job_id))
+        # Slices, since the queue may have become shorter meanwhile.
+        first, there = self._queue[:1], self._queue[ahead : ahead + 1]
+        return Place(ahead, first[0][1]) if first and there and there[0][1] == job.job_id else None
 
     def waiting(self) -> Iterator[Request]:
         """Yield what the queued jobs ask for, first come first."""

@@ -7,6 +7,7 @@ the number of workers, and a worker that prints faster than the disk writes drop
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -143,6 +144,11 @@ class LogStore:
             if len(self._open) <= _OPEN_LOGS:
                 return
             del self._open[job_id]
+
+    def forget(self, job_id: str) -> None:
+        """Remove the log of a job that was deleted; returns at once."""
+        self._open.pop(job_id, None)
+        self._writing.submit(shutil.rmtree, self._folder / job_id, ignore_errors=True)
 
     async def read(self, job_id: str, place: Place, wanted: Wanted, make: Callable[[list[LogLine], Place], T]) -> T:
         """Read some of the lines from a place on; a place before the oldest line that is kept gives a notice first.

@@ -39,17 +39,16 @@ def open_closed_streams() -> None:
 
     Otherwise the next file or socket would get the number, and Ray and the launcher write their words into it.
     """
-    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+    for number in range(3):
         try:
             os.fstat(number)
         except OSError:
             null = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
-            if null != number:
-                os.dup2(null, number)
-                os.close(null)
-            os.set_inheritable(number, True)
+            assert null == number, "nobody else opens files at the start"
+            os.set_inheritable(null, True)
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
 def configure(log_format: Literal["console", "json"]) -> None:

@@ -59,6 +59,12 @@ def serve(
     log_bytes_per_job: Annotated[
         int | None, typer.Option(help="Most disk that the log of one job takes, at least 1 MiB. Default: 64 MiB.")
     ] = None,
+    points_per_job: Annotated[
+        int | None, typer.Option(help="Most metric points that a job may make, of 200 bytes. Default: 100,000,000.")
+    ] = None,
+    keep_days: Annotated[
+        float | None, typer.Option(help="Days after its end after which a job is deleted. Default: never.")
+    ] = None,
     gpu_job_mapping_dir: Annotated[
         Path | None,
         typer.Option(help="Folder on each node to write which jobs use which GPU, for dcgm-exporter. Default: none."),
@@ -92,6 +98,8 @@ def serve(
             warm_memory_bytes=warm_memory_bytes,
             data_cache_bytes=data_cache_bytes,
             log_bytes_per_job=log_bytes_per_job,
+            points_per_job=points_per_job,
+            keep_days=keep_days,
             gpu_job_mapping_dir=gpu_job_mapping_dir,
             checkpoint_roots=checkpoint_roots,
             log_format=log_format,
@@ -118,8 +126,11 @@ async def _serve(settings: Settings) -> None:
 
     loop = asyncio.get_running_loop()
     for number in processes.ENDING_SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup has it ignored, so that it outlives its terminal
+        # With nohup it is ignored, so that the server outlives its terminal.
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             loop.add_signal_handler(number, on_signal, number)
+    # Whoever has started this process may have had them blocked, and that is inherited.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, processes.ENDING_SIGNALS)
     await application.start()
     try:
         await stop.wait()

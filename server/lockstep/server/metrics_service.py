@@ -10,6 +10,7 @@ from lockstep.server.interceptors import Context, as_written
 from lockstep.server.job_service import required_job_id
 from lockstep.server.paging import make_token, not_negative, page_size, read_token
 from lockstep.server.point_feed import PointFeed, scope_of
+from lockstep.server.store import StoredPoint
 from lockstep.server.translate import ledger_to_proto, point_to_proto
 from lockstep.v1.ledger_pb2 import Ledger
 from lockstep.v1.metrics_service_pb2 import (
@@ -41,19 +42,24 @@ class MetricsService(MetricsServiceServicer):
         scope = ["metrics", job_id, names, kind, after_step]
         position = read_token(request.page_token, "page_token", scope, (int, int, str))
         await self._coordinator.get(job_id)
-        points = await self._coordinator.store.list_points(
+
+        def write(points: list[StoredPoint]) -> bytes:
+            response = ListMetricsResponse(points=map(point_to_proto, points[:limit]))
+            if len(points) > limit:
+                last = points[limit - 1]
+                response.next_page_token = make_token([last.kind, last.step, last.name], scope)
+            return response.SerializeToString()
+
+        page = await self._coordinator.store.list_points(
             job_id,
             names=names,
             kind=kind,
             after_step=after_step,
             after=None if position is None else (position[0], position[1], position[2]),
             limit=limit + 1,
+            make=write,
         )
-        response = ListMetricsResponse(points=map(point_to_proto, points[:limit]))
-        if len(points) > limit:
-            last = points[limit - 1]
-            response.next_page_token = make_token([last.kind, last.step, last.name], scope)
-        return response
+        return as_written(ListMetricsResponse, page)
 
     async def StreamMetrics(
         self, request: StreamMetricsRequest, context: Context

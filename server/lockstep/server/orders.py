@@ -80,7 +80,7 @@ class Orders:
 
     def stop(self, job_id: str, attempt: int, stop: Stop) -> None:
         """Order a gang to leave. An order that is repeated takes the place of the one before."""
-        order = StopGang(job_id=job_id, attempt=attempt, grace_s=stop.grace_s, keep=stop.keep)
+        order = StopGang(job_id=job_id, attempt=attempt, grace_s=stop.grace_s, keep=stop.keep, refusable=stop.refusable)
         self._send(ConnectLauncherResponse(stop_gang=order))
 
     def drain(self) -> None:

@@ -43,8 +43,13 @@ _NO_GRPC_PROXY = "no_grpc_proxy"
 log = structlog.get_logger(__name__)
 
 
-def without_proxy_to(address: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment with the loopback and the host of `address`, host:port, left out of any proxy."""
+def of_children(environment: Mapping[str, str], address: str = "") -> dict[str, str]:
+    """Return an environment for processes that run in another folder than this one, and call this server.
+
+    Args:
+        environment: of this process.
+        address: host:port where this server is called; no proxy is asked for it, nor for the loopback.
+    """
     hosts = [*_LOOPBACK_HOSTS]
     host = address.rpartition(":")[0].removeprefix("[").removesuffix("]")
     if host and host not in hosts:
@@ -53,12 +58,19 @@ def without_proxy_to(address: str, environment: Mapping[str, str]) -> dict[str, 
     for name in (*_NO_PROXY, *([_NO_GRPC_PROXY] if _NO_GRPC_PROXY in environment else [])):
         given = [part.strip() for part in environment.get(name, "").split(",") if part.strip()]
         result[name] = ",".join([*given, *(host for host in hosts if host not in given)])
+    if "PYTHONPATH" in environment:
+        result["PYTHONPATH"] = _module_path(environment["PYTHONPATH"])
     return result
+
+
+def _module_path(given: str) -> str:
+    """Have relative parts mean the same in any folder; an empty one, mostly a colon too many, is the folder itself."""
+    return os.pathsep.join(str(Path(part).absolute()) for part in given.split(os.pathsep) if part)
 
 
 def environment_of_embedded(token_path: Path, environment: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of every process that belongs to or speaks with the embedded Ray."""
-    kept = {name: value for name, value in environment.items() if name not in _OF_ANOTHER_CLUSTER}
+    kept = {name: value for name, value in of_children(environment).items() if name not in _OF_ANOTHER_CLUSTER}
     return kept | {
         "RAY_AUTH_MODE": "token",
         TOKEN_PATH: str(token_path.resolve()),
@@ -75,7 +87,7 @@ def made_of() -> dict[str, str]:
     workers = importlib.util.find_spec("lockstep.workers")
     return {
         "python": f"{sys.executable} {sys.version}",
-        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+        "PYTHONPATH": _module_path(os.environ.get("PYTHONPATH", "")),
         "ray": _version("ray"),
         "lockstep": f"{_version('lockstep-train')} {workers.origin if workers is not None else ''}",
     }

@@ -29,7 +29,7 @@ from lockstep.server.private_files import write_atomically
 from lockstep.server.ray_environment import TOKEN_PATH, environment_of_embedded, made_of
 
 _OBJECT_STORE_BYTES = 100_000_000
-_START_TIMEOUT_S = 60.0
+_START_TIMEOUT_S = 180.0
 _FOLDER_PREFIX = "lockstep-"
 _TOKEN = re.compile(r"[0-9a-f]{64}")
 
@@ -165,7 +165,8 @@ class RayHead:
     async def _start_new(self) -> HeadRecord:
         # Unix socket names are short, and Ray makes long ones of this. Whatever Ray makes there all may write to, so
         # it lies in a folder that is closed to others.
-        temp_dir = str(Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir="/tmp")) / "ray")
+        folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir="/tmp"))
+        temp_dir = str(folder / "ray")
         port, agent_port = processes.free_port(), processes.free_port()
         command = [
             # Not a module of the working directory in place of one that Ray wants.
@@ -177,7 +178,11 @@ class RayHead:
             *(f"--object-store-memory={_OBJECT_STORE_BYTES}", f"--temp-dir={temp_dir}"),
             *(f"--num-cpus={self._num_cpus}", f"--num-gpus={self._num_gpus}"),
         ]
-        self._process = self._spawn(command)
+        try:
+            self._process = self._spawn(command)
+        except BaseException:
+            folder.rmdir()
+            raise
         record = HeadRecord(
             self._process.pid, f"127.0.0.1:{port}", temp_dir, self._num_cpus, self._num_gpus, self._made_of()
         )

@@ -16,6 +16,8 @@ from typing import Any
 from lockstep.server.errors import Violation
 from lockstep.v1.job_spec_pb2 import JobSpec
 
+DEFAULT_POINTS_PER_JOB = 100_000_000
+
 _MAX_SHOWN_LENGTH = 80
 _MAX_SHOWN_ITEMS = 3
 
@@ -35,11 +37,13 @@ class Site:
         working_directory: where relative paths of a spec start.
         shares_files_with_workers: whether a path that is missing here is missing for the workers, too.
         checkpoint_roots: folders, as paths or URIs, in which checkpoints may lie; empty for any.
+        points_per_job: the most metric points that a job may make.
     """
 
     working_directory: Path
     shares_files_with_workers: bool
     checkpoint_roots: tuple[str, ...] = ()
+    points_per_job: int = DEFAULT_POINTS_PER_JOB
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,22 @@ class CrossRule:
     problem: Callable[[JobSpec, Site, Shown], str | None]
 
 
+class Parents:
+    """The messages that hold the fields of a spec, each found once."""
+
+    def __init__(self, spec: JobSpec) -> None:
+        self.spec = spec
+        self._found: dict[str, Any] = {}
+
+    def of(self, place: _Place) -> Any | None:
+        """Return the message that holds a field; None when it belongs to a kind that is not chosen."""
+        try:
+            return self._found[place.folder]
+        except KeyError:
+            parent = self._found[place.folder] = _parent_of(self.spec, place)
+            return parent
+
+
 @dataclass
 class Resolution:
     """A spec on its way from what was submitted to what is stored."""
@@ -107,15 +127,10 @@ class Resolution:
     violations: list[Violation] = field(default_factory=list)
     wrong: set[str] = field(default_factory=set)
     defaulted: set[str] = field(default_factory=set)
-    _parents: dict[str, Any] = field(default_factory=dict)
+    parents: Parents = field(init=False)
 
-    def parent_of(self, place: _Place) -> Any | None:
-        """Find the message that holds a field; None when it belongs to a kind that is not chosen."""
-        try:
-            return self._parents[place.folder]
-        except KeyError:
-            parent = self._parents[place.folder] = _parent_of(self.spec, place)
-            return parent
+    def __post_init__(self) -> None:
+        self.parents = Parents(self.spec)
 
     def blame(self, path: str, message: str, *, rule_path: str = "") -> None:
         self.violations.append(Violation(path, message))
@@ -243,7 +258,7 @@ def _check_items(rule: FieldRule, value: Any, resolution: Resolution) -> None:
 def apply_field(rule: FieldRule, resolution: Resolution) -> None:
     """Fill in the default of a field, or check what is there."""
     place = _place_of(rule.path)
-    parent = resolution.parent_of(place)
+    parent = resolution.parents.of(place)
     if parent is None:
         return
     name = place.name
@@ -280,19 +295,20 @@ def apply_choice(rule: ChoiceRule, resolution: Resolution) -> None:
 def apply_cross(rule: CrossRule, resolution: Resolution) -> None:
     """Check a rule over several fields, when each is right by itself."""
     for path in rule.reads:
-        if path in resolution.wrong or resolution.parent_of(_place_of(path)) is None:
+        if path in resolution.wrong or resolution.parents.of(_place_of(path)) is None:
             return
     problem = rule.problem(resolution.spec, resolution.site, resolution.shown)
     if problem is not None:
         resolution.blame(rule.path, f"{problem}; {rule.mend}")
 
 
-def fill_in(rule: FieldRule, spec: JobSpec) -> None:
+def fill_in(rule: FieldRule, parents: Parents) -> None:
     """Give a field its default when it has none yet, and leave it as it is otherwise."""
-    parent, place = parent_of(spec, rule.path), _place_of(rule.path)
+    place = _place_of(rule.path)
+    parent = parents.of(place)
     if parent is None or _is_set(parent, place):
         return
-    default = rule.default(spec) if callable(rule.default) else rule.default
+    default = rule.default(parents.spec) if callable(rule.default) else rule.default
     if not isinstance(default, Default):
         _give_default(parent, place.name, default)
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from lockstep.server.words import count
 from lockstep.v1.job_spec_pb2 import ResourcesSpec
 
 UNITS = 10_000
@@ -224,12 +225,12 @@ def why_it_never_fits(resources: ResourcesSpec, nodes: Sequence[Node]) -> str | 
         return None
     cpus = sum(node.total.cpu for node in nodes) / UNITS
     gpus = sum(node.total.gpu for node in nodes) / UNITS
-    each_words = _count(resources.cpus_per_worker, "CPU")
+    each_words = count(resources.cpus_per_worker, "CPU")
     if resources.gpus_per_worker:
-        each_words += f" and {_count(resources.gpus_per_worker, 'GPU')}"
+        each_words += f" and {count(resources.gpus_per_worker, 'GPU')}"
     at_least = "at least " if resources.min_workers < resources.workers else ""
-    asked = f"{at_least}{_count(resources.min_workers, 'worker')} x {each_words}"
-    there = f"{_count(cpus, 'CPU')} and {_count(gpus, 'GPU')} on {_count(len(nodes), 'node')}"
+    asked = f"{at_least}{count(resources.min_workers, 'worker')} x {each_words}"
+    there = f"{count(cpus, 'CPU')} and {count(gpus, 'GPU')} on {count(len(nodes), 'node')}"
     if resources.gpus_per_worker and not gpus:
         mend = "set resources.gpus_per_worker to 0 to train on CPUs, or use a cluster with GPUs"
     elif room:
@@ -237,7 +238,3 @@ def why_it_never_fits(resources: ResourcesSpec, nodes: Sequence[Node]) -> str | 
     else:
         mend = "lower what each worker takes, or use larger nodes"
     return f"the job asks for {asked}; the cluster has {there}; {mend}"
-
-
-def _count(number: float, noun: str) -> str:
-    return f"{number:g} {noun}{'' if number == 1 else 's'}"

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from lockstep.workers.engine import DataModule, Examples, Module, Trainer
-from lockstep.workers.engine.flat import lay_out
 from tests.machines.gpu_check.plan import Plan
 from tests.machines.gpu_check.report import Row, judge
 from tests.machines.gpu_check.work import SEED, data_of, examples_of, module_of
@@ -35,11 +34,11 @@ class Keep(torch.optim.Optimizer):
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
         super().__init__(parameters, {"lr": 0.0})
-        self.gradient = torch.empty(0)
+        self.gradients: list[Tensor] = []
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        gradient = self.param_groups[0]["params"][0].grad
-        self.gradient = gradient.detach().to("cpu", torch.float64, copy=True)
+        gradients = [parameter.grad for parameter in self.param_groups[0]["params"]]
+        self.gradients = [gradient.detach().to("cpu", torch.float64, copy=True) for gradient in gradients]
 
 
 def check(plan: Plan) -> Iterator[Row]:
@@ -87,8 +86,7 @@ def of_the_engine(module: Module, data: DataModule, dtype: torch.dtype, device: 
     trainer = Trainer(max_steps=1, batch_size=EXAMPLES, shards=shards, seed=SEED)
     trainer.fit(module, data, optimizer, device=device)
     names = [name for name, value in module.named_parameters() if value.requires_grad]
-    slots, _ = lay_out([dict(module.named_parameters())[name].data for name in names])
-    return {name: slot.of(kept[0].gradient) for name, slot in zip(names, slots, strict=True)}
+    return dict(zip(names, kept[0].gradients, strict=True))
 
 
 def compare(check: str, seen: dict[str, Tensor], wanted: dict[str, Tensor], largest: float) -> Row:

@@ -15,23 +15,31 @@ def train(context: Context, work: Work) -> str:
     return f"{result.weights_digest} {sorted(result.final_metrics.items())}"
 
 
+PLACES: dict[str, tuple[Activity | str, ...]] = {
+    "convolutions": (Activity.COMPUTE, Activity.EXCHANGE, "swap", Activity.UPDATE),
+    "deep, in buckets": (Activity.COMPUTE, "swap"),
+}
+"""Where a rank is killed: in small rows everywhere, in buckets where some are under way."""
+
+
 def check(plan: Plan) -> Iterator[Row]:
     """Small rows and buckets, killed in several places."""
     step, world_size = plan.steps // 2, plan.world_sizes[-1]
     with plan.fleet() as fleet:
-        for model in (plan.models[0], plan.models[-1]):
+        for model in (model for model in PLACES if model in plan.models):
             work = plan.work(model, shards=max(4, world_size))
             (undisturbed,) = fleet.run(1, train, work)
-            for activity in (Activity.COMPUTE, Activity.EXCHANGE, "swap", Activity.UPDATE):
+            for activity in PLACES[model]:
                 place = activity if isinstance(activity, str) else activity.value
                 fault = Fault(world_size - 1, activity, step)
                 name = f"{model}: one of {world_size} killed, in {place}"
                 yield healed(fleet, name, work, world_size, [fault], undisturbed)
             fault = Fault(0, Activity.EXCHANGE, step)
             yield healed(fleet, f"{model}: rank 0 of {world_size} killed", work, world_size, [fault], undisturbed)
-            outcomes = fleet.run(world_size - 1, train, work, joins_after_step=step)
-            outcomes = {f"rank {rank}": outcome for rank, outcome in enumerate(outcomes)}
-            yield the_same(f"{model}: one joins {world_size - 1}", {"undisturbed": undisturbed} | outcomes)
+            before = max(1, world_size - 1)
+            outcomes = fleet.run(before, train, work, joins_after_step=step)
+            told = {f"rank {rank}": outcome for rank, outcome in enumerate(outcomes)}
+            yield the_same(f"{model}: one joins {before}", {"undisturbed": undisturbed} | told, before + 2)
 
 
 def healed(fleet: Fleet, name: str, work: Work, world_size: int, faults: list[Fault], undisturbed: str) -> Row:

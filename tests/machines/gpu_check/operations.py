@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from lockstep.workers.engine import Classifier, Trainer, Unsupported
+from lockstep.workers.engine import Classifier, ModelError, Trainer
 from tests.machines.gpu_check.plan import Plan
 from tests.machines.gpu_check.report import Row, judge, the_same
 from tests.machines.gpu_check.work import SEED, data_of, momentum
@@ -86,7 +86,7 @@ def check(plan: Plan) -> Iterator[Row]:
         yield of_one(plan, name, layer)
     try:
         outcome = train(plan, lambda: nn.SyncBatchNorm(CHANNELS))
-    except Unsupported as error:
+    except ModelError as error:
         outcome = str(error)
     is_named = "layer is a layer of torch's SyncBatchNorm" in outcome
     yield judge("SyncBatchNorm", is_named, "refused" if is_named else outcome[:60], "refused by name", [outcome])
@@ -97,7 +97,7 @@ def of_one(plan: Plan, name: str, layer: Callable[[], nn.Module]) -> Row:
     try:
         row = the_same(name, {f"time {time}": train(plan, layer) for time in (1, 2, 3)})
         row.wanted = "one digest, or refused by name"
-    except Unsupported as error:
+    except ModelError as error:
         return judge(name, True, "refused by name", "one digest, or refused by name", [str(error)], words=str(error))
     except RuntimeError as error:
         return judge(name, False, f"{type(error).__name__}", "one digest, or refused by name", [str(error)])

@@ -25,7 +25,7 @@ class Pauses(Listener):
         self.step = step
 
     def wish(self) -> Wish:
-        return Wish.KEEP_AND_STOP if self.step > self.after else Wish.GO_ON
+        return Wish.KEEP_AND_STOP if self.step >= self.after else Wish.GO_ON
 
 
 def origin_of(work: Work) -> Origin:

@@ -23,6 +23,7 @@ class Plan:
         shards: into how many parts.
         world_sizes: with how many ranks that share the device.
         steps: of a short run.
+        batch_size: of its minibatches.
         rounds: of a comparison of speed.
         timed_steps: of one contender in a round.
         service_steps: of the job whose worker is killed.
@@ -35,8 +36,9 @@ class Plan:
     shards: tuple[int, ...] = (4, 8, 2, 1)
     world_sizes: tuple[int, ...] = (2, 3, 4)
     steps: int = 20
-    rounds: int = 5
-    timed_steps: int = 200
+    batch_size: int = 256
+    rounds: int = 3
+    timed_steps: int = 60
     service_steps: int = 800
     images: int = 20_000
 
@@ -63,7 +65,7 @@ class Plan:
         images = self.folder / "images"
         if not images.exists():
             write_images(images, self.images, self.images // 10)
-        return Work(model, str(images), self.device, steps=self.steps).but(**options)
+        return Work(model, str(images), self.device, steps=self.steps, batch_size=self.batch_size).but(**options)
 
 
 def on_a_gpu(folder: Path) -> Plan:
@@ -94,8 +96,9 @@ def smallest(folder: Path) -> Plan:
         models=("softmax_regression", "convolutions"),
         shards=(2,),
         world_sizes=(2,),
-        steps=6,
+        steps=4,
+        batch_size=16,
         rounds=1,
         timed_steps=4,
-        images=1_000,
+        images=300,
     )

@@ -34,6 +34,7 @@ class Stopwatch(Listener):
 def check(plan: Plan) -> Iterator[Row]:
     """Each model; figures, of which nothing is wanted yet."""
     backend = "nccl" if plan.is_gpu and dist.is_nccl_available() else "gloo"
+    fix_arithmetic(1)  # cuBLAS looks at it when it is used first
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
         for model in MODELS:

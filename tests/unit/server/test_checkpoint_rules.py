@@ -8,6 +8,7 @@ import pytest
 from fsspec.registry import known_implementations
 
 from lockstep.server import checkpoint_rules
+from lockstep.server.settings import StartupError, load
 from lockstep.server.validation import resolve
 from tests.unit.server.specs import DIGITS, SITE, spec_of, violations_of
 
@@ -65,3 +66,15 @@ def test_an_operator_can_say_where_checkpoints_may_lie(
         else:
             [violation] = violations_of(spec, site)
             assert "folders below /data/ckpt/, s3://bucket/a; choose one of them" in violation.message
+
+
+def test_the_operators_folders_are_given_with_commas_between_them_and_must_be_folders(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert load().checkpoint_roots is None
+    assert load(checkpoint_roots="/data/ckpt,s3://bucket/a").checkpoint_roots == ("/data/ckpt", "s3://bucket/a")
+    monkeypatch.setenv("LOCKSTEP_CHECKPOINT_ROOTS", "/data")
+    assert load().checkpoint_roots == ("/data",)
+    for wrong in ("data", "memory://x", "/data,s3:/x"):
+        with pytest.raises(StartupError, match=r"--checkpoint-roots names .*; allowed: an absolute path"):
+            load(checkpoint_roots=wrong)

@@ -170,3 +170,14 @@ def test_every_phase_was_spent_for_some_cause() -> None:
     assert sum(causes.values()) == 2 ** len(PHASES) - 1
     assert causes["start_up"] == 2.0 ** PHASES.index("start_up")
     assert list(causes) == ["productive", "start_up", "checkpoint", "healing", "idle"]
+
+
+def test_a_ledger_is_up_to_date_once_all_were_heard_whatever_the_clock_has_become() -> None:
+    ledger = JobLedger()
+    ledger.add(account(0, 1), NOW)
+    ledger.add(account(1, 1, is_last=True), NOW)
+    again = JobLedger.from_json(json.loads(json.dumps(ledger.to_json())))
+    assert not again.is_up_to_date(running_s=1.0)
+    again.add(account(0, 2), NOW - 90_000)  # set back by a day
+    assert again.is_up_to_date(running_s=1.0)
+    assert JobLedger.from_json(ledger.to_json()).is_up_to_date(running_s=31.0)

@@ -98,9 +98,9 @@ def test_checkpoints_come_and_go_with_the_job_that_wrote_them(tmp_path: Path) ->
                 news = News(checkpoints=[checkpoint(step, "/again" if step == 1 else "/c") for step in steps])
                 job = (await store.save(job, now=NOW, news=news)).job
         async with open_store(tmp_path) as store:
-            listed = await store.list_checkpoints("job-a", before=None, limit=9)
+            listed = await store.list_checkpoints("job-a", before=None, limit=9, make=list)
             assert listed == [checkpoint(2), checkpoint(1, "/again")]
-            assert await store.list_checkpoints("job-a", before=2, limit=9) == listed[1:]
+            assert await store.list_checkpoints("job-a", before=2, limit=9, make=list) == listed[1:]
             assert await store.get_checkpoint("job-a", None) == checkpoint(2)
             assert await store.get_checkpoint("job-a", 3) is None
             assert [(job.job_id, job.newest_checkpoint) for job in await store.live_jobs()] == [
@@ -164,7 +164,7 @@ def test_a_write_that_fails_hurts_none_of_its_neighbours(tmp_path: Path) -> None
                 *(store.submit(new_job(f"job-{i % 3}")) for i in range(6)), return_exceptions=True
             )
             assert [isinstance(outcome, Exception) for outcome in outcomes] == [True, False, False, True, True, True]
-            jobs = await store.list_jobs(before=None, limit=9)
+            jobs = await store.list_jobs(before=None, limit=9, make=list)
             assert [job.job_id for job in jobs] == ["job-2", "job-1", "job-0"]
 
     run(scenario())
@@ -205,7 +205,7 @@ def test_a_point_is_stored_once_however_often_it_comes(tmp_path: Path) -> None:
                 assert saved.disagreements == ()
             again = [*points[:2], point(1, 8.0, "step_seconds", 2), point(3, 0.25)]
             assert (await store.save(job, now=NOW, news=News(points=again))).disagreements == ()
-            stored = await store.list_points("job-a", names=[], kind=0, after_step=0, after=None, limit=9)
+            stored = await store.list_points("job-a", names=[], kind=0, after_step=0, after=None, limit=9, make=list)
             assert [(p.name, p.step, repr(p.value)) for p in stored] == [
                 ("train_loss", 1, "0.5"),
                 ("train_loss", 2, "nan"),
@@ -242,10 +242,10 @@ def test_jobs_are_found_by_state_and_labels(tmp_path: Path) -> None:
                 if number < 3:
                     await store.save(replace(job, state=State.FAILED), now=NOW)
             of_b = JobFilter(labels={"team": "b", "all": "1"})
-            found = await store.list_jobs(before=None, limit=9, which=of_b)
+            found = await store.list_jobs(before=None, limit=9, which=of_b, make=list)
             assert [job.job_id for job in found] == ["job-5", "job-3", "job-1"]
             assert await store.count_jobs(of_b) == 3
-            found = await store.list_jobs(before=3, limit=1, which=JobFilter(states=(State.FAILED,)))
+            found = await store.list_jobs(before=3, limit=1, which=JobFilter(states=(State.FAILED,)), make=list)
             assert [job.job_id for job in found] == ["job-1"]
             assert [job.job_id for job in await store.live_jobs()] == ["job-3", "job-4", "job-5"]
             assert await store.count_by_state() == {State.FAILED: 3, State.QUEUED: 3}

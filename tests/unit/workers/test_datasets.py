@@ -224,8 +224,10 @@ def test_what_is_no_regular_file_is_not_waited_for(idx_root: Path, target: str) 
     (idx_root / "folder").mkdir()
     (idx_root / FILES[0]).unlink()
     (idx_root / FILES[0]).symlink_to(target)
+    before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(DataError, match=r"neither .* nor .*\.gz is there as a file that the workers can read"):
         build_data(DataSpec(idx={"root": str(idx_root)}), CPU)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_file_of_the_kernel_that_never_ends_is_not_read(idx_root: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lockstep.workers.engine import Classifier, DataModule, Examples, Trainer, Unsupported
+from lockstep.workers.engine import Classifier, DataModule, Examples, ModelError, Trainer
 from lockstep.workers.engine.layers import layers_that_use, operations_told_by_name
 from lockstep.workers.failures import job_error
 
@@ -48,7 +48,7 @@ def train(module: Classifier) -> str:
     ids=["SyncBatchNorm", "DataParallel"],
 )
 def test_a_layer_that_would_talk_to_other_workers_is_refused_before_training(layer: nn.Module, name: str) -> None:
-    with pytest.raises(Unsupported, match=rf"^body.1 is a layer of torch's {name}, .*; use ") as refused:
+    with pytest.raises(ModelError, match=rf"^body.1 is a layer of torch's {name}, .*; use ") as refused:
         train(Network(layer))
     assert job_error(refused.value, 0).message == str(refused.value)
 
@@ -61,7 +61,7 @@ def test_layers_of_ones_own_with_such_a_name_are_ones_own() -> None:
 
 
 def test_an_operation_that_torch_refuses_is_told_with_its_layer_and_the_mend() -> None:
-    with pytest.raises(Unsupported) as refused:
+    with pytest.raises(ModelError) as refused:
         train(Network(Unpooled()))
     message = str(refused.value)
     assert message.startswith("torch's max_unpooling2d_forward_out, which body.1.unpool (MaxUnpool2d) uses,")

@@ -48,6 +48,8 @@ class News(NamedTuple):
         has_left_log: not all that it has printed was delivered in time.
         data: the digest of its data; empty until it is prepared.
         was_dismissed: it has ended since it was told to leave, and not since all do.
+        refused_stop: number of the last order to stop that this rank has refused for all; 0 for none.
+        refused_because: why.
     """
 
     is_prepared: bool = False
@@ -61,6 +63,8 @@ class News(NamedTuple):
     has_left_log: bool = False
     data: str = ""
     was_dismissed: bool = False
+    refused_stop: int = 0
+    refused_because: str = ""
 
 
 class Place(NamedTuple):
@@ -101,7 +105,7 @@ class Assignment:
         self._ledger_reports = LedgerReports(order, number, place.node_id, self._ledger, self._rank)
         self.address = endpoint.address
         self.pulse = Pulse(order.spec.recovery.hang_timeout_s)
-        self.reporter = Diary(order, self.pulse, self._went_on)
+        self.reporter = Diary(order, self.pulse, self._went_on, self._refused)
         self._printed = WorkerLog(order, number, logs)
         self._device = device_of(order.spec)
         self.membership = Membership(endpoint, order.attempt_token.encode(), self._device, self._lost)
@@ -156,6 +160,9 @@ class Assignment:
     def _went_on(self) -> None:
         """A step is done, the first one since the group was lost."""
         self._tell(went_on_in=self.membership.current.number)
+
+    def _refused(self, number: int, why: str) -> None:
+        self._tell(refused_stop=number, refused_because=why)
 
     def _run(self) -> None:
         order, error_bytes, was_dismissed = self.order, b"", False

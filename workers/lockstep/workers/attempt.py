@@ -71,8 +71,7 @@ class Attempt:
         self.order = order
         self._tell, self._epoch = tell, epoch
         self._gang = Gang(pool, order, epoch, generation)
-        self._adopted, self._is_whole = adopted, is_whole
-        self._revision = 0
+        self._adopted, self._is_whole, self._revision = adopted, is_whole, 0
         self._min_workers = max(1, order.spec.resources.min_workers)
         self._ending = Ending()
         self._placed_by: float | None = None
@@ -91,7 +90,7 @@ class Attempt:
 
     def stop(self, order: StopGang) -> None:
         """Ask the gang to stop at a step boundary, and kill it after a grace."""
-        self._gang.events.put(StopAsked(order.grace_s, order.keep))
+        self._gang.events.put(StopAsked(order.grace_s, order.keep, order.refusable))
 
     def resize(self, order: ResizeGang) -> None:
         """Give the gang other workers."""
@@ -105,8 +104,6 @@ class Attempt:
         """Who is in the gang now; only before `start`, for a gang that was taken over."""
         training = sum(member.is_training for member in self._adopted)
         return changed(self.order, self._revision, self._adopted, training if self._is_whole else 0)
-
-    # The thread.
 
     def _run(self) -> None:
         stopped = GangStopped(job_id=self.order.job_id, attempt=self.order.attempt)
@@ -193,6 +190,9 @@ class Attempt:
             return
         if news.is_prepared and not member.is_prepared:
             self._take_in(member, news)
+        if self._ending.is_refused_by(news.refused_stop):
+            self._tell_changed(news.refused_because, refuses_stop=True)
+            self._meet()
         self._quarrel.went_on(news.went_on_in)
         # An order of a launcher that died may have come to a worker after this one had asked it who it is.
         self._gang.generation = max(news.lost_generation, self._gang.generation)
@@ -356,7 +356,7 @@ class Attempt:
     def _stop_all(self, asked: StopAsked) -> None:
         self._ending.stop(asked, has_trained=self._gang.generation > 0)
         for member in self._gang.members:
-            self._gang.tell(member, "stop", self._epoch, asked.keep)
+            self._gang.tell(member, "stop", self._epoch, asked.keep, asked.refusable)
 
     def _fail(self, error: JobError) -> None:
         """A worker could not go on for a reason that the others share: end all, once they have reported."""
@@ -394,7 +394,7 @@ class Attempt:
             self._placed_by = awake.now() + PLACEMENT_TIMEOUT_S
         self._tell_changed(words)
 
-    def _tell_changed(self, message: str, refused: Sequence[str] = ()) -> None:
+    def _tell_changed(self, message: str, refused: Sequence[str] = (), *, refuses_stop: bool = False) -> None:
         fact = changed(self.order, self._revision, self._gang.members, len(self._gang.training), message)
-        fact.refused_node_ids.extend(refused)
+        fact.MergeFrom(GangChanged(refused_node_ids=refused, refuses_stop=refuses_stop))
         self._tell(ConnectLauncherRequest(gang_changed=fact))

@@ -26,13 +26,26 @@ class Ending:
         self.is_stopping = self.is_too_small = self.is_agreed = False
         self.deadline: float | None = None
         self.errors: list[JobError] = []
-        self._too_small_because = ""
+        self._too_small_because, self._refusable = "", 0
         self._has_left_in_order = False
 
     def stop(self, asked: StopAsked, *, has_trained: bool) -> None:
         """The workers are told to stop; before they have trained, nothing is there that would have to be kept."""
-        self.is_stopping = True
+        self.is_stopping, self._refusable = True, asked.refusable
         self.deadline = awake.now() + (asked.grace_s if has_trained else 0.0)
+
+    def is_refused_by(self, refused: int) -> bool:
+        """Whether the workers have just refused to stop, since they could not keep what they had.
+
+        Then they train as if they had not been told to.
+
+        Args:
+            refused: number of the last order that they have refused; 0 for none.
+        """
+        if not 0 < self._refusable <= refused or self.is_too_small or self.errors:
+            return False
+        self.is_stopping, self.deadline, self._refusable = False, None, 0
+        return True
 
     def be_too_small(self, why: str) -> StopAsked:
         """Too few are left; those shall write a checkpoint and go.

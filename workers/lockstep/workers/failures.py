@@ -9,13 +9,13 @@ from lockstep.v1.job_pb2 import JobError
 from lockstep.workers.engine import (
     DataError,
     HardwareDiffers,
+    ModelError,
     NonFiniteGradient,
     NonFiniteLoss,
     NonFiniteParameters,
     NotDeterministic,
     PeerLost,
     RanksDisagree,
-    Unsupported,
 )
 
 FRAMES_SHOWN = 12
@@ -40,7 +40,7 @@ def job_error(error: BaseException, rank: int) -> JobError:
         case RanksDisagree():
             message = f"{error}. The promise of equal bits is broken, so the job was stopped; please report this."
             return JobError(reason="RANKS_DISAGREE", message=message, rank=rank)
-        case Unsupported():
+        case ModelError():
             cause = error.__cause__ or error
             return JobError(reason="USER_ERROR", message=str(error), traceback=short_traceback(cause), rank=rank)
         case ray.exceptions.RayTaskError():

@@ -120,10 +120,11 @@ class Hung:
 
 @dataclass(frozen=True)
 class StopAsked:
-    """The coordinator wants the gang to stop."""
+    """The coordinator wants the gang to stop; see the contract's StopGang."""
 
     grace_s: float
     keep: bool
+    refusable: int = 0
 
 
 @dataclass(frozen=True)

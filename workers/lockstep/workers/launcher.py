@@ -10,6 +10,8 @@ workers go on, and the next launcher takes them over.
 The first line of the input is JSON: the fields of `Config`.
 """
 
+import contextlib
+import io
 import json
 import logging
 import os
@@ -19,7 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TextIO, cast
 
 import grpc
 import structlog
@@ -278,8 +280,22 @@ def main() -> None:
     os._exit(0)  # a normal exit would wait for Ray
 
 
+class _Forgiving(io.TextIOBase):
+    """Standard error for logs, as the server has it: what cannot be written is lost, and no failure of who logs."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+
+
 def _configure_logs(log_format: str) -> None:
     """Log as the server does, whose standard error this is."""
+    stream = cast(TextIO, _Forgiving())
     shape: list[structlog.typing.Processor] = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     if log_format == "json":
         shape = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
@@ -289,9 +305,9 @@ def _configure_logs(log_format: str) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *shape,
         ],
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(stream),
     )
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, stream=stream)
 
 
 def _first_line() -> bytes:

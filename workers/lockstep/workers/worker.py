@@ -236,11 +236,11 @@ class Worker:
         if current is not None:
             current.membership.dismiss()
 
-    def stop(self, assignment: str, epoch: int, keep: bool) -> None:
-        """Stop training at the next step boundary, all ranks together, with a checkpoint or without."""
+    def stop(self, assignment: str, epoch: int, keep: bool, refusable: int = 0) -> None:
+        """Stop training at the next step boundary, all ranks together; see `Reporter.stop`."""
         current = self._obeying(assignment, epoch)
         if current is not None:
-            current.reporter.stop(keep)
+            current.reporter.stop(keep, refusable)
 
     def news(self, assignment: str, known: News | None) -> News:
         """What has happened, as soon as it differs from what is known, or after a while."""

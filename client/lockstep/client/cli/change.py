@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from lockstep.client._words import count
 from lockstep.client.cli import exit_codes
 from lockstep.client.cli.connect import client_of, say, say_if_short
 from lockstep.client.cli.jobs import JobId
@@ -71,7 +72,7 @@ def scale(
     with client_of(context) as client:
         job = client.find_job(job_id).scale(workers)
         wanted = job.spec.resources.workers
-        say(f"{job.job_id} is {job.state.lower()}, with {wanted} worker{'s' if wanted > 1 else ''} wanted")
+        say(f"{job.job_id} is {job.state.lower()}, with {count(wanted, 'worker')} wanted")
         say_if_short(client, job)
 
 
@@ -86,7 +87,8 @@ def _await_pause(job: Job) -> None:
             say(f"{job.job_id} is pausing")
             is_told = True
     how = "ended" if job.state.has_ended else "went on"
-    raise FailedPrecondition(f"{job.job_id} {how} before it was seen paused: it is {job.state}")
+    why = f", {job.state_reason}" if job.state_reason else ""
+    raise FailedPrecondition(f"{job.job_id} {how} before it was seen paused: it is {job.state}{why}")
 
 
 def _say_state(job: Job) -> None:

@@ -53,7 +53,7 @@ def print_job(job: Job, events: Sequence[JobEvent], newest: Checkpoint | None, l
 def _facts(job: Job, newest: Checkpoint | None) -> list[tuple[str, str | Text]]:
     progress = job.progress
     steps = f"step {progress.step} of {progress.total_steps}" if progress.total_steps else f"step {progress.step}"
-    took = output.duration((job.end_time - job.start_time).total_seconds()) if job.end_time and job.start_time else ""
+    took = output.between(job.start_time, job.end_time)
     return [
         ("job", job.job_id),
         ("name", job.name),

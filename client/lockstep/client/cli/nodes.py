@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lockstep.client._words import count, part_of
 from lockstep.client.cli import output
 from lockstep.client.cli.connect import client_of
 from lockstep.client.cli.telemetry import telemetry_lines
@@ -63,8 +64,8 @@ def _print(cluster: Cluster, nodes: Sequence[Node]) -> None:
 
 
 def _describe_cluster(cluster: Cluster) -> str:
-    jobs = f"{_count(cluster.jobs_running, 'job')} running, {cluster.jobs_waiting} waiting"
-    there = f"{_count(cluster.nodes, 'node')}, {jobs}"
+    jobs = f"{count(cluster.jobs_running, 'job')} running, {cluster.jobs_waiting} waiting"
+    there = f"{count(cluster.nodes, 'node')}, {jobs}"
     return there if cluster.is_ready else f"not ready: {cluster.not_ready_reason}\n{there}"
 
 
@@ -78,7 +79,7 @@ def _describe_use(node: Node) -> str:
         )
         if not total:
             continue
-        part = f"{held:g} of {_count(usable, kind[:-1].upper())} held by jobs"
+        part = f"{part_of(held, usable, kind[:-1].upper())} held by jobs"
         part += f", {warm:g} warm" if warm else ""
         part += f", {total - usable:g} more held by others" if total > usable else ""
         parts.append(part)
@@ -93,16 +94,13 @@ def _describe_worker(worker: Worker) -> str:
     if worker.state is WorkerState.STARTING:
         facts.append(state)
     facts += [
-        _count(number, noun)
+        count(number, noun)
         for number, noun in ((worker.resources.cpus, "CPU"), (worker.resources.gpus, "GPU"))
         if number
     ]
     if worker.state is WorkerState.WARM and worker.idle_since is not None:
-        facts.append(f"idle for {output.duration(max(0.0, (datetime.now(UTC) - worker.idle_since).total_seconds()))}")
+        idle_s = (datetime.now(UTC) - worker.idle_since).total_seconds()  # by two clocks
+        facts.append(f"idle for {output.duration(max(0.0, idle_s))}")
         facts += [output.size(worker.memory_bytes)] if worker.memory_bytes else []
         facts += [f"data {output.size(worker.data_bytes)}"] if worker.data_bytes else []
     return ", ".join(facts)
-
-
-def _count(number: float, noun: str) -> str:
-    return f"{number:g} {noun}{'' if number == 1 else 's'}"

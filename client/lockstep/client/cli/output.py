@@ -86,6 +86,13 @@ def ago(moment: datetime | None) -> str:
     return "now" if seconds < 1 else f"{duration(seconds)} ago"
 
 
+def between(start: datetime | None, end: datetime | None) -> str:
+    """How long something took, by the server's clock; empty while that is not known."""
+    if start is None or end is None:
+        return ""
+    return duration((end - start).total_seconds()) if end >= start else "not known: the server's clock was set back"
+
+
 def duration(seconds: float) -> str:
     """A length of time in its largest unit that is not yet coarse, such as "90 min"."""
     for unit, length_s, below_s in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172_800)):
@@ -95,8 +102,10 @@ def duration(seconds: float) -> str:
 
 
 def short_time(seconds: float) -> str:
-    """A length of time that is mostly far below a second, such as "12 ms"."""
-    return f"{1e3 * seconds:.0f} ms" if seconds < 10 else duration(seconds)
+    """A length of time that is mostly far below a second, such as "12 ms", "3.8 s" and "11 s"."""
+    if seconds < 1:
+        return f"{1e3 * seconds:.0f} ms"
+    return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
 
 
 def size(size_bytes: int) -> str:

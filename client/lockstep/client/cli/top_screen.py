@@ -11,6 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from lockstep.client._words import count, part_of
 from lockstep.client.cli import output
 from lockstep.client.cluster import Cluster, Node, Worker, WorkerState
 from lockstep.client.job import Job
@@ -27,12 +28,12 @@ LEAST_BUSY_RATIO = 0.05
 _PARTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("c", "green", "compute", ("forward", "backward", "optimizer")),
     ("d", "yellow", "data", ("data", "host_to_device")),
-    ("x", "magenta", "all-reduce", ("exchange",)),
-    ("w", "red", "waits for others", ("exchange_wait",)),
+    ("x", "magenta", "exchange", ("exchange",)),
+    ("w", "red", "exchange_wait", ("exchange_wait",)),
     ("v", "blue", "validation", ("validation",)),
     ("k", "cyan", "checkpoint", ("checkpoint",)),
     ("h", "bright_red", "healing", ("healing",)),
-    ("s", "white", "start-up", ("start_up",)),
+    ("s", "white", "start_up", ("start_up",)),
     ("i", "bright_black", "idle", ("idle",)),
 )
 _STEP_PHASES = ("data", "host_to_device", "forward", "backward", "exchange", "exchange_wait", "optimizer")
@@ -147,12 +148,12 @@ def screen(view: View) -> Group:
 
 def _head(view: View) -> Text:
     cluster = view.cluster
-    facts = [f"{cluster.nodes} node{'' if cluster.nodes == 1 else 's'}"]
-    for kind, name in (("gpus", "GPUs"), ("cpus", "CPUs")):
+    facts = [count(cluster.nodes, "node")]
+    for kind, name in (("gpus", "GPU"), ("cpus", "CPU")):
         usable, held = getattr(cluster.usable, kind), getattr(cluster.held_by_jobs, kind)
         if usable:
-            facts.append(f"{held:g} of {usable:g} {name} held by jobs")
-    facts.append(f"{cluster.jobs_running} job{'' if cluster.jobs_running == 1 else 's'} running")
+            facts.append(f"{part_of(held, usable, name)} held by jobs")
+    facts.append(f"{count(cluster.jobs_running, 'job')} running")
     facts.append(f"{cluster.jobs_waiting} waiting")
     head = Text("Lockstep", style="bold")
     head.append(f"  {view.target}  {output.clock(view.time)}  ", style="not bold")
@@ -189,14 +190,14 @@ def _nodes(view: View, narrowness: int) -> Drawing:
 
 
 def _cpus(node: Node) -> str:
-    return f"{node.total.cpus:g} CPU{'' if node.total.cpus == 1 else 's'}"
+    return count(node.total.cpus, "CPU")
 
 
 def _described(node: Node) -> Text:
     warm = sum(worker.state is WorkerState.WARM for worker in node.workers)
-    facts = [f"{node.held_by_jobs.cpus:g} of {node.usable.cpus:g} CPUs held"]
+    facts = [f"{part_of(node.held_by_jobs.cpus, node.usable.cpus, 'CPU')} held"]
     if node.usable.gpus:
-        facts.append(f"{node.held_by_jobs.gpus:g} of {node.usable.gpus:g} GPUs held")
+        facts.append(f"{part_of(node.held_by_jobs.gpus, node.usable.gpus, 'GPU')} held")
     facts += [f"{warm} warm"] if warm else []
     facts += ["no telemetry"] if node.telemetry is None else []
     return Text(", ".join(facts), style="bright_black")
@@ -219,7 +220,7 @@ def _workers(node: Node, jobs: Iterable[JobView]) -> Iterator[_Row]:
     views = {view.job.job_id: view for view in jobs}
     for worker in node.workers:
         if worker.job_id:
-            cpus = f"{worker.resources.cpus:g} CPU{'' if worker.resources.cpus == 1 else 's'}"
+            cpus = count(worker.resources.cpus, "CPU")
             view = views.get(worker.job_id)
             busy, memory = view.use_of(worker.rank, worker.resources.cpus) if view is not None else (None, "")
             yield f"worker, {cpus}", busy, memory, "", _user([worker], None)

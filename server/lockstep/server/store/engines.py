@@ -11,7 +11,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 
-from lockstep.server.store.writer import StoreError
+from lockstep.server.store.trouble import StoreError
 
 _BUSY_TIMEOUT_MS = 10_000
 

@@ -9,12 +9,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import structlog
 from sqlalchemy import Connection, Engine
 
 from lockstep.server.store.plain import driver_of
+from lockstep.server.store.trouble import StoreError, is_of_the_store, why_unwritable
 
 T = TypeVar("T")
 Operation = Callable[[Connection], T]
@@ -24,10 +26,6 @@ _GATHER_S = 0.001
 """How long more writes are waited for when several came together before: each commit takes longer than that."""
 
 log = structlog.get_logger(__name__)
-
-
-class StoreError(Exception):
-    """The store cannot be opened, read or written."""
 
 
 @dataclass
@@ -50,8 +48,9 @@ class _Request(Generic[T]):
 class Writer:
     """A thread that owns the only connection that writes. It serves one event loop."""
 
-    def __init__(self, engine: Engine, committed: Callable[[int, float], None]) -> None:
-        self._engine, self._committed = engine, committed
+    def __init__(self, engine: Engine, folder: Path, committed: Callable[[int, float], None]) -> None:
+        self._engine, self._folder, self._committed = engine, folder, committed
+        self._is_failing = False
         self._gathered: list[_Request[Any]] = []
         self._requests: queue.SimpleQueue[list[_Request[Any]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="lockstep-store-writer", daemon=True)
@@ -63,6 +62,9 @@ class Writer:
 
         An operation that raises changes nothing, and hurts none of those that share its commit. What is asked for is
         written even when the caller goes away.
+
+        Raises:
+            StoreUnwritable: the disk is full, or worse; nothing of what shared the transaction is stored.
         """
         if self._closed:
             raise StoreError("the store is closed")
@@ -71,7 +73,8 @@ class Writer:
         if not self._gathered:  # Those that come in the same turn of the loop go together: waking a thread is dear.
             loop.call_soon(self._hand_over)
         self._gathered.append(request)
-        return await request.future
+        outcome: T = await request.future
+        return outcome
 
     def _hand_over(self) -> None:
         gathered, self._gathered = self._gathered, []
@@ -116,13 +119,17 @@ class Writer:
                 driver = driver_of(connection)
                 for request in group:
                     self._run_one(connection, driver, request)
-                if not driver.in_transaction:
-                    # SQLite rolls the whole transaction back by itself when the disk is full or fails.
-                    raise StoreError("the database gave the transaction up; the disk may be full")
         except Exception as error:
-            log.error("a group of writes failed", writes=len(group), exc_info=True)
+            trouble = why_unwritable(error, self._folder)
+            if not self._is_failing:  # once, not with every try
+                log.error("nothing can be stored", error=trouble.message)
+            self._is_failing = True
             for request in group:
-                request.error = request.error or StoreError(f"writing failed: {error}")
+                request.error = trouble
+        else:
+            if self._is_failing:
+                log.info("the store can be written again")
+            self._is_failing = False
 
     @staticmethod
     def _run_one(connection: Connection, driver: sqlite3.Connection, request: _Request[Any]) -> None:
@@ -132,7 +139,8 @@ class Writer:
             request.outcome = request.operation(connection)
         except Exception as error:
             request.error = error
-            if not driver.in_transaction:  # SQLite has rolled everything back, see above.
+            # SQLite rolls the whole transaction back by itself when the disk is full or fails.
+            if is_of_the_store(error) or not driver.in_transaction:
                 raise
             driver.execute("ROLLBACK TO one")
         driver.execute("RELEASE one")

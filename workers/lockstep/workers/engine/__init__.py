@@ -13,7 +13,6 @@ from lockstep.workers.engine.errors import (
     PeerLost,
     RanksDisagree,
     Stopped,
-    Unsupported,
 )
 from lockstep.workers.engine.group import Group
 from lockstep.workers.engine.ledger import STEP_BOUNDS_S, Account, Ledger, Phase
@@ -54,7 +53,6 @@ __all__ = [
     "Result",
     "Stopped",
     "Trainer",
-    "Unsupported",
     "Wish",
     "initialisation_seed",
 ]

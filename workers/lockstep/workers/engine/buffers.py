@@ -1,11 +1,14 @@
 """The buffers of a module, and what the shards of a step make of them.
 
 Most never change and cost nothing: a tensor counts how often it is written to. Those that some shard has changed are
-*live*: they lie in one vector of bytes, so that one copy sets all of them back before each shard, and one
-message exchanges what the shards left behind. All ranks hold the same tensors for live, since the length of the message
-follows from it; a rank that sees another one change has all of them repeat the step.
+*live*. They stay where they are, but what they held before a step, and what each shard leaves in them, lies in vectors
+of bytes: one call sets all of them back, and one message exchanges what the shards left behind. All ranks hold the same
+buffers for live, since the length of the message follows from it; a rank that sees another one change has all of them
+repeat the step.
 """
 
+import itertools
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from lockstep.workers.engine.errors import ModelError
-from lockstep.workers.engine.flat import overlaps, strides_of
+from lockstep.workers.engine.flat import dimensions
 from lockstep.workers.engine.group import Group
-from lockstep.workers.engine.policies import ATTRIBUTE, COMBINE, MEAN, SAME, check_policy, find_policies
+from lockstep.workers.engine.policies import ATTRIBUTE, COMBINE, MEAN, SAME, allowed_for, check_policy, find_policies
 from lockstep.workers.engine.reduce import CACHE_LINE_BYTES
 from lockstep.workers.engine.shards import Placement
 
@@ -32,6 +35,7 @@ class Kept:
         policy: how what several shards leave behind becomes one.
         before: what it held before the step.
         version: how often it had been written to when `before` was noted.
+        part: where it lies when it is live.
         is_live: whether some shard of some rank has changed it.
         is_seen: whether this rank has seen it change.
     """
@@ -42,8 +46,13 @@ class Kept:
     policy: str
     before: Tensor
     version: int
+    part: "Part | None" = None
     is_live: bool = False
     is_seen: bool = False
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.tensor.dtype)
 
     def is_replaced(self) -> bool:
         """Whether a layer holds another tensor in its place."""
@@ -71,12 +80,24 @@ class Kept:
 
 
 class Part(NamedTuple):
-    """Live tensors of one policy and dtype, and where they lie in the vector of bytes."""
+    """Live buffers of one policy and dtype, and where they lie in vectors of bytes.
+
+    Attributes:
+        start, stop: the bytes.
+        tensors: the buffers.
+        before: where in a vector lies what each of them held before the step.
+        after: the same of what it is to hold.
+        rows: the same of what each shard has left in it, by shard.
+    """
 
     policy: str
     dtype: torch.dtype
     start: int
     stop: int
+    tensors: list[Tensor]
+    before: list[Tensor]
+    after: list[Tensor]
+    rows: list[list[Tensor]]
 
     def of(self, values: Tensor) -> Tensor:
         """Their elements in vectors of bytes, (..., size_bytes), complex ones as pairs."""
@@ -88,7 +109,7 @@ class Buffers:
     """The buffers of a module, and what the shards of a step make of them.
 
     Args:
-        module: its live buffers become views of one vector.
+        module: whose buffers they are.
         shards: number of shards of a minibatch.
 
     Raises:
@@ -99,37 +120,35 @@ class Buffers:
         self._module, self._shards = module, shards
         self.kept = list(find(module))
         self._names = _names(module)
-        self._lives_elsewhere = dict(overlaps((k.name, k.tensor) for k in self.kept))
         self._live: list[Kept] = []
         self._still = list(self.kept)
         self._parts: list[Part] = []
-        self._offsets: list[int] = []
-        self._values = self._before = self._table = torch.empty(0, dtype=torch.uint8)
+        self._before = self._after = self._table = torch.empty(0, dtype=torch.uint8)
         self._is_first = True
-        known = [kept.name for kept in self.kept if kept.name in _known_to_change(module)]
-        self._make_live(known)
+        self._make_live([kept.name for kept in self.kept if kept.name in _known_to_change(module)])
 
     def enter(self) -> None:
         """A generation begins; what changes is looked at closely in its first step."""
         self._is_first = True
-        self._before.copy_(self._values)
+        self.note()
         for kept in self._still:
             kept.before.copy_(kept.tensor)
-            kept.version = kept.tensor._version
 
+    @torch.no_grad()
     def note(self) -> None:
         """Note everything as it is before a step."""
-        if self._live:
-            self._before.copy_(self._values)
+        for part in self._parts:
+            torch._foreach_copy_(part.before, part.tensors)
         for kept in self._still:
             if kept.tensor._version != kept.version:
                 kept.before.copy_(kept.tensor)
                 kept.version = kept.tensor._version
 
+    @torch.no_grad()
     def restore(self) -> None:
         """Set what is live to what it was before the step, so that every shard starts from the same."""
-        if self._live:
-            self._values.copy_(self._before)
+        for part in self._parts:
+            torch._foreach_copy_(part.tensors, part.before)
 
     def undo(self) -> None:
         """Set everything to what it was before, whatever the shards or a validation have done."""
@@ -144,20 +163,21 @@ class Buffers:
                 kept.tensor.data.copy_(kept.before)
                 kept.version = kept.tensor._version
 
+    @torch.no_grad()
     def keep(self, shard: int) -> None:
         """Keep what a shard has left behind."""
         for kept in self._live:
             if kept.is_replaced():
                 kept.take_back()
-        if self._live:
-            self._table[shard].copy_(self._values)
+        for part in self._parts:
+            torch._foreach_copy_(part.rows[shard], part.tensors)
 
     def have_changed(self) -> bool:
         """Whether this rank's shards have changed what is not live; then the step must be repeated."""
         if self._is_first:
             self._check_names()
             self._is_first = False
-            return any(kept.is_touched() or not _equal(kept.before, kept.tensor) for kept in self._still)
+            return any(kept.is_touched() or not equal(kept.before, kept.tensor) for kept in self._still)
         return any(kept.is_touched() for kept in self._still)
 
     def agree(self, group: Group) -> None:
@@ -169,7 +189,7 @@ class Buffers:
         if not self.kept:
             return
         is_live = torch.tensor(
-            [k.is_live or k.is_seen or k.is_touched() or not _equal(k.before, k.tensor) for k in self.kept],
+            [k.is_live or k.is_seen or k.is_touched() or not equal(k.before, k.tensor) for k in self.kept],
             dtype=torch.int64,
         )
         self.undo()
@@ -203,23 +223,27 @@ class Buffers:
         for part in self._parts:
             if part.policy != SAME or active_shards == 1:
                 continue
-            rows = self._table[:active_shards, part.start : part.stop].view(torch.int64)
-            if bool((rows[1:] == rows[0]).all()):
+            words = self._table[:active_shards, part.start : part.stop].view(torch.int64)
+            if bool((words[1:] == words[0]).all()):
                 continue
-            for kept, start in zip(self._live, self._offsets, strict=True):
-                values = self._table[:active_shards, start : start + kept.tensor.nbytes]
-                if kept.policy == SAME and not bool((values == values[0]).all()):
+            for kept, *values in zip(
+                (k for k in self._live if k.part is part), *part.rows[:active_shards], strict=True
+            ):
+                if not all(equal(value, values[0]) for value in values):
                     raise ModelError(
-                        f"the shards of a minibatch left different values in {kept.name}, {kept.tensor.dtype}, of "
-                        "which all must make the same; say how they are combined by "
-                        f'{ATTRIBUTE} = {{"{kept.name}": "sum"}}, or "max" or "min", in the module'
+                        f"the shards of a minibatch left different values in {kept.name}, {part.dtype}, of which all "
+                        "must make the same; say how they become one in the module, as in "
+                        f'{ATTRIBUTE} = {{"{kept.name}": "{allowed_for(part.dtype)[0]}"}}; allowed: '
+                        f"{', '.join(allowed_for(part.dtype))}"
                     )
 
+    @torch.no_grad()
     def combine(self, active_shards: int) -> None:
         """Set what is live to what the shards that ran have made of it together."""
         for part in self._parts:
             rows, before = part.of(self._table[:active_shards]), part.of(self._before)
-            part.of(self._values).copy_(COMBINE[part.policy](rows, before))
+            part.of(self._after).copy_(COMBINE[part.policy](rows, before))
+            torch._foreach_copy_(part.tensors, part.after)
 
     def check_unseen(self) -> None:
         """Check that nothing has changed or come in ways that the engine does not see.
@@ -229,7 +253,7 @@ class Buffers:
         """
         self._check_names()
         for kept in self._still:
-            if kept.tensor._version == kept.version and not _equal(kept.before, kept.tensor):
+            if kept.tensor._version == kept.version and not equal(kept.before, kept.tensor):
                 raise ModelError(
                     f"{kept.name} was changed in a way that leaves no trace, after the first step; write with copy_(), "
                     "mul_() and so on, not through `data` or NumPy"
@@ -251,33 +275,50 @@ class Buffers:
             )
 
     def _make_live(self, names: list[str]) -> None:
-        """Lay the tensors of these names flat."""
+        """Give the buffers of these names their places in the vectors."""
         if set(names) == {kept.name for kept in self._live}:
             return
         for kept in self.kept:
             kept.is_live = kept.name in names
-            if kept.is_live and kept.name in self._lives_elsewhere:
-                other = self._lives_elsewhere[kept.name] or "itself"
-                raise ModelError(f"the buffer {kept.name} changes and shares memory with {other}; give it its own")
-        self._live = sorted((k for k in self.kept if k.is_live), key=lambda k: (k.policy, str(k.tensor.dtype), k.name))
         self._still = [kept for kept in self.kept if not kept.is_live]
-        self._offsets, self._parts, end = [], [], 0
-        for kept in self._live:
-            start, end = end, end + -(-kept.tensor.nbytes // CACHE_LINE_BYTES) * CACHE_LINE_BYTES
-            self._offsets.append(start)
-            if self._parts and self._parts[-1][:2] == (kept.policy, kept.tensor.dtype):
-                self._parts[-1] = self._parts[-1]._replace(stop=end)
-            else:
-                self._parts.append(Part(kept.policy, kept.tensor.dtype, start, end))
+        kind = operator.attrgetter("policy", "dtype_name")
+        self._live = sorted((kept for kept in self.kept if kept.is_live), key=kind)
         device = self._live[0].tensor.device
-        values = torch.zeros(end, dtype=torch.uint8, device=device)
-        for kept, start in zip(self._live, self._offsets, strict=True):
-            bytes_of_it = values[start : start + kept.tensor.nbytes].view(kept.tensor.dtype)
-            view = bytes_of_it.as_strided(kept.tensor.shape, strides_of(kept.tensor), bytes_of_it.storage_offset())
-            kept.tensor.data = view.copy_(kept.tensor.data)
-            kept.before = view
-        self._values, self._before = values, values.clone()
-        self._table = torch.zeros(self._shards, end, dtype=torch.uint8, device=device)
+        size = sum(map(place_bytes, self._live))
+        self._before, self._after = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
+        self._table = torch.zeros(self._shards, size, dtype=torch.uint8, device=device)
+        self._parts, stop = [], 0
+        for (policy, _), group in itertools.groupby(self._live, kind):
+            members, start = list(group), stop
+            stop += sum(map(place_bytes, members))
+            part = Part(
+                policy,
+                members[0].tensor.dtype,
+                start,
+                stop,
+                [kept.tensor for kept in members],
+                places(members, self._before[start:]),
+                places(members, self._after[start:]),
+                [places(members, row[start:]) for row in self._table],
+            )
+            self._parts.append(part)
+            for kept, before in zip(members, part.before, strict=True):
+                kept.part, kept.before = part, before.copy_(kept.tensor)
+
+
+def place_bytes(kept: Kept) -> int:
+    """Bytes that a buffer takes in a vector, up to the next cache line."""
+    return -(-kept.tensor.nbytes // CACHE_LINE_BYTES) * CACHE_LINE_BYTES
+
+
+def places(members: list[Kept], vector: Tensor) -> list[Tensor]:
+    """Where buffers lie in a vector of bytes, one after another."""
+    views, start = [], 0
+    for kept in members:
+        view = vector[start : start + kept.tensor.nbytes].view(kept.tensor.dtype)
+        views.append(view.view(kept.tensor.shape))
+        start += place_bytes(kept)
+    return views
 
 
 def find(module: nn.Module) -> Iterator[Kept]:
@@ -317,8 +358,8 @@ def keep(name: str, tensor: Tensor) -> Kept:
         raise ModelError(f"{name} is {tensor.layout}; buffers must be dense")
     if tensor.is_inference():  # has no count of what is written to it
         tensor = tensor.clone()
-    if strides_of(tensor) != tensor.stride():  # expanded, or a part of another tensor
-        tensor.data = torch.empty_like(tensor).copy_(tensor.data)
+    if any(stride == 0 and size > 1 for size, stride in dimensions(tensor)):  # expanded: nothing can be written to it
+        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     policy = MEAN if tensor.dtype.is_floating_point or tensor.dtype.is_complex else SAME
     return Kept(name, tensor, [], policy, tensor.detach().clone(), tensor._version)
 
@@ -337,7 +378,7 @@ def _known_to_change(module: nn.Module) -> set[str]:
     }
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
+def equal(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors of one shape and dtype have the same values; NaN is NaN."""
     if one.dtype.is_floating_point or one.dtype.is_complex:
         one, other = (t.contiguous().view(-1).view(torch.uint8) for t in (one, other))

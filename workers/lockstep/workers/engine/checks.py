@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from lockstep.workers.engine.data_module import DataModule, Examples
 from lockstep.workers.engine.errors import DataError, ModelError
+from lockstep.workers.engine.layers import refuse_layers_that_communicate
 from lockstep.workers.engine.module import Module
 
 
@@ -34,8 +35,9 @@ def check_module(module: nn.Module) -> None:
         if getattr(layer, "max_norm", None) is not None and isinstance(layer, nn.Embedding | nn.EmbeddingBag):
             raise ModelError(
                 f"{where} has max_norm={layer.max_norm}, with which forward rewrites the rows of its weight that a "
-                "shard looks up; build it without, and bound in forward what was looked up, as functional.normalize does"
+                "shard looks up; build it without, and bound in forward what was looked up"
             )
+    refuse_layers_that_communicate(module)
 
 
 def check_data(data: DataModule) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from lockstep.workers.engine.errors import Unsupported
+from lockstep.workers.engine.errors import ModelError
 
 COMMUNICATING = {
     "SyncBatchNorm": "use BatchNorm1d, BatchNorm2d or BatchNorm3d, which normalise within a shard and so are the same "
@@ -50,13 +50,13 @@ def refuse_layers_that_communicate(module: nn.Module) -> None:
     """Refuse layers that would talk to other workers in the middle of a shard, of which those know nothing.
 
     Raises:
-        Unsupported: there is one; names it and the mend.
+        ModelError: there is one; names it and the mend.
     """
     for path, layer in module.named_modules():
         for kind in type(layer).__mro__:
             if kind.__name__ in COMMUNICATING and kind.__module__.startswith("torch."):
                 where = f"{path} is a layer" if path else "the model is a module"
-                raise Unsupported(
+                raise ModelError(
                     f"{where} of torch's {kind.__name__}, which talks to other processes while it computes and would "
                     f"make the curve depend on the number of workers; {COMMUNICATING[kind.__name__]}"
                 )
@@ -67,7 +67,7 @@ def operations_told_by_name(module: nn.Module) -> Iterator[None]:
     """Around training: tell which operation has no deterministic implementation, which layers use it, and the mend.
 
     Raises:
-        Unsupported: torch has refused an operation.
+        ModelError: torch has refused an operation.
     """
     try:
         yield
@@ -79,7 +79,7 @@ def operations_told_by_name(module: nn.Module) -> Iterator[None]:
         layers = layers_that_use(kernel, module)
         whose = f", which {' and '.join(layers)} {'use' if len(layers) > 1 else 'uses'}," if layers else ""
         mend = next((mend for start, mend in MENDS.items() if kernel.startswith(start)), ELSEWHERE)
-        raise Unsupported(
+        raise ModelError(
             f"torch's {kernel}{whose} gives other bits each time that it runs on this device, so that there would be "
             f"no one curve; {mend}"
         ) from error

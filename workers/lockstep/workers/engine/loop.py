@@ -8,22 +8,23 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lockstep.workers.engine.agreement import agree_on_data, agree_on_hardware, agree_on_model
 from lockstep.workers.engine.audit import ALWAYS, START, Audit
 from lockstep.workers.engine.checkpoint import Checkpoints, Damaged, NotOurs, read_weights
 from lockstep.workers.engine.determinism import hardware_class
-from lockstep.workers.engine.digest import fingerprint, weights_digest
+from lockstep.workers.engine.digest import weights_digest
 from lockstep.workers.engine.errors import (
     DataError,
-    HardwareDiffers,
     NonFiniteParameters,
     PeerLost,
-    RanksDisagree,
     Stopped,
 )
+from lockstep.workers.engine.fingerprint import Fingerprint
 from lockstep.workers.engine.group import Group
 from lockstep.workers.engine.ledger import Phase
 from lockstep.workers.engine.listener import Activity, Listener, Result
 from lockstep.workers.engine.metrics import Point, Progress, Window
+from lockstep.workers.engine.schedule import Schedule
 from lockstep.workers.engine.state import StateMismatch, TrainState, first_non_finite, put_weights
 from lockstep.workers.engine.stepper import Stepper
 from lockstep.workers.engine.writer import Writer
@@ -47,29 +48,6 @@ class Origin:
     checkpoints: Checkpoints | None = None
     every_steps: int = 1_000
     init_from_uri: str = ""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """When something is due, in steps.
-
-    Attributes:
-        total_steps: steps in all.
-        log_every: between two points of a training metric; one more comes at the end.
-        evaluate_every: between two validations; one more comes at the end.
-    """
-
-    total_steps: int
-    log_every: int
-    evaluate_every: int
-
-    def is_logged(self, step: int) -> bool:
-        """Whether the training metrics get a point after this step."""
-        return step == self.total_steps or step % self.log_every == 0
-
-    def is_evaluated(self, step: int) -> bool:
-        """Whether a validation follows this step."""
-        return step == self.total_steps or step % self.evaluate_every == 0
 
 
 class Position(NamedTuple):
@@ -109,6 +87,7 @@ class Loop:
         self.audit, self.is_audited = audit, False
         self.position = Position()
         self.window = Window()
+        self.fingerprint = Fingerprint(stepper)
         self.gradient_norm = math.nan
         self.final_metrics: dict[str, float] = {}
         self.writer: Writer | None = None
@@ -116,7 +95,9 @@ class Loop:
             origin.checkpoints.facts["data_digest"] = self.data_digest
             origin.checkpoints.preprocessing = self.data.preprocessing()
             origin.checkpoints.examples = self.data.described()
-            self.writer = Writer(origin.checkpoints, self.trainable, listener.checkpointed, self.not_written)
+            rate = stepper.update.rate
+            self.writer = Writer(origin.checkpoints, self.trainable, listener.checkpointed, self.not_written, rate)
+        self.why_not_kept = ""
         self.has_looked_back = False
         self.has_counted_flops = False
         self.last_step_at = math.nan
@@ -205,14 +186,6 @@ class Loop:
             )
             raise DataError(self.data.field, words)
 
-    def agree_on_data(self) -> None:
-        """Check that every rank trains on the same examples."""
-        try:
-            self.group.agree("the SHA-256 of the data", self.data_digest)
-        except RanksDisagree as error:
-            mend = "put the same files on all nodes" if self.data.files() else "use nodes of one kind"
-            raise DataError(self.data.field, f"{error}; {mend}, and submit the job again") from error
-
     def catch_up(self) -> None:
         """Bring every rank to where the one that is furthest ahead is."""
         self.listener.entered(Activity.HAND_OVER, self.position.step)
@@ -228,29 +201,28 @@ class Loop:
 
     def go_on(self) -> Result:
         """Take the steps that are left."""
-        hardware = hardware_class(self.stepper.device)
-        self.group.agree("the hardware class", hardware, HardwareDiffers)
-        self.agree_on_data()
-        where = f"after step {self.position.step}" if self.position.step else "at the start"
-        self.group.agree(f"the model {where}", weights_digest(self.module))
+        hardware = agree_on_hardware(self.group, self.stepper.device)
+        agree_on_data(self.group, self.data)
+        agree_on_model(self.group, self.module, self.position.step)
         self.listener.started(self.progress(self.position.step), hardware)
         if self.writer is not None and self.group.rank == 0:
             self.writer.take_over()
         self.is_first_step = True
-        try:
-            self.settle()
-            self.audit_newcomers()
-            self.stepper.agree_on_buffers()
-            while self.position.step < self.schedule.total_steps:
+        self.settle()
+        self.audit_newcomers()
+        self.stepper.agree_on_buffers()
+        while self.position.step < self.schedule.total_steps:
+            try:
                 self.take_step(self.position.step + 1)
-                self.settle()
-                if not self.has_counted_flops:  # not before the first points are told, for which people wait
-                    self.ledger.enter(Phase.IDLE)
-                    self.ledger.flops_per_step = self.stepper.flops_per_step()
-                    self.has_counted_flops = True
-        except Stopped as stopped:
-            self.leave_state_behind(stopped)
-            raise
+            except Stopped as stopped:
+                if self.refuses(stopped):
+                    continue
+                raise
+            self.settle()
+            if not self.has_counted_flops:  # not before the first points are told, for which people wait
+                self.ledger.enter(Phase.IDLE)
+                self.ledger.flops_per_step = self.stepper.flops_per_step()
+                self.has_counted_flops = True
         return self.finish()
 
     def audit_newcomers(self) -> None:
@@ -270,7 +242,7 @@ class Loop:
         self.ledger.enter(Phase.CHECKPOINT)
         name = first_non_finite(self.trainable.items())
         if name is not None:
-            raise NonFiniteParameters(self.position.step, name)
+            raise NonFiniteParameters(self.position.step, name, self.stepper.update.rate)
         digest = weights_digest(self.module)
         self.group.agree("the final state of the model", digest)
         self.write_checkpoint(and_wait=True)
@@ -280,15 +252,28 @@ class Loop:
         self.group.agree("the end", digest)
         return result
 
-    def leave_state_behind(self, stopped: Stopped) -> None:
-        """Before a stop: write a checkpoint if one is wanted; everybody stays until it is written."""
+    def refuses(self, stopped: Stopped) -> bool:
+        """Before a stop: write a checkpoint if one is wanted; everybody stays until it is written.
+
+        Returns:
+            Whether training goes on, since that has failed and whoever wants the stop would rather have that.
+        """
         self.ledger.leave_step()
         self.ledger.enter(Phase.IDLE)
         self.listener.progressed(self.progress(stopped.step), [])
-        if stopped.is_kept:
-            if self.position.step > 0:
-                self.write_checkpoint(and_wait=True)
-            self.group.agree("the stop", str(stopped.step))
+        if not stopped.is_kept:
+            return False
+        self.why_not_kept = ""
+        if self.position.step > 0:
+            self.write_checkpoint(and_wait=True)
+        self.group.agree("the stop", str(stopped.step))
+        # Not every rank has had the order yet.
+        table = self.group.gather(torch.tensor([int(bool(self.why_not_kept)), self.listener.refusable()]))
+        is_refused, number = bool(table[0, 0]), int(table[:, 1].max())
+        if not (is_refused and number):
+            return False
+        self.listener.refuse_stop(number, self.why_not_kept)
+        return True
 
     def state(self) -> TrainState:
         """A copy of this rank's state."""
@@ -326,7 +311,8 @@ class Loop:
 
     def not_written(self, step: int, error: Exception) -> None:
         """Tell that a checkpoint could not be written; training needs none to go on."""
-        self.listener.noted(f"the checkpoint of step {step} could not be written: {error}; those before it are kept")
+        self.why_not_kept = f"the checkpoint of step {step} could not be written: {error}"
+        self.listener.noted(f"{self.why_not_kept}; those before it are kept")
 
     def take_step(self, step: int) -> None:
         """Take one step and note what it brought; see `Stepper.take_step`."""
@@ -378,7 +364,7 @@ class Loop:
         self.listener.entered(Activity.REPORT, step)
         self.ledger.enter(Phase.EXCHANGE)
         self.stepper.check_unseen()
-        self.group.agree(f"the model after step {step}", fingerprint(self.stepper.model.parameters))
+        self.group.agree(f"the model after step {step}", self.fingerprint.now())
         arrived = self.group.gather(torch.tensor([self.listener.acknowledged_step()]))
         if self.group.rank != 0:
             self.listener.acknowledge(int(arrived[0]))

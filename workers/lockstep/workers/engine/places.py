@@ -257,14 +257,7 @@ def open_regular(path: Path) -> BinaryIO:
     Raises:
         OSError: it cannot be read, or is no regular file.
     """
-    descriptor = os.open(path, _FILE & ~os.O_NOFOLLOW)
-    file = open(descriptor, "rb")  # noqa: PTH123, SIM115  # a descriptor, which the caller closes
-    try:
-        _check_regular(descriptor, str(path))
-    except OSError:
-        file.close()
-        raise
-    return file
+    return _regular(os.open(path, _FILE & ~os.O_NOFOLLOW), str(path))
 
 
 def read_regular(descriptor: int, name: str, most_bytes: int) -> bytes:
@@ -273,18 +266,18 @@ def read_regular(descriptor: int, name: str, most_bytes: int) -> bytes:
     Raises:
         OSError: it cannot be read, is no regular file, or is longer than `most_bytes`.
     """
-    with open(descriptor, "rb") as file:  # a descriptor
-        size_bytes = _check_regular(descriptor, name)
+    with _regular(descriptor, name) as file:
+        size_bytes = os.fstat(descriptor).st_size
         if size_bytes > most_bytes:
             raise _too_long(name, most_bytes)
         return file.read(size_bytes)
 
 
-def _check_regular(descriptor: int, name: str) -> int:
-    about = os.fstat(descriptor)
-    if not stat.S_ISREG(about.st_mode):
+def _regular(descriptor: int, name: str) -> BinaryIO:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise OSError(errno.EINVAL, "is no regular file", name)
-    return about.st_size
+    return open(descriptor, "rb")  # a descriptor, which the caller closes
 
 
 def _too_long(name: str, most_bytes: int) -> OSError:

@@ -61,14 +61,18 @@ def check_policy(name: str, dtype: torch.dtype, policy: str) -> None:
     """
     if policy not in POLICIES:
         raise ModelError(f"{ATTRIBUTE} says {policy!r} of {name}; allowed: {', '.join(POLICIES)}")
-    allowed: tuple[str, ...] = POLICIES
+    if policy not in allowed_for(dtype):
+        raise ModelError(
+            f"{ATTRIBUTE} says {policy!r} of {name}, which is {dtype}; allowed: {', '.join(allowed_for(dtype))}"
+        )
+
+
+def allowed_for(dtype: torch.dtype) -> tuple[str, ...]:
+    """The policies that a buffer of this dtype may have."""
     if dtype == torch.bool:
-        allowed = (MAX, MIN, SAME)
-    elif dtype.is_complex:
-        allowed = (MEAN, SUM, SAME)
-    elif not dtype.is_floating_point:
-        allowed = (SUM, MAX, MIN, SAME)
-    elif dtype.itemsize == 1:
-        allowed = (SAME,)
-    if policy not in allowed:
-        raise ModelError(f"{ATTRIBUTE} says {policy!r} of {name}, which is {dtype}; allowed: {', '.join(allowed)}")
+        return (MAX, MIN, SAME)
+    if dtype.is_complex:
+        return (MEAN, SUM, SAME)
+    if dtype.is_floating_point:
+        return (SAME,) if dtype.itemsize == 1 else POLICIES
+    return (SUM, MAX, MIN, SAME)

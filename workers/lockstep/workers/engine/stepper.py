@@ -210,7 +210,7 @@ class Stepper:
             self.group.fill_in(table)
             loss_sum, weight, correct = Sums.over(table.tolist())
         if not math.isfinite(loss_sum):
-            raise NonFiniteLoss(step, loss_sum)
+            raise NonFiniteLoss(step, loss_sum, self.update.rate)
         if not weight >= 0:
             raise ModelError(f"weight_of returned numbers whose sum is {weight} at step {step}; a weight is 0 or more")
         if not bool(gradient_sum.isfinite()):
@@ -253,7 +253,7 @@ class Stepper:
         losses = self.module.loss(outputs, targets)
         check_losses(losses)
         loss = losses.sum(dtype=torch.promote_types(losses.dtype, torch.float32))
-        self.count(shard, loss.detach(), losses, outputs.detach(), targets)
+        self.count(shard, loss.detach(), losses, outputs, targets)
         if is_sampled:
             self.ledger.part(Phase.BACKWARD)
         self.add_gradients(loss)
@@ -311,6 +311,7 @@ class Stepper:
         self.update.apply(gradient)
         return norm.item() if norm_is_wanted else math.nan
 
+    @torch.no_grad()
     def count(self, shard: int, loss: Tensor, losses: Tensor, outputs: Tensor, targets: Tensor) -> None:
         """Add a shard's loss, weight and right answers to what is exchanged."""
         scalars = self.scalars if self.wide is None else self.wide[shard]

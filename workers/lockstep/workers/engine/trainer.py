@@ -15,12 +15,13 @@ from lockstep.workers.engine.checks import check_data, check_module
 from lockstep.workers.engine.data_module import DataModule
 from lockstep.workers.engine.determinism import fix_arithmetic, fix_compiler
 from lockstep.workers.engine.group import Group
-from lockstep.workers.engine.layers import operations_told_by_name, refuse_layers_that_communicate
+from lockstep.workers.engine.layers import operations_told_by_name
 from lockstep.workers.engine.ledger import Ledger
 from lockstep.workers.engine.listener import Listener, Result
-from lockstep.workers.engine.loop import Loop, Origin, Regroup, Schedule
+from lockstep.workers.engine.loop import Loop, Origin, Regroup
 from lockstep.workers.engine.module import Module
 from lockstep.workers.engine.order import Settings, derive_seed
+from lockstep.workers.engine.schedule import Schedule
 from lockstep.workers.engine.stepper import Stepper
 from lockstep.workers.engine.update import OptimizerFactory
 
@@ -132,7 +133,6 @@ class Trainer:
             PeerLost: a rank left, and there is no `regroup`.
             RanksDisagree: the ranks' parameters or hardware differ.
             Stopped: a listener of some rank wanted to stop.
-            Unsupported: the model has a layer or an operation that cannot be part of one curve.
         """
         check_module(module)
         check_data(data)
@@ -141,7 +141,6 @@ class Trainer:
         if device.type == "cuda":  # what names no device, such as pinned memory, belongs to the current one
             device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
             torch.cuda.set_device(device)
-        refuse_layers_that_communicate(module)
         listener = listener or Listener()
         with operations_told_by_name(module):
             settings = Settings(self.batch_size, self.shards, self.seed, self.gradient_clip_norm)
