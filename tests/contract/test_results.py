@@ -12,6 +12,7 @@ from lockstep.v1.internal_service_pb2 import StartGang
 from lockstep.v1.job_pb2 import (
     JOB_STATE_CANCELLED,
     JOB_STATE_CANCELLING,
+    JOB_STATE_FAILED,
     JOB_STATE_QUEUED,
     JOB_STATE_RUNNING,
     JOB_STATE_SUCCEEDED,
@@ -132,6 +133,7 @@ def test_a_job_with_a_result_succeeds_also_when_server_or_launcher_change_meanwh
         started = await launcher.next_start()
         assert started.job_id == waiting.job_id
         await launcher.gang_stopped(started, "USER_ERROR")
+        await server.reaches(waiting.job_id, JOB_STATE_FAILED)
         await has_succeeded(server, gang.job_id)
 
     run(scenario())
