@@ -4,12 +4,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 from google.protobuf import json_format
+from torch import Tensor
 
 from lockstep.v1.job_spec_pb2 import JobSpec
-from lockstep.workers.engine import Activity, Point
+from lockstep.workers.engine import Activity, NotDeterministic, Point, Trainer
 from lockstep.workers.training import train
 from tests.faults.fleet import Context, Fault, Fleet
+from tests.unit.workers.audit_models import Numbers, Points, sgd
 
 STEPS = 12
 SPEC = {
@@ -148,3 +151,36 @@ def test_a_death_while_a_worker_joins_leaves_the_curve_as_it_was(fleet: Fleet, f
     (alone,) = fleet.run(1, train_and_tell, LONG)
     outcomes = fleet.run(2, train_and_tell, LONG, joins_after_step=100, faults=[fault])
     assert_undisturbed(outcomes, alone, 2)
+
+
+class Shifted(Numbers):
+    """Computes otherwise in the process that came last."""
+
+    def __init__(self, shift: float) -> None:
+        super().__init__()
+        self.shift = shift
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs + self.shift)
+
+
+def train_shifted(context: Context) -> str:
+    torch.manual_seed(5)
+    try:
+        Trainer(max_steps=400, batch_size=20).fit(
+            Shifted(float(context.group.rank == 2)),
+            Points(),
+            sgd,
+            group=context.group,
+            regroup=context.membership.next_group,
+            listener=context.listener,
+        )
+    except NotDeterministic as error:
+        return str(error)
+    return "nothing"
+
+
+def test_a_worker_that_joins_and_computes_otherwise_is_named_before_it_takes_a_step(fleet: Fleet) -> None:
+    outcomes = fleet.run(2, train_shifted, joins_after_step=100)
+    assert len(outcomes) == 3
+    assert all(words.startswith("Shifted gave other bits on rank 2 than on rank 0 in training") for words in outcomes)

@@ -1,6 +1,8 @@
 """One rank by itself: the gradient, the metrics, and what is refused."""
 
 import math
+import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from lockstep.workers.engine import (
     Listener,
     ModelError,
     Module,
+    NonFiniteGradient,
     NonFiniteLoss,
     NonFiniteParameters,
     Origin,
@@ -168,6 +171,15 @@ def test_a_loss_that_leaves_the_finite_numbers_ends_training_and_names_the_step(
     assert caught.value.step > 1
 
 
+def test_the_learning_rate_of_a_loss_that_is_not_finite_is_that_of_its_optimizer() -> None:
+    for factory, rate in (
+        (partial(torch.optim.AdamW, lr=1e6), r"optimizer\.adamw\.learning_rate"),
+        (lambda parameters: Keeping(parameters, [], lr=1e6), "learning rate of Keeping"),
+    ):
+        with pytest.raises((NonFiniteLoss, NonFiniteGradient, NonFiniteParameters), match=f"Try a lower {rate} or"):
+            Trainer(max_steps=2000, batch_size=8).fit(Net(torch.float32), Numbers(dtype=torch.float32), factory)
+
+
 class WithSpare(Net):
     """A network with a parameter that its loss does not depend on, and a buffer of infinities."""
 
@@ -193,7 +205,7 @@ class Spoiling(torch.optim.SGD):
 
 def test_parameters_that_left_the_finite_numbers_end_training_and_are_in_no_checkpoint(tmp_path: Path) -> None:
     module, checkpoints = WithSpare(), Checkpoints(str(tmp_path), keep=10)
-    with pytest.raises(NonFiniteParameters, match=r"spare is not finite after step 5\. .*learning_rate"):
+    with pytest.raises(NonFiniteParameters, match=r"spare is not finite after step 5\. .*learning rate of Spoiling"):
         Trainer(max_steps=2000, batch_size=8).fit(
             module, Numbers(), lambda p: Spoiling(p, module.spare, at_step=5), origin=Origin(checkpoints, every_steps=1)
         )
@@ -222,6 +234,39 @@ def test_a_minibatch_larger_than_the_data_is_refused_with_the_numbers() -> None:
     with pytest.raises(DataError, match="23 is more than the 22 training examples; allowed: 1 to 22") as caught:
         Trainer(max_steps=1, batch_size=23).fit(Net(), Numbers(), lambda p: torch.optim.SGD(p, lr=0.1))
     assert caught.value.field == "training.batch_size"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_steps": 0}, "max_steps is 0; allowed: whole numbers from 1 to 1,000,000,000"),
+        ({"max_steps": -3}, "max_steps is -3; allowed: whole"),
+        ({"max_epochs": 0}, "max_epochs is 0; allowed: whole numbers from 1 to 1,000,000"),
+        ({"max_epochs": 1.5}, "max_epochs is 1.5; allowed: whole"),
+        ({"batch_size": 0}, "batch_size is 0; allowed: whole"),
+        ({"batch_size": None}, "batch_size is None; allowed: whole"),
+        ({"batch_size": 50.0}, "batch_size is 50.0; allowed: whole"),
+        ({"shards": 0}, "shards is 0; allowed: whole numbers from 1 to 1,024"),
+        ({"shards": True}, "shards is True; allowed: whole"),
+        ({"seed": -1}, "seed is -1; allowed: whole numbers from 0 to 9,223,372,036,854,775,807"),
+        ({"seed": "x"}, "seed is 'x'; allowed: whole"),
+        ({"log_every_steps": 0}, "log_every_steps is 0; allowed: whole"),
+        ({"evaluate_every_steps": 0}, "evaluate_every_steps is 0; allowed: whole"),
+        ({"threads": 0}, "threads is 0; allowed: whole"),
+        (
+            {"gradient_clip_norm": 0},
+            "gradient_clip_norm is 0; allowed: finite numbers greater than 0, or None for none",
+        ),
+        ({"gradient_clip_norm": -1.0}, "gradient_clip_norm is -1.0; allowed"),
+        ({"gradient_clip_norm": math.nan}, "gradient_clip_norm is nan; allowed"),
+        ({"gradient_clip_norm": math.inf}, "gradient_clip_norm is inf; allowed"),
+        ({"audit": "never"}, "audit is 'never'; allowed: 'start', 'always', 'off'"),
+    ],
+)
+def test_a_setting_out_of_its_range_is_refused_with_its_name_and_value(options: dict[str, Any], words: str) -> None:
+    length = {} if "max_epochs" in options else {"max_steps": 2}
+    with pytest.raises(ValueError, match=f"^{re.escape(words)}"):
+        Trainer(**length | options)
 
 
 @pytest.mark.parametrize("options", [{}, {"max_epochs": 1, "max_steps": 1}])

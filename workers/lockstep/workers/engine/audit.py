@@ -31,12 +31,12 @@ FINDINGS_SHOWN = 5
 
 BUFFER_MEND = (
     "register it with register_buffer in the constructor and change it in place: every shard then starts from the same "
-    "value, and what the shards have made of it becomes one. What belongs to single examples cannot be carried from one "
-    "minibatch to the next"
+    "value, and what the shards have made of it becomes one. What belongs to single examples cannot be carried from "
+    "one minibatch to the next"
 )
 NUMBER_MEND = (
-    "each worker would count its own calls: keep it in a buffer (register_buffer) and change that in place, or leave it "
-    "out"
+    "each worker would count its own calls: keep it in a buffer (register_buffer) and change that in place, or leave "
+    "it out"
 )
 GENERATOR_MEND = (
     "draw from torch's own generator, from `random` or from numpy.random, which are seeded for each shard, without a "

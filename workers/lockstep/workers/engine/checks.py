@@ -34,7 +34,7 @@ def check_module(module: nn.Module) -> None:
         if getattr(layer, "max_norm", None) is not None and isinstance(layer, nn.Embedding | nn.EmbeddingBag):
             raise ModelError(
                 f"{where} has max_norm={layer.max_norm}, with which forward rewrites the rows of its weight that a "
-                "shard looks up; build it without, and bound in forward what was looked up, as functional.normalize does"
+                "shard looks up; build it without, and bound in forward what was looked up"
             )
 
 

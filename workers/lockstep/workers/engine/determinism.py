@@ -119,8 +119,9 @@ def seed_generators(seed: int, device: torch.device, also_pythons: bool = False)
 
 
 def _versions_on_a_gpu() -> list[str]:
-    versions = {"torch": torch.__version__, "CUDA": torch.version.cuda, "driver": driver_version()}
+    versions = {"torch": torch.__version__, "CUDA": torch.version.cuda}
     versions["cuDNN"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     if torch.distributed.is_nccl_available():
         versions["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
+    versions["driver"] = driver_version()
     return [f"{name} {version}" for name, version in versions.items() if version]

@@ -25,8 +25,3 @@ def digest_of(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(bytes_of(tensor))
     return digest.hexdigest()
-
-
-def fingerprint(vector: Tensor) -> bytes:
-    """Eight bytes that tell the bits of a vector of whole 64-bit words, cheaply: their sum, wrapped at 2**64."""
-    return int(vector.detach().view(torch.int64).sum().item()).to_bytes(8, "little", signed=True)

@@ -13,7 +13,7 @@ EngineError
 └── Stopped              training was asked to stop, and stopped between two steps
 """
 
-MEND = "Try a lower optimizer.sgd.learning_rate or set training.gradient_clip_norm."
+MEND = "Try a lower {rate} or set training.gradient_clip_norm."
 
 
 class EngineError(Exception):
@@ -39,8 +39,9 @@ class ModelError(EngineError):
 class NonFiniteLoss(EngineError):
     """The loss became infinite or not a number."""
 
-    def __init__(self, step: int, loss: float) -> None:
-        super().__init__(f"train_loss is {loss} at step {step}; the parameters are those of step {step - 1}. {MEND}")
+    def __init__(self, step: int, loss: float, rate: str) -> None:
+        words = f"train_loss is {loss} at step {step}; the parameters are those of step {step - 1}."
+        super().__init__(f"{words} {MEND.format(rate=rate)}")
         self.step = step
 
 
@@ -59,8 +60,8 @@ class NonFiniteGradient(EngineError):
 class NonFiniteParameters(EngineError):
     """A step has made parameters infinite or not a number; `name` is the first of them."""
 
-    def __init__(self, step: int, name: str) -> None:
-        super().__init__(f"{name} is not finite after step {step}. {MEND}")
+    def __init__(self, step: int, name: str, rate: str) -> None:
+        super().__init__(f"{name} is not finite after step {step}. {MEND.format(rate=rate)}")
         self.step = step
 
 

@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lockstep.workers.engine.agreement import agree_on_data, agree_on_hardware, agree_on_model
 from lockstep.workers.engine.audit import ALWAYS, START, Audit
 from lockstep.workers.engine.checkpoint import Checkpoints, Damaged, read_uri
 from lockstep.workers.engine.determinism import hardware_class
-from lockstep.workers.engine.digest import fingerprint, weights_digest
+from lockstep.workers.engine.digest import weights_digest
 from lockstep.workers.engine.errors import (
     DataError,
-    HardwareDiffers,
     NonFiniteParameters,
     PeerLost,
-    RanksDisagree,
     Stopped,
 )
+from lockstep.workers.engine.fingerprint import Fingerprint
 from lockstep.workers.engine.group import Group
 from lockstep.workers.engine.ledger import Phase
 from lockstep.workers.engine.listener import Activity, Listener, Result
@@ -107,12 +107,14 @@ class Loop:
         self.audit, self.is_audited = audit, False
         self.position = Position()
         self.window = Window()
+        self.fingerprint = Fingerprint(stepper)
         self.gradient_norm = math.nan
         self.final_metrics: dict[str, float] = {}
         self.writer: Writer | None = None
         if origin.checkpoints is not None:
             origin.checkpoints.facts["data_digest"] = self.data_digest
-            self.writer = Writer(origin.checkpoints, self.trainable, listener.checkpointed, self.not_written)
+            rate = stepper.update.rate
+            self.writer = Writer(origin.checkpoints, self.trainable, listener.checkpointed, self.not_written, rate)
         self.has_looked_back = False
         self.has_counted_flops = False
         self.last_step_at = math.nan
@@ -194,14 +196,6 @@ class Loop:
             )
             raise DataError(self.data.field, words)
 
-    def agree_on_data(self) -> None:
-        """Check that every rank trains on the same examples."""
-        try:
-            self.group.agree("the SHA-256 of the data", self.data_digest)
-        except RanksDisagree as error:
-            mend = "put the same files on all nodes" if self.data.files() else "use nodes of one kind"
-            raise DataError(self.data.field, f"{error}; {mend}, and submit the job again") from error
-
     def catch_up(self) -> None:
         """Bring every rank to where the one that is furthest ahead is."""
         self.listener.entered(Activity.HAND_OVER, self.position.step)
@@ -217,11 +211,9 @@ class Loop:
 
     def go_on(self) -> Result:
         """Take the steps that are left."""
-        hardware = hardware_class(self.stepper.device)
-        self.group.agree("the hardware class", hardware, HardwareDiffers)
-        self.agree_on_data()
-        where = f"after step {self.position.step}" if self.position.step else "at the start"
-        self.group.agree(f"the model {where}", weights_digest(self.module))
+        hardware = agree_on_hardware(self.group, self.stepper.device)
+        agree_on_data(self.group, self.data)
+        agree_on_model(self.group, self.module, self.position.step)
         self.listener.started(self.progress(self.position.step), hardware)
         if self.writer is not None and self.group.rank == 0:
             self.writer.take_over()
@@ -259,7 +251,7 @@ class Loop:
         self.ledger.enter(Phase.CHECKPOINT)
         name = first_non_finite(self.trainable.items())
         if name is not None:
-            raise NonFiniteParameters(self.position.step, name)
+            raise NonFiniteParameters(self.position.step, name, self.stepper.update.rate)
         digest = weights_digest(self.module)
         self.group.agree("the final state of the model", digest)
         self.write_checkpoint(and_wait=True)
@@ -367,7 +359,7 @@ class Loop:
         self.listener.entered(Activity.REPORT, step)
         self.ledger.enter(Phase.EXCHANGE)
         self.stepper.check_unseen()
-        self.group.agree(f"the model after step {step}", fingerprint(self.stepper.model.parameters))
+        self.group.agree(f"the model after step {step}", self.fingerprint.now())
         arrived = self.group.gather(torch.tensor([self.listener.acknowledged_step()]))
         if self.group.rank != 0:
             self.listener.acknowledge(int(arrived[0]))

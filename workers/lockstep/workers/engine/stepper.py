@@ -210,7 +210,7 @@ class Stepper:
             self.group.fill_in(table)
             loss_sum, weight, correct = Sums.over(table.tolist())
         if not math.isfinite(loss_sum):
-            raise NonFiniteLoss(step, loss_sum)
+            raise NonFiniteLoss(step, loss_sum, self.update.rate)
         if not weight >= 0:
             raise ModelError(f"weight_of returned numbers whose sum is {weight} at step {step}; a weight is 0 or more")
         if not math.isfinite(gradient_sum.item()):

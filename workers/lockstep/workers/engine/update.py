@@ -88,6 +88,14 @@ class Update:
                     "itself starts anew when training goes on from a checkpoint, and is not supported"
                 )
 
+    @property
+    def rate(self) -> str:
+        """What its learning rate is called: a field of the spec for an optimizer of torch."""
+        kind = type(self.optimizer)
+        if kind.__module__.startswith("torch.optim."):
+            return f"optimizer.{kind.__name__.lower()}.learning_rate"
+        return f"learning rate of {kind.__name__}"
+
     def decays(self) -> bool:
         """Whether parameters shrink without a gradient."""
         return any(group.get("weight_decay") for group in self.optimizer.param_groups)

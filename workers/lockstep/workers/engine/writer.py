@@ -26,6 +26,7 @@ class Writer:
         parameters: names of the trainable parameters; buffers may hold infinities, as a mask does.
         kept: told of all checkpoints that are whole whenever that may have changed.
         failed: told the step and the error of each that could not be written.
+        rate: what the learning rate is called, for who reads why a state was refused.
     """
 
     def __init__(
@@ -34,7 +35,9 @@ class Writer:
         parameters: Collection[str],
         kept: Callable[[Sequence[Checkpoint]], None],
         failed: Callable[[int, Exception], None],
+        rate: str = "learning rate",
     ) -> None:
+        self._rate = rate
         self._checkpoints, self._parameters = checkpoints, parameters
         self._kept, self._failed = kept, failed
         self._thread: threading.Thread | None = None
@@ -105,7 +108,7 @@ class Writer:
     def _write(self, state: TrainState) -> None:
         name = first_non_finite((name, state.model[name]) for name in self._parameters if name in state.model)
         if name is not None:
-            self._refusal = NonFiniteParameters(state.step, name)
+            self._refusal = NonFiniteParameters(state.step, name, self._rate)
             return
         try:
             self._checkpoints.write(state)

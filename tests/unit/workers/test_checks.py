@@ -1,0 +1,109 @@
+"""What is wrong with a module or with data is told before anything is computed, with its name and the mend."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lockstep.workers.engine import DataError, DataModule, Examples, ModelError, Module, Trainer
+from tests.unit.workers.audit_models import LanguageModel, Numbers, Points, Text, sgd
+
+
+def fit(module: Any, data: DataModule | None = None) -> None:
+    Trainer(max_steps=1, batch_size=10).fit(module, data or Points(), sgd)
+
+
+class WithoutLoss(Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.layer(inputs)
+        return outputs
+
+
+class Extra(nn.Linear):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 1}
+
+
+def with_bounded_embedding() -> LanguageModel:
+    module = LanguageModel()
+    module.embedding = nn.Embedding(28, 16, max_norm=1.0)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("module", "data", "words"),
+    [
+        (lambda: nn.Linear(8, 1), Points, "Linear is no lockstep Module; derive it from"),
+        (WithoutLoss, Points, r"WithoutLoss has no loss; write loss\(self, outputs, targets\)"),
+        (lambda: Numbers(Extra(8, 1)), Points, r"body\.0 \(Extra\) keeps state in get_extra_state.*register_buffer"),
+        (with_bounded_embedding, Text, r"embedding \(Embedding\) has max_norm=1\.0, with which forward rewrites"),
+    ],
+)
+def test_a_module_that_cannot_be_trained_is_named(module: Any, data: Any, words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        fit(module(), data())
+
+
+def test_a_loss_that_is_set_and_not_written_is_one() -> None:
+    module = WithoutLoss()
+    module.loss = nn.MSELoss(reduction="none")  # type: ignore[method-assign,assignment]
+    fit(module)
+
+
+def points(part: str, inputs: int, targets: int) -> Points:
+    data = Points()
+    setattr(data, part, Examples(torch.randn(inputs, 8), torch.randn(targets, 1)))
+    return data
+
+
+class Unloaded(DataModule):
+    field = "data.idx"
+
+
+class Bare(Points):
+    def __init__(self) -> None:
+        super().__init__()
+        self.train = (self.train.inputs, self.train.targets)  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (Unloaded(), r"data\.idx: Unloaded has no train set; set self\.train = Examples\(inputs, targets\)"),
+        (Bare(), r"data: Bare\.train is no Examples of two tensors; set self\.train"),
+        (points("train", 50, 49), "data: the train set has 50 inputs and 49 targets; give each one target"),
+        (points("train", 50, 51), "data: the train set has 50 inputs and 51 targets"),
+        (points("validation", 20, 5), "data: the validation set has 20 inputs and 5 targets"),
+        (points("validation", 0, 0), "data: the validation set has no examples; allowed: at least one"),
+    ],
+)
+def test_data_that_cannot_be_used_is_named(data: DataModule, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        fit(Numbers(), data)
+
+
+def test_data_without_a_validation_set_is_named() -> None:
+    data = Unloaded()
+    data.train = Points().train
+    with pytest.raises(DataError, match=r"Unloaded has no validation set; set self\.validation"):
+        fit(Numbers(), data)
+
+
+class FailsInValidation(Numbers):
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not self.training and len(inputs) > 3:
+            raise ValueError("this shows in validation")
+        return super().forward(inputs)
+
+
+def test_what_goes_wrong_in_validation_is_seen_before_the_first_step() -> None:
+    module = FailsInValidation()
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    with pytest.raises(ValueError, match="this shows in validation"):
+        Trainer(max_epochs=3, batch_size=10).fit(module, Points(), sgd)
+    assert all(torch.equal(one, other) for one, other in zip(before, module.parameters(), strict=True))
