@@ -361,7 +361,9 @@ def keep(name: str, tensor: Tensor) -> Kept:
 
 
 def _names(module: nn.Module) -> set[str]:
-    return {name for name, _ in module.named_parameters()} | {name for name, _ in module.named_buffers()}
+    """Of all parameters and buffers, tied ones with all of theirs."""
+    everything = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    return {name for name, _ in everything}
 
 
 def _known_to_change(module: nn.Module) -> set[str]:
