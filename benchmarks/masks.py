@@ -128,12 +128,14 @@ def lockstep(model: type[Module], data: DataModule, group: Group, steps: int, sh
         log_every_steps=WARM_UP,
         evaluate_every_steps=10**9,
     )
+    torch.manual_seed(0)
     trainer.fit(model(), data, partial(torch.optim.SGD, lr=0.01, foreach=False), group=group, listener=watch)
     return (total - WARM_UP) * BATCH_SIZE / (watch.times[total] - watch.times[WARM_UP])
 
 
 def ddp(model: type[Module], data: DataModule, rank: int, steps: int) -> float:
     """Samples per second of DDP after as many steps of warm-up as the engine gets."""
+    torch.manual_seed(0)
     plain = model()
     module = DistributedDataParallel(plain, static_graph=True, gradient_as_bucket_view=True, broadcast_buffers=False)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01, fused=True)
