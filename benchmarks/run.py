@@ -8,6 +8,7 @@ BENCHMARKS = (
     "exchange.py",
     "throughput.py",
     "large_model.py",
+    "masks.py",
     "submit.py",
     "accuracy.py",
     "start.py",
