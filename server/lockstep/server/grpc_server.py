@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -66,14 +67,27 @@ _OPTIONS = (
     # Streams may be quiet for as long as a job is; clients keep them open by pinging.
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    # Who is quiet for so long connects again when there is something to ask.
+    ("grpc.max_connection_idle_ms", 600_000),
 )
+_SPARE_DESCRIPTORS = 1_024
+
+
+def most_connections() -> int:
+    """Count the connections that leave the store, the logs and the cluster the descriptors that they need."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed == resource.RLIM_INFINITY:
+        return 1 << 20
+    return min(allowed - min(_SPARE_DESCRIPTORS, allowed // 2), 1 << 20)
 
 
 class GrpcServer:
     """The server of all services over one coordinator."""
 
     def __init__(self, coordinator: Coordinator, logs: LogStore, telemetry: Telemetry, launcher_token: str) -> None:
-        self._server = grpc.aio.server(interceptors=[CallInterceptor(telemetry)], options=_OPTIONS)
+        # More are closed at once: their clients hear of it, and nothing else runs out of descriptors.
+        options = (*_OPTIONS, ("grpc.max_allowed_incoming_connections", most_connections()))
+        self._server = grpc.aio.server(interceptors=[CallInterceptor(telemetry)], options=options)
         add_JobServiceServicer_to_server(JobService(coordinator), self._server)
         add_MetricsServiceServicer_to_server(MetricsService(coordinator), self._server)
         add_LogServiceServicer_to_server(LogService(coordinator, logs), self._server)
