@@ -9,6 +9,7 @@ BENCHMARKS = (
     "throughput.py",
     "large_model.py",
     "submit.py",
+    "followers.py",
     "accuracy.py",
     "start.py",
     "heal.py",
