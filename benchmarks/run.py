@@ -10,6 +10,7 @@ BENCHMARKS = (
     "large_model.py",
     "masks.py",
     "submit.py",
+    "followers.py",
     "accuracy.py",
     "start.py",
     "heal.py",
