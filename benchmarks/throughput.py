@@ -8,18 +8,23 @@ is the median over the rounds, in samples per second, with the median of its rat
 - lockstep: the engine as jobs use it, its log points included; with `shards: 2`, and with the default of 4.
 - ddp: DistributedDataParallel at its best: static graph, gradients as bucket views, fused optimizer, float images in
   memory, one shuffled index per epoch, no metrics but the running loss.
+- lightning (from the extra `[bench]`, left out where that is missing): PyTorch Lightning's Trainer with that very DDP
+  and those minibatches; no logger, no progress bar, no checkpoints.
 - dataloader: the trainer of Dive into Deep Learning: one process, fed one example at a time by a DataLoader with four
   processes, as the book has it, each image made with Pillow and converted as torchvision does; and the same without
   processes for reading.
 """
 
 import argparse
+import logging
 import os
 import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +33,7 @@ import torch.distributed as dist
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lockstep.v1.job_spec_pb2 import ModelSpec
 from lockstep.workers.datasets.idx import IdxDataset
@@ -40,7 +45,7 @@ BATCH_SIZE = 256
 LEARNING_RATE = 0.1
 LOG_EVERY = 50
 WARM_UP_BOOK = 10
-PEERS = ("ddp", "dataloader", "dataloader, in process")
+PEERS = ("ddp", "lightning", "dataloader", "dataloader, in process")
 MODELS = {
     "softmax_regression": ModelSpec(softmax_regression={}),
     "mlp 256": ModelSpec(mlp={"hidden_units": [256], "activation": "relu"}),
@@ -107,6 +112,56 @@ def ddp(model: ModelSpec, data: IdxDataset, batches: Iterator[tuple[Tensor, Tens
     return steps * BATCH_SIZE / (time.perf_counter() - began)
 
 
+class Endless(IterableDataset[tuple[Tensor, Tensor]]):
+    """Minibatches that are ready, for a DataLoader to pass on."""
+
+    def __init__(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.batches
+
+
+def lightning(model: ModelSpec, data: IdxDataset, batches: Iterator[tuple[Tensor, Tensor]], steps: int) -> float:
+    """Samples per second of PyTorch Lightning's Trainer after as many steps of warm-up as the engine gets."""
+    import pytorch_lightning as pl
+    from pytorch_lightning.strategies import DDPStrategy
+
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+
+    class Lit(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = build_model(model, data, 0)
+            self.times: list[float] = []
+
+        def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+            inputs, targets = batch
+            return nn.functional.cross_entropy(self.net(inputs), targets)
+
+        def on_train_batch_end(self, *_: object) -> None:
+            self.times.append(time.perf_counter())
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=LEARNING_RATE, fused=True)
+
+    module = Lit()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=WORLD_SIZE,
+        strategy=DDPStrategy(static_graph=True, gradient_as_bucket_view=True),
+        max_steps=LOG_EVERY + steps,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(module, DataLoader(Endless(batches), batch_size=None))
+    return steps * BATCH_SIZE / (module.times[-1] - module.times[LOG_EVERY - 1])
+
+
 def in_memory(images: Tensor, labels: Tensor, rank: int) -> Iterator[tuple[Tensor, Tensor]]:
     """One rank's half of shuffled minibatches, gathered from tensors."""
     own = BATCH_SIZE // WORLD_SIZE
@@ -171,9 +226,12 @@ def contend(rounds: int, steps: int, root: Path) -> None:
             "lockstep, 2 shards": lambda model=model: lockstep(model, data, group, steps, 2),
             "lockstep, 4 shards": lambda model=model: lockstep(model, data, group, steps, 4),
             "ddp": lambda model=model: ddp(model, data, in_memory(images, labels, rank), steps),
+            "lightning": lambda model=model: lightning(model, data, in_memory(images, labels, rank), steps),
             "dataloader": lambda model=model: book(model, data, rank, 40, readers=4),
             "dataloader, in process": lambda model=model: book(model, data, rank, 40, readers=0),
         }
+        if find_spec("pytorch_lightning") is None:
+            del contenders["lightning"]
         figures: dict[str, list[float]] = {contender: [] for contender in contenders}
         for _ in range(rounds):
             for contender, run in contenders.items():
@@ -183,7 +241,7 @@ def contend(rounds: int, steps: int, root: Path) -> None:
             print(f"\n{name}, batch {BATCH_SIZE}, {WORLD_SIZE} workers")
             for contender, values in figures.items():
                 spread = f"{min(values):,.0f} to {max(values):,.0f}"
-                ratios = "  ".join(f"{ratio(values, figures[peer]):5.2f}x {peer}" for peer in PEERS)
+                ratios = "  ".join(f"{ratio(values, figures[peer]):5.2f}x {peer}" for peer in PEERS if peer in figures)
                 print(f"  {contender:22} {statistics.median(values):>9,.0f} samples/s ({spread})  {ratios}", flush=True)
     group.leave()
     dist.destroy_process_group()

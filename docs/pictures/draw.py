@@ -1,6 +1,6 @@
 """Draw the pictures of docs/observability.md: a real server, real jobs, a real Prometheus.
 
-    pip install matplotlib && python docs/pictures/draw.py [--data ../shared/data/mnist]
+    pip install matplotlib && python docs/pictures/draw.py [--data ../shared/data/mnist] [--only healthy]
 
 A healthy job, and a sick one: after a while one of its workers is held up for half of the time, as on a machine that
 somebody else uses too; later the other one is killed. Takes seven minutes on two cores.
@@ -46,6 +46,8 @@ PHASES = {
     "exchange": "#b07cc6",
     "exchange_wait": "#d64545",
 }
+LOSSES = ("#3274d9", "#e58f2a")
+STRIP: dict[str, Any] = {"cmap": "Reds", "vmin": 0, "vmax": 60, "marker": "s", "s": 60}
 
 
 def spec_of(data: Path) -> dict[str, Any]:
@@ -127,10 +129,10 @@ def over_time(prometheus: Prometheus, expr: str, began: float, ended: float) -> 
 
 
 def draw(prometheus: Prometheus, run: tuple[str, float, float], title: str, path: Path) -> None:
-    """The speed of a job, where the time of its steps went, and which rank waited for the others."""
+    """The loss of a job, its speed, where the time of its steps went, and which rank waited for the others."""
     job_id, began, ended = run
-    figure, (speed, phases, ranks) = plt.subplots(
-        3, 1, figsize=(9, 6.5), sharex=True, height_ratios=(2, 3, 1), layout="constrained"
+    figure, (loss, speed, phases, ranks) = plt.subplots(
+        4, 1, figsize=(9, 8), sharex=True, height_ratios=(2, 2, 3, 1), layout="constrained"
     )
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     of_job = f'job_id="{job_id}"'
@@ -143,6 +145,13 @@ def draw(prometheus: Prometheus, run: tuple[str, float, float], title: str, path
             )
             for found in over_time(prometheus, expr, began, ended)
         }
+
+    losses = f'lockstep_job_metric{{{of_job},name=~"train_loss|val_loss"}}'
+    for (name, (seconds, values)), color in zip(sorted(series(losses, "name").items()), LOSSES, strict=False):
+        loss.plot(seconds, values, color=color, label=name)
+    loss.set_title("Loss", loc="left", fontsize=10)
+    loss.set_ylim(bottom=0)
+    loss.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
 
     for seconds, values in series(f"job:lockstep_samples:rate1m{{{of_job}}}", "job_id").values():
         speed.plot(seconds, values, color="#3274d9")
@@ -160,17 +169,17 @@ def draw(prometheus: Prometheus, run: tuple[str, float, float], title: str, path
 
     waits = series(f'rank:lockstep_step_phase:ratio_rate1m{{{of_job},phase="exchange_wait"}}', "rank")
     for place, (_, (seconds, values)) in enumerate(sorted(waits.items())):
-        picture = ranks.scatter(
-            seconds, [place] * len(seconds), c=values, cmap="Reds", vmin=0, vmax=0.6, marker="s", s=60
-        )
+        picture = ranks.scatter(seconds, [place] * len(seconds), c=[100 * value for value in values], **STRIP)
     ranks.set_yticks(range(len(waits)), [f"rank {rank}" for rank in sorted(waits)])
     ranks.set_ylim(-0.6, len(waits) - 0.4)
     ranks.set_title("Waits for others: dark is much; who waits least holds the others up", loc="left", fontsize=10)
     ranks.set_xlabel("seconds")
-    figure.colorbar(picture, ax=ranks, fraction=0.03, pad=0.01)
+    bar = figure.colorbar(picture, cax=ranks.inset_axes((1.02, 0.0, 0.02, 1.0)), ticks=(0, 30, 60))
+    bar.ax.tick_params(labelsize=8)
+    bar.set_label("% of its time", fontsize=8)
 
     for heal in over_time(prometheus, f"changes(lockstep_job_heals_total{{{of_job}}}[5s]) > 0", began, ended):
-        for axis in (speed, phases):
+        for axis in (loss, speed, phases):
             axis.axvline(float(heal["values"][0][0]) - began, color="black", linestyle="--", linewidth=1)
         speed.annotate("healed", (float(heal["values"][0][0]) - began, speed.get_ylim()[1] * 0.9), fontsize=8)
     figure.savefig(path, dpi=90)
@@ -180,6 +189,7 @@ def draw(prometheus: Prometheus, run: tuple[str, float, float], title: str, path
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "mnist")
+    parser.add_argument("--only", choices=("healthy", "sick"), help="draw this picture alone")
     options = parser.parse_args()
     here = Path(__file__).parent
     with tempfile.TemporaryDirectory() as folder:
@@ -191,8 +201,9 @@ def main() -> None:
             store.mkdir()
             with Prometheus(store, page) as prometheus, Client(server.target) as client:
                 spec = spec_of(options.data.resolve())
-                draw(prometheus, run_healthy(client, spec), "A healthy job", here / "healthy.png")
-                draw(prometheus, run_sick(client, spec), "A sick job", here / "sick.png")
+                for name, play in (("healthy", run_healthy), ("sick", run_sick)):
+                    if options.only in (None, name):
+                        draw(prometheus, play(client, spec), f"A {name} job", here / f"{name}.png")
         finally:
             server.stop()
 

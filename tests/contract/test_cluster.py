@@ -8,6 +8,7 @@ import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from lockstep.server import gangs
 from lockstep.v1.cluster_service_pb2 import (
     WORKER_STATE_STARTING,
     WORKER_STATE_WARM,
@@ -24,12 +25,15 @@ from lockstep.v1.internal_service_pb2 import (
     ClusterCapacity,
     LauncherReady,
     NodeCapacity,
+    ReportLedgerRequest,
     StartGang,
     WorkerProcess,
     WorkerProcesses,
 )
+from lockstep.v1.internal_service_pb2_grpc import InternalServiceStub
 from lockstep.v1.job_pb2 import JOB_STATE_SUCCEEDED
-from tests.unit.server.harness import Running, ScriptedLauncher, changed, run, serving, status_of
+from lockstep.v1.metrics_service_pb2 import GetLedgerRequest
+from tests.unit.server.harness import Running, ScriptedLauncher, changed, fetch, run, serving, status_of
 
 NOTHING = Resources()
 
@@ -226,3 +230,36 @@ def test_pages_that_cannot_be_are_refused(tmp_path: Path, request_: ListNodesReq
             assert field in error.details()
 
     run(scenario())
+
+
+def test_nodes_whose_hosts_are_called_alike_are_told_apart_wherever_people_see_them(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            launcher = server.launcher()
+            hosts = {"11aa22bb33cc": "vm", "44dd55ee66ff": "vm", "77": "raptor", "88": ""}
+            capacity = ClusterCapacity(
+                nodes=[NodeCapacity(node_id=node_id, node_name=host, cpus=1) for node_id, host in hosts.items()]
+            )
+            await be_ready(server, launcher, capacity)
+            names = ["vm-11aa22bb", "vm-44dd55ee", "raptor", "88"]
+            assert [node.name for node in await nodes_of(server)] == names
+            page = (await fetch(server.application.http_address, "/metrics"))[1]
+            for node_id, name in zip(hosts, names, strict=True):
+                assert f'lockstep_node_info{{node="{name}",node_id="{node_id}"}} 1.0' in page
+            await server.submit()
+            gang = await launcher.next_start()
+            await launcher.report(gang, 1)
+            told = ReportLedgerRequest(job_id=gang.job_id, attempt=1, sequence=1, node_id="44dd55ee66ff")
+            told.step_duration_counts.extend([0] * 16)
+            metadata = (("lockstep-attempt-token", gang.attempt_token),)
+            await InternalServiceStub(server.channel).ReportLedger(told, metadata=metadata)
+            ledger = await server.metrics.GetLedger(GetLedgerRequest(job_id=gang.job_id))
+            assert ledger.ranks[0].node_name == "vm-44dd55ee"
+
+    run(scenario())
+
+
+def test_ids_of_nodes_that_begin_alike_are_shown_as_far_as_it_takes() -> None:
+    ids = ("a" * 16 + "1", "a" * 16 + "2", "b" * 17)
+    capacity = ClusterCapacity(nodes=[NodeCapacity(node_id=node_id, node_name="vm", cpus=1) for node_id in ids])
+    assert [node.name for node in gangs.nodes_of(capacity)] == [f"vm-{ids[0]}", f"vm-{ids[1]}", "vm-bbbbbbbb"]

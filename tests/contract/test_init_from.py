@@ -13,7 +13,7 @@ import pytest
 
 from lockstep.server import init_from
 from lockstep.v1.internal_service_pb2 import StartGang
-from lockstep.v1.job_pb2 import JOB_STATE_CANCELLED
+from lockstep.v1.job_pb2 import JOB_STATE_CANCELLED, JOB_STATE_FAILED
 from lockstep.v1.job_service_pb2 import CancelJobRequest, ListJobsRequest, SubmitJobRequest
 from tests.unit.server.harness import (
     Running,
@@ -101,8 +101,8 @@ def test_weights_that_are_being_removed_are_refused_at_the_submit(tmp_path: Path
 def test_a_job_starts_from_a_folder(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(tmp_path) as server:
-            _, gang = await start_job(server, init_from={"uri": "s3://bucket/run/step-000000000200"})
-            assert gang.init_from_uri == "s3://bucket/run/step-000000000200"
+            _, gang = await start_job(server, init_from={"uri": "file:///data/run/step-000000000200"})
+            assert gang.init_from_uri == "file:///data/run/step-000000000200"
 
     run(scenario())
 
@@ -110,7 +110,7 @@ def test_a_job_starts_from_a_folder(tmp_path: Path) -> None:
 def test_weights_that_are_not_there_are_named_before_anything_is_queued(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(tmp_path) as server:
-            _, source = await finished(server, tmp_path / "c", model={"softmax_regression": {}})
+            launcher, source = await finished(server, tmp_path / "c", model={"softmax_regression": {}})
             empty = await server.submit()
 
             async def violation(**changes: Any) -> tuple[str, str]:
@@ -123,6 +123,11 @@ def test_weights_that_are_not_there_are_named_before_anything_is_queued(tmp_path
             assert (field, '"job-none", and there is no such job' in message) == ("init_from.job_id", True)
             field, message = await violation(init_from={"job_id": empty.job_id})
             assert (field, "which has no checkpoint; wait" in message) == ("init_from.job_id", True)
+            await launcher.gang_stopped(await launcher.next_start(), "NON_FINITE_LOSS")
+            await server.reaches(empty.job_id, JOB_STATE_FAILED)
+            field, message = await violation(init_from={"job_id": empty.job_id})
+            mend = "it has ended as FAILED and will write none; name another job"
+            assert (field, message.endswith(mend)) == ("init_from.job_id", True)
             field, message = await violation(init_from={"job_id": source.job_id, "step": 15}, **same)
             assert (field, "allowed: 20, 10;" in message) == ("init_from.step", True)
             field, message = await violation(init_from={"job_id": source.job_id})
@@ -163,14 +168,14 @@ def test_a_submit_whose_caller_has_gone_keeps_weights_only_for_the_job_that_is_s
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     may_link, is_linking = threading.Event(), threading.Event()
-    link = init_from._link
+    link = init_from.link_file
 
-    def wait_and_link(source: str, target: str) -> None:
+    def wait_and_link(source: int, target: int, name: str) -> None:
         is_linking.set()
         assert may_link.wait(20)
-        link(source, target)
+        link(source, target, name)
 
-    monkeypatch.setattr(init_from, "_link", wait_and_link)
+    monkeypatch.setattr(init_from, "link_file", wait_and_link)
 
     async def scenario() -> None:
         async with serving(tmp_path / "data") as server:

@@ -195,9 +195,9 @@ def test_an_order_to_start_says_where_checkpoints_go(tmp_path: Path) -> None:
             launcher, gang = await start_job(server)
             assert gang.checkpoint_uri == f"{tmp_path}/checkpoints/{gang.job_id}"
             assert gang.init_from_uri == ""
-            await server.submit(recovery={"checkpoint_uri": "s3://bucket/runs/"})
+            await server.submit(recovery={"checkpoint_uri": "file:///data/runs/"})
             elsewhere = await launcher.next_start()
-            assert elsewhere.checkpoint_uri == f"s3://bucket/runs/{elsewhere.job_id}"
+            assert elsewhere.checkpoint_uri == f"file:///data/runs/{elsewhere.job_id}"
 
     run(scenario())
 

@@ -131,12 +131,44 @@ def test_a_request_id_with_odd_characters_is_refused(tmp_path: Path, request_id:
     run(scenario())
 
 
+TOO_SMALL = "the job asks for at least 3 workers x 1 CPU; the cluster has 2 CPUs and 0 GPUs on 1 node"
+
+
 def test_a_job_for_a_larger_cluster_is_refused_with_the_numbers(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(tmp_path, num_cpus=2) as server:
-            error = await status_of(submit(server, resources={"workers": 4}))
+            error = await status_of(submit(server, resources={"workers": 4, "min_workers": 3}))
             assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
-            assert "the job asks for 4 workers x 1 CPU; the cluster has 2 CPUs and 0 GPUs on 1 node" in error.details()
+            assert TOO_SMALL in error.details()
+            assert not (await server.jobs.ListJobs(ListJobsRequest())).jobs
+
+    run(scenario())
+
+
+def test_a_job_that_asks_for_more_than_there_is_starts_with_what_there_is(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path, num_cpus=2) as server:
+            launcher = server.launcher()
+            await launcher.be_ready(cpus=2)
+            job = await submit(server, resources={"workers": 8})
+            assert job.spec.resources.min_workers == 1
+            assert len((await launcher.next_start()).node_ids) == 2
+
+    run(scenario())
+
+
+def test_a_check_for_a_larger_cluster_resolves_and_says_that_it_would_be_refused(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path, num_cpus=2) as server:
+            for resources, words in (
+                ({"workers": 4, "min_workers": 3}, f"this cluster is too small for it: {TOO_SMALL}"),
+                ({"workers": 4}, "checked only, nothing is stored"),
+            ):
+                request = SubmitJobRequest(spec=digits_spec(resources=resources), validate_only=True)
+                checked = await server.jobs.SubmitJob(request)
+                assert checked.spec.resources.shards == 4
+                assert words in checked.state_reason
+            assert not (await server.jobs.ListJobs(ListJobsRequest())).jobs
 
     run(scenario())
 
@@ -190,53 +222,6 @@ def test_unknown_jobs_are_not_found(tmp_path: Path, job_id: str) -> None:
                 server.checkpoints.DownloadCheckpoint(DownloadCheckpointRequest(job_id=job_id)).read(),
             ]
             assert [(await status_of(call)).code() for call in calls] == [expected] * len(calls)
-
-    run(scenario())
-
-
-def test_pages_show_every_job_once_newest_first(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with serving(tmp_path) as server:
-            made = [(await submit(server, labels={"n": str(i % 2)})).job_id for i in range(7)]
-            seen, token = [], ""
-            while True:
-                page = await server.jobs.ListJobs(ListJobsRequest(page_size=3, page_token=token))
-                seen += [job.job_id for job in page.jobs]
-                token = page.next_page_token
-                if not token:
-                    break
-                await submit(server)  # What comes meanwhile does not disturb the pages.
-            assert seen == made[::-1]
-            odd = await server.jobs.ListJobs(ListJobsRequest(labels={"n": "1"}, states=[JOB_STATE_QUEUED]))
-            assert [job.job_id for job in odd.jobs] == made[1::2][::-1]
-            assert not (await server.jobs.ListJobs(ListJobsRequest(states=[JOB_STATE_FAILED]))).jobs
-
-    run(scenario())
-
-
-def test_bad_pages_are_refused_by_the_fields_name(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with serving(tmp_path) as server:
-            for _ in range(2):
-                await submit(server)
-            token = (await server.jobs.ListJobs(ListJobsRequest(page_size=1))).next_page_token
-            bad = {
-                "page_size": [ListJobsRequest(page_size=-1), ListJobsRequest(page_size=1001)],
-                "page_token": [
-                    ListJobsRequest(page_token="x"),
-                    ListJobsRequest(page_token="\u00e4"),
-                    ListJobsRequest(page_token="W10"),
-                    ListJobsRequest(page_token=token, labels={"other": "filter"}),
-                ],
-                "states": [ListJobsRequest(states=[0]), ListJobsRequest(states=[99])],
-                "labels": [ListJobsRequest(labels={f"key-{number}": "x" for number in range(65)})],
-            }
-            assert not (await server.jobs.ListJobs(ListJobsRequest(states=[JOB_STATE_FAILED] * 1_000_000))).jobs
-            for field, requests in bad.items():
-                for request in requests:
-                    error = await status_of(server.jobs.ListJobs(request))
-                    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-                    assert set(violations_of(error)) == {field}
 
     run(scenario())
 

@@ -90,7 +90,10 @@ def test_a_ledger_is_there_after_the_server_was_started_again(tmp_path: Path) ->
         async with serving(tmp_path) as server:
             after = await server.metrics.GetLedger(GetLedgerRequest(job_id=gang.job_id))
             assert after.ranks[0].seconds == before.ranks[0].seconds
-            await report(server, gang, account_of(gang, 0, 2, steps=6))
+            more = [0] * (len(STEP_BOUNDS_S) - 1) + [6, 0]
+            request = account_of(gang, 0, 2, steps=6)
+            request.step_duration_counts[:] = more
+            await report(server, gang, request)
             again = await server.metrics.GetLedger(GetLedgerRequest(job_id=gang.job_id))
             assert (again.ranks[0].steps, again.ranks[0].seconds) == (6, before.ranks[0].seconds)
 
@@ -146,6 +149,9 @@ def test_prometheus_sees_what_the_workers_account_for(tmp_path: Path) -> None:
         ({"seconds": PhaseSeconds(data_s=-1.0)}, "seconds.data_s"),
         ({"cpu_seconds": math.inf}, "cpu_seconds"),
         ({"step_duration_counts": [1]}, "step_duration_counts"),
+        ({"steps": 5}, "step_duration_counts"),  # of which four are counted
+        ({"under_way": PhaseSeconds(forward_s=8.5)}, "under_way.forward_s"),  # of 8
+        ({"under_way": PhaseSeconds(data_s=-1.0)}, "under_way.data_s"),
         ({"node_id": "x" * 1000}, "node_id"),
     ],
 )
@@ -155,8 +161,8 @@ def test_an_account_that_no_worker_of_ours_sends_is_refused(tmp_path: Path, fiel
             gang = await start_job(server)
             request = account_of(gang, 0, 1)
             for name, value in fields.items():
-                if name == "seconds":
-                    request.seconds.CopyFrom(value)
+                if name in ("seconds", "under_way"):
+                    getattr(request, name).CopyFrom(value)
                 elif name == "step_duration_counts":
                     request.step_duration_counts[:] = value
                 else:
@@ -214,7 +220,7 @@ def test_a_job_that_ended_long_ago_is_told_of_no_more_and_its_ledger_is_in_the_s
             assert coordinator is not None
             await coordinator.ledgers.store_all()
             for minutes, is_told_of in ((10, True), (20, False)):
-                coordinator.tidy(datetime.now(UTC) + timedelta(minutes=minutes))
+                await coordinator.tidy(datetime.now(UTC) + timedelta(minutes=minutes))
                 page = (await fetch(server.application.http_address, "/metrics"))[1]
                 assert (f'lockstep_steps_total{{job_id="{gang.job_id}"}}' in page) == is_told_of
                 assert (gang.job_id in coordinator.ledgers.newest()) == is_told_of

@@ -217,7 +217,8 @@ def test_the_new_number_of_workers_is_kept_by_the_next_server_and_used_by_the_ne
 def test_workers_beyond_the_limits_are_refused_by_the_fields_name_and_nothing_is_nothing(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(tmp_path) as server:
-            job = await server.submit(resources={"workers": 2, "min_workers": 2, "shards": 3})
+            submitted = await server.submit(resources={"workers": 2, "min_workers": 2, "shards": 3})
+            job = await server.get(submitted.job_id)
             for workers in (-1, 0, 1, 4):
                 error = await status_of(scale(server, job.job_id, workers))
                 assert violations_of(error)["workers"].startswith(f"workers is {workers}; allowed: 2 to 3")

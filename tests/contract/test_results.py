@@ -132,6 +132,7 @@ def test_a_job_with_a_result_succeeds_also_when_server_or_launcher_change_meanwh
         started = await launcher.next_start()
         assert started.job_id == waiting.job_id
         await launcher.gang_stopped(started, "USER_ERROR")
+        await server.messages(waiting.job_id)  # until it has ended
         await has_succeeded(server, gang.job_id)
 
     run(scenario())

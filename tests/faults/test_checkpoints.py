@@ -182,3 +182,36 @@ def test_a_checkpoint_says_what_it_is(fleet: Fleet, tmp_path: Path) -> None:
     assert manifest["step"] == STEPS
     assert manifest["weights_digest"] == outcome[0]
     assert sorted(file["name"] for file in manifest["files"]) == ["model.safetensors", "training.safetensors"]
+
+
+def train_with_a_pause_on_a_full_disk(context: Context, folder: str, order: int, has_it: int) -> Any:
+    """Train, and have one rank be told to stop with a checkpoint, which cannot be written."""
+    listener, orders, refused = context.listener, [order] if context.group.rank == has_it else [], []
+
+    def refuse(number: int, why: str) -> None:
+        orders.clear()
+        refused.append((number, why))
+
+    listener.wish = lambda: Wish.KEEP_AND_STOP if orders and listener.step >= 5 else Wish.GO_ON  # type: ignore[method-assign]
+    listener.refusable = lambda: sum(orders)  # type: ignore[method-assign]
+    listener.refuse_stop = refuse  # type: ignore[method-assign]
+    return train_with_checkpoints(context, SPEC, folder, file_size=1000, every_steps=1000), refused
+
+
+@pytest.mark.parametrize("has_it", [0, 1])
+def test_training_goes_on_exactly_when_it_cannot_be_kept_and_the_stop_may_be_refused(
+    fleet: Fleet, undisturbed: tuple[str, list[Point]], tmp_path: Path, has_it: int
+) -> None:
+    ends = fleet.run(2, train_with_a_pause_on_a_full_disk, str(tmp_path), 3, has_it)
+    assert_undisturbed([outcome for outcome, _ in ends], undisturbed, 2)
+    assert [[number for number, _ in refused] for _, refused in ends] == [[3], [3]]
+    (_, told), (_, not_told) = ends[0][1][0], ends[1][1][0]
+    assert "could not be written" in told
+    assert "File too large" in told
+    assert not_told == "", "rank 0 tells it for all"
+
+
+def test_a_stop_that_may_not_be_refused_is_followed_although_nothing_can_be_kept(fleet: Fleet, tmp_path: Path) -> None:
+    ends = fleet.run(2, train_with_a_pause_on_a_full_disk, str(tmp_path), 0, 1)
+    assert len(ends) == 2
+    assert all(str(end).startswith("Stopped: ") for end in ends), ends

@@ -19,7 +19,7 @@ from lockstep.client import Client, Job
 
 MARK = "LOCKSTEP_TEST_MARK"
 LOCKSTEP = Path(sys.executable).with_name("lockstep")
-START_TIMEOUT_S = 60
+START_TIMEOUT_S = 150
 
 
 class Server:

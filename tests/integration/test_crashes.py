@@ -131,7 +131,7 @@ def ray_cluster(tmp_path: Path) -> object:
 def test_a_server_runs_on_an_existing_cluster_and_leaves_it_as_it_was(
     make_server: MakeServer, ray_cluster: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
         monkeypatch.setenv(name, ray_cluster.environment[name])
     server = make_server("--ray-address", ray_cluster.address).start()
     with server.client() as client:

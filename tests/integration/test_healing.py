@@ -111,7 +111,7 @@ def test_a_paused_job_frees_everything_and_goes_on_exactly(server: Server, clien
     wait_for_state(job, "PAUSED")
     server.wait_until_nobody_works()
     step = job.refresh().progress.step
-    newest = next(iter(job.checkpoints()))
+    newest = job.checkpoints()[0]
     assert newest.step >= step >= 20
     job.resume()
     job.wait()
@@ -147,7 +147,7 @@ def trained(server: Server) -> Iterator[Job]:
 
 def test_checkpoints_can_be_fetched_and_started_from(client: Client, trained: Job, tmp_path: Path) -> None:
     assert trained.result is not None
-    newest = next(iter(trained.checkpoints()))
+    newest = trained.checkpoints()[0]
     assert newest.weights_digest == trained.result.weights_digest
     weights = trained.load_state_dict()
     assert digest_of(weights) == trained.result.weights_digest

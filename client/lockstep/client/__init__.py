@@ -35,6 +35,7 @@ from lockstep.client.errors import (
 )
 from lockstep.client.job import Job
 from lockstep.client.ledger import Ledger, RankLedger
+from lockstep.client.models import TrainedModel
 from lockstep.client.spec import load_spec
 from lockstep.client.telemetry import GpuTelemetry, HostTelemetry, NodeTelemetry
 from lockstep.client.types import (
@@ -99,6 +100,7 @@ __all__ = [
     "Result",
     "ServerFault",
     "Timeline",
+    "TrainedModel",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",

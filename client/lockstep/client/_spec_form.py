@@ -16,6 +16,7 @@ from typing import Any, SupportsInt, cast
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescriptor
 
+from lockstep.client._written import WrittenFloat, WrittenInt
 from lockstep.client.errors import Violation
 
 _INTEGER_BITS = {
@@ -27,7 +28,8 @@ _INTEGER_BITS = {
 _FLOATS = (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT)
 _LONG_INTEGERS = (FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64)
 _LONGEST_SHOWN = 60
-_MOST_DIGITS = 400
+_NEAR = 0.8
+"""How like a known key an unknown one must be to be taken for it: batchsize for batch_size, not resnet for lenet."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +57,6 @@ def choices_of(field: FieldDescriptor) -> OneofDescriptor | None:
     """The oneof that a field belongs to, unless it is the hidden one of an optional field."""
     oneof = field.containing_oneof
     return oneof if oneof is not None and oneof.name != f"_{field.name}" else None
-
-
-def parse_integer(text: str) -> int:
-    """Read decimal digits, which may be grouped by underscores.
-
-    Raises:
-        ValueError: there are far too many for any field.
-    """
-    if len(text) > _MOST_DIGITS:
-        raise ValueError(f"a number has {len(text)} digits")
-    return int(text.replace("_", ""))
 
 
 def is_map(field: FieldDescriptor) -> bool:
@@ -161,7 +152,11 @@ def _fit_scalar(value: Any, field: FieldDescriptor) -> Any:
 
 def _fit_text(value: Any) -> str:
     if not isinstance(value, str):
-        mend = f'; write it in quotes: "{_show(value)}"' if isinstance(value, bool | int | float) else ""
+        mend = ""
+        if isinstance(value, bool):
+            mend = "; write it in quotes"  # whether it was true or True is not known
+        elif isinstance(value, Real):
+            mend = f'; write it in quotes: "{_show(value)}"'
         raise MisfitError(f"must be text, got {_show(value)}{mend}")
     try:
         value.encode()
@@ -172,7 +167,7 @@ def _fit_text(value: Any) -> str:
 
 def _fit_integer(value: Any, field: FieldDescriptor) -> int:
     if isinstance(value, str) and field.cpp_type in _LONG_INTEGERS and value.removeprefix("-").isdecimal():
-        value = parse_integer(value)  # the JSON form of 64 bits is a string
+        value = WrittenInt(value)  # the JSON form of 64 bits is a string
     if isinstance(value, bool) or not isinstance(value, Real):
         raise MisfitError(f"must be a whole number, got {_show(value)}")
     if not isinstance(value, Integral) and not float(value).is_integer():
@@ -209,7 +204,7 @@ def _ambiguous(value: Ambiguous, field: FieldDescriptor) -> str:
     if field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
         return f"must be true or false, got {value.text}"
     if value.text.lstrip("+-").startswith("0"):
-        return f"{value.text} is not the same number in every version of YAML; write {parse_integer(value.text)}"
+        return f"{value.text} is not the same number in every version of YAML; write {int(WrittenInt(value.text))}"
     return f"must be a {'number' if field.cpp_type in _FLOATS else 'whole number'}, got {value.text}"
 
 
@@ -217,13 +212,10 @@ def _unknown_key(key: Any, descriptor: Descriptor, path: str) -> str:
     names = list(descriptor.fields_by_name)
     if not names:
         return f"unknown key; {path or 'this'} has nothing to set"
-    near = difflib.get_close_matches(str(key).lower().replace("-", "_"), names, n=1)
-    if near:
-        return f"unknown key; did you mean {near[0]}?"
+    near = difflib.get_close_matches(str(key).lower().replace("-", "_"), names, n=1, cutoff=_NEAR)
     elsewhere = [found for found in _paths_of(descriptor.file.message_types_by_name["JobSpec"]) if _last(found) == key]
-    if elsewhere:
-        return f"unknown key; did you mean {' or '.join(elsewhere)}?"
-    return f"unknown key; allowed: {', '.join(names)}"
+    guess = f"did you mean {' or '.join(near or elsewhere)}? " if near or elsewhere else ""
+    return f"unknown key; {guess}allowed: {', '.join(names)}"
 
 
 def _paths_of(descriptor: Descriptor, path: str = "") -> Iterator[str]:
@@ -256,6 +248,8 @@ def _show(value: Any) -> str:
         return json.dumps(value)
     if isinstance(value, Mapping):
         return "a mapping"
+    if isinstance(value, WrittenInt | WrittenFloat) and len(value.text) <= _LONGEST_SHOWN:
+        return value.text
     if isinstance(value, int) and value.bit_length() > 8 * _LONGEST_SHOWN:
         return f"a number of {value.bit_length()} bits"
     if isinstance(value, str):

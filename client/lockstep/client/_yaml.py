@@ -13,7 +13,9 @@ from typing import Any, cast
 
 import yaml
 
-from lockstep.client._spec_form import Ambiguous, parse_integer
+from lockstep.client._printable import printable
+from lockstep.client._spec_form import Ambiguous
+from lockstep.client._written import WrittenFloat, WrittenInt
 
 _AMBIGUOUS = "!ambiguous"
 _PLAIN_SCALARS = (
@@ -46,7 +48,8 @@ class _Loader(yaml.SafeLoader):  # the one in C overflows its stack on deep nest
 
 for _tag, _pattern, _first in _PLAIN_SCALARS:
     _Loader.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern})\Z"), _first)
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: parse_integer(_text_of(loader, node)))
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: WrittenInt(_text_of(loader, node)))
+_Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: WrittenFloat(_text_of(loader, node)))
 _Loader.add_constructor(_AMBIGUOUS, lambda loader, node: Ambiguous(_text_of(loader, node)))
 
 
@@ -84,8 +87,11 @@ def parse(text: str) -> Any:
 
 
 def dump(data: Any) -> str:
-    """Write YAML that `parse` reads back, keys in their order."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    """Write YAML that `parse` reads back, keys in their order; what would steer a terminal is escaped."""
+    text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    if text == printable(text):
+        return text
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=100)
 
 
 class _Dumper(yaml.SafeDumper):

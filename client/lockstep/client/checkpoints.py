@@ -14,7 +14,7 @@ import hashlib
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,14 +41,15 @@ MANIFEST_FILE = "manifest.json"
 Tell = Callable[[int, int], None]
 
 
-def list_checkpoints(client: Client, job_id: str) -> Iterator[Checkpoint]:
-    """Yield the checkpoints of a job that are kept, newest first."""
+def list_checkpoints(client: Client, job_id: str) -> list[Checkpoint]:
+    """Read which checkpoints of a job are kept, newest first."""
     request = ListCheckpointsRequest(job_id=job_id)
+    found: list[Checkpoint] = []
     while True:
         page = client._connection.call(client._checkpoints.ListCheckpoints, request)
-        yield from map(Checkpoint.from_proto, page.checkpoints)
+        found += map(Checkpoint.from_proto, page.checkpoints)
         if not page.next_page_token:
-            return
+            return found
         request.page_token = page.next_page_token
 
 
@@ -62,8 +63,8 @@ def download(client: Client, job_id: str, directory: Path, step: int | None, tel
             raise FileExistsError(errno.EEXIST, "is there already; remove it or name another directory", str(target))
         directory.mkdir(parents=True, exist_ok=True)
         unfinished = directory / f".{target.name}-{uuid.uuid4().hex[:8]}.unfinished"
-        unfinished.mkdir()
         try:
+            unfinished.mkdir()
             _write(unfinished, file, chunks)
             names = [file.name for file in download.checkpoint.files if file.name != MODEL_FILE]
             for name in dict.fromkeys([*names, MANIFEST_FILE]):
@@ -88,12 +89,24 @@ def load_state_dict(client: Client, job_id: str, step: int | None) -> dict[str, 
     from safetensors.torch import load_file
 
     with tempfile.TemporaryDirectory(prefix="lockstep-") as directory:
-        with _Download(client, job_id, step).open(MODEL_FILE) as (file, chunks):
-            _write(Path(directory), file, chunks)
+        fetch(client, job_id, step, (MODEL_FILE,), Path(directory))
         try:
             return load_file(Path(directory, MODEL_FILE))
         except SafetensorError as error:
             raise DataLoss(f"{MODEL_FILE} of {job_id} is no safetensors file: {error}") from error
+
+
+def fetch(client: Client, job_id: str, step: int | None, names: Sequence[str], folder: Path) -> None:
+    """Fetch some files of one checkpoint into a folder.
+
+    Raises:
+        NotFound: there is no such checkpoint, or it has no such file.
+        DataLoss: the bytes are not those that were written.
+    """
+    download = _Download(client, job_id, step)
+    for name in names:
+        with download.open(name) as (file, chunks):
+            _write(folder, file, chunks)
 
 
 class _Download:

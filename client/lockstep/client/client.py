@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
 from lockstep.client._connection import Connection
 from lockstep.client.cluster import Cluster, Node
-from lockstep.client.errors import InvalidSpec, ResourceExhausted
+from lockstep.client.errors import InvalidSpec, LockstepError, NotFound, ResourceExhausted
 from lockstep.client.job import Job
 from lockstep.client.spec import SpecLike, load_spec
 from lockstep.client.types import CatalogEntry, JobState
@@ -24,6 +25,9 @@ from lockstep.v1.log_service_pb2_grpc import LogServiceStub
 from lockstep.v1.metrics_service_pb2_grpc import MetricsServiceStub
 
 DEFAULT_TARGET = "127.0.0.1:50051"
+_PAGE_SIZE = 1000
+_LONGEST_ID, _LONGEST_NAME = 64, 63
+_MOST_SHOWN = 5
 # How the server says it, and how gRPC itself does, which gives no reason: a message far too large never gets through.
 _SPEC_TOO_LARGE = ("MESSAGE_TOO_LARGE", "")
 
@@ -36,14 +40,16 @@ class Client:
     A client may be shared between threads.
 
     Args:
-        target: address of the server, host:port. Default: LOCKSTEP_TARGET, or 127.0.0.1:50051.
-        token: sent with every call. Default: LOCKSTEP_TOKEN, or none.
+        target: address of the server, host:port, or whatever gRPC takes for one, such as unix:/run/lockstep.sock.
+            Default: LOCKSTEP_TARGET, or 127.0.0.1:50051.
+        token: sent with every call, for whatever stands before the server; the server itself asks for none. Default:
+            LOCKSTEP_TOKEN, or none.
 
     Raises, from every method that calls the server: LockstepError; see lockstep.client.errors.
     """
 
     def __init__(self, target: str | None = None, token: str | None = None) -> None:
-        self.target = target or os.environ.get("LOCKSTEP_TARGET") or DEFAULT_TARGET
+        self.target = _address(target or os.environ.get("LOCKSTEP_TARGET") or DEFAULT_TARGET)
         self._connection = Connection(self.target, token or os.environ.get("LOCKSTEP_TOKEN"))
         self._jobs = JobServiceStub(self._connection.channel)
         self._metrics = MetricsServiceStub(self._connection.channel)
@@ -99,24 +105,75 @@ class Client:
         """
         return Job(self, self._connection.call(self._jobs.GetJob, job_service_pb2.GetJobRequest(job_id=job_id)))
 
+    def find_job(self, name: str) -> Job:
+        """Read one job by its id, by the beginning of its id, or by its name, where only one job fits.
+
+        Raises:
+            NotFound: none fits, or more than one; the message lists those that do.
+        """
+        try:
+            return self.get_job(name)
+        except NotFound as missing:
+            return self._guess_job(name, missing)
+
+    def _guess_job(self, name: str, missing: NotFound) -> Job:
+        requests = (
+            job_service_pb2.ListJobsRequest(job_id_prefix=name[:_LONGEST_ID], page_size=_PAGE_SIZE),
+            job_service_pb2.ListJobsRequest(name=name[:_LONGEST_NAME], page_size=_PAGE_SIZE),
+        )
+        pages = [self._connection.call(self._jobs.ListJobs, request) for request in requests if name]
+        # A server of an earlier version lists all jobs.
+        found = {
+            job.job_id: Job(self, job)
+            for page in pages
+            for job in page.jobs
+            if job.job_id.startswith(name) or job.spec.name == name
+        }
+        if not found:
+            raise missing
+        if len(found) > 1:
+            lines = [f"\n  {job.job_id}  {job.name}  {job.state.lower()}" for job in found.values()]
+            more = f"\n  and {len(lines) - _MOST_SHOWN:,} more" if len(lines) > _MOST_SHOWN else ""
+            listed = "".join(lines[:_MOST_SHOWN])
+            message = f"{name} may be any of {len(found):,} jobs; name one by its id:{listed}{more}"
+            raise NotFound(message, code=missing.code, reason=missing.reason) from missing
+        return next(iter(found.values()))
+
     def list_jobs(
-        self, states: Iterable[JobState | str] | JobState | str | None = None, labels: Mapping[str, str] | None = None
-    ) -> Iterator[Job]:
-        """Yield jobs, newest first.
+        self,
+        states: Iterable[JobState | str] | JobState | str | None = None,
+        labels: Mapping[str, str] | None = None,
+        limit: int | None = None,
+    ) -> list[Job]:
+        """Read jobs, newest first.
 
         Args:
             states: only jobs in one of these states, or in this one. Default: all.
             labels: only jobs that carry all of these labels. Default: all.
+            limit: at most so many, the newest. Default: all.
         """
+        return self._list_jobs(states, labels, limit)[0]
+
+    def _list_jobs(
+        self,
+        states: Iterable[JobState | str] | JobState | str | None,
+        labels: Mapping[str, str] | None,
+        limit: int | None,
+    ) -> tuple[list[Job], int]:
+        """See list_jobs; and how many jobs there are in all, without the limit."""
         wanted = [states] if isinstance(states, str) else states or ()
         request = job_service_pb2.ListJobsRequest(
             states=[JobState(state.upper()).to_proto() for state in wanted], labels=dict(labels or {})
         )
+        jobs: list[Job] = []
+        total = 0
         while True:
+            request.page_size = _PAGE_SIZE if limit is None else max(1, min(_PAGE_SIZE, limit - len(jobs)))
             page = self._connection.call(self._jobs.ListJobs, request)
-            yield from (Job(self, job) for job in page.jobs)
-            if not page.next_page_token:
-                return
+            jobs += (Job(self, job) for job in page.jobs)
+            total = max(total, page.total_size, len(jobs))
+            if not page.next_page_token or (limit is not None and len(jobs) >= limit):
+                return jobs[:limit], total
             request.page_token = page.next_page_token
 
     def list_models(self) -> list[CatalogEntry]:
@@ -145,6 +202,22 @@ class Client:
             if not page.next_page_token:
                 return nodes
             request.page_token = page.next_page_token
+
+
+def _address(target: str) -> str:
+    """The address that gRPC is to have: what stands in a URL besides it is left out, and the port is added.
+
+    Raises:
+        LockstepError: the URL asks for TLS.
+    """
+    match = re.fullmatch(r"(?:(http|https|grpc|grpcs)://)?([^/]+?)/?", target.strip())
+    if match is None:
+        return target
+    scheme, address = match.groups()
+    if scheme in ("https", "grpcs"):
+        raise LockstepError(f"the target is {target}, and a Lockstep server speaks no TLS; write {address}")
+    has_port = ":" in address.rpartition("]")[2]
+    return address if has_port else f"{address}:{DEFAULT_TARGET.rpartition(':')[2]}"
 
 
 def submit_job(spec: SpecLike, *, request_id: str | None = None, validate_only: bool = False) -> Job:

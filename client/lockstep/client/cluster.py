@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -10,6 +11,7 @@ from typing import Self
 from lockstep.client.telemetry import NodeTelemetry
 from lockstep.client.types import to_datetime
 from lockstep.v1 import cluster_service_pb2
+from lockstep.v1.job_spec_pb2 import ResourcesSpec
 
 
 class WorkerState(StrEnum):
@@ -113,6 +115,12 @@ class Node:
     held_by_warm_workers: Resources
     workers: tuple[Worker, ...]
     telemetry: NodeTelemetry | None
+
+    def room_for(self, resources: ResourcesSpec) -> int:
+        """How many workers of a job it takes while nothing else runs on it."""
+        needs = ((self.total.cpus, resources.cpus_per_worker), (self.total.gpus, resources.gpus_per_worker))
+        counts = [math.floor(round(have / need, 6)) for have, need in needs if need > 0]
+        return min(counts, default=0)
 
     @classmethod
     def from_proto(cls, node: cluster_service_pb2.Node) -> Self:

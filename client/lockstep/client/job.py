@@ -2,147 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self, overload
+from typing import TYPE_CHECKING, Literal, Never, Self, TypeVar, overload
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
-from lockstep.client import checkpoints, logs, metrics
+from lockstep.client import checkpoints, logs, metrics, models
 from lockstep.client import ledger as ledgers
 from lockstep.client._connection import UNARY_TIMEOUT_S
+from lockstep.client._job_facts import JobFacts
 from lockstep.client.errors import DeadlineExceeded, InvalidSpec, JobCancelled, JobFailed, LockstepError, WaitTimeout
 from lockstep.client.ledger import Ledger
-from lockstep.client.types import (
-    Checkpoint,
-    Failure,
-    JobEvent,
-    JobState,
-    JobUpdate,
-    LogLine,
-    MetricKind,
-    MetricPoint,
-    Progress,
-    Result,
-    Timeline,
-    to_datetime,
-)
+from lockstep.client.models import TrainedModel
+from lockstep.client.types import Checkpoint, JobEvent, JobState, JobUpdate, LogLine, MetricKind, MetricPoint
 from lockstep.v1 import job_pb2, job_service_pb2
-from lockstep.v1.job_spec_pb2 import JobSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from lockstep.client.client import Client
 
+T = TypeVar("T")
 
-class Job:
+
+class Job(JobFacts):
     """A job as the server last told it; `refresh`, `watch`, `wait`, `cancel`, `pause`, `resume`, `scale` ask again.
 
     Raises, from every method that calls the server: LockstepError.
     """
 
     def __init__(self, client: Client, proto: job_pb2.Job) -> None:
+        super().__init__(proto)
         self._client = client
-        self.proto = proto
 
     def __repr__(self) -> str:
         return f"<Job {self.job_id or '(not stored)'} {self.name} {self.state}>"
-
-    @property
-    def job_id(self) -> str:
-        """Name of the job for every call; empty when it was only validated."""
-        return self.proto.job_id
-
-    @property
-    def name(self) -> str:
-        return self.proto.spec.name
-
-    @property
-    def labels(self) -> Mapping[str, str]:
-        return dict(self.proto.spec.labels)
-
-    @property
-    def spec(self) -> JobSpec:
-        """The resolved spec, with every default filled in."""
-        return self.proto.spec
-
-    @property
-    def state(self) -> JobState:
-        return JobState.from_proto(self.proto.state)
-
-    @property
-    def state_reason(self) -> str:
-        return self.proto.state_reason
-
-    @property
-    def attempt(self) -> int:
-        """Number of the current or last attempt, from 1; 0 before the first."""
-        return self.proto.attempt
-
-    @property
-    def restarts(self) -> int:
-        """How many attempts were lost with all of their workers."""
-        return self.proto.restarts
-
-    @property
-    def heals(self) -> int:
-        """How often training went on without a worker that was lost, within its attempt."""
-        return self.proto.heals
-
-    @property
-    def running_workers(self) -> int:
-        """Workers that train now, of the spec.resources.workers that are wanted; 0 while the job holds none."""
-        return self.proto.running_workers
-
-    @property
-    def create_time(self) -> datetime | None:
-        """When the submit was stored, UTC."""
-        return self._time("create_time", self.proto.create_time)
-
-    @property
-    def start_time(self) -> datetime | None:
-        """When the current attempt took its first step, UTC; None before."""
-        return self._time("start_time", self.proto.start_time)
-
-    @property
-    def end_time(self) -> datetime | None:
-        """When the job ended, UTC; None before."""
-        return self._time("end_time", self.proto.end_time)
-
-    @property
-    def timeline(self) -> Timeline:
-        """When the current or last attempt reached each stage on its way to the first step."""
-        return Timeline.from_proto(self.proto.timeline)
-
-    @property
-    def progress(self) -> Progress:
-        return Progress.from_proto(self.proto.progress)
-
-    @property
-    def result(self) -> Result | None:
-        """Set when the job succeeded."""
-        return Result.from_proto(self.proto.result) if self.proto.HasField("result") else None
-
-    @property
-    def error(self) -> Failure | None:
-        """Set when the job failed."""
-        return Failure.from_proto(self.proto.error) if self.proto.HasField("error") else None
-
-    @property
-    def engine_version(self) -> str:
-        return self.proto.engine_version
-
-    @property
-    def curve_digest(self) -> str:
-        """SHA-256, hex, of what determines the curve: jobs that share it share their result metrics."""
-        return self.proto.curve_digest
-
-    @property
-    def hardware_class(self) -> str:
-        return self.proto.hardware_class
 
     def refresh(self) -> Self:
         """Read the job again."""
@@ -216,19 +111,23 @@ class Job:
         """
         return self._watch(timeout_s=None)
 
-    def wait(self, timeout_s: float | None = None, progress: bool = False) -> Self:
+    def wait(self, timeout_s: float | None = None, progress: bool = False, **misnamed: Never) -> Self:
         """Wait until the job has succeeded. A paused job has not ended: this goes on waiting until it is resumed.
 
         Args:
             timeout_s: seconds to wait; None waits for ever.
-            progress: show epoch, workers, loss, accuracy and samples per second on standard error.
+            progress: show epoch, workers, loss, accuracy and samples per second on standard error, and the final
+                metrics when it has succeeded.
+            misnamed: refused, since names such as `timeout` are easily taken for `timeout_s`.
 
         Raises:
             JobFailed: it failed.
             JobCancelled: it was cancelled.
             WaitTimeout: it has not ended in time. It goes on.
         """
-        if not self.state.has_ended:
+        for name in misnamed:
+            raise TypeError(f"wait() has no argument {name!r}; it takes timeout_s, in seconds, and progress")
+        if progress or not self.state.has_ended:
             try:
                 self._wait(timeout_s, progress)
             except DeadlineExceeded as error:
@@ -278,13 +177,14 @@ class Job:
 
         Returns:
             All points there are, result metrics first, each kind by step and name; or an iterator, if `follow`. It
-            opens a broken connection again; no point is lost or comes twice.
+            opens a broken connection again; no point is lost or comes twice. With its first point and at its end the
+            job itself is read again.
         """
         chosen = MetricKind(kind.upper()) if kind is not None else MetricKind.UNSPECIFIED
         wanted = [names] if isinstance(names, str) else list(names or ())
         read = metrics.follow_metrics if follow else metrics.list_metrics
         points = read(self._client, self._stored_id(), wanted, after_step, chosen)
-        return points if follow else list(points)
+        return self._refreshed_by(points) if follow else list(points)
 
     def ledger(self) -> Ledger:
         """Read where the time of the job's workers went, by rank and phase; a few seconds old while they train."""
@@ -299,16 +199,20 @@ class Job:
     ) -> Iterator[LogLine]:
         """Yield what the job's workers have printed, in order, of all attempts; see README.md for what is kept.
 
+        A log may be long: it is an iterator in any case.
+
         Args:
             follow: go on until the job has ended. A broken connection is opened again; nothing is lost or comes twice.
+                With the first line and at the end the job itself is read again.
             rank: only lines of this rank. Default: all.
             tail: begin with the last so many.
             since: only lines from this time on, or not older than this.
         """
-        return logs.stream_logs(self._client, self._stored_id(), follow=follow, rank=rank, tail=tail, since=since)
+        lines = logs.stream_logs(self._client, self._stored_id(), follow=follow, rank=rank, tail=tail, since=since)
+        return self._refreshed_by(lines) if follow else lines
 
-    def checkpoints(self) -> Iterator[Checkpoint]:
-        """Yield the job's checkpoints that are kept, newest first."""
+    def checkpoints(self) -> list[Checkpoint]:
+        """Read which checkpoints of the job are kept, newest first."""
         return checkpoints.list_checkpoints(self._client, self._stored_id())
 
     def download(self, directory: str | PathLike[str], step: int | None = None, progress: bool = False) -> Path:
@@ -354,6 +258,22 @@ class Job:
         """
         return checkpoints.load_state_dict(self._client, self._stored_id(), step)
 
+    def load_model(self, step: int | None = None) -> TrainedModel:
+        """Fetch and build the trained model, in evaluation mode, with what prepares raw inputs for it.
+
+        Needs torch and the workers' part of Lockstep. `job.load_model().predict(images)` takes images as the data set
+        has them.
+
+        Args:
+            step: of which checkpoint. Default: the newest.
+
+        Raises:
+            MissingPackage: torch or the workers' part is not installed.
+            NotFound: there is no such checkpoint.
+            DataLoss: the bytes are not those that were written.
+        """
+        return models.load_model(self._client, self._stored_id(), step)
+
     def _watch(self, timeout_s: float | None, after: int = 0) -> Iterator[JobUpdate]:
         request = job_service_pb2.WatchJobRequest(job_id=self._stored_id(), after_sequence=after)
         stream = self._client._connection.follow(
@@ -369,6 +289,16 @@ class Job:
                 request.after_sequence = events[-1].sequence
             yield JobUpdate(Job(self._client, message.job), tuple(map(JobEvent.from_proto, events)))
 
+    def _refreshed_by(self, followed: Iterator[T]) -> Iterator[T]:
+        """Yield the same, and read the job with the first of it and at its end: its state has changed meanwhile."""
+        is_first = True
+        for item in followed:
+            if is_first:
+                self.refresh()
+                is_first = False
+            yield item
+        self.refresh()
+
     def _wait(self, timeout_s: float | None, progress: bool) -> None:
         if not progress:
             for _ in self._watch(timeout_s):
@@ -376,12 +306,9 @@ class Job:
             return
         from lockstep.client.progress import show_progress  # brings rich, which not everyone needs
 
-        show_progress(self, self._watch(timeout_s))
+        show_progress(self, iter(()) if self.state.has_ended else self._watch(timeout_s))
 
     def _stored_id(self) -> str:
         if not self.job_id:
             raise LockstepError("this job was only validated, not submitted: the server does not hold it")
         return self.job_id
-
-    def _time(self, field: str, value: Timestamp) -> datetime | None:
-        return to_datetime(value) if self.proto.HasField(field) else None

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -20,8 +19,10 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from lockstep.client._console import SafeConsole
+from lockstep.client._words import count, part_of
 from lockstep.client.errors import LockstepError
-from lockstep.client.types import JobState, JobUpdate
+from lockstep.client.types import JobState, JobUpdate, Result
 
 if TYPE_CHECKING:
     from lockstep.client.job import Job
@@ -64,12 +65,19 @@ class _LatestMetrics:
 
 
 def show_progress(job: Job, updates: Iterator[JobUpdate]) -> None:
-    """Show updates until there are no more."""
-    console = Console(stderr=True, highlight=False)
+    """Show updates until there are no more, then the result if there is one; a failure is told by who waits."""
+    console = SafeConsole(stderr=True)
     if console.is_terminal:
         _show_bar(job, updates, console)
     else:
         _show_lines(job, updates, console)
+    if job.result is not None:
+        console.print(f"succeeded; {describe_metrics(job.result)}".removesuffix("; "), soft_wrap=True)
+
+
+def describe_metrics(result: Result) -> str:
+    """The last values in one line, such as "train_loss 0.1, val_accuracy 0.97"."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in result.final_metrics.items())
 
 
 def describe_epoch(job: Job) -> str:
@@ -84,12 +92,12 @@ def describe_workers(job: Job) -> str:
     wanted = job.spec.resources.workers
     if not job.running_workers:
         return ""
-    return f"{job.running_workers} of {wanted} worker{'s' if wanted > 1 else ''}"
+    return part_of(job.running_workers, wanted, "worker")
 
 
 def describe_heals(job: Job) -> str:
     """How often the job was healed, such as "2 heals"; empty when it never was."""
-    return f"{job.heals} heal{'s' if job.heals > 1 else ''}" if job.heals else ""
+    return count(job.heals, "heal") if job.heals else ""
 
 
 @contextmanager
@@ -98,7 +106,7 @@ def download_bar() -> Iterator[Callable[[int, int], None]]:
 
     Off a terminal nothing is shown.
     """
-    console = Console(stderr=True, highlight=False)
+    console = SafeConsole(stderr=True)
     columns = (BarColumn(bar_width=10), DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
@@ -112,12 +120,14 @@ def _describe(job: Job) -> str:
         return state
     if job.state in (JobState.PAUSING, JobState.PAUSED):
         return f"{state} at {describe_epoch(job)}"
-    is_short = 0 < job.running_workers < job.spec.resources.workers
+    # Workers that are done leave one after the other: that is no lack of them.
+    is_training = job.state is JobState.RUNNING and not 0 < job.progress.total_steps <= job.progress.step
+    is_short = is_training and 0 < job.running_workers < job.spec.resources.workers
     facts = (describe_epoch(job), describe_workers(job) if is_short else "", describe_heals(job))
     return "  ".join(fact for fact in facts if fact)
 
 
-def _show_bar(job: Job, updates: Iterator[JobUpdate], console: Console) -> None:
+def _show_bar(job: Job, updates: Iterator[JobUpdate], console: SafeConsole) -> None:
     metrics = _LatestMetrics()
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=10), TextColumn("{task.fields[metrics]}"))
     with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
@@ -133,17 +143,18 @@ def _show_bar(job: Job, updates: Iterator[JobUpdate], console: Console) -> None:
             )
 
 
-def _show_lines(job: Job, updates: Iterator[JobUpdate], console: Console) -> None:
+def _show_lines(job: Job, updates: Iterator[JobUpdate], console: SafeConsole) -> None:
     metrics = _LatestMetrics()
     next_line = 0.0
     for update in updates:
         for event in update.events:
-            console.print(f"{event.state.lower()}: {event.message}", markup=False, soft_wrap=True)
-        if job.state is not JobState.RUNNING or time.monotonic() < next_line:
+            if not event.state.has_ended:  # the end is told once, below or by who waits
+                console.print(f"{event.state.lower()}: {event.message}", soft_wrap=True)
+        if job.state is not JobState.RUNNING or not job.progress.step or time.monotonic() < next_line:
             continue
         next_line = time.monotonic() + _LINE_EVERY_S
         metrics.read(job)
         progress = job.progress
         of_total = f"/{progress.total_steps}" if progress.total_steps else ""
         line = f"{_describe(job)}  step {progress.step}{of_total}  {metrics.text()}"
-        console.print(line.rstrip(), markup=False, soft_wrap=True)
+        console.print(line.rstrip(), soft_wrap=True)

@@ -13,7 +13,8 @@ from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from lockstep.client._spec_form import Ambiguous, choices_of, fit, is_map, map_value, parse_integer
+from lockstep.client._spec_form import choices_of, fit, is_map, map_value
+from lockstep.client._written import WrittenFloat, WrittenInt
 from lockstep.client.errors import InvalidSpec, Violation
 from lockstep.v1.job_spec_pb2 import JobSpec
 
@@ -27,8 +28,8 @@ def load_spec(spec: SpecLike, overrides: Iterable[str] = ()) -> JobSpec:
 
     Args:
         spec: a JobSpec, a mapping of the same form, or the path of a YAML or JSON file; "-" is standard input.
-        overrides: what to set over it, each "path=value" with the value in YAML, such as "training.seed=7". Setting
-            one of several choices ("model.lenet={}") replaces the other.
+        overrides: what to set over it, each "path=value" with the value in YAML, such as "training.seed=7", or for a
+            field of text the text itself. Setting one of several choices ("model.lenet={}") replaces the other.
 
     Raises:
         InvalidSpec: it cannot be read, or has keys or types that a JobSpec has not. All of them are named at once.
@@ -62,7 +63,9 @@ def _read(path: str | os.PathLike[str]) -> Mapping[Any, Any]:
     text = _read_text(name)
     try:
         if name.endswith(".json"):
-            data = json.loads(text, object_pairs_hook=_without_duplicates, parse_int=parse_integer)
+            data = json.loads(
+                text, object_pairs_hook=_without_duplicates, parse_int=WrittenInt, parse_float=WrittenFloat
+            )
         else:
             from lockstep.client import _yaml  # brings PyYAML, which a dict or a JobSpec does not need
 
@@ -151,13 +154,19 @@ def _enter(outer: dict[Any, Any], key: str, path: str) -> dict[Any, Any]:
 
 
 def _parse_value(text: str, field: FieldDescriptor | None, path: str) -> Any:
+    """The value of an override. For a field of text it is the text as it was given, unless that is in quotes."""
     from lockstep.client import _yaml
 
+    is_single = field is not None and field.message_type is None and not field.is_repeated
+    wants_text = is_single and field is not None and field.cpp_type == FieldDescriptor.CPPTYPE_STRING
+    if not text.strip():
+        mend = f" for an empty text write {path}='\"\"'" if wants_text else ""
+        raise InvalidSpec([Violation(path, f"has no value in --set; is a shell variable empty?{mend}")])
+    if field is None or (wants_text and not text.startswith(("'", '"'))):
+        return text
+    if is_single and not wants_text and "#" in text:
+        raise InvalidSpec([Violation(path, f"the value {text!r} holds a comment; leave it out")])
     try:
-        value = _yaml.parse(text)
+        return _yaml.parse(text)
     except ValueError as error:
         raise InvalidSpec([Violation(path, f"the value {text!r} is not valid YAML: {error}")]) from error
-    wants_text = field is not None and field.cpp_type == FieldDescriptor.CPPTYPE_STRING and not field.is_repeated
-    if wants_text and isinstance(value, bool | int | float | Ambiguous):
-        return text  # name=7 can only mean the text "7"
-    return value

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from enum import StrEnum
-from itertools import pairwise
+from itertools import accumulate
 from typing import TYPE_CHECKING, Self
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -228,11 +228,18 @@ class Timeline:
         return cls(**{name: to_datetime(getattr(timeline, name)) for name in names if timeline.HasField(name)})
 
     def legs(self) -> list[tuple[str, float]]:
-        """The stages that were reached, as they came, each with its seconds since the one before."""
-        times = [(field.name, getattr(self, field.name)) for field in fields(self)]
-        # A worker that was warm has its data before the last one is up.
-        reached = sorted((stage for stage in times if stage[1] is not None), key=lambda stage: stage[1])
-        return [(name, (time - before).total_seconds()) for (_, before), (name, time) in pairwise(reached)]
+        """The stages that were reached, always in this order, each with its seconds since all before it were.
+
+        So a stage that was reached before an earlier one has 0: a worker that was warm has its data before the last one
+        is up, and a clock may have been set back.
+        """
+        times: list[tuple[str, datetime | None]] = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        reached = [(name, time) for name, time in times if time is not None]
+        latest = accumulate((time for _, time in reached), max)
+        return [
+            (name, max(0.0, (time - before).total_seconds()))
+            for (name, time), before in zip(reached[1:], latest, strict=False)
+        ]
 
 
 @dataclass(frozen=True, slots=True)

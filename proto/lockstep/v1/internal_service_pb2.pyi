@@ -125,7 +125,7 @@ class GangStopped(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., error: _Optional[_Union[_job_pb2.JobError, _Mapping]] = ..., is_too_small: bool = ...) -> None: ...
 
 class GangChanged(_message.Message):
-    __slots__ = ("job_id", "attempt", "revision", "node_ids", "running_workers", "message", "refused_node_ids")
+    __slots__ = ("job_id", "attempt", "revision", "node_ids", "running_workers", "message", "refused_node_ids", "refuses_stop")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -133,6 +133,7 @@ class GangChanged(_message.Message):
     RUNNING_WORKERS_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     REFUSED_NODE_IDS_FIELD_NUMBER: _ClassVar[int]
+    REFUSES_STOP_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     attempt: int
     revision: int
@@ -140,7 +141,8 @@ class GangChanged(_message.Message):
     running_workers: int
     message: str
     refused_node_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., revision: _Optional[int] = ..., node_ids: _Optional[_Iterable[str]] = ..., running_workers: _Optional[int] = ..., message: _Optional[str] = ..., refused_node_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+    refuses_stop: bool
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., revision: _Optional[int] = ..., node_ids: _Optional[_Iterable[str]] = ..., running_workers: _Optional[int] = ..., message: _Optional[str] = ..., refused_node_ids: _Optional[_Iterable[str]] = ..., refuses_stop: bool = ...) -> None: ...
 
 class ConnectLauncherResponse(_message.Message):
     __slots__ = ("start_gang", "stop_gang", "resize_gang", "drain")
@@ -159,7 +161,7 @@ class Drain(_message.Message):
     def __init__(self) -> None: ...
 
 class StartGang(_message.Message):
-    __slots__ = ("job_id", "attempt", "spec", "node_ids", "coordinator_address", "attempt_token", "epoch", "checkpoint_uri", "init_from_uri", "owner")
+    __slots__ = ("job_id", "attempt", "spec", "node_ids", "coordinator_address", "attempt_token", "epoch", "checkpoint_uri", "init_from_uri", "owner", "curve_digest")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
@@ -170,6 +172,7 @@ class StartGang(_message.Message):
     CHECKPOINT_URI_FIELD_NUMBER: _ClassVar[int]
     INIT_FROM_URI_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
+    CURVE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     attempt: int
     spec: _job_spec_pb2.JobSpec
@@ -180,7 +183,8 @@ class StartGang(_message.Message):
     checkpoint_uri: str
     init_from_uri: str
     owner: str
-    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., spec: _Optional[_Union[_job_spec_pb2.JobSpec, _Mapping]] = ..., node_ids: _Optional[_Iterable[str]] = ..., coordinator_address: _Optional[str] = ..., attempt_token: _Optional[str] = ..., epoch: _Optional[int] = ..., checkpoint_uri: _Optional[str] = ..., init_from_uri: _Optional[str] = ..., owner: _Optional[str] = ...) -> None: ...
+    curve_digest: str
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., spec: _Optional[_Union[_job_spec_pb2.JobSpec, _Mapping]] = ..., node_ids: _Optional[_Iterable[str]] = ..., coordinator_address: _Optional[str] = ..., attempt_token: _Optional[str] = ..., epoch: _Optional[int] = ..., checkpoint_uri: _Optional[str] = ..., init_from_uri: _Optional[str] = ..., owner: _Optional[str] = ..., curve_digest: _Optional[str] = ...) -> None: ...
 
 class ResizeGang(_message.Message):
     __slots__ = ("job_id", "attempt", "revision", "node_ids", "epoch")
@@ -197,16 +201,18 @@ class ResizeGang(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., revision: _Optional[int] = ..., node_ids: _Optional[_Iterable[str]] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class StopGang(_message.Message):
-    __slots__ = ("job_id", "attempt", "grace_s", "keep")
+    __slots__ = ("job_id", "attempt", "grace_s", "keep", "refusable")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     GRACE_S_FIELD_NUMBER: _ClassVar[int]
     KEEP_FIELD_NUMBER: _ClassVar[int]
+    REFUSABLE_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     attempt: int
     grace_s: float
     keep: bool
-    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., grace_s: _Optional[float] = ..., keep: bool = ...) -> None: ...
+    refusable: int
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., grace_s: _Optional[float] = ..., keep: bool = ..., refusable: _Optional[int] = ...) -> None: ...
 
 class ReportProgressRequest(_message.Message):
     __slots__ = ("job_id", "attempt", "generation", "sequence", "progress", "points", "hardware_class", "result", "notes", "heals", "kept_checkpoints", "startup")
@@ -279,7 +285,7 @@ class ReportLogsResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ReportLedgerRequest(_message.Message):
-    __slots__ = ("job_id", "attempt", "number", "rank", "node_id", "sequence", "seconds", "steps", "examples", "step_duration_counts", "step_duration_sum_s", "flops_per_step", "cpu_seconds", "memory_bytes", "gpu_memory_bytes", "is_last", "account_id")
+    __slots__ = ("job_id", "attempt", "number", "rank", "node_id", "sequence", "seconds", "steps", "examples", "step_duration_counts", "step_duration_sum_s", "flops_per_step", "cpu_seconds", "memory_bytes", "gpu_memory_bytes", "is_last", "account_id", "under_way")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
@@ -297,6 +303,7 @@ class ReportLedgerRequest(_message.Message):
     GPU_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     IS_LAST_FIELD_NUMBER: _ClassVar[int]
     ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
+    UNDER_WAY_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     attempt: int
     number: int
@@ -314,7 +321,8 @@ class ReportLedgerRequest(_message.Message):
     gpu_memory_bytes: int
     is_last: bool
     account_id: int
-    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., number: _Optional[int] = ..., rank: _Optional[int] = ..., node_id: _Optional[str] = ..., sequence: _Optional[int] = ..., seconds: _Optional[_Union[_ledger_pb2.PhaseSeconds, _Mapping]] = ..., steps: _Optional[int] = ..., examples: _Optional[int] = ..., step_duration_counts: _Optional[_Iterable[int]] = ..., step_duration_sum_s: _Optional[float] = ..., flops_per_step: _Optional[float] = ..., cpu_seconds: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., gpu_memory_bytes: _Optional[int] = ..., is_last: bool = ..., account_id: _Optional[int] = ...) -> None: ...
+    under_way: _ledger_pb2.PhaseSeconds
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., number: _Optional[int] = ..., rank: _Optional[int] = ..., node_id: _Optional[str] = ..., sequence: _Optional[int] = ..., seconds: _Optional[_Union[_ledger_pb2.PhaseSeconds, _Mapping]] = ..., steps: _Optional[int] = ..., examples: _Optional[int] = ..., step_duration_counts: _Optional[_Iterable[int]] = ..., step_duration_sum_s: _Optional[float] = ..., flops_per_step: _Optional[float] = ..., cpu_seconds: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., gpu_memory_bytes: _Optional[int] = ..., is_last: bool = ..., account_id: _Optional[int] = ..., under_way: _Optional[_Union[_ledger_pb2.PhaseSeconds, _Mapping]] = ...) -> None: ...
 
 class ReportLedgerResponse(_message.Message):
     __slots__ = ()

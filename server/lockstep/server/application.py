@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import os
 import secrets
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 import structlog
 
+from lockstep.server import descriptors, folder
 from lockstep.server.cluster import ClusterKeeper, LauncherFacts
 from lockstep.server.coordinator import Coordinator
+from lockstep.server.cpus import available_cpus
 from lockstep.server.dispatcher import Cluster
 from lockstep.server.gangs import single_node
 from lockstep.server.grpc_server import GrpcServer
+from lockstep.server.health import DEADLINE_S, Health
 from lockstep.server.http import HttpServer
 from lockstep.server.launcher_process import launcher_is_installed
 from lockstep.server.log_store import LogStore
 from lockstep.server.orders import Orders, read_secret
-from lockstep.server.ray_head import RayHead, write_atomically
+from lockstep.server.private_files import closed_to_others, write_atomically
+from lockstep.server.ray_head import RayHead
 from lockstep.server.rules import Site
-from lockstep.server.settings import Settings, StartupError, available_cpus, available_gpus, loopback_address
-from lockstep.server.store import Store, StoreError
+from lockstep.server.settings import (
+    Settings,
+    StartupError,
+    available_gpus,
+    available_memory_bytes,
+    loopback_address,
+)
+from lockstep.server.store import DAMAGES, Store, StoreError, is_full_disk, why_unopenable
 from lockstep.server.telemetry import Telemetry
 from lockstep.server.telemetry.collector import SnapshotCollector
 from lockstep.server.telemetry.snapshot import Camera
@@ -52,6 +62,7 @@ class Application:
         self.http_address = ""
         self._settings = settings
         self._data_dir = settings.data_dir
+        self._store_path = settings.data_dir / "lockstep.db"
         self._keeps_cluster = keeps_cluster
         self._lock: IO[str] | None = None
         self._http: HttpServer | None = None
@@ -59,7 +70,9 @@ class Application:
         self._logs: LogStore | None = None
         self._grpc: GrpcServer | None = None
         self._keeper: ClusterKeeper | None = None
-        self._lag_meter: asyncio.Task[None] | None = None
+        self._health: Health | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._watches: list[asyncio.Task[None]] = []
         self.coordinator: Coordinator | None = None
 
     async def start(self) -> None:
@@ -70,8 +83,10 @@ class Application:
         """
         try:
             await self._start()
-        except BaseException:
+        except BaseException as error:
             await self.stop()
+            if isinstance(error, OSError) and is_full_disk(error, self._data_dir):
+                raise StartupError(why_unopenable(error, self._store_path)) from error
             raise
 
     async def _start(self) -> None:
@@ -79,35 +94,51 @@ class Application:
         listen, http = loopback_address("--listen", settings.listen), loopback_address("--http", settings.http)
         if self._keeps_cluster and not launcher_is_installed():
             raise StartupError("the workers are not installed here; run: pip install 'lockstep-train[workers]'")
-        self._lock = lock_folder(self._data_dir)
-        # A server that was killed left its addresses; nobody shall take them for ours.
-        (self._data_dir / "server.json").unlink(missing_ok=True)
+        self._lock = folder.take(self._data_dir, ports=(("--listen", listen), ("--http", http)))
+        limit = descriptors.raise_limit()
         is_embedded = settings.ray_address is None
         num_cpus, num_gpus = settings.num_cpus or available_cpus(), _gpus(settings)
         telemetry = Telemetry()
-        self._http = HttpServer(http, telemetry.registry)
-        self._store = _open_store(self._data_dir, telemetry)
-        orders = Orders(
-            epoch=self._store.epoch,
-            secret=_secret(self._data_dir),
-            checkpoint_root=str(self._data_dir.absolute() / "checkpoints"),
-        )
+        self._http = HttpServer(http, telemetry.registry, self._why_unwell)
+        self._store = _open_store(self._store_path, telemetry)
+        checkpoint_root = str(self._data_dir.absolute() / "checkpoints")
+        moved_from = self._store.follow_checkpoint_root(checkpoint_root)
+        if moved_from:
+            log.info("the data folder was moved, or is a copy", before=moved_from, now=checkpoint_root)
+        orders = Orders(epoch=self._store.epoch, secret=_secret(self._data_dir), checkpoint_root=checkpoint_root)
         self.node_token = orders.node_token()
+        self._logs = LogStore(self._data_dir / "logs", settings.log_bytes_per_job)
         self.coordinator = Coordinator(
             self._store,
-            site=Site(Path.cwd(), shares_files_with_workers=is_embedded),
-            cluster=Cluster(is_embedded, single_node(num_cpus, num_gpus) if is_embedded else None),
+            site=Site(
+                Path.cwd(), is_embedded, _checkpoint_roots(settings, orders.checkpoint_root), settings.points_per_job
+            ),
+            cluster=Cluster(True, single_node(num_cpus, num_gpus), available_memory_bytes())
+            if is_embedded
+            else Cluster(False),
             telemetry=telemetry,
             orders=orders,
+            keep_days=settings.keep_days,
+            job_forgotten=self._logs.forget,
         )
-        self._logs = LogStore(self._data_dir / "logs", settings.log_bytes_per_job)
-        self._grpc = GrpcServer(self.coordinator, self._logs, telemetry, self.launcher_token)
+        self._health, self._loop = Health(self._store), asyncio.get_running_loop()
+        self._grpc = GrpcServer(
+            self.coordinator,
+            self._logs,
+            telemetry,
+            self._health,
+            self.launcher_token,
+            descriptors.most_connections(limit),
+        )
         bound = self._grpc.bind(listen)
         self.grpc_address, self.http_address = str(bound), str(self._http.address)
         orders.reports_address = self._reports_address()
-        await self.coordinator.start()
+        await self._take_up_jobs()
         telemetry.registry.register(SnapshotCollector(Camera(self.coordinator, telemetry, asyncio.get_running_loop())))
-        self._lag_meter = asyncio.create_task(measure_lag(telemetry), name="event loop lag")
+        self._watches = [
+            asyncio.create_task(measure_lag(telemetry), name="event loop lag"),
+            asyncio.create_task(descriptors.watch(limit), name="open files"),
+        ]
         await self._grpc.start()
         self._http.start()
         self._write_addresses()
@@ -127,10 +158,20 @@ class Application:
                 launcher_is_up=dispatcher.cluster_is_ready.is_set,
                 launcher_words=lambda: dispatcher.launcher_words,
                 launcher_timeout_s=settings.launcher_timeout_s,
+                folder=self._data_dir,
                 ray_address=settings.ray_address,
                 head=head,
+                told=partial(setattr, dispatcher, "trouble"),
             )
             self._keeper.start()
+
+    async def _take_up_jobs(self) -> None:
+        assert self.coordinator is not None
+        try:
+            await self.coordinator.start()
+        except DAMAGES as error:
+            log.error("the store cannot be read", exc_info=True)
+            raise StartupError(why_unopenable(error, self._store_path)) from error
 
     def _reports_address(self) -> str:
         return self._settings.advertise_address or self.grpc_address
@@ -143,7 +184,7 @@ class Application:
             reports_address=self._reports_address(),
             launcher_token=self.launcher_token,
             epoch=self._store.epoch,
-            namespace=f"lockstep-{self._store.instance_id}",
+            namespace=f"lockstep-{self._store.instance_id}-{folder.identity(self._data_dir)}",
             log_format=settings.log_format,
             warm_ttl_s=settings.warm_ttl_s,
             warm_workers=settings.warm_workers,
@@ -153,17 +194,30 @@ class Application:
             gpu_job_mapping_dir=str(settings.gpu_job_mapping_dir or ""),
         )
 
+    def _why_unwell(self) -> str:
+        """Say what is wrong with this server, from a thread of the HTTP port."""
+        assert self._health is not None
+        assert self._loop is not None
+        asking = asyncio.run_coroutine_threadsafe(self._health.why_unwell(), self._loop)
+        try:
+            return asking.result(2 * DEADLINE_S)
+        except TimeoutError:
+            asking.cancel()
+            return "the server is busy"
+
     def _write_addresses(self) -> None:
         addresses = {"pid": os.getpid(), "grpc_address": self.grpc_address, "http_address": self.http_address}
         write_atomically(self._data_dir / "server.json", json.dumps(addresses))
 
     async def stop(self) -> None:
         """Let workers keep what they have, take no more calls, end the cluster's processes, close the store."""
-        if self._lag_meter is not None:
-            self._lag_meter.cancel()
+        for watch in self._watches:
+            watch.cancel()
         if self._http is not None:
             self._http.fail_health()
         if self.coordinator is not None:
+            # What hangs by then is left to itself.
+            asyncio.get_running_loop().call_later(_CALLS_GRACE_S, self.coordinator.files.close)
             await self.coordinator.drain()
             if self._logs is not None:
                 self._logs.bells.close()
@@ -200,13 +254,25 @@ async def measure_lag(telemetry: Telemetry) -> None:
         telemetry.loop_lagged(loop.time() - due)
 
 
+def _checkpoint_roots(settings: Settings, own: str) -> tuple[str, ...]:
+    return (*settings.checkpoint_roots, own) if settings.checkpoint_roots else ()
+
+
 def _gpus(settings: Settings) -> int:
     return available_gpus() if settings.num_gpus is None else settings.num_gpus
 
 
-def _open_store(data_dir: Path, telemetry: Telemetry) -> Store:
+def _open_store(path: Path, telemetry: Telemetry) -> Store:
+    is_empty = not path.exists() or path.stat().st_size == 0
+    if is_empty and (path.parent / "secret").exists():
+        raise StartupError(
+            f"{path} is {'empty' if path.exists() else 'missing'}, and beside it lies what an earlier server has left; "
+            f"put a good copy in its place; to begin anew, without the jobs there were, remove {path.parent} or choose "
+            "another --data-dir"
+        )
     try:
-        return Store(data_dir / "lockstep.db", telemetry.committed)
+        with closed_to_others():
+            return Store(path, telemetry.committed)
     except StoreError as error:
         raise StartupError(str(error)) from error
 
@@ -219,32 +285,3 @@ def _secret(data_dir: Path) -> bytes:
             f"{data_dir / 'secret'} cannot be used: {error}; remove it, and jobs that are under way start again "
             "from their checkpoints"
         ) from error
-
-
-def lock_folder(folder: Path) -> IO[str]:
-    """Make the data folder and lock it; the lock lasts as long as the file is open, and so as this process.
-
-    Raises:
-        StartupError: it cannot be used, or another server has it.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        file = (folder / "server.lock").open("a+")
-    except FileExistsError as error:
-        raise StartupError(f"--data-dir {folder} is no folder; choose another") from error
-    except OSError as error:
-        raise StartupError(f"--data-dir {folder} cannot be used: {error.strerror}; choose another") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.seek(0)
-        pid = file.read().strip() or "unknown"
-        file.close()
-        raise StartupError(
-            f"--data-dir {folder} is in use by the server with pid {pid}; stop that one or choose another folder"
-        ) from error
-    file.seek(0)
-    file.truncate()
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file

@@ -2,30 +2,93 @@
 
 from __future__ import annotations
 
-import fsspec
+import posixpath
+from importlib.util import find_spec
 
+from lockstep.server.foreign_files import local_path
 from lockstep.server.rules import CrossRule, Shown, Site, is_path
 from lockstep.v1.job_spec_pb2 import JobSpec
 
+# What can be written to and outlives its writer, with the package that reaches it. fsspec knows more: file systems in
+# the memory of one process, and such as can only be read.
+STORES = {
+    "file": "",
+    "local": "",
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "abfss": "adlfs",
+    "hdfs": "pyarrow",
+    "sftp": "paramiko",
+    "ssh": "paramiko",
+    "smb": "smbprotocol",
+}
 FOLDER_LIMITS = (
-    "an absolute path, or a URI with a scheme that fsspec knows, of at most 4,096 characters without control characters"
+    f"an absolute path, or a URI of {', '.join(STORES)}, of at most 4,096 characters without control characters, and "
+    'without "::" in a URI'
 )
 FOLDER_MEND = "set it to a folder such as /data/checkpoints or s3://bucket/checkpoints"
-
-# Schemes of paths on this machine; without the slash they would start at whatever the working directory is.
-_LOCAL_SCHEMES = ("file", "local")
+_FIELDS = ("recovery.checkpoint_uri", "init_from.uri")
 
 
 def is_folder(value: str) -> bool:
-    """Say whether it is an absolute path, or a URI that fsspec can open, wherever it leads."""
+    """Say whether it is an absolute path, or a URI of a store, wherever it leads."""
     if not is_path(value):
         return False
+    if value.startswith("/"):
+        return True
+    # A path on this machine without the slash would start at whatever the working directory is.
     scheme, separator, rest = value.partition("://")
-    if not separator:
-        return value.startswith("/")
-    if scheme in _LOCAL_SCHEMES and not rest.startswith("/"):
+    if scheme in ("file", "local") and not rest.startswith("/"):
         return False
-    return scheme in fsspec.available_protocols() and rest.strip("/") != ""
+    return bool(separator) and scheme in STORES and "::" not in rest and rest.strip("/") != ""
+
+
+def is_below(folder: str, root: str) -> bool:
+    """Say whether a folder is a root or lies below it, by their names; links are not looked at."""
+    inner, outer = _parts(folder), _parts(root)
+    return ".." not in inner and inner[: len(outer)] == outer
+
+
+def _parts(folder: str) -> list[str]:
+    path = local_path(folder)
+    scheme, _, rest = ("file", "", path) if path is not None else folder.partition("://")
+    return [scheme, *(part for part in rest.split(posixpath.sep) if part not in ("", "."))]
+
+
+def _folder_of(spec: JobSpec, field: str) -> str:
+    return spec.recovery.checkpoint_uri if field == _FIELDS[0] else spec.init_from.uri
+
+
+def _missing_package(field: str) -> CrossRule:
+    def problem(spec: JobSpec, site: Site, shown: Shown) -> str | None:
+        package = STORES.get(_folder_of(spec, field).partition("://")[0], "")
+        if not package or is_installed(package):
+            return None
+        return f"{shown(field)}, which needs the package {package}, and the server does not have it; pip install it"
+
+    mend = "where the server and the workers run, or set it to an absolute path"
+    return CrossRule(field, (field,), "a store whose package is installed", mend, problem)
+
+
+def is_installed(package: str) -> bool:
+    """Say whether a package of `STORES` is there; their modules have the same names."""
+    return find_spec(package) is not None
+
+
+def _outside_of_roots(field: str) -> CrossRule:
+    def problem(spec: JobSpec, site: Site, shown: Shown) -> str | None:
+        folder = _folder_of(spec, field)
+        if not folder or not site.checkpoint_roots or any(is_below(folder, root) for root in site.checkpoint_roots):
+            return None
+        return (
+            f"{shown(field)}; allowed by the operator of this server: folders below {', '.join(site.checkpoint_roots)}"
+        )
+
+    return CrossRule(field, (field,), "below the server's --checkpoint-roots", "choose one of them", problem)
 
 
 def _one_source(spec: JobSpec, site: Site, shown: Shown) -> str | None:
@@ -70,4 +133,6 @@ RECOVERY_CROSS_RULES: tuple[CrossRule, ...] = (
         "remove it; the folder of a checkpoint is of one step",
         _step_without_job,
     ),
+    *(_missing_package(field) for field in _FIELDS),
+    *(_outside_of_roots(field) for field in _FIELDS),
 )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
-from lockstep.server.checkpoint_files import CheckpointFileReader
+from lockstep.server.checkpoint_files import CheckpointFileReader, where
 from lockstep.server.coordinator import Coordinator
 from lockstep.server.errors import CheckpointNotFound
-from lockstep.server.interceptors import Context
+from lockstep.server.interceptors import Context, as_written
 from lockstep.server.job_service import required_job_id
 from lockstep.server.paging import make_token, not_negative, page_size, read_token
 from lockstep.server.store import StoredCheckpoint
@@ -37,26 +36,33 @@ class CheckpointService(CheckpointServiceServicer):
         scope = ["checkpoints", job_id]
         position = read_token(request.page_token, "page_token", scope, (int,))
         await self._coordinator.get(job_id)
-        checkpoints = await self._coordinator.store.list_checkpoints(
-            job_id, before=None if position is None else position[0], limit=limit + 1
-        )
-        response = ListCheckpointsResponse(checkpoints=map(checkpoint_to_proto, checkpoints[:limit]))
-        if len(checkpoints) > limit:
-            response.next_page_token = make_token([checkpoints[limit - 1].step], scope)
-        return response
+
+        def write(checkpoints: list[StoredCheckpoint]) -> bytes:
+            response = ListCheckpointsResponse(checkpoints=map(checkpoint_to_proto, checkpoints[:limit]))
+            if len(checkpoints) > limit:
+                response.next_page_token = make_token([checkpoints[limit - 1].step], scope)
+            return response.SerializeToString()
+
+        before = None if position is None else position[0]
+        page = await self._coordinator.store.list_checkpoints(job_id, before=before, limit=limit + 1, make=write)
+        return as_written(ListCheckpointsResponse, page)
 
     async def DownloadCheckpoint(
         self, request: DownloadCheckpointRequest, context: Context
     ) -> AsyncIterator[DownloadCheckpointResponse]:
         checkpoint = await self._find(request)
-        reader = await asyncio.to_thread(CheckpointFileReader, checkpoint, request.file_name or DEFAULT_FILE)
+        name, run = request.file_name or DEFAULT_FILE, self._coordinator.files.run
+        what = f"reading {where(checkpoint, name)}"
+        reader = await run(CheckpointFileReader, checkpoint, name, what=what, drop=CheckpointFileReader.close)
         try:
+            while await run(reader.check, what=what):
+                pass
             header = DownloadHeader(checkpoint=checkpoint_to_proto(checkpoint), file=file_to_proto(reader.file))
             yield DownloadCheckpointResponse(header=header)
-            while chunk := await asyncio.to_thread(reader.read):
+            while chunk := await run(reader.read, what=what):
                 yield DownloadCheckpointResponse(chunk=chunk)
         finally:
-            await asyncio.to_thread(reader.close)
+            reader.close()
 
     async def _find(self, request: DownloadCheckpointRequest) -> StoredCheckpoint:
         job_id = required_job_id(request.job_id)

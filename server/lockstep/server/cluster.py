@@ -6,12 +6,15 @@ import asyncio
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
 
 from lockstep.server.launcher_process import LauncherOrders, LauncherProcess
+from lockstep.server.patience import PARTS
 from lockstep.server.ray_head import RayHead
+from lockstep.server.ray_probe import ray_answers
 
 _FIRST_BACKOFF_S = 1.0
 _LONGEST_BACKOFF_S = 30.0
@@ -22,9 +25,6 @@ _LAUNCHER_GRACE_S = 15.0
 _UNREADY_LAUNCHER_GRACE_S = 1.0
 # How long one may take to say its first word: it connects to Ray before.
 _LAUNCHER_START_S = 120.0
-# The time that a launcher may be silent is waited for in parts, so that a pause of this process is not taken for one of
-# the launcher's.
-_PARTS_OF_SILENCE = 5
 # A Ray whose processes have died in part keeps its port open, and no launcher can use it.
 _MUTE_LAUNCHERS_PER_HEAD = 3
 
@@ -52,6 +52,10 @@ class LauncherFacts:
         return LauncherOrders(ray_address=ray_address, **vars(self))
 
 
+class NoCluster(Exception):
+    """There is no cluster to use; in words for users."""
+
+
 class ClusterKeeper:
     """Starts head and launcher in the background, and starts them again when they die.
 
@@ -65,8 +69,10 @@ class ClusterKeeper:
         launcher_is_up: Callable[[], bool],
         launcher_words: Callable[[], int],
         launcher_timeout_s: float,
+        folder: Path,
         ray_address: str | None,
         head: RayHead | None,
+        told: Callable[[str], None] = lambda trouble: None,
     ) -> None:
         """Prepare to keep a cluster.
 
@@ -75,16 +81,20 @@ class ClusterKeeper:
             launcher_is_up: says whether the launcher is in service.
             launcher_words: counts what launchers have said.
             launcher_timeout_s: how long a launcher may say nothing.
+            folder: the working directory of launchers.
             ray_address: the cluster, if it is not embedded.
             head: the embedded Ray, if there is one.
+            told: called with what stands in the way of the cluster, in words; empty when nothing does.
         """
         assert (ray_address is None) != (head is None)
         self._facts = facts
         self._launcher_is_up = launcher_is_up
         self._launcher_words = launcher_words
         self._launcher_timeout_s = launcher_timeout_s
+        self._folder = folder
         self._ray_address = ray_address
         self._head = head
+        self._told = told
         self._launcher: LauncherProcess | None = None
         self._mute_launchers = 0
         self._keeping: asyncio.Task[None] | None = None
@@ -121,8 +131,12 @@ class ClusterKeeper:
             started = loop.time()
             try:
                 await self._run_once()
-            except Exception:
+            except NoCluster as error:
+                log.warning("no cluster", why=str(error))
+                self._told(str(error))
+            except Exception as error:
                 log.exception("the cluster does not start")
+                self._told(f"the cluster does not start: {error}")
             if loop.time() - started > _WELL_AFTER_S:
                 backoff_s = _FIRST_BACKOFF_S
             log.warning("starting the launcher again", after_s=backoff_s)
@@ -134,11 +148,8 @@ class ClusterKeeper:
 
         A head counts as broken, too, when several launchers in a row have ended before they said a word.
         """
-        ray_address, environment = self._ray_address, dict(os.environ)
-        if self._head is not None:
-            ray_address, environment = await self._head.start(), self._head.environment()
-        assert ray_address is not None
-        self._launcher = LauncherProcess(self._facts.orders(ray_address), environment)
+        ray_address, environment = await self._find_ray()
+        self._launcher = LauncherProcess(self._facts.orders(ray_address), environment, self._folder)
         heard = self._launcher_words()
         launcher_died = asyncio.create_task(self._launcher.wait())
         launcher_is_silent = asyncio.create_task(self._silence())
@@ -159,17 +170,34 @@ class ClusterKeeper:
         await self._launcher.stop(self._launcher_grace_s())
         self._launcher = None
         self._mute_launchers = 0 if self._launcher_words() != heard else self._mute_launchers + 1
+        self._told(
+            f"the launcher ends before it can use the Ray at {ray_address}; the server's log says why"
+            if self._mute_launchers
+            else ""
+        )
         head_died = bool(done - {launcher_died, launcher_is_silent})
         if self._head is not None and (head_died or self._mute_launchers >= _MUTE_LAUNCHERS_PER_HEAD):
             log.warning("the embedded Ray is replaced", has_died=head_died, mute_launchers=self._mute_launchers)
             self._mute_launchers = 0
             await self._head.stop()
 
+    async def _find_ray(self) -> tuple[str, dict[str, str]]:
+        """Return the address of the cluster, which answers there, and the environment of whoever speaks with it."""
+        if self._head is not None:
+            return await self._head.start(), self._head.environment()
+        assert self._ray_address is not None
+        if not await ray_answers(self._ray_address):
+            raise NoCluster(
+                f"no Ray answers at {self._ray_address}; start one there (ray start --head), or start this server with "
+                "the --ray-address of one that runs, or without, to have one started here"
+            )
+        return self._ray_address, dict(os.environ)
+
     async def _silence(self) -> None:
         """Return when the launcher that was just started has said nothing for too long."""
         heard = first = self._launcher_words()
-        silent_s = 0.0
-        part_s = self._launcher_timeout_s / _PARTS_OF_SILENCE
+        silent_s = 0.0  # waited for in parts, as `done_within` does
+        part_s = self._launcher_timeout_s / PARTS
         while silent_s < (_LAUNCHER_START_S if heard == first else self._launcher_timeout_s):
             await asyncio.sleep(part_s)
             words = self._launcher_words()

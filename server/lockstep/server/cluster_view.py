@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from lockstep.server.job import Job, State
+from lockstep.server.job import State
 from lockstep.server.scheduler import Amount, Node, amount
 from lockstep.v1.internal_service_pb2 import WorkerProcess
 
@@ -50,7 +50,7 @@ def view(
     nodes: Iterable[Node],
     held: Mapping[str, Amount],
     processes: Iterable[WorkerProcess],
-    jobs: Iterable[Job],
+    jobs: Mapping[State, int],
 ) -> ClusterView:
     """Put together what is known.
 
@@ -59,12 +59,11 @@ def view(
         nodes: of the cluster.
         held: what gangs hold on each node, by node_id.
         processes: the worker processes that there are; one on a node that is not known is left out.
-        jobs: those that have not ended.
+        jobs: how many stand in each state.
     """
     processes_of: dict[str, list[WorkerProcess]] = defaultdict(list)
     for process in sorted(processes, key=_place):
         processes_of[process.node_id].append(process)
-    states = [job.state for job in jobs]
     return ClusterView(
         why_not_ready,
         tuple(
@@ -76,8 +75,8 @@ def view(
             )
             for node in sorted(nodes, key=lambda node: node.node_id)
         ),
-        jobs_running=sum(state.has_workers for state in states),
-        jobs_waiting=states.count(State.QUEUED),
+        jobs_running=sum(count for state, count in jobs.items() if state.has_workers),
+        jobs_waiting=jobs[State.QUEUED],
     )
 
 

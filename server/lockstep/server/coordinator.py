@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -15,6 +15,7 @@ from lockstep.server import cluster_view
 from lockstep.server.cluster_view import ClusterView
 from lockstep.server.dispatcher import Cluster, Dispatcher
 from lockstep.server.errors import ClusterTooSmall, InvalidRequest, InvalidSpec, NotFound, PermissionDenied
+from lockstep.server.file_pool import FilePool
 from lockstep.server.gangs import Entry, held_by
 from lockstep.server.init_from import (
     find_first_weights,
@@ -28,15 +29,21 @@ from lockstep.server.live_jobs import LiveJobs
 from lockstep.server.node_telemetry import NodeTelemetry
 from lockstep.server.orders import Orders
 from lockstep.server.reports import Report
+from lockstep.server.retention import Retention
 from lockstep.server.rules import Site, show
+from lockstep.server.shared_reads import SharedReads
 from lockstep.server.spec import ENGINE_VERSION, curve_digest, submit_digest
 from lockstep.server.store import NewJob, Store
 from lockstep.server.telemetry import KEPT_S, Telemetry
 from lockstep.server.validation import fill_in_defaults, resolve
+from lockstep.server.waiting import Room, why_it_waits
 from lockstep.server.watch import Bells
 from lockstep.v1.job_spec_pb2 import JobSpec
 
+WAITS = "waits for resources"
 _TIDY_EVERY_S = 60.0
+_JOB_BYTES = 2_000
+"""What a job takes in memory besides its spec."""
 
 log = structlog.get_logger(__name__)
 
@@ -46,37 +53,63 @@ class Coordinator:
 
     Attributes:
         store: what is known of all jobs.
+        files: threads for the files that users name.
         bells: wake who watches a job.
         ledgers: where the time of workers went.
         dispatcher: the launcher's side.
         node_telemetry: what the nodes do.
     """
 
-    def __init__(self, store: Store, *, site: Site, cluster: Cluster, telemetry: Telemetry, orders: Orders) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        site: Site,
+        cluster: Cluster,
+        telemetry: Telemetry,
+        orders: Orders,
+        keep_days: float | None = None,
+        job_forgotten: Callable[[str], None] = lambda job_id: None,
+    ) -> None:
+        """Prepare; nothing is read yet.
+
+        Args:
+            store: of the jobs.
+            site: what the rules of specs may know.
+            cluster: what is known of it before it speaks.
+            telemetry: counts what happens.
+            orders: writes to the launcher.
+            keep_days: how long jobs are kept after their end; None for ever.
+            job_forgotten: told of each that was deleted.
+        """
         self.store = store
+        self.files = FilePool()
         self.bells = Bells()
         self.ledgers = LedgerBook(store)
         self._orders = orders
-        self._live = LiveJobs(store, self.bells, telemetry, orders)
+        self._live = LiveJobs(store, self.files, self.bells, telemetry, orders)
         self.dispatcher = Dispatcher(self._live, orders, store, cluster)
         self.node_telemetry = NodeTelemetry(
             nodes=lambda: self.dispatcher.nodes_seen,
             processes=lambda: self.dispatcher.processes,
         )
+        self._ended_jobs = SharedReads()
         self._site = site
         self._telemetry = telemetry
         self._tidying: asyncio.Task[None] | None = None
+        self._tell_forgotten = job_forgotten
+        self._retention = Retention(store, keep_days, self._forget)
 
     # Life of the process.
 
     async def start(self) -> None:
         """Take up what the store knows. The launcher will tell which jobs still have their workers."""
         self._telemetry.set_counts(await self.store.count_by_state())
-        await forget_what_is_over(self.store, self._orders.checkpoint_root)
+        await forget_what_is_over(self.store, self.files, self._orders.checkpoint_root)
+        checkpoint_times = await self.store.newest_checkpoints()
         for job in await self.store.live_jobs():
             self._live.add(replace(job, spec=fill_in_defaults(job.spec)))
-            newest = await self.store.get_checkpoint(job.job_id, None)
-            self._telemetry.job_taken_up(job, newest.create_time if newest is not None else None)
+            self._telemetry.job_taken_up(job, checkpoint_times.get(job.job_id))
         for job in await self.store.jobs_ended_since(datetime.now(UTC) - timedelta(seconds=KEPT_S)):
             self._telemetry.job_taken_up(job)
         await self.ledgers.start(self._telemetry.records)
@@ -86,12 +119,21 @@ class Coordinator:
     async def _keep_tidy(self) -> None:
         while True:
             await asyncio.sleep(_TIDY_EVERY_S)
-            self.tidy(datetime.now(UTC))
+            try:
+                await self.tidy(datetime.now(UTC))
+            except Exception:
+                log.exception("tidying failed; tried again in a while")
 
-    def tidy(self, now: datetime) -> None:
-        """Forget what nobody is told of any more; the store has it."""
+    async def tidy(self, now: datetime) -> None:
+        """Forget what nobody is told of any more, and in the store what is older than the operator wants."""
         self._telemetry.forget_old_jobs(now)
         self.ledgers.forget(self._telemetry.records.__contains__)
+        await self._retention.tidy(now)
+
+    def _forget(self, job_id: str, state: State) -> None:
+        self._ended_jobs.forget(job_id)
+        self._telemetry.job_forgotten(job_id, state)
+        self._tell_forgotten(job_id)
 
     async def drain(self) -> None:
         """Have all workers write checkpoints and leave; calls and streams go on meanwhile."""
@@ -116,54 +158,66 @@ class Coordinator:
 
         Raises:
             InvalidSpec: the spec breaks rules.
-            ClusterTooSmall: the cluster can never run it.
+            ClusterTooSmall: the cluster can never run it. A job that is only checked says so in its state_reason.
             AlreadyExists: the request_id stands for another spec.
         """
         digest = submit_digest(submitted)
         try:
-            job = await self._new_job(submitted)
+            job, first_files = await self._new_job(submitted)
+            too_small = self.dispatcher.why_it_never_fits(job.spec.resources)
             if not validate_only:
-                return await self._live.finish(self._store_new(NewJob(job, principal, request_id, digest)))
+                if too_small is not None:
+                    raise ClusterTooSmall(too_small)
+                new = NewJob(job, principal, request_id, digest)
+                return await self._live.finish(self._store_new(new, first_files))
         except (InvalidSpec, ClusterTooSmall):
             # A repeated call is answered as the first one was, even when files or nodes have gone since.
             earlier = await self.store.find_request(principal, request_id, digest) if request_id else None
             if earlier is None or validate_only:
                 raise
             return await self.get(earlier.job_id)
-        return replace(job, job_id="", state_reason="checked only; nothing is stored")
+        refusal = "" if too_small is None else f"; this cluster is too small for it: {too_small}"
+        return replace(job, job_id="", state_reason=f"checked only, nothing is stored{refusal}")
 
-    async def _new_job(self, submitted: JobSpec) -> Job:
+    async def _new_job(self, submitted: JobSpec) -> tuple[Job, tuple[str, ...]]:
+        """Make a job of a spec, and name the files of the checkpoint that it starts from."""
         if submitted.data.HasField("idx"):
             # Looks at files, which can take long on a network disk.
-            spec = await asyncio.to_thread(resolve, submitted, self._site)
+            spec = await self.files.run(resolve, submitted, self._site, what="looking at the files in data.idx.root")
         else:
             spec = resolve(submitted, self._site)
-        is_elastic = submitted.resources.HasField("min_workers")
-        why = self.dispatcher.why_it_never_fits(spec.resources, is_elastic=is_elastic)
-        if why is not None:
-            raise ClusterTooSmall(why)
+        no_memory = self.dispatcher.why_no_memory(spec.resources.workers)
+        if no_memory is not None:
+            raise ClusterTooSmall(f"{no_memory}; lower resources.workers")
         first_weights = await find_first_weights(spec, self.store)
-        return Job(
+        job = Job(
             job_id=f"job-{secrets.token_hex(6)}",
             number=0,
             spec=spec,
             state=State.QUEUED,
-            state_reason="waits for resources",
+            state_reason=WAITS,
             create_time=datetime.now(UTC),
             engine_version=ENGINE_VERSION,
             curve_digest=curve_digest(spec, first_weights.digest),
             init_from_uri=first_weights.uri,
         )
+        return job, first_weights.files
 
-    async def _store_new(self, new: NewJob) -> Job:
+    async def _store_new(self, new: NewJob, first_files: tuple[str, ...]) -> Job:
         """Keep what a job starts from and store the job, or do neither; the caller may be gone before this ends."""
-        kept = await asyncio.to_thread(keep_first_weights, new.job)
+        kept, what = new.job, f"keeping the weights that {new.job.job_id} starts from"
+        if first_files:
+
+            def forget(kept: Job) -> None:
+                forget_first_weights(kept.job_id, kept.init_from_uri)
+
+            kept = await self.files.run(keep_first_weights, new.job, first_files, what=what, drop=forget)
         is_new = False
         try:
             job, is_new = await self.store.submit(replace(new, job=kept))
         finally:
-            if not is_new:
-                await asyncio.to_thread(forget_first_weights, kept.job_id, kept.init_from_uri)
+            if not is_new and kept.init_from_uri:
+                await self.files.run(forget_first_weights, kept.job_id, kept.init_from_uri, what=what)
         if not is_new:
             return await self.get(job.job_id)
         self._telemetry.job_submitted(job)
@@ -178,15 +232,46 @@ class Coordinator:
             NotFound: there is no such job.
         """
         entry = self._live.entries.get(job_id)
-        job = entry.job if entry is not None else await self.store.get_job(job_id)
+        job = entry.job if entry is not None else await self._ended(job_id)
         if job is None:
             raise NotFound(f"there is no job {show(job_id)}; list the jobs to see those there are")
         return job
 
-    def with_workers(self, job: Job) -> Job:
-        """Complete a job that was read from the store with what only memory knows."""
-        entry = self._live.entries.get(job.job_id)
-        return job if entry is None else replace(job, running_workers=entry.job.running_workers)
+    async def _ended(self, job_id: str) -> Job | None:
+        """Read a job that is not live; what has ended stays as it is, and all who followed it ask at once."""
+        kept: Job | None = self._ended_jobs.kept(job_id)
+        if kept is not None:
+            return kept
+        job = await self._ended_jobs.read(job_id, lambda: self.store.get_job(job_id))
+        if job is not None and job.state.has_ended and job_id not in self._live.entries:
+            self._ended_jobs.keep(job_id, job, job.spec.ByteSize() + _JOB_BYTES)
+        return job
+
+    def as_it_is_now(self, job: Job) -> Job:
+        """Complete a job that is to be shown with what only memory knows: its workers, and what it waits for."""
+        return self.as_they_are_now([job])[0]
+
+    def as_they_are_now(self, jobs: Sequence[Job]) -> list[Job]:
+        """Complete jobs that are to be shown; the look at the cluster is taken once for all. Any thread may ask."""
+        room = None
+        shown = []
+        for job in jobs:
+            entry = self._live.entries.get(job.job_id)
+            if entry is not None:
+                job = replace(job, running_workers=entry.job.running_workers)
+            if entry is not None and job.state is State.QUEUED and entry.backoff is None:
+                room = room or Room(self.dispatcher.nodes_seen, held_by(list(self._live.holding.values())))
+                job = self._explain(job, entry, room)
+            shown.append(job)
+        return shown
+
+    def _explain(self, job: Job, entry: Entry, room: Room) -> Job:
+        place, why = self._live.place_of(job), self.dispatcher.why_not_ready()
+        if not why and place is not None:
+            why = why_it_waits(entry.request(), place, room)
+        if not why:
+            return job
+        return replace(job, state_reason=why if job.state_reason == WAITS else f"{job.state_reason}; {why}")
 
     async def cancel(self, job_id: str) -> Job:
         """Ask a job to stop.
@@ -217,7 +302,7 @@ class Coordinator:
         """
         job = await self._ask(job_id, ResumeAsked())
         self._end_backoff(job_id)
-        self.dispatcher.look_again()
+        self.dispatcher.look_again(job_id)
         return job
 
     async def scale(self, job_id: str, workers: int) -> Job:
@@ -228,13 +313,16 @@ class Coordinator:
             JobHasEnded: it ended before.
             InvalidRequest: it may not have as many, or as few.
         """
+        no_memory = self.dispatcher.why_no_memory(workers)
+        if no_memory is not None:
+            raise InvalidRequest.of("workers", f"is {workers}; {no_memory}")
         job = await self._ask(job_id, Scaled(workers))
         self._end_backoff(job_id)
         entry = self._live.entries.get(job_id)
         if entry is not None and entry.gang is not None:
             entry.gang.end_delay()
             entry.gang.refused.clear()  # The user may have mended a node.
-        self.dispatcher.look_again()
+        self.dispatcher.look_again(job_id)
         return job
 
     def _end_backoff(self, job_id: str) -> None:
@@ -330,7 +418,7 @@ class Coordinator:
             self.dispatcher.nodes_seen,
             held_by(self._live.holding.values()),
             self.dispatcher.processes,
-            (entry.job for entry in self._live.entries.values()),
+            self._telemetry.jobs,
         )
 
     def counts(self) -> Mapping[str, int]:

@@ -28,19 +28,21 @@ DATASET_TASKS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Builtin:
-    """A bundled data set: number of examples, what it is for, and (height, width) where it holds images."""
+    """A bundled data set: number of examples, what it is for, what an example has, (height, width) of images."""
 
     size: int
     task: str
+    inputs: int
+    outputs: int
     image: tuple[int, int] | None = None
 
 
 BUILTINS = {
-    "digits": Builtin(1797, CLASSIFICATION, (8, 8)),
-    "iris": Builtin(150, CLASSIFICATION),
-    "wine": Builtin(178, CLASSIFICATION),
-    "breast_cancer": Builtin(569, CLASSIFICATION),
-    "diabetes": Builtin(442, REGRESSION),
+    "digits": Builtin(1797, CLASSIFICATION, 64, 10, (8, 8)),
+    "iris": Builtin(150, CLASSIFICATION, 4, 3),
+    "wine": Builtin(178, CLASSIFICATION, 13, 3),
+    "breast_cancer": Builtin(569, CLASSIFICATION, 30, 2),
+    "diabetes": Builtin(442, REGRESSION, 10, 1),
 }
 
 MOST_SYNTHETIC_NUMBERS = 1_000_000_000
@@ -52,6 +54,8 @@ IDX_FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
+
+_IDX_LIMITS = f"a folder with {', '.join(IDX_FILES)}, each plain or gzipped"
 
 
 def validation_size(total: int, fraction: float) -> int:
@@ -123,39 +127,33 @@ def _shown_path(path: Path) -> str:
 
 
 def _idx_folder(spec: JobSpec, site: Site, shown: Shown) -> str | None:
-    folder = Path(spec.data.idx.root)
-    if not site.shares_files_with_workers:
+    if len(_missing(spec, site)) < len(IDX_FILES):
         return None
-    try:
-        if stat.S_ISDIR(folder.stat().st_mode):
-            return None
-        what = "is no folder"
-    except FileNotFoundError:
-        what = "does not exist"
-    except OSError as error:
-        what = _cannot_be_read(error)
-    return f"data.idx.root: {_shown_path(folder)} {what}; allowed: a folder with the four IDX files"
-
-
-def _cannot_be_read(error: OSError) -> str:
-    return f"cannot be read ({(error.strerror or 'unknown reason').lower()})"
+    # Why, is not told: a spec shall not be a way to learn which paths there are.
+    folder = _shown_path(Path(spec.data.idx.root))
+    return f"data.idx.root: {folder} is no folder with the four IDX files that can be read; allowed: {_IDX_LIMITS}"
 
 
 def _idx_files(spec: JobSpec, site: Site, shown: Shown) -> str | None:
-    folder = Path(spec.data.idx.root)
-    if not site.shares_files_with_workers or _idx_folder(spec, site, shown) is not None:
+    missing = _missing(spec, site)
+    if len(missing) in (0, len(IDX_FILES)):
         return None
+    what = ", ".join(f"{name}[.gz]" for name in missing)
+    return f"data.idx.root: {_shown_path(Path(spec.data.idx.root))} has no {what}; allowed: {_IDX_LIMITS}"
+
+
+def _missing(spec: JobSpec, site: Site) -> list[str]:
+    folder = Path(spec.data.idx.root)
+    if not site.shares_files_with_workers:
+        return []
+    return [name for name in IDX_FILES if not any(_is_file(folder / (name + end)) for end in ("", ".gz"))]
+
+
+def _is_file(path: Path) -> bool:
     try:
-        missing = [name for name in IDX_FILES if not any((folder / (name + end)).is_file() for end in ("", ".gz"))]
-    except OSError as error:
-        what = _cannot_be_read(error)
-    else:
-        if not missing:
-            return None
-        what = "has no " + ", ".join(f"{name}[.gz]" for name in missing)
-    return (
-        f"data.idx.root: {_shown_path(folder)} {what}; allowed: a folder with the four IDX files, each plain or gzipped"
-    )
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
 
 
 def _too_many_numbers(spec: JobSpec, site: Site, shown: Shown) -> str | None:
@@ -222,7 +220,7 @@ DATASET_CROSS_RULES: tuple[CrossRule, ...] = (
     CrossRule(
         "data.idx.root",
         ("data.idx.root",),
-        "a folder that exists",
+        "a folder with the four IDX files",
         "give the folder as the workers see it; a relative path starts at the server's working directory",
         _idx_folder,
     ),

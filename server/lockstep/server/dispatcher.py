@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import structlog
 
 from lockstep.server import scheduler
-from lockstep.server.errors import PermissionDenied
+from lockstep.server.errors import PermissionDenied, StoreUnwritable
 from lockstep.server.gangs import Entry, Gang, LauncherLine, held_by, nodes_of, warm_on
 from lockstep.server.inventory import take_over
 from lockstep.server.job import (
@@ -26,6 +28,7 @@ from lockstep.server.job import (
 from lockstep.server.lifecycle import CANCEL_GRACE_S
 from lockstep.server.live_jobs import LiveJobs
 from lockstep.server.orders import Orders
+from lockstep.server.patience import done_within
 from lockstep.server.scheduler import Node, Placement, Resize
 from lockstep.server.store import Store
 from lockstep.v1.internal_service_pb2 import (
@@ -40,6 +43,11 @@ from lockstep.v1.job_spec_pb2 import ResourcesSpec
 SHUTDOWN_GRACE_S = 20.0
 # What the launcher may take beyond that to kill who did not leave, and to say so.
 _SHUTDOWN_MARGIN_S = 5.0
+_STORE_RETRY_S = 1.0
+WORKER_BYTES = 350 << 20
+"""What a worker takes that has read nothing yet."""
+
+_AFTER_NODE = re.compile(r"(?<=\bnode )[\w-]+")
 
 log = structlog.get_logger(__name__)
 
@@ -51,10 +59,12 @@ class Cluster:
     Attributes:
         is_fixed: it will never grow, so that what does not fit now never will.
         nodes: its nodes when they are known, to refuse what can never fit from the first submit on.
+        memory_bytes: of all nodes, when it is known.
     """
 
     is_fixed: bool
     nodes: tuple[Node, ...] | None = None
+    memory_bytes: int | None = None
 
 
 class Dispatcher:
@@ -65,6 +75,9 @@ class Dispatcher:
         launcher_words: how often a launcher has said something.
         processes: the worker processes that there are; none while no launcher is in service.
         nodes_seen: the nodes that a launcher told of last, also while none is in service.
+        trouble: what stands in the way of the cluster while no launcher is in service, in words; empty when nothing is
+            known to.
+        node_names: what people call each node that was ever there, by node_id.
     """
 
     def __init__(self, live: LiveJobs, orders: Orders, store: Store, cluster: Cluster) -> None:
@@ -72,13 +85,15 @@ class Dispatcher:
         self.launcher_words = 0
         self.processes: tuple[WorkerProcess, ...] = ()
         self.nodes_seen: tuple[Node, ...] = ()
+        self.trouble = ""
+        self.node_names: dict[str, str] = {}
         self._live = live
         self._orders = orders
         self._store = store
         self._is_fixed = cluster.is_fixed
         self._known_nodes = cluster.nodes
+        self._memory_bytes = cluster.memory_bytes
         self._nodes: tuple[Node, ...] | None = None
-        self._checks_whole_queue = False
         self._had_launcher = False
         self._is_closing = False
         self._planning = asyncio.Lock()
@@ -104,13 +119,13 @@ class Dispatcher:
                     keeps = entry.job.state.has_workers and entry.job.state is not State.CANCELLING
                     stop = Stop(SHUTDOWN_GRACE_S if keeps else CANCEL_GRACE_S, keep=keeps)
                     self._orders.stop(entry.job.job_id, entry.gang.attempt, stop)
-        try:
-            async with asyncio.timeout(SHUTDOWN_GRACE_S + _SHUTDOWN_MARGIN_S):
-                while self._live.holding and line is self._orders.line:
-                    self._live.gang_has_left.clear()
-                    await self._live.gang_has_left.wait()
-        except TimeoutError:
+        if not await done_within(self._gangs_have_left(line), SHUTDOWN_GRACE_S + _SHUTDOWN_MARGIN_S):
             log.warning("some gangs have not left", gangs=len(self._live.holding))
+
+    async def _gangs_have_left(self, line: LauncherLine) -> None:
+        while self._live.holding and line is self._orders.line:
+            self._live.gang_has_left.clear()
+            await self._live.gang_has_left.wait()
 
     async def stop(self) -> None:
         """End the line and stop scheduling; jobs stay as they are stored."""
@@ -180,6 +195,8 @@ class Dispatcher:
         """Say why no job can start now, for people; empty when jobs can."""
         if self.cluster_is_ready.is_set():
             return ""
+        if self.trouble:
+            return self.trouble
         if self._had_launcher:
             return "the launcher is gone and is being replaced; jobs that run go on, others wait until it is in service"
         return "no launcher is in service yet; jobs wait until the cluster is up"
@@ -188,14 +205,18 @@ class Dispatcher:
         """Learn what the cluster has."""
         if line is not self._orders.line:
             return
+        seen = self._nodes
         self._nodes = self.nodes_seen = nodes_of(capacity)
+        self.node_names |= {node.node_id: node.name for node in self._nodes}
+        if seen is None or Counter(node.total for node in seen) != Counter(node.total for node in self._nodes):
+            self._live.unchecked.add_all()
         log.info(
             "cluster capacity",
             nodes=len(self._nodes),
             cpus=sum(node.usable.cpu for node in self._nodes) / scheduler.UNITS,
             gpus=sum(node.usable.gpu for node in self._nodes) / scheduler.UNITS,
         )
-        self.look_again()
+        self._live.has_changed.set()
 
     def processes_changed(self, line: LauncherLine, told: WorkerProcesses) -> None:
         """Learn which worker processes there are."""
@@ -231,9 +252,13 @@ class Dispatcher:
             delay_s = gang.has_become(tuple(told.node_ids), told.running_workers)
             if delay_s is not None:
                 self._live.delay_resize(gang, delay_s)
-        changed = WorkersChanged(told.running_workers, told.message)
+        changed = WorkersChanged(told.running_workers, self._for_people(told.message), told.refuses_stop)
         await self._live.finish(self._live.locked_apply(entry, changed, told.attempt))
         self._live.has_changed.set()
+
+    def _for_people(self, words: str) -> str:
+        """What the launcher says, with the names of nodes, of which it knows only Ray's ids."""
+        return _AFTER_NODE.sub(lambda found: self.node_names.get(found[0], found[0]), words)
 
     async def gang_stopped(self, line: LauncherLine, told: GangStopped) -> None:
         """Free what an attempt held, and let the job go on from there."""
@@ -247,6 +272,8 @@ class Dispatcher:
 
     async def _release(self, entry: Entry, told: GangStopped) -> None:
         error = told.error if told.HasField("error") else None
+        if error is not None:
+            error.message = self._for_people(error.message)
         async with entry.lock:
             if entry.gang is None or entry.gang.attempt != told.attempt:
                 return
@@ -261,17 +288,28 @@ class Dispatcher:
 
     # Who starts, grows and shrinks.
 
-    def look_again(self) -> None:
-        """Schedule, and see whether what waits can ever fit."""
-        self._checks_whole_queue = True
+    def look_again(self, job_id: str) -> None:
+        """Schedule, and see whether a job whose wishes have changed can ever fit."""
+        self._live.unchecked.add(job_id)
         self._live.has_changed.set()
 
-    def why_it_never_fits(self, resources: ResourcesSpec, *, is_elastic: bool) -> str | None:
+    def why_it_never_fits(self, resources: ResourcesSpec) -> str | None:
         """Say why the cluster can never run a job, as far as it is known; None when it can."""
         nodes = self._nodes or self._known_nodes
         if nodes is None:
             return None
-        return scheduler.why_it_never_fits(resources, nodes, is_elastic=is_elastic)
+        return scheduler.why_it_never_fits(resources, nodes)
+
+    def why_no_memory(self, workers: int) -> str | None:
+        """Say why the cluster has no memory for so many workers of one job, as far as it is known; None when it has."""
+        if self._memory_bytes is None or workers * WORKER_BYTES <= self._memory_bytes:
+            return None
+        needed, there = (f"{size / 2**30:,.1f} GiB" for size in (workers * WORKER_BYTES, self._memory_bytes))
+        most = max(1, self._memory_bytes // WORKER_BYTES)
+        return (
+            f"{workers:,} workers take at least {needed} of memory, and the cluster has {there}; "
+            f"allowed: at most {most:,} workers"
+        )
 
     async def _keep_scheduling(self) -> None:
         while True:
@@ -279,6 +317,8 @@ class Dispatcher:
             self._live.has_changed.clear()
             try:
                 await self._live.finish(self._schedule())
+            except StoreUnwritable:  # The store says so in the log; until it can be written nobody starts.
+                asyncio.get_running_loop().call_later(_STORE_RETRY_S, self._live.has_changed.set)
             except Exception:
                 log.exception("scheduling failed")
 
@@ -292,12 +332,12 @@ class Dispatcher:
         if not self.cluster_is_ready.is_set():
             log.info("cluster ready", epoch=self._store.epoch)
             self.cluster_is_ready.set()
-        if self._is_fixed and self._checks_whole_queue and nodes:  # without any the cluster is broken, not too small
-            self._checks_whole_queue = False
+        if self._is_fixed and nodes:  # without any the cluster is broken, not too small
             await self._fail_what_never_fits(nodes)
         running = [entry.running(entry.gang) for entry in self._live.resizable() if entry.gang is not None]
         held = held_by(self._live.holding.values())
         plan = scheduler.plan(self._live.waiting(), running, nodes, held, warm_on(self.processes))
+        self._live.waits_for_room = plan.waits_for_room
         for resize in plan.resizes:  # At once: the gangs are as the plan has seen them.
             self._resize(resize)
         for placement in plan.placements:
@@ -327,10 +367,7 @@ class Dispatcher:
                 raise
 
     async def _fail_what_never_fits(self, nodes: tuple[Node, ...]) -> None:
-        for entry in list(self._live.entries.values()):
-            why = scheduler.why_it_never_fits(entry.job.spec.resources, nodes, is_elastic=True)
-            if why is None or entry.job.state is not State.QUEUED:
-                continue
+        async for entry, why in self._live.unchecked.take_what_never_fits(self._live.entries, nodes):
             async with entry.lock:
                 if entry.job.state is State.QUEUED:
                     await self._live.apply(entry, CanNeverFit(why))

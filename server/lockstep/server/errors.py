@@ -12,10 +12,13 @@ LockstepError
 │   ├── JobIsStopping       it is being paused or cancelled
 │   ├── ClusterTooSmall
 │   └── CheckpointUnreadable  the server cannot reach it
+├── FilesHang               a file system does not answer; try again
 ├── DataLoss                a file is not what was written
 ├── PermissionDenied        a report or a launcher that has no right to speak
 ├── MessageTooLarge
 ├── LogNotStored            what a worker printed cannot be written; try again
+├── StoreUnwritable         nothing can be stored now; try again
+│   └── DiskFull
 └── ShuttingDown            the server is going down; try again
 """
 
@@ -27,6 +30,8 @@ from dataclasses import dataclass
 import grpc
 from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from lockstep.server import words
 
 DOMAIN = "lockstep"
 
@@ -79,7 +84,7 @@ class InvalidSpec(InvalidRequest):
     def __init__(self, violations: Sequence[Violation]) -> None:
         super().__init__(violations)
         count = len(violations)
-        self.message = f"the spec has {count} error{'s' if count > 1 else ''}: {self.message}"
+        self.message = f"the spec has {words.count(count, 'error')}: {self.message}"
 
 
 class MalformedMessage(InvalidRequest):
@@ -123,6 +128,10 @@ class CheckpointUnreadable(FailedPrecondition):
     reason = "CHECKPOINT_UNREADABLE"
 
 
+class FilesHang(LockstepError):
+    reason = "FILES_HANG"
+
+
 class DataLoss(LockstepError):
     reason = "DATA_LOSS"
 
@@ -137,6 +146,14 @@ class MessageTooLarge(LockstepError):
 
 class LogNotStored(LockstepError):
     reason = "LOG_NOT_STORED"
+
+
+class StoreUnwritable(LockstepError):
+    reason = "STORE_UNWRITABLE"
+
+
+class DiskFull(StoreUnwritable):
+    reason = "DISK_FULL"
 
 
 class ShuttingDown(LockstepError):
@@ -158,10 +175,14 @@ STATUS_BY_ERROR: dict[type[LockstepError], grpc.StatusCode] = {
     JobIsStopping: grpc.StatusCode.FAILED_PRECONDITION,
     ClusterTooSmall: grpc.StatusCode.FAILED_PRECONDITION,
     CheckpointUnreadable: grpc.StatusCode.FAILED_PRECONDITION,
+    FilesHang: grpc.StatusCode.UNAVAILABLE,
     DataLoss: grpc.StatusCode.DATA_LOSS,
     PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     MessageTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
     LogNotStored: grpc.StatusCode.UNAVAILABLE,
+    # Not RESOURCE_EXHAUSTED: it is worth trying again, and workers do.
+    StoreUnwritable: grpc.StatusCode.UNAVAILABLE,
+    DiskFull: grpc.StatusCode.UNAVAILABLE,
     ShuttingDown: grpc.StatusCode.UNAVAILABLE,
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lockstep.server.job import Job
@@ -13,6 +13,7 @@ from lockstep.v1.internal_service_pb2 import ClusterCapacity, ConnectLauncherRes
 
 FIRST_RESIZE_DELAY_S = 1.0
 LONGEST_RESIZE_DELAY_S = 60.0
+_ID_SHOWN = 8
 
 
 class LauncherLine:
@@ -133,16 +134,34 @@ def held_by(gangs: Iterable[Gang]) -> dict[str, Amount]:
 
 
 def nodes_of(capacity: ClusterCapacity) -> tuple[Node, ...]:
-    """Translate what the launcher says of the cluster."""
+    """Translate what the launcher says of the cluster.
+
+    Nodes have names of their own from here on, wherever people see them: hosts may be called alike, and then the front
+    of the node's id stands behind the name.
+    """
+    names = _names_of({node.node_id: node.node_name for node in capacity.nodes})
     return tuple(
         Node(
             node.node_id,
             Amount(units(node.cpus), units(node.gpus)),
             Amount(units(max(node.total_cpus, node.cpus)), units(max(node.total_gpus, node.gpus))),
-            node.node_name,
+            names[node.node_id],
         )
         for node in capacity.nodes
     )
+
+
+def _names_of(hosts: Mapping[str, str]) -> dict[str, str]:
+    """A name for each node, by id, from those of the hosts: no two have the same."""
+    names = {node_id: host or node_id for node_id, host in hosts.items()}
+    for length in (*range(_ID_SHOWN, max(map(len, names), default=0), _ID_SHOWN), None):
+        times = Counter(names.values())
+        if len(times) == len(names):
+            break
+        for node_id, name in names.items():
+            if times[name] > 1:
+                names[node_id] = f"{hosts[node_id]}-{node_id[:length]}"
+    return names
 
 
 def warm_on(processes: Iterable[WorkerProcess]) -> Counter[tuple[str, Amount]]:

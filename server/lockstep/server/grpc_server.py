@@ -6,7 +6,6 @@ import asyncio
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
@@ -14,6 +13,7 @@ from lockstep.server.catalog_service import CatalogService
 from lockstep.server.checkpoint_service import CheckpointService
 from lockstep.server.cluster_service import ClusterService
 from lockstep.server.coordinator import Coordinator
+from lockstep.server.health import Health, StoreHealthServicer
 from lockstep.server.interceptors import TRANSPORT_MESSAGE_BYTES, CallInterceptor
 from lockstep.server.internal_service import InternalService
 from lockstep.server.job_service import JobService
@@ -38,8 +38,6 @@ from lockstep.v1.job_service_pb2_grpc import add_JobServiceServicer_to_server
 from lockstep.v1.log_service_pb2_grpc import add_LogServiceServicer_to_server
 from lockstep.v1.metrics_service_pb2_grpc import add_MetricsServiceServicer_to_server
 
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-
 # InternalService is served, but not listed: it is nobody's to call.
 PUBLIC_SERVICES = (
     job_service_pb2.DESCRIPTOR.services_by_name["JobService"].full_name,
@@ -55,10 +53,14 @@ _REFLECTION_V1ALPHA = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflecti
 # not listed, since there is no descriptor to show for it.
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
+MOST_STREAMS = 1_000
+
 _OPTIONS = (
     # Without this a second server would share the port and take half of the calls.
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", TRANSPORT_MESSAGE_BYTES),
+    # Of one connection; more calls wait in the client. Many, since who follows a thousand jobs does it over one.
+    ("grpc.max_concurrent_streams", MOST_STREAMS),
     # Streams may be quiet for as long as a job is; clients keep them open by pinging.
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
@@ -68,8 +70,18 @@ _OPTIONS = (
 class GrpcServer:
     """The server of all services over one coordinator."""
 
-    def __init__(self, coordinator: Coordinator, logs: LogStore, telemetry: Telemetry, launcher_token: str) -> None:
-        self._server = grpc.aio.server(interceptors=[CallInterceptor(telemetry)], options=_OPTIONS)
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        logs: LogStore,
+        telemetry: Telemetry,
+        health: Health,
+        launcher_token: str,
+        most_connections: int,
+    ) -> None:
+        # Above that new ones are closed at once: a client that is told so beats a server that can open no file.
+        options = (*_OPTIONS, ("grpc.max_allowed_incoming_connections", most_connections))
+        self._server = grpc.aio.server(interceptors=[CallInterceptor(telemetry)], options=options)
         add_JobServiceServicer_to_server(JobService(coordinator), self._server)
         add_MetricsServiceServicer_to_server(MetricsService(coordinator), self._server)
         add_LogServiceServicer_to_server(LogService(coordinator, logs), self._server)
@@ -77,7 +89,8 @@ class GrpcServer:
         add_ClusterServiceServicer_to_server(ClusterService(coordinator), self._server)
         add_CatalogServiceServicer_to_server(CatalogService(), self._server)
         add_InternalServiceServicer_to_server(InternalService(coordinator, logs, launcher_token), self._server)
-        self._health = HealthServicer()
+        self._health = StoreHealthServicer(health, PUBLIC_SERVICES)
+        self._looking: asyncio.Task[None] | None = None
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._add_reflection()
 
@@ -111,12 +124,14 @@ class GrpcServer:
 
     async def start(self) -> None:
         """Answer calls."""
-        for name in PUBLIC_SERVICES:
-            await self._health.set(name, _SERVING)
+        await self._health.look()
+        self._looking = asyncio.create_task(self._health.keep_looking(), name="health")
         await self._server.start()
 
     async def stop(self, grace_s: float) -> None:
         """Take no more calls, and give those under way `grace_s` seconds to end."""
+        if self._looking is not None:
+            self._looking.cancel()
         stopping = asyncio.ensure_future(self._server.stop(grace_s))
         await self._health.enter_graceful_shutdown()
         await stopping

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
@@ -14,6 +16,7 @@ import structlog
 from prometheus_client import CollectorRegistry, disable_created_metrics, make_wsgi_app
 
 from lockstep.server.settings import Address, StartupError
+from lockstep.server.telemetry.page import KeptPage
 
 log = structlog.get_logger(__name__)
 
@@ -25,10 +28,20 @@ class _Server(ThreadingMixIn, WSGIServer):
     # The default allows two servers on one port when the first has just ended; a live one is still refused.
     allow_reuse_address = True
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Tell of what failed, but not of clients that hung up or say nothing: nobody could mend that."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            log.error("an HTTP request failed", exc_info=error)
+
 
 class _Handler(WSGIRequestHandler):
     # A client that says nothing would hold its thread for ever.
     timeout = 10
+
+    def get_stderr(self) -> io.StringIO:
+        """Drop tracebacks of clients that stop to read; what a page of ours has failed at, it says itself."""
+        return io.StringIO()
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing: a scrape every few seconds would drown the log."""
@@ -37,15 +50,20 @@ class _Handler(WSGIRequestHandler):
 class HttpServer:
     """Serves both pages from threads of its own."""
 
-    def __init__(self, address: Address, registry: CollectorRegistry) -> None:
+    def __init__(self, address: Address, registry: CollectorRegistry, why_unwell: Callable[[], str]) -> None:
         """Take the port.
+
+        Args:
+            address: of the port.
+            registry: what /metrics shows.
+            why_unwell: what is wrong, for /healthz; empty when all is well. It may block.
 
         Raises:
             StartupError: the port is taken.
         """
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each one, of which Prometheus makes nothing
-        self._metrics = make_wsgi_app(registry)
-        self._is_well = True
+        self._metrics = KeptPage(make_wsgi_app(registry))
+        self._why_unwell, self._is_well = why_unwell, True
         try:
             self._server = make_server(
                 address.host, address.port, self._respond, server_class=_Server, handler_class=_Handler
@@ -83,13 +101,13 @@ class HttpServer:
         path = environ.get("PATH_INFO", "")
         if path == "/metrics":
             try:
-                page: Iterable[bytes] = self._metrics(environ, start_response)
-                return page
+                return self._metrics(environ, start_response)
             except Exception as error:  # the event loop is busy, or ends
                 log.warning("a scrape was not answered", error=f"{type(error).__name__}: {error}")
                 status, body = "503 Service Unavailable", b"the server is busy\n"
         elif path == "/healthz":
-            status, body = ("200 OK", b"ok\n") if self._is_well else ("503 Service Unavailable", b"shutting down\n")
+            why = self._why_unwell() if self._is_well else "shutting down"
+            status, body = ("503 Service Unavailable", f"{why}\n".encode()) if why else ("200 OK", b"ok\n")
         else:
             status, body = "404 Not Found", b"there are /metrics and /healthz\n"
         start_response(status, [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))])

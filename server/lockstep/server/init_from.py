@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import os
-import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import fsspec.core
-from fsspec.implementations.local import LocalFileSystem
+import structlog
 from google.protobuf.message import Message
 
-from lockstep.server.errors import InvalidSpec, Violation
+from lockstep.server.errors import FilesHang, InvalidSpec, Violation
+from lockstep.server.file_pool import FilePool
+from lockstep.server.foreign_files import link_file, local_path, make_folder, open_folder, remove_folder
 from lockstep.server.job import Job
 from lockstep.server.rules import show
 from lockstep.server.store import Store, StoredCheckpoint
@@ -24,13 +22,16 @@ _MOST_SHOWN_STEPS = 10
 _MANIFEST = "manifest.json"
 _FOLDER = "init-from"
 
+log = structlog.get_logger(__name__)
+
 
 @dataclass(frozen=True)
 class FirstWeights:
-    """Where they lie, and their digest when it is known; both empty for fresh weights."""
+    """Where they lie, their digest and the names of their files when those are known; all empty for fresh weights."""
 
     uri: str = ""
     digest: str = ""
+    files: tuple[str, ...] = ()
 
 
 async def find_first_weights(spec: JobSpec, store: Store) -> FirstWeights:
@@ -47,7 +48,7 @@ async def find_first_weights(spec: JobSpec, store: Store) -> FirstWeights:
         return FirstWeights(spec.init_from.uri)
     checkpoint = await _find(spec, store)
     spec.init_from.step = checkpoint.step
-    return FirstWeights(checkpoint.uri, checkpoint.weights_digest)
+    return FirstWeights(checkpoint.uri, checkpoint.weights_digest, tuple(file.name for file in checkpoint.files))
 
 
 async def _find(spec: JobSpec, store: Store) -> StoredCheckpoint:
@@ -61,89 +62,84 @@ async def _find(spec: JobSpec, store: Store) -> StoredCheckpoint:
     step = spec.init_from.step if spec.init_from.HasField("step") else None
     checkpoint = await store.get_checkpoint(job_id, step)
     if checkpoint is None:
-        kept = await store.list_checkpoints(job_id, before=None, limit=_MOST_SHOWN_STEPS)
-        raise _no_checkpoint(job_id, step, kept)
+        kept = await store.list_checkpoints(job_id, before=None, limit=_MOST_SHOWN_STEPS, make=list)
+        raise _no_checkpoint(source, step, kept)
     differences = _differences_of_models(spec, source)
     if differences:
         raise InvalidSpec(differences)
     return checkpoint
 
 
-def keep_first_weights(job: Job) -> Job:
+def keep_first_weights(job: Job, files: Sequence[str]) -> Job:
     """Link the checkpoint that a new job starts from, since the job that wrote it may remove it; it blocks.
 
     The links lie in the new job's folder beside the folder of the other job. What does not lie on a disk that this
     server sees stays where it is.
 
+    Args:
+        job: the new one.
+        files: names of the checkpoint's files. Nothing else that lies there is taken along.
+
     Raises:
         InvalidSpec: it was removed since it was looked up.
     """
-    if not job.spec.init_from.job_id:
+    path = local_path(job.init_from_uri)
+    if not job.spec.init_from.job_id or path is None or not Path(path).parent.exists():
         return job
-    filesystem, path = fsspec.core.url_to_fs(job.init_from_uri)
     source = Path(path)
-    if not isinstance(filesystem, LocalFileSystem) or not source.parent.exists():
-        return job
-    kept = source.parent.parent / job.job_id / _FOLDER / source.name
+    root, names = source.parent.parent, (job.job_id, _FOLDER, source.name)
     try:
-        shutil.copytree(source, kept, copy_function=_link)
-        if not (kept / _MANIFEST).exists():
-            raise FileNotFoundError(kept / _MANIFEST)
-    except (OSError, shutil.Error) as error:
-        shutil.rmtree(kept.parent.parent, ignore_errors=True)
+        make_folder(root, *names)
+        with open_folder(root, source.parent.name, source.name) as theirs, open_folder(root, *names) as ours:
+            for name in dict.fromkeys([*files, _MANIFEST]):
+                link_file(theirs, ours, name)
+    except OSError as error:
+        remove_folder(root, job.job_id, _FOLDER)
         raise _invalid(
             "init_from.job_id",
             f"the checkpoint of step {job.spec.init_from.step} of job {job.spec.init_from.job_id} cannot be kept for "
             "this job, since that job is removing it or the disk is full; submit again, for the newest without a step",
         ) from error
-    return replace(job, init_from_uri=str(kept))
+    return replace(job, init_from_uri=str(root.joinpath(*names)))
 
 
 def forget_first_weights(job_id: str, init_from_uri: str) -> None:
     """Remove what `keep_first_weights` has linked for a job that has ended or did not come to be; it blocks."""
     kept = Path(init_from_uri).parent
     if kept.name == _FOLDER and kept.parent.name == job_id:
-        _forget(kept)
+        remove_folder(kept.parent.parent, job_id, _FOLDER)
 
 
-def _forget(kept: Path) -> None:
-    shutil.rmtree(kept, ignore_errors=True)
-    with contextlib.suppress(OSError):  # the job has written checkpoints beside it
-        kept.parent.rmdir()
-
-
-async def forget_what_is_over(store: Store, checkpoint_root: str) -> None:
+async def forget_what_is_over(store: Store, files: FilePool, checkpoint_root: str) -> None:
     """Remove what servers before have kept for jobs that ended while none ran, or that were never stored.
 
     What was kept for a job that was never stored is looked for under this server's own root only: in another folder it
-    may be another server's.
+    may be another server's. What cannot be removed now is left for the next start.
 
     Args:
         store: knows the jobs; none is submitted meanwhile.
+        files: its threads do it.
         checkpoint_root: where jobs keep their checkpoints that do not say where; an absolute path.
     """
-    for job_id, init_from_uri in await store.first_weights_of_ended():
-        await asyncio.to_thread(forget_first_weights, job_id, init_from_uri)
-    for kept in await asyncio.to_thread(lambda: list(Path(checkpoint_root).glob(f"*/{_FOLDER}"))):
-        if await store.get_job(kept.parent.name) is None:
-            await asyncio.to_thread(_forget, kept)
-
-
-def _link(source: str, target: str) -> None:
+    what = "removing what was kept for jobs that are over"
+    root = Path(checkpoint_root)
     try:
-        os.link(source, target)
-    except FileNotFoundError:
-        raise
-    except OSError:  # a file system without links
-        shutil.copyfile(source, target)
+        for job_id, init_from_uri in await store.first_weights_of_ended():
+            await files.run(forget_first_weights, job_id, init_from_uri, what=what)
+        for kept in await files.run(lambda: list(root.glob(f"*/{_FOLDER}")), what=what):
+            if await store.get_job(kept.parent.name) is None:
+                await files.run(remove_folder, root, kept.parent.name, _FOLDER, what=what)
+    except FilesHang as error:
+        log.warning("not all was removed that was kept for jobs that are over", why=error.message)
 
 
-def _no_checkpoint(job_id: str, step: int | None, kept: list[StoredCheckpoint]) -> InvalidSpec:
+def _no_checkpoint(source: Job, step: int | None, kept: list[StoredCheckpoint]) -> InvalidSpec:
+    job_id = source.job_id
     if not kept:
-        return _invalid(
-            "init_from.job_id",
-            f"init_from.job_id is {show(job_id)}, which has no checkpoint; wait until it has written one",
-        )
+        mend = "wait until it has written one"
+        if source.state.has_ended:
+            mend = f"it has ended as {source.state.value} and will write none; name another job"
+        return _invalid("init_from.job_id", f"init_from.job_id is {show(job_id)}, which has no checkpoint; {mend}")
     steps = ", ".join(str(checkpoint.step) for checkpoint in kept)
     return _invalid(
         "init_from.step",

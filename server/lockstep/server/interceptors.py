@@ -9,7 +9,7 @@ import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import grpc
 import structlog
@@ -18,9 +18,12 @@ from google.protobuf.message import DecodeError
 from lockstep.server.errors import INTERNAL_WORDS, LockstepError, MalformedMessage, MessageTooLarge, to_status
 from lockstep.server.telemetry import Telemetry
 
+T = TypeVar("T")
+
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-# Above this gRPC refuses by itself, with words of its own.
-TRANSPORT_MESSAGE_BYTES = 16 * 1024 * 1024
+# Above this gRPC refuses by itself, with words of its own and before it has taken the message in. No more than what it
+# takes to say it in ours: a message that is begun and not ended holds its size in memory.
+TRANSPORT_MESSAGE_BYTES = MAX_MESSAGE_BYTES + 64 * 1024
 
 _DETAILS_KEY = "grpc-status-details-bin"
 
@@ -75,7 +78,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             (True, True): grpc.stream_stream_rpc_method_handler,
         }
         make = makers[(handler.request_streaming, handler.response_streaming)]
-        return make(respond, request_deserializer=None, response_serializer=handler.response_serializer)
+        return make(respond, request_deserializer=None, response_serializer=_serializer(handler.response_serializer))
 
     def _unary(self, service: str, method: str, behaviour: Any, parse: Any, streams_in: bool) -> Any:
         async def respond(request: Any, context: Any) -> Any:
@@ -138,6 +141,15 @@ def _parser(deserialize: Any) -> Callable[[bytes], Any]:
             raise MalformedMessage(name) from error
 
     return parse
+
+
+def as_written(kind: type[T], message: bytes) -> T:
+    """Let the bytes of a message stand for the message in a response: one that goes to many is written once."""
+    return cast("T", message)
+
+
+def _serializer(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    return lambda response: response if isinstance(response, bytes) else serialize(response)
 
 
 async def _parse_all(requests: AsyncIterator[bytes], parse: Callable[[bytes], Any]) -> AsyncIterator[Any]:

@@ -33,6 +33,7 @@ from lockstep.v1.internal_service_pb2_grpc import InternalServiceServicer
 LAUNCHER_TOKEN_KEY = "lockstep-launcher-token"
 ATTEMPT_TOKEN_KEY = "lockstep-attempt-token"
 NODE_TOKEN_KEY = "lockstep-node-token"
+_MOST_POINTS_ON_LOOP = 1_000
 
 log = structlog.get_logger(__name__)
 
@@ -99,7 +100,11 @@ class InternalService(InternalServiceServicer):
                 log.warning("the launcher sent an empty fact")
 
     async def ReportProgress(self, request: ReportProgressRequest, context: Context) -> ReportProgressResponse:
-        report = read_report(request, _metadata(context, ATTEMPT_TOKEN_KEY))
+        token = _metadata(context, ATTEMPT_TOKEN_KEY)
+        if len(request.points) > _MOST_POINTS_ON_LOOP:  # a backlog
+            report = await asyncio.to_thread(read_report, request, token)
+        else:
+            report = read_report(request, token)
         return ReportProgressResponse(acknowledged_sequence=await self._coordinator.report(report))
 
     async def ReportLogs(self, request: ReportLogsRequest, context: Context) -> ReportLogsResponse:

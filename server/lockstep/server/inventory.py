@@ -56,7 +56,7 @@ async def _adopt(entry: Entry, told: GangChanged, live: LiveJobs, orders: Orders
         refused = set() if entry.gang is None else entry.gang.refused
         live.set_gang(entry, Gang(attempt, tuple(told.node_ids), each, told.revision, refused=refused))
         await live.apply(entry, WorkersChanged(told.running_workers, told.message))
-        stop = _AT_ONCE if entry.job.state.has_ended else stop_under_way(entry.job.state)
+        stop = _AT_ONCE if entry.job.state.has_ended else stop_under_way(entry.job)
         if stop is not None:
             orders.stop(job_id, attempt, stop)
     log.info("gang taken over", job_id=job_id, attempt=attempt, workers=len(told.node_ids))

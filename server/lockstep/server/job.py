@@ -155,10 +155,14 @@ class Reported:
 
 @dataclass(frozen=True)
 class WorkersChanged:
-    """The current attempt has lost workers, taken some in or let some go; `message` says so unless it is empty."""
+    """The current attempt has lost workers, taken some in or let some go; `message` says so unless it is empty.
+
+    With `refuses_stop` they train on although they were told to pause, for the reason in `message`.
+    """
 
     running_workers: int
     message: str = ""
+    refuses_stop: bool = False
 
 
 @dataclass(frozen=True)
@@ -237,10 +241,14 @@ class Launch:
 
 @dataclass(frozen=True)
 class Stop:
-    """Stop the gang of the current attempt; kill it after `grace_s` seconds. With `keep` it writes a checkpoint."""
+    """Stop the gang of the current attempt; kill it after `grace_s` seconds. With `keep` it writes a checkpoint.
+
+    With `refusable`, which grows from one order for a job to the next, it goes on when that cannot be written.
+    """
 
     grace_s: float
     keep: bool = False
+    refusable: int = 0
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator
 
 from lockstep.server.coordinator import Coordinator
 from lockstep.server.errors import InvalidRequest
-from lockstep.server.interceptors import Context
-from lockstep.server.job import PRINCIPAL, Job, State
+from lockstep.server.interceptors import Context, as_written
+from lockstep.server.job import PRINCIPAL, Job
+from lockstep.server.job_feed import JobFeed
 from lockstep.server.paging import make_token, not_negative, page_size, read_token
 from lockstep.server.rules import show
-from lockstep.server.translate import event_to_proto, job_to_proto, state_from_proto
+from lockstep.server.store import JobFilter
+from lockstep.server.translate import job_to_proto, state_from_proto
 from lockstep.server.validation import MAX_LABELS
 from lockstep.v1 import job_pb2
 from lockstep.v1.job_service_pb2 import (
@@ -29,7 +31,7 @@ from lockstep.v1.job_service_pb2 import (
 from lockstep.v1.job_service_pb2_grpc import JobServiceServicer
 
 _MAX_REQUEST_ID = 128
-_EVENTS_PER_MESSAGE = 500
+_MAX_JOB_ID, _MAX_NAME = 64, 63
 _PROGRESS_INTERVAL_S = 0.2
 
 
@@ -38,6 +40,10 @@ class JobService(JobServiceServicer):
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
+        self._feed = JobFeed(coordinator)
+
+    def _shown(self, job: Job) -> job_pb2.Job:
+        return job_to_proto(self._coordinator.as_it_is_now(job))
 
     async def SubmitJob(self, request: SubmitJobRequest, context: Context) -> job_pb2.Job:
         job = await self._coordinator.submit(
@@ -49,54 +55,59 @@ class JobService(JobServiceServicer):
         return job_to_proto(job)
 
     async def GetJob(self, request: GetJobRequest, context: Context) -> job_pb2.Job:
-        return job_to_proto(await self._coordinator.get(required_job_id(request.job_id)))
+        return self._shown(await self._coordinator.get(required_job_id(request.job_id)))
 
     async def CancelJob(self, request: CancelJobRequest, context: Context) -> job_pb2.Job:
-        return job_to_proto(await self._coordinator.cancel(required_job_id(request.job_id)))
+        return self._shown(await self._coordinator.cancel(required_job_id(request.job_id)))
 
     async def PauseJob(self, request: PauseJobRequest, context: Context) -> job_pb2.Job:
-        return job_to_proto(await self._coordinator.pause(required_job_id(request.job_id)))
+        return self._shown(await self._coordinator.pause(required_job_id(request.job_id)))
 
     async def ResumeJob(self, request: ResumeJobRequest, context: Context) -> job_pb2.Job:
-        return job_to_proto(await self._coordinator.resume(required_job_id(request.job_id)))
+        return self._shown(await self._coordinator.resume(required_job_id(request.job_id)))
 
     async def UpdateJob(self, request: UpdateJobRequest, context: Context) -> job_pb2.Job:
         job_id = required_job_id(request.job_id)
         if not request.HasField("workers"):  # What is not set stays as it is, and there is nothing else.
-            return job_to_proto(await self._coordinator.get(job_id))
-        return job_to_proto(await self._coordinator.scale(job_id, request.workers))
+            return self._shown(await self._coordinator.get(job_id))
+        return self._shown(await self._coordinator.scale(job_id, request.workers))
 
     async def ListJobs(self, request: ListJobsRequest, context: Context) -> ListJobsResponse:
         limit = page_size(request.page_size, default=100, most=1000)
-        states, labels = _states(request), _labels(request)
-        scope = ["jobs", sorted(state.value for state in states), labels]
+        which, store = _filter(request), self._coordinator.store
+        states = sorted(state.value for state in which.states)
+        scope = ["jobs", states, dict(which.labels), which.job_id_prefix, which.name]
         position = read_token(request.page_token, "page_token", scope, (int,))
-        jobs = await self._coordinator.store.list_jobs(
-            before=None if position is None else position[0], limit=limit + 1, states=states, labels=labels
-        )
-        shown = [self._coordinator.with_workers(job) for job in jobs[:limit]]
-        response = ListJobsResponse(jobs=map(job_to_proto, shown))
-        if len(jobs) > limit:
-            response.next_page_token = make_token([jobs[limit - 1].number], scope)
-        return response
+
+        def write(jobs: list[Job]) -> tuple[bytes, int]:
+            shown = self._coordinator.as_they_are_now(jobs[:limit])
+            response = ListJobsResponse(jobs=map(job_to_proto, shown))
+            if len(jobs) > limit:
+                response.next_page_token = make_token([jobs[limit - 1].number], scope)
+            return response.SerializeToString(), len(jobs)
+
+        before = None if position is None else position[0]
+        page, found = await store.list_jobs(before=before, limit=limit + 1, which=which, make=write)
+        if before is None:
+            size = await store.count_jobs(which) if found > limit else found
+            page += ListJobsResponse(total_size=size).SerializeToString()  # messages in a row are one message
+        return as_written(ListJobsResponse, page)
 
     async def WatchJob(self, request: WatchJobRequest, context: Context) -> AsyncIterator[WatchJobResponse]:
         job_id = required_job_id(request.job_id)
         sequence = not_negative(request.after_sequence, "after_sequence")
-        job = await self._coordinator.get(job_id)
+        await self._coordinator.get(job_id)
         loop = asyncio.get_running_loop()
         shown: Job | None = None
         with self._coordinator.bells.listen(job_id) as bell:
             while True:
                 bell.clear()
-                job = await self._coordinator.get(job_id)
-                events = await self._coordinator.store.list_events(
-                    job_id, after=sequence, up_to=job.event_count, limit=_EVENTS_PER_MESSAGE
-                ) if job.event_count > sequence else []  # fmt: skip
-                if events or job != shown:
-                    yield WatchJobResponse(job=job_to_proto(job), events=map(event_to_proto, events))
+                look = await self._feed.after(job_id, sequence)
+                job = look.job
+                if look.brings_events or job != shown:
+                    yield as_written(WatchJobResponse, look.message)
                     shown, shown_at = job, loop.time()
-                    sequence = events[-1].sequence if events else sequence
+                    sequence = look.sequence
                 if sequence < job.event_count:
                     continue
                 if job.state.has_ended:
@@ -138,17 +149,16 @@ def required_job_id(job_id: str) -> str:
     return job_id
 
 
-def _states(request: ListJobsRequest) -> list[State]:
+def _filter(request: ListJobsRequest) -> JobFilter:
     states = []
     for number in dict.fromkeys(request.states):
         state = state_from_proto(number)
         if state is None:
             raise InvalidRequest.of("states", f"holds {number}; allowed: states other than JOB_STATE_UNSPECIFIED")
         states.append(state)
-    return states
-
-
-def _labels(request: ListJobsRequest) -> dict[str, str]:
     if len(request.labels) > MAX_LABELS:
         raise InvalidRequest.of("labels", f"has {len(request.labels):,} items; allowed: at most {MAX_LABELS}")
-    return dict(request.labels)
+    for field, most in (("job_id_prefix", _MAX_JOB_ID), ("name", _MAX_NAME)):
+        if len(getattr(request, field)) > most:
+            raise InvalidRequest.of(field, f"has {len(getattr(request, field)):,} characters; allowed: at most {most}")
+    return JobFilter(tuple(states), dict(request.labels), request.job_id_prefix, request.name)

@@ -11,14 +11,13 @@ import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import structlog
 
-from lockstep.server import processes
+from lockstep.server import processes, ray_environment
 
 MODULE = "lockstep.workers.launcher"
-
-_TERM_TIMEOUT_S = 2.0
 
 log = structlog.get_logger(__name__)
 
@@ -50,16 +49,25 @@ def launcher_is_installed() -> bool:
 class LauncherProcess:
     """One life of the launcher."""
 
-    def __init__(self, orders: LauncherOrders, environment: dict[str, str]) -> None:
-        # A session of its own: Ctrl-C in the server's terminal is the server's to handle. Logs go to standard error;
-        # to standard output Ray writes paragraphs about workers that died, and offers no switch for them.
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", MODULE],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            env=environment,
-            start_new_session=True,
-        )
+    def __init__(self, orders: LauncherOrders, environment: dict[str, str], folder: Path) -> None:
+        """Start it.
+
+        Args:
+            orders: what it is told.
+            environment: its environment; proxies for the server's own address are taken out.
+            folder: its working directory, which Ray adds to the modules of every worker: one that holds none.
+        """
+        # Logs go to standard error; to standard output Ray writes paragraphs about workers that died, and offers no
+        # switch for them.
+        with processes.ending_signals_blocked():
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", MODULE],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                cwd=folder,
+                env=ray_environment.of_children(environment, orders.reports_address),
+                start_new_session=True,
+            )
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(asdict(orders)).encode() + b"\n")
@@ -78,11 +86,9 @@ class LauncherProcess:
         self._close_input()
         if self._process.poll() is not None:
             return
-        for timeout_s, number in ((grace_s, signal.SIGTERM), (_TERM_TIMEOUT_S, signal.SIGKILL)):
-            if await processes.died_within(self._process.pid, timeout_s):
-                break
-            log.warning("the launcher does not leave", pid=self._process.pid, signal=number.name)
-            processes.send(self._process.pid, number)
+        if not await processes.died_within(self._process.pid, grace_s):
+            log.warning("the launcher does not leave and is killed", pid=self._process.pid)
+            processes.send(self._process.pid, signal.SIGKILL)
         await asyncio.to_thread(self._process.wait)
 
     def kill(self) -> None:

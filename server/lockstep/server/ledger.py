@@ -33,17 +33,17 @@ class RankAccount:
     """What the workers that had a rank have done in it.
 
     Attributes:
-        seconds: time by phase, in the order of PHASES. A phase may lose time to another one, since what is under way is
-            told as what it seems to be.
-        most_seconds: the same for whoever must see it only grow: the most that each phase has had.
+        seconds: time by phase, in the order of PHASES, without what is under way; it only grows.
         step_counts: of step durations, in the order of STEP_BOUNDS_S; the last one counts what took longer.
         node_id: of the worker that had it last.
-        heard_at: when that was heard of last, as time.time() tells.
+        attempt: the attempt of that worker.
+        number: its number in the attempt.
+        account_id: of its part in the attempt.
+        heard_at: when it was heard of last, as time.time() tells.
         is_there: it has not said that it has ended.
     """
 
     seconds: list[float] = field(default_factory=lambda: [0.0] * len(PHASES))
-    most_seconds: list[float] = field(default_factory=lambda: [0.0] * len(PHASES))
     steps: int = 0
     examples: int = 0
     step_counts: list[int] = field(default_factory=lambda: [0] * (len(STEP_BOUNDS_S) + 1))
@@ -54,17 +54,24 @@ class RankAccount:
     node_id: str = ""
     attempt: int = 0
     number: int = 0
+    account_id: int = 0
     heard_at: float = 0.0
     is_there: bool = False
 
 
 @dataclass
 class WorkerAccount:
-    """What a worker has told last: the part of its rank's account that is known already."""
+    """What a worker has told last: the part of its rank's account that is known already.
+
+    Attributes:
+        seconds: time by phase that is settled.
+        under_way: time by phase that is not: of a step, or an exchange, that has not ended.
+    """
 
     sequence: int = 0
     rank: int = 0
     seconds: list[float] = field(default_factory=lambda: [0.0] * len(PHASES))
+    under_way: list[float] = field(default_factory=lambda: [0.0] * len(PHASES))
     steps: int = 0
     examples: int = 0
     step_counts: list[int] = field(default_factory=lambda: [0] * (len(STEP_BOUNDS_S) + 1))
@@ -81,34 +88,32 @@ class JobLedger:
         workers: by attempt, number and account, those of the newest attempts.
         flops_per_step: on all ranks; 0 while they are not counted.
         last_step_at: when rank 0 had taken a step last, as time.time() tells; 0 if it never has.
+        heard: ranks that were heard of since this was read from the store; not stored itself.
     """
 
     ranks: dict[int, RankAccount] = field(default_factory=dict)
     workers: dict[tuple[int, int, int], WorkerAccount] = field(default_factory=dict)
     flops_per_step: float = 0.0
     last_step_at: float = 0.0
+    heard: set[int] = field(default_factory=set, compare=False)
 
     def add(self, told: ReportLedgerRequest, now: float) -> bool:
-        """Add what a worker has done since its report before to the account of its rank; False if that is old news."""
-        key = (told.attempt, told.number, told.account_id)
-        worker = self.workers.get(key)
-        if worker is None:
-            newest = max((attempt for attempt, _, _ in self.workers), default=0)
-            if told.attempt < newest - 1:  # nobody remembers what is known of it
-                return False
-            if told.attempt > newest:
-                self.workers = {known: worker for known, worker in self.workers.items() if known[0] >= told.attempt - 1}
-            worker = self.workers[key] = WorkerAccount()
-        if told.sequence <= worker.sequence:
+        """Add what a worker has done since its report before to the account of its rank; False if that is old news.
+
+        What is settled is added for good. What is under way is only noted, and counts for the rank that the worker has
+        now: it may turn out to have been healing, when ranks have moved up already.
+        """
+        worker = self._worker_of(told)
+        if worker is None or told.sequence <= worker.sequence:
             return False
         account = self.ranks.setdefault(told.rank, RankAccount())
+        self.heard.add(told.rank)
         if told.rank == 0 and told.steps > worker.steps:
             self.last_step_at = now
-        seconds = [getattr(told.seconds, f"{phase}_s") for phase in PHASES]
-        account.seconds = [
-            total + new - old for total, new, old in zip(account.seconds, seconds, worker.seconds, strict=True)
-        ]
-        account.most_seconds = list(map(max, account.most_seconds, account.seconds))
+        under_way = [0.0] * len(PHASES) if told.is_last else _seconds_of(told.under_way)
+        settled = [all_ - part for all_, part in zip(_seconds_of(told.seconds), under_way, strict=True)]
+        growth = _growth(settled, worker.seconds)
+        account.seconds = [total + more for total, more in zip(account.seconds, growth, strict=True)]
         account.step_counts = _grown(account.step_counts, told.step_duration_counts, worker.step_counts)
         account.steps += max(0, told.steps - worker.steps)
         account.examples += max(0, told.examples - worker.examples)
@@ -118,19 +123,44 @@ class JobLedger:
             # Else these are the last words of a worker whose rank another one has by now.
             account.memory_bytes, account.gpu_memory_bytes = told.memory_bytes, told.gpu_memory_bytes
             account.node_id, account.attempt, account.number = told.node_id, told.attempt, told.number
+            account.account_id = told.account_id
             account.heard_at, account.is_there = now, not told.is_last
         if worker.rank != told.rank and worker.sequence:
             before = self.ranks.get(worker.rank)
             if before is not None and (before.attempt, before.number) == (told.attempt, told.number):
                 before.is_there = False
-        worker.sequence, worker.rank, worker.seconds = told.sequence, told.rank, seconds
+        worker.sequence, worker.rank, worker.under_way = told.sequence, told.rank, under_way
+        worker.seconds = settled
         worker.steps, worker.examples, worker.step_counts = told.steps, told.examples, list(told.step_duration_counts)
         worker.step_seconds, worker.cpu_seconds = told.step_duration_sum_s, told.cpu_seconds
         self.flops_per_step = told.flops_per_step or self.flops_per_step
         return True
 
+    def _worker_of(self, told: ReportLedgerRequest) -> WorkerAccount | None:
+        """The account of a worker that is told of; None when nobody remembers what is known of it."""
+        key = (told.attempt, told.number, told.account_id)
+        if key not in self.workers:
+            newest = max((attempt for attempt, _, _ in self.workers), default=0)
+            if told.attempt < newest - 1:
+                return None
+            if told.attempt > newest:
+                self.workers = {known: worker for known, worker in self.workers.items() if known[0] >= told.attempt - 1}
+            self.workers[key] = WorkerAccount()
+        return self.workers[key]
+
+    def seconds_of(self, rank: int) -> list[float]:
+        """Time of a rank by phase, with what the worker that has it now is in the middle of."""
+        account = self.ranks[rank]
+        holder = self.workers.get((account.attempt, account.number, account.account_id))
+        if holder is None or holder.rank != rank:
+            return list(account.seconds)
+        return [settled + part for settled, part in zip(account.seconds, holder.under_way, strict=True)]
+
     def straggler(self) -> tuple[int, float] | None:
-        """The rank that waits least for the others, and by how much less of its steps' time; see ledger.proto."""
+        """The rank that waits least for the others, and by how much less of its steps' time; see ledger.proto.
+
+        Only time that is settled counts: a wait that is under way may turn out to have been for a rank that was lost.
+        """
         waits = {}
         for rank, account in self.ranks.items():
             stepping = sum(account.seconds[phase] for phase in _OF_A_STEP)
@@ -147,20 +177,23 @@ class JobLedger:
         told = [worker.rank for key, worker in self.workers.items() if key[:2] == (attempt, number)]
         return told[-1] if told else None
 
-    def is_up_to_date(self, started_at: float, now: float) -> bool:
+    def is_up_to_date(self, running_s: float) -> bool:
         """Whether every worker that was there has been heard since the server started, or never will be.
 
         Until then some accounts are those that were stored before a crash, and older than what was told of them.
+
+        Args:
+            running_s: how long the server has been running.
         """
-        if now - started_at > SILENT_S:
+        if running_s > SILENT_S:
             return True
-        return all(account.heard_at >= started_at or not account.is_there for account in self.ranks.values())
+        return all(rank in self.heard or not account.is_there for rank, account in self.ranks.items())
 
     def by_cause(self) -> dict[str, float]:
         """Seconds of all workers by what they were spent for; they only grow."""
         seconds = dict.fromkeys(("productive", *CAUSES.values()), 0.0)
         for account in self.ranks.values():
-            for phase, value in zip(PHASES, account.most_seconds, strict=True):
+            for phase, value in zip(PHASES, account.seconds, strict=True):
                 seconds[CAUSES.get(phase, "productive")] += value
         return seconds
 
@@ -178,11 +211,32 @@ class JobLedger:
     def from_json(cls, said: Mapping[str, Any]) -> JobLedger:
         """The reverse of `to_json`."""
         return cls(
-            ranks={int(rank): RankAccount(**account) for rank, account in said["ranks"].items()},
+            ranks={int(rank): RankAccount(**_without_less(account)) for rank, account in said["ranks"].items()},
             workers={(key[0], key[1], key[2]): WorkerAccount(**account) for *key, account in said["workers"]},
             flops_per_step=said["flops_per_step"],
             last_step_at=said["last_step_at"],
         )
+
+
+def _without_less(account: Mapping[str, Any]) -> dict[str, Any]:
+    """An account as it is now, from one of an earlier version, which could hold less than nothing of a phase."""
+    kept = {name: value for name, value in account.items() if name != "most_seconds"}
+    return kept | {"seconds": [max(0.0, seconds) for seconds in account["seconds"]]}
+
+
+def _seconds_of(told: PhaseSeconds) -> list[float]:
+    return [getattr(told, f"{phase}_s") for phase in PHASES]
+
+
+def _growth(told: list[float], known: list[float]) -> list[float]:
+    """What each phase has gained: never less than nothing, and together no more than the account as a whole.
+
+    What is settled grows in every phase. A worker of an earlier version, which does not tell what is under way, moves
+    time from one phase to another one.
+    """
+    gains = [max(0.0, new - old) for new, old in zip(told, known, strict=True)]
+    gained, passed = sum(gains), max(0.0, sum(told) - sum(known))
+    return gains if gained <= passed else [gain * passed / gained for gain in gains]
 
 
 def _grown(sums: list[Any], told: Iterable[Any], known: list[Any]) -> list[Any]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
+from lockstep.server.errors import StoreUnwritable
 from lockstep.server.ledger import JobLedger
 from lockstep.server.store import Store
 from lockstep.v1.internal_service_pb2 import ReportLedgerRequest
@@ -93,6 +94,8 @@ class LedgerBook:
         self._in_hand, self._unstored = self._unstored, set()
         try:
             await self._store.save_ledgers({job_id: self._ledgers[job_id].to_json() for job_id in self._in_hand})
+        except StoreUnwritable:  # the store says so in the log
+            self._unstored |= self._in_hand
         except Exception:
             self._unstored |= self._in_hand
             log.exception("the ledgers could not be stored; tried again in a while", jobs=len(self._in_hand))

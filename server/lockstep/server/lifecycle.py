@@ -2,7 +2,7 @@
 
    ┌──────────────────────────────────── PAUSED ◄──┐
    ▼                                       ▲       │
-QUEUED ──► STARTING ──► RUNNING ──► PAUSING ───────┘
+QUEUED ──► STARTING ──► RUNNING ◄─► PAUSING ───────┘  (back when no checkpoint can be written)
   │ ▲         │  │        │ │ │        │
   │ └─────────┴──│────────┘ │ └────────┴──► SUCCEEDED, FAILED
   ▼              ▼          ▼
@@ -38,6 +38,7 @@ from lockstep.server.job import (
     WorkersForgotten,
 )
 from lockstep.server.timeline import Timeline
+from lockstep.server.words import count
 from lockstep.v1.job_pb2 import JobError
 from lockstep.v1.job_spec_pb2 import JobSpec
 
@@ -109,15 +110,20 @@ def advance(job: Job, event: Event, now: datetime) -> Step:
             raise IllegalTransition(job, event)
 
 
-def stop_under_way(state: State) -> Stop | None:
-    """Return the order that a job in this state has given its workers; None when they shall train."""
-    match state:
+def stop_under_way(job: Job) -> Stop | None:
+    """Return the order that a job in its state has given its workers; None when they shall train."""
+    match job.state:
         case State.CANCELLING:
             return Stop(CANCEL_GRACE_S)
         case State.PAUSING:
-            return Stop(PAUSE_GRACE_S, keep=True)
+            return _pause_of(job)
         case _:
             return None
+
+
+def _pause_of(job: Job) -> Stop:
+    # There are more events at each pause than at the one before.
+    return Stop(PAUSE_GRACE_S, keep=True, refusable=job.event_count + 1)
 
 
 # What the scheduler, the launcher and the workers say.
@@ -125,7 +131,7 @@ def stop_under_way(state: State) -> Stop | None:
 
 def _admitted(job: Job, node_ids: tuple[str, ...], now: datetime) -> Step:
     workers, nodes = len(node_ids), len(set(node_ids))
-    words = f"starting {_count(workers, 'worker')} on {_count(nodes, 'node')}"
+    words = f"starting {count(workers, 'worker')} on {count(nodes, 'node')}"
     if workers < job.spec.resources.workers:
         words += f", of {job.spec.resources.workers} that it wants; the others join when there is room"
     started = replace(
@@ -144,7 +150,8 @@ def _admitted(job: Job, node_ids: tuple[str, ...], now: datetime) -> Step:
 def _joined(job: Job, workers: int, now: datetime) -> Job:
     job = replace(job, timeline=job.timeline.reaching(placed=now))
     if job.state is State.STARTING:
-        job = replace(job, state_reason="the workers are up and read the data")
+        verbs = "is up and is" if workers == 1 else "are up and are"
+        job = replace(job, state_reason=f"{count(workers, 'worker')} {verbs} reading the data")
     return job if job.running_workers == workers else replace(job, running_workers=workers)
 
 
@@ -168,7 +175,8 @@ def _reported(job: Job, report: Reported, now: datetime) -> Step:
     if job.hardware_class not in ("", hardware):
         notes.insert(0, Note(_other_hardware(job.hardware_class, hardware)))
     if job.state is State.STARTING:
-        after = replace(after, state=State.RUNNING, state_reason="training", start_time=now)
+        words = f"training goes on from step {report.progress.step}" if job.progress.step else "training has begun"
+        after = replace(after, state=State.RUNNING, state_reason=words, start_time=now)
     if job.state is not State.CANCELLING and report.result is not None:
         after = replace(after, result=report.result)  # The job has succeeded once its workers can be had again.
     return after, notes
@@ -182,6 +190,9 @@ def _other_hardware(before: str, now: str) -> str:
 
 
 def _workers_changed(job: Job, event: WorkersChanged) -> Step:
+    if event.refuses_stop and job.state is State.PAUSING:
+        words = f"the pause has failed, and training goes on: {event.message}"
+        return replace(job, state=State.RUNNING, state_reason=words, running_workers=event.running_workers), []
     notes: list[Command] = [Note(event.message)] if event.message else []
     if job.running_workers == event.running_workers:
         return job, notes
@@ -288,7 +299,8 @@ def _pause_asked(job: Job) -> Step:
             return _paused(job)
         case State.STARTING | State.RUNNING:
             words = "paused by the user; the workers write a checkpoint and stop"
-            return replace(job, state=State.PAUSING, state_reason=words), [Stop(PAUSE_GRACE_S, keep=True)]
+            job = replace(job, state=State.PAUSING, state_reason=words)
+            return job, [_pause_of(job)]
         case State.PAUSING | State.PAUSED:
             return job, []
         case State.CANCELLING:
@@ -345,7 +357,8 @@ def _paused(job: Job, but: str = "") -> Step:
 def _failed(job: Job, error: JobError, now: datetime) -> Step:
     if job.newest_checkpoint is not None:
         error = _with_words(error, f"The last good checkpoint is of step {job.newest_checkpoint}.")
-    return _ended(replace(job, error=error), State.FAILED, f"{error.reason}: {error.message}", now)
+    # What went wrong is told by the error, and by nothing else: it would be read twice.
+    return _ended(replace(job, error=error), State.FAILED, error.reason, now)
 
 
 def _succeeded(job: Job, now: datetime) -> Step:
@@ -374,7 +387,3 @@ def _has_ended(job: Job, what: str) -> JobHasEnded:
 
 
 _ENDS = {State.SUCCEEDED: "succeeded", State.FAILED: "failed", State.CANCELLED: "been cancelled"}
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 import structlog
 
+from lockstep.server.errors import FilesHang, ShuttingDown
+from lockstep.server.file_pool import FilePool
 from lockstep.server.gangs import Entry, Gang
 from lockstep.server.init_from import forget_first_weights
 from lockstep.server.job import Command, Event, Job, Launch, Note, RetryAfter, State, Stop
@@ -23,6 +25,8 @@ from lockstep.server.orders import Orders
 from lockstep.server.scheduler import Request
 from lockstep.server.store import NOTHING_NEW, News, Store
 from lockstep.server.telemetry import Telemetry
+from lockstep.server.unchecked import Unchecked
+from lockstep.server.waiting import Place
 from lockstep.server.watch import Bells
 
 T = TypeVar("T")
@@ -38,14 +42,20 @@ class LiveJobs:
         holding: the gangs that hold resources, by job_id and attempt; also those that belong to no job of `entries`.
         has_changed: set when the scheduler should look again.
         gang_has_left: set when a gang is gone.
+        waits_for_room: the queued job that did not fit at the newest look, if there was one: whoever comes behind it
+            changes nothing.
+        unchecked: the jobs that are to be looked at, whether they can ever fit.
     """
 
-    def __init__(self, store: Store, bells: Bells, telemetry: Telemetry, orders: Orders) -> None:
+    def __init__(self, store: Store, files: FilePool, bells: Bells, telemetry: Telemetry, orders: Orders) -> None:
         self.entries: dict[str, Entry] = {}
         self.holding: dict[tuple[str, int], Gang] = {}
         self.has_changed = asyncio.Event()
         self.gang_has_left = asyncio.Event()
+        self.waits_for_room: str | None = None
+        self.unchecked = Unchecked()
         self._store = store
+        self._files = files
         self._bells = bells
         self._telemetry = telemetry
         self._orders = orders
@@ -111,6 +121,8 @@ class LiveJobs:
             log.error("the promise of one curve is broken", job_id=after.job_id, disagreement=text)
         for text in messages:
             log.info("job changed", job_id=after.job_id, state=after.state.name, attempt=after.attempt, reason=text)
+        if after.state is State.FAILED and after.error is not None:
+            log.warning("job failed", job_id=after.job_id, reason=after.error.reason, error=after.error.message)
 
     def _requeue(self, before: Job, after: Job) -> None:
         if before.state is State.QUEUED and after.state is not State.QUEUED:
@@ -120,12 +132,15 @@ class LiveJobs:
             self._telemetry.queue_depth = len(self._queue)
             self.has_changed.set()
         elif before.state is not State.QUEUED and after.state is State.QUEUED:
+            self.unchecked.add(after.job_id)
             self._enqueue(after)
 
     def _enqueue(self, job: Job) -> None:
         bisect.insort(self._queue, (job.number, job.job_id))
         self._telemetry.queue_depth = len(self._queue)
-        self.has_changed.set()
+        ahead = self.entries.get(self.waits_for_room or "")
+        if ahead is None or ahead.job.state is not State.QUEUED or ahead.job.number > job.number:
+            self.has_changed.set()
 
     def set_gang(self, entry: Entry, gang: Gang | None) -> None:
         """Give a job its gang, or take it away."""
@@ -154,11 +169,17 @@ class LiveJobs:
         """Forget a job that has ended and whose gang is gone."""
         if entry.job.state.has_ended and entry.gang is None and self.entries.pop(entry.job.job_id, None) is not None:
             self._bells.ring(entry.job.job_id)
-            task = asyncio.ensure_future(
-                asyncio.to_thread(forget_first_weights, entry.job.job_id, entry.job.init_from_uri)
-            )
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            if entry.job.init_from_uri:
+                task = asyncio.ensure_future(self._forget_first_weights(entry.job))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _forget_first_weights(self, job: Job) -> None:
+        what = f"removing the weights that {job.job_id} started from"
+        try:
+            await self._files.run(forget_first_weights, job.job_id, job.init_from_uri, what=what)
+        except (FilesHang, ShuttingDown) as error:  # the next server does it
+            log.warning("first weights are left behind", job_id=job.job_id, why=error.message)
 
     def _run(self, entry: Entry, command: Command) -> None:
         job, gang = entry.job, entry.gang
@@ -187,6 +208,13 @@ class LiveJobs:
     def queued(self) -> list[str]:
         """Return the job_ids of the queued jobs, first come first."""
         return [job_id for _, job_id in self._queue]
+
+    def place_of(self, job: Job) -> Place | None:
+        """Where a job stands in the queue; None when it does not wait there. Any thread may ask."""
+        ahead = bisect.bisect_left(self._queue, (job.number, job.job_id))
+        # Slices, since the queue may have become shorter meanwhile.
+        first, there = self._queue[:1], self._queue[ahead : ahead + 1]
+        return Place(ahead, first[0][1]) if first and there and there[0][1] == job.job_id else None
 
     def waiting(self) -> Iterator[Request]:
         """Yield what the queued jobs ask for, first come first."""

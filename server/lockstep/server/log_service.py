@@ -8,11 +8,12 @@ from datetime import UTC
 
 from lockstep.server.coordinator import Coordinator
 from lockstep.server.errors import InvalidRequest
-from lockstep.server.interceptors import Context
+from lockstep.server.interceptors import Context, as_written
 from lockstep.server.job_service import required_job_id
+from lockstep.server.log_feed import LogFeed, message_of, scope_of
 from lockstep.server.log_files import Place
 from lockstep.server.log_store import LogStore, Wanted
-from lockstep.server.paging import make_token, not_negative, read_token
+from lockstep.server.paging import not_negative, read_token
 from lockstep.v1.log_service_pb2 import StreamLogsRequest, StreamLogsResponse
 from lockstep.v1.log_service_pb2_grpc import LogServiceServicer
 
@@ -27,12 +28,11 @@ class LogService(LogServiceServicer):
     """Stream the lines of jobs."""
 
     def __init__(self, coordinator: Coordinator, logs: LogStore) -> None:
-        self._coordinator, self._logs = coordinator, logs
+        self._coordinator, self._logs, self._feed = coordinator, logs, LogFeed(logs)
 
     async def StreamLogs(self, request: StreamLogsRequest, context: Context) -> AsyncIterator[StreamLogsResponse]:
         job_id, wanted = required_job_id(request.job_id), _wanted(request)
-        scope = ["logs", job_id]  # only the job: who resumes may want other lines from there on
-        position = read_token(request.cursor, "cursor", scope, (int, int, int))
+        position = read_token(request.cursor, "cursor", scope_of(job_id), (int, int, int))
         tail = not_negative(request.tail_lines, "tail_lines") if request.HasField("tail_lines") else None
         if tail is not None and tail > _MAX_TAIL:
             raise InvalidRequest.of("tail_lines", f"is {tail:,}; allowed: at most {_MAX_TAIL:,}; leave it out for all")
@@ -43,16 +43,16 @@ class LogService(LogServiceServicer):
             if tail is not None and position is None:
                 for lines, place in await self._logs.tail(job_id, tail, wanted):
                     if lines:
-                        yield StreamLogsResponse(lines=lines, cursor=make_token([*place], scope))
+                        yield as_written(StreamLogsResponse, message_of(job_id, lines, place))
             while True:
                 bell.clear()
                 # Asked before reading: what a worker has printed is stored before it leaves.
                 has_ended = (await self._coordinator.get(job_id)).state.has_ended
                 has_left = has_ended and not self._coordinator.has_workers(job_id)
-                async for lines, after in self._logs.read(job_id, place, wanted):
-                    place = after
-                    if lines:
-                        yield StreamLogsResponse(lines=lines, cursor=make_token([*place], scope))
+                while (part := await self._feed.after(job_id, place, wanted)).place != place:
+                    place = part.place
+                    if part.message:
+                        yield as_written(StreamLogsResponse, part.message)
                 if has_left or not (has_ended or request.follow):
                     return
                 if has_ended and asyncio.get_running_loop().time() >= patience:

@@ -7,12 +7,14 @@ the number of workers, and a worker that prints faster than the disk writes drop
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -22,6 +24,8 @@ from lockstep.server.log_files import Header, JobLog, Place, Record, read_record
 from lockstep.server.watch import Bells
 from lockstep.v1.internal_service_pb2 import ReportLogsRequest
 from lockstep.v1.log_service_pb2 import LogLine
+
+T = TypeVar("T")
 
 _THREADS = 4
 _OPEN_LOGS = 256
@@ -141,18 +145,23 @@ class LogStore:
                 return
             del self._open[job_id]
 
-    async def read(self, job_id: str, place: Place, wanted: Wanted) -> AsyncIterator[tuple[list[LogLine], Place]]:
-        """Yield the lines from a place on, some at a time, each time with the place behind them.
+    def forget(self, job_id: str) -> None:
+        """Remove the log of a job that was deleted; returns at once."""
+        self._open.pop(job_id, None)
+        self._writing.submit(shutil.rmtree, self._folder / job_id, ignore_errors=True)
 
-        A place that lies before the oldest line that is kept gives a notice first. Ends at the end of what there is.
+    async def read(self, job_id: str, place: Place, wanted: Wanted, make: Callable[[list[LogLine], Place], T]) -> T:
+        """Read some of the lines from a place on; a place before the oldest line that is kept gives a notice first.
+
+        Returns:
+            What `make` makes of them and of the place behind them, in the reader's thread. At the end of what there is
+            that place is the same.
         """
-        loop = asyncio.get_running_loop()
-        while True:
-            lines, after = await loop.run_in_executor(self._reading, self._read_some, job_id, place, wanted)
-            if after == place:
-                return
-            place = after
-            yield lines, place
+
+        def run() -> T:
+            return make(*self._read_some(job_id, place, wanted))
+
+        return await asyncio.get_running_loop().run_in_executor(self._reading, run)
 
     def _read_some(self, job_id: str, place: Place, wanted: Wanted) -> tuple[list[LogLine], Place]:
         lines: list[LogLine] = []

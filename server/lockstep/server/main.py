@@ -12,7 +12,7 @@ from typing import Annotated
 import structlog
 import typer
 
-from lockstep.server import logs
+from lockstep.server import logs, processes
 from lockstep.server.application import Application
 from lockstep.server.settings import Settings, StartupError, load
 
@@ -59,16 +59,30 @@ def serve(
     log_bytes_per_job: Annotated[
         int | None, typer.Option(help="Most disk that the log of one job takes, at least 1 MiB. Default: 64 MiB.")
     ] = None,
+    points_per_job: Annotated[
+        int | None, typer.Option(help="Most metric points that a job may make, of 200 bytes. Default: 100,000,000.")
+    ] = None,
+    keep_days: Annotated[
+        float | None, typer.Option(help="Days after its end after which a job is deleted. Default: never.")
+    ] = None,
     gpu_job_mapping_dir: Annotated[
         Path | None,
         typer.Option(help="Folder on each node to write which jobs use which GPU, for dcgm-exporter. Default: none."),
     ] = None,
+    checkpoint_roots: Annotated[
+        str | None,
+        typer.Option(
+            help="Folders, as absolute paths or URIs with commas between them, below which jobs may keep and read "
+            "checkpoints besides the data folder. Default: any."
+        ),
+    ] = None,
     log_format: Annotated[str | None, typer.Option(help="console or json. Default: console.")] = None,
 ) -> None:
-    """Run the server, until SIGTERM or Ctrl-C; a second one forces it to end.
+    """Run the server, until SIGTERM, Ctrl-C or the end of its terminal; a second one forces it to end.
 
     Every option can also be set by a variable: LOCKSTEP_ and its name, such as LOCKSTEP_DATA_DIR.
     """
+    logs.open_closed_streams()
     try:
         settings = load(
             listen=listen,
@@ -84,7 +98,10 @@ def serve(
             warm_memory_bytes=warm_memory_bytes,
             data_cache_bytes=data_cache_bytes,
             log_bytes_per_job=log_bytes_per_job,
+            points_per_job=points_per_job,
+            keep_days=keep_days,
             gpu_job_mapping_dir=gpu_job_mapping_dir,
+            checkpoint_roots=checkpoint_roots,
             log_format=log_format,
         )
         logs.configure(settings.log_format)
@@ -98,16 +115,22 @@ async def _serve(settings: Settings) -> None:
     application = Application(settings)
     stop = asyncio.Event()
 
-    def on_signal() -> None:
+    def on_signal(number: signal.Signals) -> None:
         if stop.is_set():
+            if number is signal.SIGHUP:  # comes along with others, from a supervisor or the end of a terminal
+                return
             application.kill()
             os._exit(EXIT_FORCED)
         log.info("shutting down; once more to force it")
         stop.set()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+    for number in processes.ENDING_SIGNALS:
+        # With nohup it is ignored, so that the server outlives its terminal.
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, on_signal, number)
+    # Whoever has started this process may have had them blocked, and that is inherited.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, processes.ENDING_SIGNALS)
     await application.start()
     try:
         await stop.wait()

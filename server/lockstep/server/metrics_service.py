@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator, Iterable
 
 from lockstep.server.coordinator import Coordinator
 from lockstep.server.errors import InvalidRequest
-from lockstep.server.interceptors import Context
+from lockstep.server.interceptors import Context, as_written
 from lockstep.server.job_service import required_job_id
 from lockstep.server.paging import make_token, not_negative, page_size, read_token
+from lockstep.server.point_feed import PointFeed, scope_of
+from lockstep.server.store import StoredPoint
 from lockstep.server.translate import ledger_to_proto, point_to_proto
 from lockstep.v1.ledger_pb2 import Ledger
 from lockstep.v1.metrics_service_pb2 import (
@@ -21,7 +23,6 @@ from lockstep.v1.metrics_service_pb2 import (
 )
 from lockstep.v1.metrics_service_pb2_grpc import MetricsServiceServicer
 
-_POINTS_PER_MESSAGE = 1_000
 _MAX_NAMES = 1_000
 
 
@@ -30,6 +31,7 @@ class MetricsService(MetricsServiceServicer):
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
+        self._feed = PointFeed(coordinator)
 
     async def ListMetrics(self, request: ListMetricsRequest, context: Context) -> ListMetricsResponse:
         job_id = required_job_id(request.job_id)
@@ -40,52 +42,53 @@ class MetricsService(MetricsServiceServicer):
         scope = ["metrics", job_id, names, kind, after_step]
         position = read_token(request.page_token, "page_token", scope, (int, int, str))
         await self._coordinator.get(job_id)
-        points = await self._coordinator.store.list_points(
+
+        def write(points: list[StoredPoint]) -> bytes:
+            response = ListMetricsResponse(points=map(point_to_proto, points[:limit]))
+            if len(points) > limit:
+                last = points[limit - 1]
+                response.next_page_token = make_token([last.kind, last.step, last.name], scope)
+            return response.SerializeToString()
+
+        page = await self._coordinator.store.list_points(
             job_id,
             names=names,
             kind=kind,
             after_step=after_step,
             after=None if position is None else (position[0], position[1], position[2]),
             limit=limit + 1,
+            make=write,
         )
-        response = ListMetricsResponse(points=map(point_to_proto, points[:limit]))
-        if len(points) > limit:
-            last = points[limit - 1]
-            response.next_page_token = make_token([last.kind, last.step, last.name], scope)
-        return response
+        return as_written(ListMetricsResponse, page)
 
     async def StreamMetrics(
         self, request: StreamMetricsRequest, context: Context
     ) -> AsyncIterator[StreamMetricsResponse]:
         job_id = required_job_id(request.job_id)
-        names, kind = _names(request.names), _kind(request.kind)
-        # Only the job: a follower may widen its filters and go on from where it was.
-        scope = ["stream", job_id]
-        position = read_token(request.cursor, "cursor", scope, (int,))
+        names, kind = tuple(_names(request.names)), _kind(request.kind)
+        position = read_token(request.cursor, "cursor", scope_of(job_id), (int,))
         seq = 0 if position is None else position[0]
         await self._coordinator.get(job_id)
-        with self._coordinator.bells.listen(job_id) as bell:
+        bells = self._coordinator.bells
+        with bells.listen(job_id) as bell:
             while True:
                 bell.clear()
-                # Asked before reading: points are stored no later than the end of their job.
-                has_ended = (await self._coordinator.get(job_id)).state.has_ended
-                points = await self._coordinator.store.new_points(
-                    job_id, names=names, kind=kind, after_seq=seq, limit=_POINTS_PER_MESSAGE
-                )
-                if points:
-                    seq = points[-1].seq
-                    yield StreamMetricsResponse(points=map(point_to_proto, points), cursor=make_token([seq], scope))
-                if len(points) == _POINTS_PER_MESSAGE:
+                batch = await self._feed.after(job_id, names, kind, seq)
+                if batch.message:
+                    seq = batch.seq
+                    yield as_written(StreamMetricsResponse, batch.message)
+                if batch.is_full:
                     continue
-                if has_ended:
+                if batch.has_ended:
                     return
-                self._coordinator.bells.check()
-                await bell.wait()
+                bells.check()
+                if batch.round == bells.round_of(job_id):
+                    await bell.wait()
 
     async def GetLedger(self, request: GetLedgerRequest, context: Context) -> Ledger:
         job_id = required_job_id(request.job_id)
         await self._coordinator.get(job_id)
-        names = {node.node_id: node.name for node in self._coordinator.dispatcher.nodes_seen}
+        names = self._coordinator.dispatcher.node_names
         return ledger_to_proto(await self._coordinator.ledgers.read(job_id), names)
 
 

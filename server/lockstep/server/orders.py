@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import secrets
 from pathlib import Path
 
 from lockstep.server.gangs import Gang, LauncherLine
 from lockstep.server.job import PRINCIPAL, Job, Stop
+from lockstep.server.private_files import write_atomically
 from lockstep.v1.internal_service_pb2 import ConnectLauncherResponse, Drain, ResizeGang, StartGang, StopGang
 
 _SECRET_BYTES = 32
@@ -67,6 +67,7 @@ class Orders:
             checkpoint_uri=self.checkpoint_uri(job),
             init_from_uri=job.init_from_uri,
             owner=PRINCIPAL,
+            curve_digest=job.curve_digest,
         )
         self._send(ConnectLauncherResponse(start_gang=start))
 
@@ -79,7 +80,7 @@ class Orders:
 
     def stop(self, job_id: str, attempt: int, stop: Stop) -> None:
         """Order a gang to leave. An order that is repeated takes the place of the one before."""
-        order = StopGang(job_id=job_id, attempt=attempt, grace_s=stop.grace_s, keep=stop.keep)
+        order = StopGang(job_id=job_id, attempt=attempt, grace_s=stop.grace_s, keep=stop.keep, refusable=stop.refusable)
         self._send(ConnectLauncherResponse(stop_gang=order))
 
     def drain(self) -> None:
@@ -100,13 +101,7 @@ def read_secret(folder: Path) -> bytes:
     """
     path = folder / "secret"
     if not path.exists():
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(_SECRET_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+        write_atomically(path, secrets.token_hex(_SECRET_BYTES))
     secret = bytes.fromhex(path.read_text().strip())
     if len(secret) != _SECRET_BYTES:
         raise ValueError(f"{path} has {len(secret)} bytes in place of {_SECRET_BYTES}")

@@ -46,6 +46,7 @@ def read_token(token: str, field: str, scope: object, types: tuple[type, ...]) -
     try:
         padded = token.encode("ascii") + b"=" * (-len(token) % 4)
         digest, *position = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+        json.dumps(position, ensure_ascii=False).encode()  # JSON can write characters that no text has
     except (ValueError, TypeError, binascii.Error, RecursionError) as error:
         raise InvalidRequest.of(field, "is not one that this server gave out; leave it empty to begin") from error
     if [type(part) for part in position] != list(types) or any(

@@ -7,7 +7,27 @@ import contextlib
 import os
 import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
+
+from lockstep.server.patience import done_within
+
+# What ends a process that does not say otherwise. A supervisor sends one to all processes of a service at once, and a
+# terminal to all of its own; how a server ends is its coordinator's to decide.
+ENDING_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
+
+
+@contextlib.contextmanager
+def ending_signals_blocked() -> Iterator[None]:
+    """Have processes that this thread starts meanwhile, and all that they start, not take any of ENDING_SIGNALS.
+
+    A mask is inherited where a handler is not, and holds from the first moment.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 async def wait_until_dead(pid: int) -> None:
@@ -28,12 +48,7 @@ async def wait_until_dead(pid: int) -> None:
 
 async def died_within(pid: int, timeout_s: float) -> bool:
     """Wait for a process to end, for a while."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            await wait_until_dead(pid)
-    except TimeoutError:
-        return False
-    return True
+    return await done_within(wait_until_dead(pid), timeout_s)
 
 
 def command_line(pid: int) -> list[str]:
@@ -42,6 +57,15 @@ def command_line(pid: int) -> list[str]:
         return [part.decode("utf-8", "replace") for part in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
     except OSError:
         return []
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    """Return the environment that a process of our user was started with; none when it is gone or another's."""
+    try:
+        pairs = [os.fsdecode(pair).partition("=") for pair in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")]
+    except OSError:
+        return {}
+    return {name: value for name, _, value in pairs if name}
 
 
 def pids_that_name(mark: str) -> list[int]:
@@ -59,6 +83,17 @@ def pids_that_name(mark: str) -> list[int]:
                 if is_ours and any(mark in part for part in (*command_line(pid), *_open_files(entry))):
                     pids.append(pid)
     return pids
+
+
+def pids_of_session(leader: int) -> list[int]:
+    """Find the living processes of the session that a process began."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                if os.getsid(int(entry.name)) == leader and command_line(int(entry.name))[:1] not in ([], [""]):
+                    found.append(int(entry.name))
+    return found
 
 
 def _open_files(process: Path) -> list[str]:

@@ -1,44 +1,73 @@
 """The embedded Ray: a head of our own, apart from every driver, found again after a crash.
 
 `ray stop` would end every Ray on the machine, so ours is known by its temporary folder, whose name stands in the
-command line of each of its processes, and is ended by their pids.
+command line or among the open files of each of its processes, and is ended by their pids.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import structlog
 
-from lockstep.server import processes
+from lockstep.server import processes, ray_hook
+from lockstep.server.patience import done_within
+from lockstep.server.private_files import write_atomically
+from lockstep.server.ray_environment import TOKEN_PATH, environment_of_embedded, made_of
 
 _OBJECT_STORE_BYTES = 100_000_000
-_START_TIMEOUT_S = 60.0
-_TERM_TIMEOUT_S = 10.0
+_START_TIMEOUT_S = 180.0
+_FOLDER_PREFIX = "lockstep-"
+_TOKEN = re.compile(r"[0-9a-f]{64}")
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class HeadRecord:
-    """What is noted of a running head, to find it again."""
+    """What is noted of a running head, to find it again.
+
+    Attributes:
+        made_of: what decides which code its workers run, and the digest of its token; none in those of old versions.
+    """
 
     pid: int
     address: str
     temp_dir: str
     num_cpus: int
     num_gpus: int
+    made_of: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that is removed with the head: private, with Ray's own, which all may write to, inside of it."""
+        candidates = (Path(self.temp_dir), Path(self.temp_dir).parent)
+        return next((folder for folder in candidates if folder.name.startswith(_FOLDER_PREFIX)), None)
+
+    def pids(self) -> list[int]:
+        """Those of its processes that are there; the head first, so that it does not miss the others."""
+        found = set(processes.pids_that_name(self.temp_dir))
+        if not self.head_is_there():
+            return sorted(found)
+        found.update(processes.pids_of_session(self.pid))
+        return [self.pid, *sorted(found - {self.pid})]
+
+    def head_is_there(self) -> bool:
+        """Whether the head itself lives. Its pid may be another's by now; the command line tells."""
+        return any(self.temp_dir in part for part in processes.command_line(self.pid))
 
 
 class RayHead:
@@ -55,16 +84,23 @@ class RayHead:
 
     def environment(self) -> dict[str, str]:
         """Return the environment of every process that belongs to or speaks with this cluster."""
-        if not self._token_path.exists():
-            descriptor = os.open(self._token_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                file.write(secrets.token_hex(32))
-        return os.environ | {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(self._token_path.resolve()),
-            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-            "RAY_preload_python_modules": "torch",
-        }
+        self._read_token()
+        return environment_of_embedded(self._token_path, os.environ)
+
+    def _read_token(self) -> str:
+        """Return the cluster's token; one that is missing or damaged is made anew."""
+        token = ""
+        with contextlib.suppress(OSError, ValueError):
+            token = self._token_path.read_text()
+        if not _TOKEN.fullmatch(token):
+            if self._token_path.exists():
+                log.warning("the token of the embedded Ray was damaged and is replaced", path=str(self._token_path))
+            token = secrets.token_hex(32)
+            write_atomically(self._token_path, token)
+        return token
+
+    def _made_of(self) -> dict[str, str]:
+        return made_of() | {"token": hashlib.sha256(self._read_token().encode()).hexdigest()[:16]}
 
     async def start(self) -> str:
         """Adopt the head of an earlier server, or start one.
@@ -76,43 +112,80 @@ class RayHead:
             RuntimeError: it does not come up.
         """
         found = self._read_record()
-        if found is not None and await self._is_usable(found):
-            if self._record != found:
-                log.info("adopting the embedded Ray of the server before", pid=found.pid, address=found.address)
-            self._record = found
-            return found.address
+        if found is not None and self._is_of_another_folder(found):
+            log.info("the Ray of ray.json belongs to another data folder and is left alone", pid=found.pid)
+            found = None
         if found is not None:
+            why_not = await self._why_unusable(found)
+            if not why_not:
+                if self._record != found:
+                    log.info("adopting the embedded Ray of the server before", pid=found.pid, address=found.address)
+                self._record = found
+                return found.address
+            if found.pids():
+                log.warning("replacing the embedded Ray of the server before", pid=found.pid, why=why_not)
             await self._end(found)
         self._record = await self._start_new()
         return self._record.address
 
     def _read_record(self) -> HeadRecord | None:
+        known = {field.name for field in fields(HeadRecord)}
         try:
-            return HeadRecord(**json.loads(self._record_path.read_text()))
-        except (OSError, ValueError, TypeError):
+            noted = json.loads(self._record_path.read_text())
+            return HeadRecord(**{key: value for key, value in noted.items() if key in known})
+        except (OSError, ValueError, TypeError, AttributeError):
             return None
 
-    async def _is_usable(self, record: HeadRecord) -> bool:
-        is_ours = any(record.temp_dir in part for part in processes.command_line(record.pid))
-        fits = (record.num_cpus, record.num_gpus) == (self._num_cpus, self._num_gpus)
+    def _is_of_another_folder(self, record: HeadRecord) -> bool:
+        """Whether a living head was started for a folder of which ours is a copy; the place of its token tells."""
+        for pid in record.pids():
+            token_path = processes.environment_of(pid).get(TOKEN_PATH)
+            if token_path is not None:
+                with contextlib.suppress(OSError):
+                    return not Path(token_path).parent.samefile(self._data_dir)
+                return False  # that folder is gone: ours is it, and was moved
+        return False
+
+    async def _why_unusable(self, record: HeadRecord) -> str:
+        """Say why a head cannot be adopted; empty when it can be."""
+        if not record.head_is_there():
+            return "it has died"
+        if (record.num_cpus, record.num_gpus) != (self._num_cpus, self._num_gpus):
+            return f"it has {record.num_cpus} CPUs and {record.num_gpus} GPUs"
+        made = self._made_of()
+        others = sorted(name for name in {*made, *record.made_of} if made.get(name) != record.made_of.get(name))
+        if others:
+            return f"it was started with another {', '.join(others)}"
+        token_path = Path(processes.environment_of(record.pid).get(TOKEN_PATH, ""))
+        if token_path != self._token_path.resolve():
+            return f"the data folder was at {token_path.parent}"
         host, _, port = record.address.rpartition(":")
-        return is_ours and fits and await processes.port_answers(host, int(port))
+        return "" if await processes.port_answers(host, int(port)) else "it does not answer"
 
     async def _start_new(self) -> HeadRecord:
-        # Unix socket names are short, and Ray makes long ones of this.
-        temp_dir = tempfile.mkdtemp(prefix="lockstep-", dir="/tmp")
-        port, client_port, agent_port = processes.free_port(), processes.free_port(), processes.free_port()
+        # Unix socket names are short, and Ray makes long ones of this. Whatever Ray makes there all may write to, so
+        # it lies in a folder that is closed to others.
+        folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir="/tmp"))
+        temp_dir = str(folder / "ray")
+        port, agent_port = processes.free_port(), processes.free_port()
         command = [
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
-            *("--node-ip-address=127.0.0.1", f"--port={port}", f"--ray-client-server-port={client_port}"),
+            # Not a module of the working directory in place of one that Ray wants.
+            *(sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+            *("--node-ip-address=127.0.0.1", f"--port={port}"),
             # Two heads on one machine would give out the same worker ports: let the kernel choose.
             *(f"--dashboard-agent-listen-port={agent_port}", "--min-worker-port=0", "--max-worker-port=0"),
             *("--include-dashboard=false", "--disable-usage-stats"),
             *(f"--object-store-memory={_OBJECT_STORE_BYTES}", f"--temp-dir={temp_dir}"),
             *(f"--num-cpus={self._num_cpus}", f"--num-gpus={self._num_gpus}"),
         ]
-        self._process = self._spawn(command)
-        record = HeadRecord(self._process.pid, f"127.0.0.1:{port}", temp_dir, self._num_cpus, self._num_gpus)
+        try:
+            self._process = self._spawn(command)
+        except BaseException:
+            folder.rmdir()
+            raise
+        record = HeadRecord(
+            self._process.pid, f"127.0.0.1:{port}", temp_dir, self._num_cpus, self._num_gpus, self._made_of()
+        )
         self._record = record
         write_atomically(self._record_path, json.dumps(asdict(record)))
         log.info("starting the embedded Ray", pid=record.pid, cpus=self._num_cpus, gpus=self._num_gpus)
@@ -121,28 +194,28 @@ class RayHead:
 
     def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
         logs = self._data_dir / "logs"
-        logs.mkdir(exist_ok=True)
-        with (logs / "ray.log").open("ab") as output:
-            # A session of its own: Ctrl-C in the server's terminal is the server's to handle.
+        logs.mkdir(mode=0o700, exist_ok=True)
+        hook = ray_hook.without_client_server
+        with (logs / "ray.log").open("ab") as output, processes.ending_signals_blocked():
             return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=self.environment(),
+                cwd=self._data_dir,
+                env=self.environment() | {"RAY_START_HOOK": f"{hook.__module__}.{hook.__name__}"},
                 start_new_session=True,
             )
 
     async def _wait_until_up(self, record: HeadRecord, port: int) -> None:
         dead = asyncio.create_task(processes.wait_until_dead(record.pid))
+
+        async def answers() -> None:
+            while not await processes.port_answers("127.0.0.1", port) and not dead.done():
+                await asyncio.wait([dead], timeout=0.1)
+
         try:
-            async with asyncio.timeout(_START_TIMEOUT_S):
-                while not await processes.port_answers("127.0.0.1", port):
-                    if dead.done():
-                        break
-                    await asyncio.wait([dead], timeout=0.1)
-        except TimeoutError:
-            pass
+            await done_within(answers(), _START_TIMEOUT_S)
         finally:
             is_dead = dead.done()
             dead.cancel()
@@ -165,33 +238,29 @@ class RayHead:
     def kill(self) -> None:
         """End everything at once, without waiting."""
         if self._record is not None:
-            for pid in {self._record.pid, *processes.pids_that_name(self._record.temp_dir)}:
+            for pid in self._record.pids():
                 processes.send(pid, signal.SIGKILL)
-            shutil.rmtree(self._record.temp_dir, ignore_errors=True)
-            self._record_path.unlink(missing_ok=True)
+            self._remove(self._record)
 
     async def _end(self, record: HeadRecord) -> None:
-        # The pid may be another's by now, after a restart of the machine; its command line tells.
-        if any(record.temp_dir in part for part in processes.command_line(record.pid)):
-            processes.send(record.pid, signal.SIGTERM)
-            if not await processes.died_within(record.pid, _TERM_TIMEOUT_S):
-                processes.send(record.pid, signal.SIGKILL)
-        if self._process is not None and self._process.pid == record.pid:
+        # By SIGKILL, as none of them listens to SIGTERM. The workers have left in order before, and Ray keeps nothing
+        # that would have to be put away. Some start others while they are ended, so that it takes a second look.
+        while pids := await asyncio.to_thread(record.pids):
+            for pid in pids:
+                processes.send(pid, signal.SIGKILL)
+            for pid in pids:
+                await self._has_died(pid)
+        await asyncio.to_thread(self._remove, record)
+
+    async def _has_died(self, pid: int) -> None:
+        if self._process is not None and self._process.pid == pid:
             await asyncio.to_thread(self._process.wait)
             self._process = None
-        left = processes.pids_that_name(record.temp_dir)
-        for pid in left:
-            processes.send(pid, signal.SIGKILL)
-        for pid in left:
-            await processes.died_within(pid, _TERM_TIMEOUT_S)
-        if Path(record.temp_dir).name.startswith("lockstep-"):
-            await asyncio.to_thread(shutil.rmtree, record.temp_dir, ignore_errors=True)
+        else:
+            await processes.wait_until_dead(pid)
+
+    def _remove(self, record: HeadRecord) -> None:
+        if record.folder is not None:
+            shutil.rmtree(record.folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             self._record_path.unlink()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees all of it or none."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text)
-    draft.replace(path)

@@ -25,6 +25,7 @@ _MAX_RANKS = 100_000
 _MAX_LINE = 8 << 10
 _MAX_FILES = 10_000
 _MAX_CHECKPOINTS = 10_000
+_ROUNDED_S = 1e-3
 _OLDEST_S = 100 * 365 * 86_400
 _HEX = frozenset("0123456789abcdef")
 
@@ -121,7 +122,11 @@ def check_ledger_report(request: ReportLedgerRequest) -> None:
         if not value or (isinstance(value, int) and value < 0):
             raise InvalidRequest.of(field, f"is {value!r}; a report must say it")
     whole = ("number", "rank", "steps", "examples", "memory_bytes", "gpu_memory_bytes")
-    seconds = [(f"seconds.{phase}_s", getattr(request.seconds, f"{phase}_s")) for phase in PHASES]
+    seconds = [
+        (f"{part}.{phase}_s", getattr(getattr(request, part), f"{phase}_s"))
+        for part in ("seconds", "under_way")
+        for phase in PHASES
+    ]
     others = [(name, getattr(request, name)) for name in ("step_duration_sum_s", "flops_per_step", "cpu_seconds")]
     for field, value in [(name, getattr(request, name)) for name in whole] + seconds + others:
         if not 0 <= value < math.inf:
@@ -130,6 +135,15 @@ def check_ledger_report(request: ReportLedgerRequest) -> None:
         raise InvalidRequest.of("rank", f"is {request.rank}; allowed: less than {_MAX_RANKS:,}")
     if len(request.step_duration_counts) != len(STEP_BOUNDS_S) + 1 or min(request.step_duration_counts) < 0:
         raise InvalidRequest.of("step_duration_counts", f"is not {len(STEP_BOUNDS_S) + 1} counts")
+    if sum(request.step_duration_counts) != request.steps:
+        counted = sum(request.step_duration_counts)
+        raise InvalidRequest.of("step_duration_counts", f"counts {counted:,} steps; steps says {request.steps:,}")
+    for phase in PHASES:
+        part, whole_s = getattr(request.under_way, f"{phase}_s"), getattr(request.seconds, f"{phase}_s")
+        if part > whole_s + _ROUNDED_S:
+            raise InvalidRequest.of(
+                f"under_way.{phase}_s", f"is {part}, a part of seconds.{phase}_s, which is {whole_s}"
+            )
     if len(request.node_id) > _MAX_NAME:
         raise InvalidRequest.of("node_id", f"has {len(request.node_id)} characters; allowed: up to {_MAX_NAME}")
 

@@ -9,13 +9,14 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.message import Message
-
 from lockstep.server.errors import Violation
 from lockstep.v1.job_spec_pb2 import JobSpec
+
+DEFAULT_POINTS_PER_JOB = 100_000_000
 
 _MAX_SHOWN_LENGTH = 80
 _MAX_SHOWN_ITEMS = 3
@@ -35,10 +36,14 @@ class Site:
     Attributes:
         working_directory: where relative paths of a spec start.
         shares_files_with_workers: whether a path that is missing here is missing for the workers, too.
+        checkpoint_roots: folders, as paths or URIs, in which checkpoints may lie; empty for any.
+        points_per_job: the most metric points that a job may make.
     """
 
     working_directory: Path
     shares_files_with_workers: bool
+    checkpoint_roots: tuple[str, ...] = ()
+    points_per_job: int = DEFAULT_POINTS_PER_JOB
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,22 @@ class CrossRule:
     problem: Callable[[JobSpec, Site, Shown], str | None]
 
 
+class Parents:
+    """The messages that hold the fields of a spec, each found once."""
+
+    def __init__(self, spec: JobSpec) -> None:
+        self.spec = spec
+        self._found: dict[str, Any] = {}
+
+    def of(self, place: _Place) -> Any | None:
+        """Return the message that holds a field; None when it belongs to a kind that is not chosen."""
+        try:
+            return self._found[place.folder]
+        except KeyError:
+            parent = self._found[place.folder] = _parent_of(self.spec, place)
+            return parent
+
+
 @dataclass
 class Resolution:
     """A spec on its way from what was submitted to what is stored."""
@@ -106,6 +127,10 @@ class Resolution:
     violations: list[Violation] = field(default_factory=list)
     wrong: set[str] = field(default_factory=set)
     defaulted: set[str] = field(default_factory=set)
+    parents: Parents = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parents = Parents(self.spec)
 
     def blame(self, path: str, message: str, *, rule_path: str = "") -> None:
         self.violations.append(Violation(path, message))
@@ -146,19 +171,53 @@ def show(value: Any) -> str:
     return text if len(text) <= _MAX_SHOWN_LENGTH else f"{text[: _MAX_SHOWN_LENGTH - 4]}...{text[-1]}"
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a field is, looked up once.
+
+    Attributes:
+        folder: the path of the message around it; empty for the spec itself.
+        parents: the messages on the way to it, each with whether it is a kind that may not be chosen.
+        name: the field itself; "*" for none in particular.
+        has_presence: whether the message says if it is set.
+    """
+
+    folder: str
+    parents: tuple[tuple[str, bool], ...]
+    name: str
+    has_presence: bool
+
+
+@cache
+def _place_of(path: str) -> _Place:
+    descriptor = JobSpec.DESCRIPTOR
+    *names, leaf = path.split(".")
+    parents = []
+    for name in names:
+        field = descriptor.fields_by_name[name]
+        parents.append((name, field.containing_oneof is not None))
+        assert field.message_type is not None
+        descriptor = field.message_type
+    found = descriptor.fields_by_name.get(leaf)
+    return _Place(".".join(names), tuple(parents), leaf, found is not None and found.has_presence)
+
+
 def parent_of(spec: JobSpec, path: str) -> Any | None:
     """Find the message that holds the field `path`; None when it belongs to a kind that is not chosen."""
-    message: Message = spec
-    for name in path.split(".")[:-1]:
-        if message.DESCRIPTOR.fields_by_name[name].containing_oneof is not None and not message.HasField(name):
+    return _parent_of(spec, _place_of(path))
+
+
+def _parent_of(spec: JobSpec, place: _Place) -> Any | None:
+    message: Any = spec
+    for name, is_choice in place.parents:
+        if is_choice and not message.HasField(name):
             return None
         message = getattr(message, name)
     return message
 
 
-def _is_set(parent: Message, name: str) -> bool:
-    descriptor = parent.DESCRIPTOR.fields_by_name[name]
-    return parent.HasField(name) if descriptor.has_presence else bool(getattr(parent, name))
+def _is_set(parent: Any, place: _Place) -> bool:
+    return bool(parent.HasField(place.name)) if place.has_presence else bool(getattr(parent, place.name))
 
 
 def _give_default(parent: Any, name: str, value: Any) -> None:
@@ -198,11 +257,12 @@ def _check_items(rule: FieldRule, value: Any, resolution: Resolution) -> None:
 
 def apply_field(rule: FieldRule, resolution: Resolution) -> None:
     """Fill in the default of a field, or check what is there."""
-    parent = parent_of(resolution.spec, rule.path)
+    place = _place_of(rule.path)
+    parent = resolution.parents.of(place)
     if parent is None:
         return
-    name = rule.path.rpartition(".")[2]
-    if not _is_set(parent, name):
+    name = place.name
+    if not _is_set(parent, place):
         default = rule.default(resolution.spec) if callable(rule.default) else rule.default
         if default is Default.REQUIRED:
             resolution.blame(rule.path, f"{rule.path}: missing; allowed: {rule.limits}; {rule.mend}")
@@ -234,21 +294,23 @@ def apply_choice(rule: ChoiceRule, resolution: Resolution) -> None:
 
 def apply_cross(rule: CrossRule, resolution: Resolution) -> None:
     """Check a rule over several fields, when each is right by itself."""
-    if any(path in resolution.wrong or parent_of(resolution.spec, path) is None for path in rule.reads):
-        return
+    for path in rule.reads:
+        if path in resolution.wrong or resolution.parents.of(_place_of(path)) is None:
+            return
     problem = rule.problem(resolution.spec, resolution.site, resolution.shown)
     if problem is not None:
         resolution.blame(rule.path, f"{problem}; {rule.mend}")
 
 
-def fill_in(rule: FieldRule, spec: JobSpec) -> None:
+def fill_in(rule: FieldRule, parents: Parents) -> None:
     """Give a field its default when it has none yet, and leave it as it is otherwise."""
-    parent, name = parent_of(spec, rule.path), rule.path.rpartition(".")[2]
-    if parent is None or _is_set(parent, name):
+    place = _place_of(rule.path)
+    parent = parents.of(place)
+    if parent is None or _is_set(parent, place):
         return
-    default = rule.default(spec) if callable(rule.default) else rule.default
+    default = rule.default(parents.spec) if callable(rule.default) else rule.default
     if not isinstance(default, Default):
-        _give_default(parent, name, default)
+        _give_default(parent, place.name, default)
 
 
 def absolute(path: str, site: Site) -> str:

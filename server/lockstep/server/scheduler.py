@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from lockstep.server.words import count
 from lockstep.v1.job_spec_pb2 import ResourcesSpec
 
 UNITS = 10_000
@@ -98,10 +99,15 @@ class Resize:
 
 @dataclass(frozen=True)
 class Plan:
-    """All decisions of one look."""
+    """All decisions of one look.
+
+    Attributes:
+        waits_for_room: the first job that does not fit, if there is one; nobody behind it was looked at.
+    """
 
     placements: tuple[Placement, ...]
     resizes: tuple[Resize, ...]
+    waits_for_room: str | None = None
 
 
 def amount(cpus: float, gpus: float) -> Amount:
@@ -146,23 +152,23 @@ def plan(
     free = {node.node_id: node.usable - held.get(node.node_id, Amount()) for node in nodes}
     placements: list[Placement] = []
     gangs = list(gangs)
-    somebody_waits = False
+    waits_for_room: str | None = None
     for request in queue:
         node_ids = _place(request, free, warm)
         if node_ids is None:
-            somebody_waits = True
+            waits_for_room = request.job_id
             break
         _take(free, warm, node_ids, request.each)
         if not request.is_delayed:
             placements.append(Placement(request.job_id, node_ids))
     resizes = [Resize(g.job_id, g.node_ids[: g.workers]) for g in gangs if len(g.node_ids) > g.workers]
-    if not somebody_waits:
+    if waits_for_room is None:
         for gang in gangs:
             added = _room_to_grow(gang, free, warm)
             if added:
                 _take(free, warm, added, gang.each)
                 resizes.append(Resize(gang.job_id, gang.node_ids + added))
-    return Plan(tuple(placements), tuple(resizes))
+    return Plan(tuple(placements), tuple(resizes), waits_for_room)
 
 
 def _take(free: dict[str, Amount], warm: Counter[tuple[str, Amount]], node_ids: Iterable[str], each: Amount) -> None:
@@ -204,30 +210,31 @@ def _fill(slots: Mapping[str, int], order: Iterable[str], workers: int) -> tuple
     return tuple(node_ids)
 
 
-def why_it_never_fits(resources: ResourcesSpec, nodes: Sequence[Node], *, is_elastic: bool) -> str | None:
+def why_it_never_fits(resources: ResourcesSpec, nodes: Sequence[Node]) -> str | None:
     """Say with numbers why a job cannot run on this cluster even when nothing else does; None when it can.
+
+    A job runs with fewer workers than it wants, as long as there are `min_workers`, so that these are enough.
 
     Args:
         resources: what the job asks for.
         nodes: the cluster.
-        is_elastic: whether min_workers are enough.
     """
     each = amount_of_worker(resources)
-    workers, field = (resources.workers, "workers") if not is_elastic else (resources.min_workers, "min_workers")
-    if sum(node.total.holds(each) for node in nodes) >= workers:
+    room = sum(node.total.holds(each) for node in nodes)
+    if room >= resources.min_workers:
         return None
     cpus = sum(node.total.cpu for node in nodes) / UNITS
     gpus = sum(node.total.gpu for node in nodes) / UNITS
-    each_words = _count(resources.cpus_per_worker, "CPU")
+    each_words = count(resources.cpus_per_worker, "CPU")
     if resources.gpus_per_worker:
-        each_words += f" and {_count(resources.gpus_per_worker, 'GPU')}"
-    asked = f"{'at least ' if is_elastic else ''}{_count(workers, 'worker')} x {each_words}"
-    there = f"{_count(cpus, 'CPU')} and {_count(gpus, 'GPU')} on {_count(len(nodes), 'node')}"
-    mend = f"lower resources.{field} or what each worker takes"
-    if not is_elastic:
-        mend += ", set resources.min_workers to start with fewer"
-    return f"the job asks for {asked}; the cluster has {there}; {mend}, or use a larger cluster"
-
-
-def _count(number: float, noun: str) -> str:
-    return f"{number:g} {noun}{'' if number == 1 else 's'}"
+        each_words += f" and {count(resources.gpus_per_worker, 'GPU')}"
+    at_least = "at least " if resources.min_workers < resources.workers else ""
+    asked = f"{at_least}{count(resources.min_workers, 'worker')} x {each_words}"
+    there = f"{count(cpus, 'CPU')} and {count(gpus, 'GPU')} on {count(len(nodes), 'node')}"
+    if resources.gpus_per_worker and not gpus:
+        mend = "set resources.gpus_per_worker to 0 to train on CPUs, or use a cluster with GPUs"
+    elif room:
+        mend = f"lower resources.min_workers to {room}, or what each worker takes, or use a larger cluster"
+    else:
+        mend = "lower what each worker takes, or use larger nodes"
+    return f"the job asks for {asked}; the cluster has {there}; {mend}"

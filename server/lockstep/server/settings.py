@@ -7,10 +7,13 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from lockstep.server.checkpoint_rules import FOLDER_LIMITS, is_folder
+from lockstep.server.rules import DEFAULT_POINTS_PER_JOB
 
 _HOST_AND_PORT = re.compile(r"\S+:[0-9]{1,5}")
 
@@ -36,8 +39,12 @@ class Settings(BaseSettings):
         warm_memory_bytes: the most memory that a worker may take while it waits; one that takes more is ended.
         data_cache_bytes: the most that data takes which a worker keeps for the next job.
         log_bytes_per_job: the most that the log of one job takes on disk; the oldest lines go first.
+        points_per_job: the most points that a job may make, by its spec; each takes about 200 bytes in the store.
+        keep_days: days after its end after which a job is deleted from the store, with its log; None keeps all.
         gpu_job_mapping_dir: folder on each node where its agent writes which jobs use which GPU, for NVIDIA's
             dcgm-exporter; an absolute path; None writes nothing.
+        checkpoint_roots: folders, as absolute paths or URIs, below which jobs may keep and read checkpoints besides
+            the data folder; None for any.
         log_format: for people ("console") or for programs ("json").
     """
 
@@ -56,8 +63,16 @@ class Settings(BaseSettings):
     warm_memory_bytes: int = Field(default=4 << 30, ge=0)
     data_cache_bytes: int = Field(default=1 << 30, ge=0)
     log_bytes_per_job: int = Field(default=64 << 20, ge=1 << 20)
+    points_per_job: int = Field(default=DEFAULT_POINTS_PER_JOB, ge=1_000)
+    keep_days: float | None = Field(default=None, gt=0.0, le=100_000.0)
     gpu_job_mapping_dir: Path | None = None
+    checkpoint_roots: Annotated[tuple[str, ...] | None, NoDecode] = None
     log_format: Literal["console", "json"] = "console"
+
+    @field_validator("checkpoint_roots", mode="before")
+    @classmethod
+    def _split_roots(cls, value: object) -> object:
+        return [part for part in value.split(",") if part] if isinstance(value, str) else value
 
 
 def load(**given: object) -> Settings:
@@ -82,6 +97,9 @@ def load(**given: object) -> Settings:
             f"--gpu-job-mapping-dir is {str(settings.gpu_job_mapping_dir)!r}; allowed: an absolute path, such as "
             "/run/gpu-jobs, since it is a folder on each node"
         )
+    for root in settings.checkpoint_roots or ():
+        if not is_folder(root):
+            raise StartupError(f"--checkpoint-roots names {root!r}; allowed: {FOLDER_LIMITS}")
     if settings.ray_address is not None and not _HOST_AND_PORT.fullmatch(settings.ray_address):
         raise StartupError(f"--ray-address is {settings.ray_address!r}; allowed: host:port, such as 10.0.0.1:6379")
     return settings
@@ -122,9 +140,15 @@ def loopback_address(option: str, text: str) -> Address:
     return Address(host, int(port))
 
 
-def available_cpus() -> int:
-    """Count the CPUs that this process may use."""
-    return len(os.sched_getaffinity(0))
+def available_memory_bytes() -> int:
+    """Count the memory that this process may use: that of the machine, or of its container."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            return min(machine, int(Path(path).read_text()))
+        except (OSError, ValueError):  # no such limit
+            continue
+    return machine
 
 
 def available_gpus() -> int:

@@ -33,8 +33,8 @@ class Timeline:
 
     def stages(self) -> dict[str, datetime]:
         """Return the stages that were reached, in their order."""
-        reached = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: time for name, time in reached.items() if time is not None}
+        return {name: time for name in _STAGES if (time := getattr(self, name)) is not None}
 
 
+_STAGES = tuple(field.name for field in fields(Timeline))
 NOTHING_REACHED = Timeline()

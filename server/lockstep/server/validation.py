@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 from lockstep.server.checkpoint_rules import FOLDER_LIMITS, FOLDER_MEND, RECOVERY_CROSS_RULES, is_folder
@@ -16,6 +15,7 @@ from lockstep.server.rules import (
     CrossRule,
     Default,
     FieldRule,
+    Parents,
     Resolution,
     Shown,
     Site,
@@ -27,6 +27,8 @@ from lockstep.server.rules import (
     is_control,
     is_path,
 )
+from lockstep.server.size_rules import SIZE_CROSS_RULES
+from lockstep.server.words import count
 from lockstep.v1.job_spec_pb2 import JobSpec
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -233,16 +235,9 @@ def _dropout_per_layer(spec: JobSpec, site: Site, shown: Shown) -> str | None:
     if given in (0, layers):
         return None
     return (
-        f"model.mlp.dropout has {given} item{'s' if given > 1 else ''}; "
+        f"model.mlp.dropout has {count(given, 'item')}; "
         f"allowed: none, or one per hidden layer, and model.mlp.hidden_units has {layers}"
     )
-
-
-def _too_many_weights(spec: JobSpec, site: Site, shown: Shown) -> str | None:
-    weights = sum(inputs * outputs for inputs, outputs in pairwise(spec.model.mlp.hidden_units))
-    if weights <= _BILLION:
-        return None
-    return f"model.mlp.hidden_units makes {weights:,} weights between hidden layers; allowed: at most {_BILLION:,}"
 
 
 CROSS_RULES: tuple[CrossRule, ...] = (
@@ -282,14 +277,8 @@ CROSS_RULES: tuple[CrossRule, ...] = (
         _dropout_per_layer,
     ),
     *DATASET_CROSS_RULES,
-    CrossRule(
-        "model.mlp.hidden_units",
-        ("model.mlp.hidden_units",),
-        "at most 1,000,000,000 weights between hidden layers",
-        "make the layers narrower or fewer",
-        _too_many_weights,
-    ),
     *RECOVERY_CROSS_RULES,
+    *SIZE_CROSS_RULES,
 )
 
 
@@ -326,6 +315,7 @@ def fill_in_defaults(spec: JobSpec) -> JobSpec:
     """Complete a spec that an earlier version has resolved, which knew fewer fields."""
     complete = JobSpec()
     complete.CopyFrom(spec)
+    parents = Parents(complete)
     for rule in FIELD_RULES:
-        fill_in(rule, complete)
+        fill_in(rule, parents)
     return complete

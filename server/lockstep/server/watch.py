@@ -1,20 +1,30 @@
-"""How watchers are woken: a bell per job, rung after each write, that says only "look again"."""
+"""How watchers are woken: a bell per watcher, rung after each write, that says only "look again"."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lockstep.server.errors import ShuttingDown
 
+_AT_ONCE = 4
+"""Bells that are rung before everything else has its turn."""
+_PACE_S = 0.0001
+"""How much longer the next round waits for each bell of this one: somewhat more than it takes to serve one watcher."""
+
 
 class Bells:
-    """One bell per watcher, by job. A watcher reads what is new from the store, so a slow one costs nothing here."""
+    """One bell per watcher, by job. A watcher reads what is new from the store, so a slow one costs nothing here.
+
+    The bells of a job are rung in rounds, a few at a time: calls of others are answered in between. Whatever happens
+    while a round goes on, or too soon after it, is told by one more round.
+    """
 
     def __init__(self) -> None:
-        self._by_job: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._by_job: dict[str, _Listeners] = {}
+        self._rounds = itertools.count(1)
         self._closing = False
 
     @contextmanager
@@ -26,31 +36,90 @@ class Bells:
             bell: an event to use, for whoever listens to two. Default: a new one.
         """
         bell = bell or asyncio.Event()
-        self._by_job[job_id].add(bell)
+        listeners = self._by_job.get(job_id)
+        if listeners is None:
+            listeners = self._by_job[job_id] = _Listeners(self._rounds)
+        listeners.bells[bell] = None
         try:
             yield bell
         finally:
-            self._by_job[job_id].discard(bell)
-            if not self._by_job[job_id]:
-                del self._by_job[job_id]
+            del listeners.bells[bell]
+            if not listeners.bells:
+                listeners.close()
+                self._by_job.pop(job_id, None)
 
     def ring(self, job_id: str) -> None:
         """Wake the watchers of a job."""
-        for bell in self._by_job.get(job_id, ()):
-            bell.set()
+        listeners = self._by_job.get(job_id)
+        if listeners is not None:
+            listeners.ring()
+
+    def round_of(self, job_id: str) -> int:
+        """Return the number of the newest round of a job that somebody listens to.
+
+        What is read in a round shows everything that happened before the round began, and is as good as a look of
+        one's own to everybody whose bell was rung in it.
+        """
+        return self._by_job[job_id].round
 
     def count(self) -> int:
         """Count the watchers."""
-        return sum(len(bells) for bells in self._by_job.values())
+        return sum(len(listeners.bells) for listeners in self._by_job.values())
 
     def close(self) -> None:
         """Wake everybody, to leave."""
         self._closing = True
-        for bells in self._by_job.values():
-            for bell in bells:
+        for listeners in self._by_job.values():
+            for bell in listeners.bells:
                 bell.set()
 
     def check(self) -> None:
         """Raise ShuttingDown when watchers shall leave."""
         if self._closing:
             raise ShuttingDown
+
+
+class _Listeners:
+    """The bells of one job, in the order in which their watchers came."""
+
+    def __init__(self, rounds: Iterator[int]) -> None:
+        self.bells: dict[asyncio.Event, None] = {}
+        self.round = next(rounds)
+        self._rounds = rounds
+        self._is_ringing = False
+        self._rings_again = False
+        self._timer: asyncio.Handle | None = None
+
+    def ring(self) -> None:
+        if self._is_ringing:
+            self._rings_again = True
+            return
+        self.round = next(self._rounds)
+        if len(self.bells) <= _AT_ONCE:
+            for bell in self.bells:
+                bell.set()
+            return
+        self._is_ringing = True
+        self._rings_again = False
+        next_round_at = asyncio.get_running_loop().time() + len(self.bells) * _PACE_S
+        self._ring_some(iter(list(self.bells)), next_round_at)
+
+    def _ring_some(self, bells: Iterator[asyncio.Event], next_round_at: float) -> None:
+        loop = asyncio.get_running_loop()
+        some = list(itertools.islice(bells, _AT_ONCE))
+        for bell in some:
+            bell.set()
+        if len(some) == _AT_ONCE:
+            self._timer = loop.call_soon(self._ring_some, bells, next_round_at)
+        else:
+            self._timer = loop.call_at(next_round_at, self._end_round)
+
+    def _end_round(self) -> None:
+        self._is_ringing = False
+        self._timer = None
+        if self._rings_again:
+            self.ring()
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()

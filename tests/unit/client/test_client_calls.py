@@ -69,9 +69,9 @@ def test_every_call_has_a_deadline_of_ten_seconds(server: ScriptedServer, client
     server.on("ListDatasets", catalog_service_pb2.ListDatasetsResponse())
     job = client.submit_job(SPEC)
     job.refresh().cancel().pause().resume().scale(2).metrics()
-    assert list(job.checkpoints()) == []
+    assert job.checkpoints() == []
     assert job.events() == []
-    list(client.list_jobs())
+    client.list_jobs()
     client.list_models()
     client.list_datasets()
     assert len(server.seconds_left) == 12
@@ -145,7 +145,7 @@ def test_all_pages_of_jobs_are_read(server: ScriptedServer, client: Client):
 
 def test_one_state_may_stand_alone(server: ScriptedServer, client: Client):
     server.on("ListJobs", job_service_pb2.ListJobsResponse())
-    assert list(client.list_jobs(states="failed")) == []
+    assert client.list_jobs(states="failed") == []
     assert server.requests["ListJobs"][0].states == [job_pb2.JOB_STATE_FAILED]
 
 
@@ -272,3 +272,32 @@ def test_a_quota_that_is_used_up_is_no_invalid_spec(server: ScriptedServer, clie
     server.on("SubmitJob", Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "no more", violations("QUOTA_EXCEEDED")[:1]))
     with pytest.raises(errors.ResourceExhausted, match=r"^no more$"):
         client.submit_job(SPEC)
+
+
+@pytest.mark.parametrize("form", ["{}", "http://{}", "grpc://{}", "http://{}/", " {} "])
+def test_a_target_may_be_written_as_a_url(server: ScriptedServer, form: str):
+    server.on("ListJobs", job_service_pb2.ListJobsResponse())
+    with Client(form.format(server.target)) as client:
+        assert (client.target, client.list_jobs()) == (server.target, [])
+
+
+@pytest.mark.parametrize(
+    ("target", "address"),
+    [
+        ("gpu-server", "gpu-server:50051"),
+        ("http://gpu-server/", "gpu-server:50051"),
+        ("[::1]", "[::1]:50051"),
+        ("[::1]:7", "[::1]:7"),
+        ("dns:///gpu-server:7", "dns:///gpu-server:7"),
+        ("unix:/run/lockstep.sock", "unix:/run/lockstep.sock"),
+        ("unix:lockstep.sock", "unix:lockstep.sock"),
+    ],
+)
+def test_a_target_without_a_port_gets_the_usual_one_and_what_only_grpc_knows_stays(target: str, address: str):
+    with Client(target) as client:
+        assert client.target == address
+
+
+def test_a_target_that_asks_for_tls_is_refused():
+    with pytest.raises(LockstepError, match=r"^the target is https://host:1, .* speaks no TLS; write host:1$"):
+        Client("https://host:1")

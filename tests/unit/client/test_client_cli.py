@@ -9,6 +9,7 @@ import yaml
 
 from lockstep.client.cli import output
 from lockstep.v1.catalog_service_pb2 import ListDatasetsResponse, ListModelsResponse
+from lockstep.v1.job_service_pb2 import ListJobsResponse
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.metrics_service_pb2 import ListMetricsResponse
 from tests.unit.client.scripted_server import (
@@ -44,9 +45,9 @@ def test_submit_prints_only_the_job_id_on_standard_output(server: ScriptedServer
 
 def test_a_dry_run_prints_the_resolved_spec_as_yaml(server: ScriptedServer, lockstep, spec: str):
     resolved = JobSpec(name="007", model={"mlp": {"hidden_units": [256]}}, training={"max_steps": 12})
-    server.on("SubmitJob", a_job(job_id="", spec=resolved))
+    server.on("SubmitJob", a_job(job_id="", spec=resolved, state_reason="checked only, nothing is stored"))
     code, out, err = lockstep("submit", "-f", spec, "--dry-run")
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, "checked only, nothing is stored\n")
     assert yaml.safe_load(out) == {
         "name": "007",
         "model": {"mlp": {"hidden_units": [256]}},
@@ -106,13 +107,14 @@ def test_a_refused_submit_says_why_and_exits_so(server: ScriptedServer, lockstep
 def test_a_spec_that_cannot_be_read_exits_with_3(server: ScriptedServer, lockstep, spec: str):
     code, out, err = lockstep("submit", "-f", spec, "--set", "training.batchsize=3")
     assert (code, out) == (3, "")
-    assert err == "lockstep: training.batchsize: unknown key; did you mean batch_size?\n"
+    assert err.startswith("lockstep: training.batchsize: unknown key; did you mean batch_size? allowed: max_epochs, ")
     assert not server.requests
 
 
 @pytest.mark.parametrize("command", ["get", "describe", "metrics", "watch", "wait", "cancel", "pause", "resume"])
 def test_a_job_that_is_not_there_exits_with_4(server: ScriptedServer, lockstep, command: str):
     server.on("GetJob", Refusal(grpc.StatusCode.NOT_FOUND, "there is no job j-9"))
+    server.on("ListJobs", ListJobsResponse())
     assert lockstep(command, "j-9") == (4, "", "lockstep: there is no job j-9\n")
 
 
@@ -208,14 +210,17 @@ def test_metrics_can_be_followed(server: ScriptedServer, lockstep, form: str, li
 
 def test_watch_prints_a_line_for_each_event_and_exits_by_the_outcome(server: ScriptedServer, lockstep):
     server.on("GetJob", a_job())
-    server.on("WatchJob", [an_update("RUNNING", (1, "first\nstep")), an_update("FAILED", (2, "lost"))])
+    failed = an_update("FAILED", (2, "lost"), error={"message": "lost", "traceback": "Trace"})
+    server.on("WatchJob", [an_update("RUNNING", (1, "first\nstep")), failed], [an_update("SUCCEEDED", (1, "done"))])
     code, out, err = lockstep("watch", "j-1")
     assert code == 1
     assert [line.split() for line in out.splitlines()] == [
         ["RUNNING", "attempt", "1", "first", "step"],
         ["FAILED", "attempt", "1", "lost"],
     ]
-    assert err.startswith("lockstep: j-1 failed: ")
+    assert err == "see where with: lockstep describe j-1\n"  # why was said by the last event
+    code, out, err = lockstep("watch", "j-1")
+    assert (code, out.split()[-1], err) == (0, "done", "")
 
 
 def test_wait_says_how_the_job_ended(server: ScriptedServer, lockstep):

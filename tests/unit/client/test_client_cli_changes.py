@@ -59,6 +59,15 @@ def test_a_job_that_does_not_come_to_be_paused_exits_with_7(server: ScriptedServ
     assert lockstep("pause", "j-1") == (7, "", f"j-1 is pausing\nlockstep: {said}\n")
 
 
+def test_a_pause_that_fails_says_why(server: ScriptedServer, lockstep):
+    server.on("PauseJob", a_job("PAUSING"))
+    why = "the pause has failed, and training goes on: the checkpoint of step 7 could not be written"
+    server.on("WatchJob", [an_update("PAUSING"), an_update("RUNNING", state_reason=why)])
+    code, out, err = lockstep("pause", "j-1")
+    assert (code, out) == (7, "")
+    assert err.endswith(f"it is RUNNING, {why}\n")
+
+
 @pytest.mark.parametrize(
     ("command", "method"), [(["pause"], "PauseJob"), (["resume"], "ResumeJob"), (["scale", "--workers=2"], "UpdateJob")]
 )

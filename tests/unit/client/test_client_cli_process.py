@@ -15,7 +15,7 @@ import pytest
 from lockstep.client.cli import plugins
 from lockstep.v1.job_service_pb2 import ListJobsResponse
 from lockstep.v1.metrics_service_pb2 import ListMetricsResponse
-from tests.unit.client.scripted_server import ScriptedServer, a_job, a_point, an_update
+from tests.unit.client.scripted_server import ScriptedServer, a_download, a_job, a_point, an_update
 
 LOCKSTEP = [sys.executable, "-c", "from lockstep.client.cli import main; main()"]
 
@@ -112,6 +112,36 @@ def test_ctrl_c_while_following_leaves_the_job_and_says_so(server: ScriptedServe
     assert not server.requests["CancelJob"]
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+def test_a_download_that_is_told_to_end_leaves_nothing_behind(
+    server: ScriptedServer, tmp_path: Path, release, number: signal.Signals, code: int
+):
+    server.on("GetJob", a_job("RUNNING"))
+    server.on("DownloadCheckpoint", [*a_download()[:2], lambda context: release.wait(timeout=30)])
+    target = tmp_path / "downloads"
+    lockstep = subprocess.Popen(
+        [*LOCKSTEP, "download", "j-1", "-o", str(target)],
+        env={**os.environ, "LOCKSTEP_TARGET": server.target},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with lockstep:
+        while not list(target.glob(".*.unfinished/model.safetensors")):
+            assert lockstep.poll() is None
+        lockstep.send_signal(number)
+        _, err = lockstep.communicate(timeout=30)
+    assert (lockstep.returncode, "Traceback" in err) == (code, False)
+    assert list(target.iterdir()) == []
+
+
+def test_a_command_under_nohup_does_not_end_when_its_terminal_is_closed():
+    script = (
+        "import os, signal; from lockstep.client.cli.ending import clear_up_at_signals; "
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN); clear_up_at_signals(); os.kill(os.getpid(), signal.SIGHUP)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
 def test_help_lists_every_command_and_the_exit_codes(server: ScriptedServer):
     done = run(server, "--help")
     assert done.returncode == 0
@@ -184,6 +214,6 @@ def test_a_command_whose_part_is_not_installed_says_what_to_install(lockstep, mo
     code, out, err = lockstep("serve")
     assert (code, out) == (1, "")
     assert err == (
-        "`lockstep serve` needs the server part: pip install 'lockstep-train[server,workers]'\n"
-        "(there is no module a_part_that_is_not_there)\n"
+        "lockstep: `lockstep serve` needs the Python module a_part_that_is_not_there, which is not installed: "
+        "pip install 'lockstep-train[all]', or pip install '.[all]' in a checkout\n"
     )

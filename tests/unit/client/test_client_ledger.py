@@ -127,9 +127,9 @@ def test_describe_draws_where_the_time_went_and_names_the_straggler(busy: Script
     lines = out.splitlines()
     table = lines[lines.index("Time") + 1 : lines.index("Events") - 1]
     assert table[0].split() == ["phase", "share", "rank", "0", "rank", "1"]
-    assert table[1].split() == ["start-up", "10.0%", "██", "10.00", "s", "10.00", "s"]
+    assert table[1].split() == ["start_up", "10.0%", "██", "10.00", "s", "10.00", "s"]
     assert table[2].split() == ["forward", "35.0%", "███████", "20.00", "s", "50.00", "s"]
-    assert table[4].split() == ["all-reduce,", "waiting", "20.0%", "████", "40.00", "s", "0.00", "s"]
+    assert table[4].split() == ["exchange_wait", "20.0%", "████", "40.00", "s", "0.00", "s"]
     assert table[5].split() == ["in", "all", "100", "s", "100", "s"]
     assert table[6] == "rank 1 on raptor is the straggler: the others wait for it for 44% of their steps"
 

@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 from lockstep.client import Client, Job, LogLine
+from lockstep.v1.job_service_pb2 import ListJobsResponse
 from lockstep.v1.log_service_pb2 import LogLine as LogLineMessage
 from lockstep.v1.log_service_pb2 import StreamLogsResponse
 from tests.unit.client.scripted_server import UNAVAILABLE, Refusal, ScriptedServer, a_job
@@ -130,4 +131,5 @@ def test_ctrl_c_ends_the_command_quietly(server: ScriptedServer, lockstep: Locks
 
 def test_a_job_that_is_not_there_is_told(server: ScriptedServer, lockstep: Lockstep) -> None:
     server.on("GetJob", Refusal(grpc.StatusCode.NOT_FOUND, "there is no job j-1"))
+    server.on("ListJobs", ListJobsResponse())
     assert lockstep("logs", "j-1")[0] == 4

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -81,11 +82,23 @@ def test_an_empty_section_is_not_set(tmp_path: Path):
 
 ALLOWED = "name, model, data, optimizer, training, resources, recovery, labels, init_from"
 MODELS = "linear_regression, softmax_regression, mlp, lenet"
+TRAINING = ", ".join(field.name for field in JobSpec.DESCRIPTOR.fields_by_name["training"].message_type.fields)
 BAD_FIELDS = [
-    ("training: {batchsize: 3}", "training.batchsize: unknown key; did you mean batch_size?"),
-    ("training: {batchSize: 3}", "training.batchSize: unknown key; did you mean batch_size?"),
-    ("trainig: {}", "trainig: unknown key; did you mean training?"),
-    ("learning_rate: 0.1", "learning_rate: unknown key; did you mean optimizer.sgd.learning_rate?"),
+    (
+        "training: {batchsize: 3}",
+        f"training.batchsize: unknown key; did you mean batch_size? allowed: {TRAINING}",
+    ),
+    (
+        "training: {batchSize: 3}",
+        f"training.batchSize: unknown key; did you mean batch_size? allowed: {TRAINING}",
+    ),
+    ("trainig: {}", f"trainig: unknown key; did you mean training? allowed: {ALLOWED}"),
+    (
+        "learning_rate: 0.1",
+        f"learning_rate: unknown key; did you mean optimizer.sgd.learning_rate? allowed: {ALLOWED}",
+    ),
+    ("model: {resnet: {}}", f"model.resnet: unknown key; allowed: {MODELS}"),
+    ("optimizer: {adam: {}}", "optimizer.adam: unknown key; allowed: sgd"),
     ("gpu_count: 1", f"gpu_count: unknown key; allowed: {ALLOWED}"),
     ("1: 1", f"1: unknown key; allowed: {ALLOWED}"),
     (
@@ -106,7 +119,7 @@ BAD_FIELDS = [
     ("training: {batch_size: many}", 'training.batch_size: must be a whole number, got "many"'),
     ("training: {batch_size: '3'}", 'training.batch_size: must be a whole number, got "3"'),
     ("training: {batch_size: 1.5}", "training.batch_size: must be a whole number, got 1.5"),
-    ("training: {batch_size: .inf}", "training.batch_size: must be a whole number, got inf"),
+    ("training: {batch_size: .inf}", "training.batch_size: must be a whole number, got .inf"),
     ("training: {batch_size: true}", "training.batch_size: must be a whole number, got true"),
     ("training: {batch_size: [3]}", "training.batch_size: must be a whole number, got a list"),
     ("training: {batch_size: 99999999999}", "training.batch_size: must be at most 2147483647, got 99999999999"),
@@ -126,7 +139,7 @@ BAD_FIELDS = [
     ),
     ("name: 007", 'name: 007 is not text to every version of YAML; write it in quotes: "007"'),
     ("name: yes", 'name: yes is not text to every version of YAML; write it in quotes: "yes"'),
-    ("name: true", 'name: must be text, got true; write it in quotes: "true"'),
+    ("name: true", "name: must be text, got true; write it in quotes"),
     ("name: 7", 'name: must be text, got 7; write it in quotes: "7"'),
     ("name: [x]", "name: must be text, got a list"),
     ("labels: {build: 42}", 'labels.build: must be text, got 42; write it in quotes: "42"'),
@@ -201,7 +214,9 @@ def test_all_misfits_are_told_at_once(tmp_path: Path):
     with pytest.raises(InvalidSpec) as caught:
         load_text(tmp_path, "nam: x\ntraining: {batchsize: 1, lr: 2}")
     assert [violation.field for violation in caught.value.violations] == ["nam", "training.batchsize", "training.lr"]
-    assert str(caught.value).startswith("the spec has 3 errors:\n  nam: unknown key; did you mean name?\n  training.")
+    assert str(caught.value).startswith(
+        "the spec has 3 errors:\n  nam: unknown key; did you mean name? allowed: name, "
+    )
 
 
 @pytest.mark.parametrize(
@@ -211,8 +226,8 @@ def test_all_misfits_are_told_at_once(tmp_path: Path):
         (["model.lenet={}"], {"training": {"batch_size": 2}, "model": {"lenet": {}}}),
         (["model.lenet.pooling=max"], {"training": {"batch_size": 2}, "model": {"lenet": {"pooling": "max"}}}),
         (
-            ["model.mlp.hidden_units=[8, 4]", "model.mlp.activation="],
-            {"training": {"batch_size": 2}, "model": {"mlp": {"hidden_units": [8, 4]}}},
+            ["model.mlp.hidden_units=[8, 4]", "training.batch_size=null"],
+            {"training": {}, "model": {"mlp": {"hidden_units": [8, 4], "activation": "relu"}}},
         ),
         (["training={seed: 1}", "model={lenet: {}}"], {"training": {"seed": 1}, "model": {"lenet": {}}}),
         (
@@ -252,10 +267,38 @@ def test_a_field_can_be_set_over_the_files(overrides: list[str], expected: dict[
         ("training.sed=7", "training.sed: unknown key; did you mean seed?"),
         ("training.seed=x", 'training.seed: must be a whole number, got "x"'),
         ("name.x=1", "name.x: cannot be set: name is not a mapping"),
-        ("name=[", "name: the value '[' is not valid YAML: line 1, column 2: "),
+        ("model=[", "model: the value '[' is not valid YAML: line 1, column 2: "),
+        ("training.seed=", "training.seed: has no value in --set; is a shell variable empty?"),
+        ("training= ", "training: has no value in --set; is a shell variable empty?"),
+        (
+            "labels.v=",
+            "labels.v: has no value in --set; is a shell variable empty? for an empty text write labels.v='\"\"'",
+        ),
+        ("training.seed=7 #8", "training.seed: the value '7 #8' holds a comment; leave it out"),
     ],
 )
 def test_a_field_that_cannot_be_set_is_named(override: str, message: str):
     with pytest.raises(InvalidSpec) as caught:
         load_spec({"name": "x"}, [override])
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("text", ["#5", "~", "null", "v1 #2", "|", "a: b", "@main", "[wip", "3.10", "no", " x ", "a=b"])
+def test_a_text_is_set_as_it_was_given(text: str):
+    spec = load_spec({"name": "x"}, [f"name={text}", f"labels.v={text}"])
+    assert (spec.name, spec.labels["v"]) == (text, text)
+
+
+def test_a_number_can_be_taken_back_to_its_default():
+    assert not load_spec({"training": {"max_steps": 5}}, ["training.max_steps=null"]).training.HasField("max_steps")
+
+
+@pytest.mark.parametrize("text", ["3.10", "12e4567", "1_000", "1e3", "0.10", "-7.50"])
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+def test_the_mend_for_a_number_that_should_be_text_keeps_how_it_was_written(tmp_path: Path, text: str, suffix: str):
+    if suffix == "json" and "_" in text:
+        return
+    path = tmp_path / f"job.{suffix}"
+    path.write_text(f'{{"labels": {{"v": {text}}}}}')
+    with pytest.raises(InvalidSpec, match=re.escape(f'must be text, got {text}; write it in quotes: "{text}"')):
+        load_spec(path)

@@ -109,13 +109,36 @@ def test_streams_have_no_deadline_of_their_own(server: ScriptedServer, job: Job)
     server.on("StreamMetrics", CURVE)
     list(job.watch())
     list(job.metrics(follow=True))
-    assert all(left is None or left > 1e6 for left in server.seconds_left[1:])
+    streams = [left for left in server.seconds_left if left is None or left > 1e6]
+    assert len(streams) == 2
 
 
 def test_following_metrics_ends_with_the_job(server: ScriptedServer, job: Job):
     server.on("StreamMetrics", CURVE)
     followed = [(point.name, point.step, point.value) for point in job.metrics(follow=True)]
     assert followed == [("train_loss", 1, 0.5), ("grad_norm", 1, 2.0), ("train_loss", 2, 0.25)]
+
+
+def test_a_job_whose_metrics_are_followed_knows_how_it_stands(server: ScriptedServer, job: Job):
+    server.on("StreamMetrics", CURVE)
+    server.on("GetJob", a_job("QUEUED"), a_job("RUNNING"), a_job("SUCCEEDED"))
+    states = [job.refresh().state]
+    states += [job.state for _ in job.metrics(follow=True)]
+    assert (states, job.state) == (["QUEUED", *["RUNNING"] * 3], "SUCCEEDED")
+
+
+def test_a_stream_without_anything_in_it_ends_with_a_fresh_job_too(server: ScriptedServer, job: Job):
+    server.on("StreamMetrics", [])
+    server.on("StreamLogs", [])
+    server.on("GetJob", a_job("FAILED"), a_job("CANCELLED"))
+    assert (list(job.metrics(follow=True)), job.state) == ([], "FAILED")
+    assert (list(job.logs(follow=True)), job.state) == ([], "CANCELLED")
+
+
+def test_a_misnamed_time_to_wait_is_told_by_its_right_name(server: ScriptedServer, job: Job):
+    with pytest.raises(TypeError, match=r"^wait\(\) has no argument 'timeout'; it takes timeout_s, in seconds, and"):
+        job.wait(timeout=1)  # type: ignore[arg-type]
+    assert not server.requests["WatchJob"]
 
 
 def test_broken_metrics_go_on_from_the_cursor(server: ScriptedServer, job: Job):
@@ -195,8 +218,33 @@ def test_progress_off_a_terminal_is_told_in_lines(server: ScriptedServer, job: J
     assert captured.err.splitlines() == [
         "running: first step",
         "epoch 1.5/3  step 30/60  loss 0.25  accuracy 0.900  12,346 samples/s",
-        "succeeded: done",
+        "succeeded",
     ]
+
+
+def test_progress_ends_with_the_final_metrics_also_of_a_job_that_had_ended(server: ScriptedServer, job: Job, capsys):
+    result = {"weights_digest": "ab12", "final_metrics": {"val_accuracy": 0.97, "val_loss": 0.125}}
+    server.on("WatchJob", [an_update("SUCCEEDED", (3, "done"), result=result)])
+    for _ in range(2):
+        job.wait(progress=True)
+        assert capsys.readouterr().err == "succeeded; val_accuracy 0.97, val_loss 0.125\n"
+
+
+def test_a_failure_is_told_once_by_who_waits(server: ScriptedServer, job: Job, capsys):
+    server.on("WatchJob", [an_update("FAILED", (3, "the loss is not finite"), error={"message": "not finite"})])
+    with pytest.raises(JobFailed, match="not finite"):
+        job.wait(progress=True)
+    assert capsys.readouterr().err == ""
+
+
+def test_workers_that_are_done_are_not_missed(server: ScriptedServer, job: Job, capsys):
+    spec = JobSpec(training={"max_epochs": 3}, resources={"workers": 2})
+    done = {"step": 60, "total_steps": 60, "epoch": 3.0}
+    leaving = an_update("RUNNING", (2, "all steps are done"), progress=done, running_workers=1, spec=spec)
+    server.on("WatchJob", [leaving, WHOLE_LIFE[2]])
+    server.on("ListMetrics", ListMetricsResponse())
+    job.wait(progress=True)
+    assert capsys.readouterr().err.splitlines()[1] == "epoch 3/3  step 60/60"
 
 
 def test_progress_on_a_terminal_is_a_bar(server: ScriptedServer, job: Job, capsys, monkeypatch):
@@ -255,7 +303,7 @@ def test_progress_tells_of_lost_workers_heals_and_pauses(server: ScriptedServer,
         "running: healed",
         "epoch 1.5/3  2 of 3 workers  1 heal  step 30/60",
         "paused: by its owner",
-        "succeeded: done",
+        "succeeded",
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
@@ -196,13 +197,17 @@ def write_checkpoint(root: Path, step: int, files: dict[str, bytes] | None = Non
     given = files or {"model.safetensors": b"model" * 100, "training.safetensors": b"training" * 100}
     folder = root / f"step-{step:012}"
     folder.mkdir(parents=True)
-    for name, data in {**given, "manifest.json": b"{}"}.items():
+    listed = [_file(name, data) for name, data in given.items()]
+    said = [{"name": file.name, "size_bytes": file.size_bytes, "sha256": file.sha256} for file in listed]
+    manifest = json.dumps({"format": 2, "step": step, "files": said}).encode()
+    for name, data in {**given, "manifest.json": manifest}.items():
         (folder / name).write_bytes(data)
-    listed = [
-        CheckpointFile(name=name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-        for name, data in given.items()
-    ]
+    listed.append(_file("manifest.json", manifest))
     return Checkpoint(step=step, uri=str(folder), files=listed, weights_digest=digest or f"{step:064x}")
+
+
+def _file(name: str, data: bytes) -> CheckpointFile:
+    return CheckpointFile(name=name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 class Running:

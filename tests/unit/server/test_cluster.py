@@ -7,13 +7,18 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from lockstep.server import cluster, launcher_process
 from lockstep.server.cluster import ClusterKeeper, LauncherFacts
+from lockstep.v1.cluster_service_pb2 import GetClusterRequest
+from lockstep.v1.job_service_pb2 import GetJobRequest, ListJobsRequest
 from tests.unit.server import silent_launcher
 from tests.unit.server.harness import run, serving
 
@@ -23,17 +28,22 @@ FACTS = LauncherFacts("127.0.0.1:1", "127.0.0.1:1", "token", 1, "namespace", "js
 @pytest.fixture(autouse=True)
 def no_real_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher_process, "MODULE", silent_launcher.__name__)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))  # the working directory is no place for modules
     monkeypatch.setattr(cluster, "_FIRST_BACKOFF_S", 0.0)
 
 
-def keeper_of(words: Callable[[], int], head: Head | None = None) -> ClusterKeeper:
+def keeper_of(
+    words: Callable[[], int], head: Head | None = None, told: Callable[[str], None] = lambda trouble: None
+) -> ClusterKeeper:
     return ClusterKeeper(
         FACTS,
         launcher_is_up=lambda: True,
         launcher_words=words,
         launcher_timeout_s=0.3,
-        ray_address="127.0.0.1:1" if head is None else None,
-        head=head,  # type: ignore[arg-type]
+        folder=Path("/"),
+        ray_address=None,
+        head=head or Head(),  # type: ignore[arg-type]
+        told=told,
     )
 
 
@@ -122,10 +132,10 @@ def test_a_head_is_replaced_when_launchers_in_a_row_end_before_they_have_said_a_
     words = 0
 
     class Launcher(launcher_process.LauncherProcess):
-        def __init__(self, orders: launcher_process.LauncherOrders, environment: dict[str, str]) -> None:
+        def __init__(self, *args: Any) -> None:
             nonlocal started
             started += 1
-            super().__init__(orders, environment)
+            super().__init__(*args)
 
         async def wait(self) -> int:
             nonlocal words
@@ -149,16 +159,86 @@ def test_a_head_is_replaced_when_launchers_in_a_row_end_before_they_have_said_a_
 
 
 def test_nothing_that_a_launcher_prints_comes_to_the_servers_standard_output(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(launcher_process, "MODULE", "this")  # prints a poem, as Ray does paragraphs
 
     async def scenario() -> None:
-        launcher = launcher_process.LauncherProcess(FACTS.orders("127.0.0.1:1"), dict(os.environ))
+        launcher = launcher_process.LauncherProcess(FACTS.orders("127.0.0.1:1"), dict(os.environ), tmp_path)
         assert await launcher.wait() == 0
 
     run(scenario())
     assert "Zen" not in capfd.readouterr().out
+
+
+def test_a_launcher_takes_no_modules_from_the_working_directory_and_no_proxy_to_its_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "random.py").write_text("raise SystemExit(3)")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "told.py").write_text(
+        "import os, random, signal, sys\n"
+        "print(os.getcwd(), os.environ['no_proxy'], file=sys.stderr)\n"
+        "os.kill(os.getpid(), signal.SIGTERM)  # as a supervisor sends it to all processes at once\n"
+    )
+    monkeypatch.setattr(launcher_process, "MODULE", "told")
+    monkeypatch.chdir(tmp_path)
+    environment = os.environ | {"no_proxy": "a.b", "PYTHONPATH": str(tmp_path / "modules")}
+    facts = replace(FACTS, reports_address="10.1.2.3:7000")
+
+    async def scenario() -> None:
+        launcher = launcher_process.LauncherProcess(facts.orders("127.0.0.1:1"), environment, tmp_path / "folder")
+        assert await launcher.wait() == 0
+
+    run(scenario())
+    assert f"{tmp_path}/folder a.b,127.0.0.1,localhost,::1,10.1.2.3\n" in capfd.readouterr().err
+
+
+def test_a_launcher_that_says_nothing_before_it_ends_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher_process, "MODULE", "abc")  # ends at once
+
+    async def scenario() -> None:
+        troubles: list[str] = []
+        keeper = keeper_of(lambda: 0, told=troubles.append)
+        keeper.start()
+        await wait_for(lambda: bool(troubles))
+        assert troubles[0] == "the launcher ends before it can use the Ray at 127.0.0.1:1; the server's log says why"
+        await keeper.stop()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_where_no_ray_answers_no_launcher_is_started_and_nodes_and_jobs_say_so(tmp_path: Path, listens: bool) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            # A port that is closed, or where something else listens: this server itself.
+            address = server.application.grpc_address if listens else "127.0.0.1:1"
+            coordinator = server.application.coordinator
+            assert coordinator is not None
+            job = await server.submit()
+            keeper = ClusterKeeper(
+                FACTS,
+                launcher_is_up=lambda: False,
+                launcher_words=lambda: 0,
+                launcher_timeout_s=30.0,
+                folder=tmp_path,
+                ray_address=address,
+                head=None,
+                told=partial(setattr, coordinator.dispatcher, "trouble"),
+            )
+            keeper.start()
+            await wait_for(lambda: bool(coordinator.dispatcher.trouble))
+            assert not launchers()
+            reason = (await server.cluster.GetCluster(GetClusterRequest())).not_ready_reason
+            assert reason.startswith(f"no Ray answers at {address}; start one there")
+            assert (await server.jobs.GetJob(GetJobRequest(job_id=job.job_id))).state_reason == reason
+            (listed,) = (await server.jobs.ListJobs(ListJobsRequest())).jobs
+            assert listed.state_reason == reason
+            await keeper.stop()
+
+    run(scenario())
 
 
 def test_workers_that_are_taken_over_report_to_the_address_that_they_were_started_with(tmp_path: Path) -> None:

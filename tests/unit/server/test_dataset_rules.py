@@ -25,16 +25,17 @@ def write_idx_files(folder: Path, suffix: str = "") -> None:
         (folder / f"{name}{suffix}").write_bytes(b"")
 
 
-def test_a_folder_that_is_not_there_is_named_by_its_absolute_path(tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["nothing", "a file", "an empty one", "x" * 300, "a file/below", "closed"])
+def test_what_lies_where_there_is_no_data_is_not_told(tmp_path: Path, what: str) -> None:
+    (tmp_path / "a file").write_text("")
+    (tmp_path / "an empty one").mkdir()
+    (tmp_path / "closed").mkdir(mode=0)
     site = Site(tmp_path, shares_files_with_workers=True)
-    [violation] = violations_of(spec_of(LENET), site)
-    assert violation.message.startswith(f"data.idx.root: {tmp_path}/mnist does not exist;")
-
-
-def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
-    (tmp_path / "mnist").write_bytes(b"")
-    [violation] = violations_of(spec_of(LENET), Site(tmp_path, shares_files_with_workers=True))
-    assert f"{tmp_path}/mnist is no folder;" in violation.message
+    [violation] = violations_of(spec_of(LENET, data__idx__root=what), site)
+    assert violation.message.startswith(f"data.idx.root: {tmp_path}"[:80])
+    words = violation.message
+    assert " is no folder with the four IDX files that can be read; allowed: a folder with train-images-idx3" in words
+    assert violation.message.endswith("a relative path starts at the server's working directory")
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
@@ -57,12 +58,3 @@ def test_the_size_of_the_training_part_is_known_at_submit(fraction: float, train
     resolve(spec_of(DIGITS, **fits), SITE)
     [violation] = violations_of(spec_of(DIGITS, **(fits | {"training__batch_size": train + 1})))
     assert f"at most {train:,}, the number of training examples" in violation.message
-
-
-@pytest.mark.parametrize("root", ["x" * 300, "file/below"])
-def test_a_folder_that_the_system_refuses_to_look_at_is_an_error_of_the_spec(tmp_path: Path, root: str) -> None:
-    (tmp_path / "file").write_text("")
-    site = Site(tmp_path, shares_files_with_workers=True)
-    [violation] = violations_of(spec_of(LENET, data__idx__root=root), site)
-    assert " cannot be read (" in violation.message
-    assert violation.message.endswith("a relative path starts at the server's working directory")

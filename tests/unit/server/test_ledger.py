@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lockstep.server.ledger import PHASES, STEP_BOUNDS_S, JobLedger
+from lockstep.server.ledger import PHASES, STEP_BOUNDS_S, JobLedger, RankAccount
 from lockstep.v1.internal_service_pb2 import ReportLedgerRequest
 from lockstep.v1.ledger_pb2 import PhaseSeconds
 
@@ -36,6 +36,10 @@ def account(
 def seconds_of(ledger: JobLedger, rank: int) -> dict[str, float]:
     pairs = zip(PHASES, ledger.ranks[rank].seconds, strict=True)
     return {phase: value for phase, value in pairs if value}
+
+
+def shown(ledger: JobLedger, rank: int) -> dict[str, float]:
+    return {phase: value for phase, value in zip(PHASES, ledger.seconds_of(rank), strict=True) if value}
 
 
 def test_a_later_account_of_a_worker_replaces_the_one_before() -> None:
@@ -74,16 +78,44 @@ def test_a_new_attempt_adds_to_the_accounts_of_those_before() -> None:
     assert seconds_of(ledger, 0) == {"forward": 7.5}
 
 
-def test_time_that_moves_from_one_phase_to_another_is_counted_once() -> None:
+def test_time_that_is_under_way_is_shown_and_counted_once_it_is_settled() -> None:
     ledger = JobLedger()
-    ledger.add(account(0, 1, forward=5.0, exchange=30.0), NOW)  # the exchange is under way
+    ledger.add(account(0, 1, forward=5.0, exchange=30.0, under_way=PhaseSeconds(exchange_s=30.0)), NOW)
+    assert shown(ledger, 0) == {"forward": 5.0, "exchange": 30.0}
+    assert seconds_of(ledger, 0) == {"forward": 5.0}
     ledger.add(account(0, 2, forward=5.0, exchange=1.0, exchange_wait=31.0), NOW)
-    assert seconds_of(ledger, 0) == {"forward": 5.0, "exchange": 1.0, "exchange_wait": 31.0}
-    most = dict(zip(PHASES, ledger.ranks[0].most_seconds, strict=True))
-    assert most["exchange"] == 30.0  # a counter must not fall; it goes on from there
-    ledger.add(account(0, 3, forward=5.0, exchange=32.0, exchange_wait=31.0), NOW)
-    most = dict(zip(PHASES, ledger.ranks[0].most_seconds, strict=True))
-    assert (sum(most.values()), sum(ledger.ranks[0].seconds)) == (68.0, 68.0)
+    assert shown(ledger, 0) == seconds_of(ledger, 0) == {"forward": 5.0, "exchange": 1.0, "exchange_wait": 31.0}
+    assert ledger.by_cause()["productive"] == 37.0
+
+
+def test_what_is_under_way_goes_with_the_worker_when_it_moves_up() -> None:
+    ledger = JobLedger()
+    waiting = PhaseSeconds(exchange_wait_s=25.0)
+    ledger.add(account(2, 1, forward=5.0, exchange_wait=26.0, under_way=waiting), NOW)
+    ledger.add(account(0, 2, number=2, forward=5.0, exchange_wait=1.0, healing=30.0), NOW)
+    assert shown(ledger, 2) == {"forward": 5.0, "exchange_wait": 1.0}
+    assert shown(ledger, 0) == {"healing": 30.0}
+
+
+def test_what_is_under_way_at_the_end_is_settled() -> None:
+    ledger = JobLedger()
+    ledger.add(account(0, 1, idle=3.0, under_way=PhaseSeconds(idle_s=3.0), is_last=True), NOW)
+    assert seconds_of(ledger, 0) == {"idle": 3.0}
+
+
+def test_an_account_that_moves_settled_time_gives_no_phase_more_than_has_passed() -> None:
+    ledger = JobLedger()
+    ledger.add(account(0, 1, forward=5.0, exchange=30.0), NOW)  # a worker of an earlier version: under way
+    ledger.add(account(0, 2, forward=5.0, healing=32.0), NOW)
+    assert seconds_of(ledger, 0) == {"forward": 5.0, "exchange": 30.0, "healing": 2.0}
+    ledger.add(account(0, 3, forward=5.0, healing=20.0), NOW)
+    assert seconds_of(ledger, 0) == {"forward": 5.0, "exchange": 30.0, "healing": 2.0}
+
+
+def test_an_account_that_an_earlier_version_has_stored_holds_nothing_below_zero() -> None:
+    said = JobLedger(ranks={0: RankAccount()}).to_json()
+    said["ranks"]["0"] |= {"seconds": [-24.87, 5.0, *[0.0] * 10], "most_seconds": [0.0, 6.0, *[0.0] * 10]}
+    assert seconds_of(JobLedger.from_json(said), 0) == {"data": 5.0}
 
 
 def test_the_last_words_of_a_worker_do_not_hide_the_one_in_its_place() -> None:
@@ -138,3 +170,14 @@ def test_every_phase_was_spent_for_some_cause() -> None:
     assert sum(causes.values()) == 2 ** len(PHASES) - 1
     assert causes["start_up"] == 2.0 ** PHASES.index("start_up")
     assert list(causes) == ["productive", "start_up", "checkpoint", "healing", "idle"]
+
+
+def test_a_ledger_is_up_to_date_once_all_were_heard_whatever_the_clock_has_become() -> None:
+    ledger = JobLedger()
+    ledger.add(account(0, 1), NOW)
+    ledger.add(account(1, 1, is_last=True), NOW)
+    again = JobLedger.from_json(json.loads(json.dumps(ledger.to_json())))
+    assert not again.is_up_to_date(running_s=1.0)
+    again.add(account(0, 2), NOW - 90_000)  # set back by a day
+    assert again.is_up_to_date(running_s=1.0)
+    assert JobLedger.from_json(ledger.to_json()).is_up_to_date(running_s=31.0)

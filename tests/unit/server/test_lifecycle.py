@@ -326,10 +326,19 @@ def test_a_report_adds_its_heals_and_its_notes_become_events() -> None:
 
 
 def test_pausing_asks_the_workers_for_a_checkpoint() -> None:
-    job, commands = advance(job_in(State.RUNNING), PauseAsked(), NOW)
-    assert commands == [Stop(60.0, keep=True)]
-    assert stop_under_way(job.state) == Stop(60.0, keep=True)
-    assert stop_under_way(State.RUNNING) is None
+    job, commands = advance(replace(job_in(State.RUNNING), event_count=6), PauseAsked(), NOW)
+    assert commands == [Stop(60.0, keep=True, refusable=7)]
+    assert stop_under_way(job) == Stop(60.0, keep=True, refusable=7)
+    assert stop_under_way(job_in(State.RUNNING)) is None
+
+
+def test_a_pause_that_the_workers_refuse_has_failed_and_training_goes_on() -> None:
+    refusal = WorkersChanged(2, "the disk is full", refuses_stop=True)
+    job, commands = advance(job_in(State.PAUSING), refusal, NOW)
+    assert (job.state, job.running_workers, commands) == (State.RUNNING, 2, [])
+    assert job.state_reason == "the pause has failed, and training goes on: the disk is full"
+    job, commands = advance(job_in(State.CANCELLING), refusal, NOW)
+    assert (job.state, commands) == (State.CANCELLING, [Note("the disk is full")])
 
 
 def test_a_job_that_finishes_while_it_pauses_has_succeeded() -> None:

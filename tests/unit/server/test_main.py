@@ -4,6 +4,8 @@ import asyncio
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
-import psutil
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -22,28 +23,26 @@ from lockstep.v1.job_service_pb2 import ListJobsRequest, SubmitJobRequest
 from lockstep.v1.job_service_pb2_grpc import JobServiceStub
 from tests.unit.server.harness import digits_spec
 
-# Nothing listens there: the server serves, and its launcher tries in vain.
+# Nothing listens there: the server serves, and waits for a cluster.
 NO_RAY = "127.0.0.1:1"
 ANYWHERE = ("--listen", "127.0.0.1:0", "--http", "127.0.0.1:0")
 
 
 @contextmanager
 def server(data_dir: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run a server as a process of its own; yields it with its gRPC address."""
+    """Run a server without a cluster as a process of its own; yields it with its gRPC address."""
     command = [sys.executable, "-m", "lockstep.server.main", "--data-dir", str(data_dir), "--log-format", "json"]
     process = subprocess.Popen(
         [*command, *(arguments or (*ANYWHERE, "--ray-address", NO_RAY))], stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
-    launcher = None
     address = ""
     try:
         for line in process.stderr:
             event = json.loads(line) if line.startswith("{") else {}
             if event.get("event") == "serving":
                 address = event["grpc"]
-            if event.get("event") == "launcher started":
-                launcher = psutil.Process(event["pid"])
+            if event.get("event") == "no cluster":
                 break
         assert address, "the server did not start"
         yield process, address
@@ -51,11 +50,9 @@ def server(data_dir: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[s
         process.kill()
         process.stderr.close()
         process.wait()
-        if launcher is not None and launcher.is_running():
-            launcher.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", sorted(processes.ENDING_SIGNALS))
 def test_a_signal_ends_the_server_in_order(tmp_path: Path, number: signal.Signals) -> None:
     with server(tmp_path) as (process, _):
         assert json.loads((tmp_path / "server.json").read_text())["pid"] == process.pid
@@ -72,13 +69,109 @@ def test_a_second_signal_forces_the_end_and_leaves_no_address_behind(tmp_path: P
         assert not (tmp_path / "server.json").exists()
 
 
+def test_the_end_of_a_terminal_comes_more_than_once_and_forces_nothing(tmp_path: Path) -> None:
+    with server(tmp_path) as (process, _):
+        process.send_signal(signal.SIGTERM)
+        for _ in range(3):
+            process.send_signal(signal.SIGHUP)
+        assert process.wait() == 0
+
+
+def test_a_server_that_was_told_to_outlive_its_terminal_does(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does; inherited
+    try:
+        with server(tmp_path) as (process, address), grpc.insecure_channel(address) as channel:
+            process.send_signal(signal.SIGHUP)
+            JobServiceStub(channel).SubmitJob(SubmitJobRequest(spec=digits_spec()))
+            process.send_signal(signal.SIGTERM)
+            assert process.wait() == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_signals_that_were_blocked_by_whoever_started_the_server_reach_it(tmp_path: Path) -> None:
+    with processes.ending_signals_blocked(), server(tmp_path) as (process, _):
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 0
+
+
+def test_a_server_whose_log_nobody_reads_any_more_goes_on(tmp_path: Path) -> None:
+    with server(tmp_path) as (process, address), grpc.insecure_channel(address) as channel:
+        assert process.stderr is not None
+        process.stderr.close()
+        job = JobServiceStub(channel).SubmitJob(SubmitJobRequest(spec=digits_spec()))
+        (kept,) = JobServiceStub(channel).ListJobs(ListJobsRequest()).jobs
+        assert kept.job_id == job.job_id
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 0
+
+
+def test_streams_that_were_closed_at_the_start_are_opened_before_anything_takes_their_numbers() -> None:
+    code = (
+        "import os, sys; from lockstep.server.logs import open_closed_streams; open_closed_streams(); "
+        "report = os.open(sys.argv[1], os.O_WRONLY); "
+        "print('lost'); print('lost', file=sys.stderr); read = sys.stdin.read(); "
+        "os.write(report, repr((report > 2, read, [os.get_inheritable(n) for n in range(3)])).encode())"
+    )
+    reading, writing = os.pipe()
+    command = ["sh", "-c", f'exec "$0" -c "$1" /dev/fd/{writing} <&- >&- 2>&-', sys.executable, code]
+    subprocess.run(command, check=True, pass_fds=[writing])
+    os.close(writing)
+    with os.fdopen(reading) as report:
+        assert report.read() == repr((True, "", [True] * 3))
+
+
+def test_a_port_that_is_taken_ends_the_start_with_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    for option in ("--listen", "--http"):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            address = f"127.0.0.1:{taken.getsockname()[1]}"
+            ended = subprocess.run(
+                [
+                    sys.executable,
+                    "-m",
+                    "lockstep.server.main",
+                    *ANYWHERE,
+                    option,
+                    address,
+                    "--data-dir",
+                    tmp_path / "d",
+                ],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        assert ended.returncode == 2
+        assert ended.stderr == (
+            f"lockstep serve: cannot listen on {address}: Address already in use; choose another with {option}\n"
+        )
+        assert not list(tmp_path.iterdir())
+
+
+def test_clients_that_hang_up_leave_no_word_in_the_log(tmp_path: Path) -> None:
+    with server(tmp_path) as (process, _):
+        host, _, port = json.loads((tmp_path / "server.json").read_text())["http_address"].rpartition(":")
+        for request in (b"", b"GET", b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n", b"\x16\x03\x01") * 25:
+            with socket.create_connection((host, int(port))) as client:
+                client.sendall(request)
+                # Closed with a reset, as by a program that is killed with an answer under way.
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        told = process.stderr.read()
+        assert process.wait() == 0
+    assert "Traceback" not in told
+    assert all(line.startswith("{") for line in told.splitlines())
+
+
 def test_an_acknowledged_job_outlives_a_killed_server(tmp_path: Path) -> None:
     with server(tmp_path) as (process, address), grpc.insecure_channel(address) as channel:
         job = JobServiceStub(channel).SubmitJob(SubmitJobRequest(spec=digits_spec()))
         process.kill()
         process.wait()
     with server(tmp_path) as (process, address), grpc.insecure_channel(address) as channel:
-        assert list(JobServiceStub(channel).ListJobs(ListJobsRequest()).jobs) == [job]
+        (kept,) = JobServiceStub(channel).ListJobs(ListJobsRequest()).jobs
+        kept.state_reason = job.state_reason  # it says by now that there is no cluster
+        assert kept == job
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 0
 

@@ -286,32 +286,43 @@ def test_a_node_whose_warm_workers_are_all_taken_is_no_worse_than_others() -> No
 
 
 def test_what_can_never_fit_is_said_with_the_numbers() -> None:
-    resources = ResourcesSpec(workers=8, cpus_per_worker=1)
-    why = why_it_never_fits(resources, [node("a", 2)], is_elastic=False)
+    resources = ResourcesSpec(workers=8, min_workers=8, cpus_per_worker=1)
+    why = why_it_never_fits(resources, [node("a", 2)])
     assert why is not None
-    assert "8 workers x 1 CPU; the cluster has 2 CPUs and 0 GPUs on 1 node" in why
-    assert "set resources.min_workers to start with fewer" in why
-    resources = ResourcesSpec(workers=2, cpus_per_worker=1)
-    assert why_it_never_fits(resources, [node("a", 2)], is_elastic=False) is None
+    assert "asks for 8 workers x 1 CPU; the cluster has 2 CPUs and 0 GPUs on 1 node" in why
+    assert "lower resources.min_workers to 2, or what each worker takes" in why
+    assert why_it_never_fits(ResourcesSpec(workers=2, min_workers=2, cpus_per_worker=1), [node("a", 2)]) is None
 
 
-def test_an_elastic_job_must_fit_with_its_fewest_workers() -> None:
+def test_a_job_must_fit_with_its_fewest_workers_alone() -> None:
     resources = ResourcesSpec(workers=8, min_workers=3, cpus_per_worker=1)
-    assert why_it_never_fits(resources, [node("a", 3)], is_elastic=True) is None
-    why = why_it_never_fits(resources, [node("a", 2)], is_elastic=True)
+    assert why_it_never_fits(resources, [node("a", 3)]) is None
+    why = why_it_never_fits(resources, [node("a", 2)])
     assert why is not None
     assert "asks for at least 3 workers x 1 CPU; the cluster has 2 CPUs" in why
-    assert "lower resources.min_workers" in why
+    assert "lower resources.min_workers to 2" in why
+
+
+def test_fewer_workers_are_no_mend_where_not_even_one_fits() -> None:
+    no_gpus = why_it_never_fits(
+        ResourcesSpec(workers=2, min_workers=1, cpus_per_worker=1, gpus_per_worker=1), [node("a", 8)]
+    )
+    too_wide = why_it_never_fits(ResourcesSpec(workers=2, min_workers=1, cpus_per_worker=9), [node("a", 8)])
+    assert no_gpus is not None
+    assert too_wide is not None
+    assert no_gpus.endswith("set resources.gpus_per_worker to 0 to train on CPUs, or use a cluster with GPUs")
+    assert too_wide.endswith("lower what each worker takes, or use larger nodes")
+    assert "min_workers" not in no_gpus + too_wide
 
 
 def test_cpus_on_two_nodes_do_not_make_a_worker() -> None:
-    resources = ResourcesSpec(workers=1, cpus_per_worker=3)
-    assert why_it_never_fits(resources, [node("a", 2), node("b", 2)], is_elastic=False) is not None
+    resources = ResourcesSpec(workers=1, min_workers=1, cpus_per_worker=3)
+    assert why_it_never_fits(resources, [node("a", 2), node("b", 2)]) is not None
 
 
 def test_gpus_are_counted_too() -> None:
-    resources = ResourcesSpec(workers=2, cpus_per_worker=1, gpus_per_worker=1)
-    why = why_it_never_fits(resources, [node("a", 8, 1)], is_elastic=False)
+    resources = ResourcesSpec(workers=2, min_workers=2, cpus_per_worker=1, gpus_per_worker=1)
+    why = why_it_never_fits(resources, [node("a", 8, 1)])
     assert why is not None
     assert "1 CPU and 1 GPU" in why
     assert amount_of_worker(resources) == Amount(10_000, 10_000)

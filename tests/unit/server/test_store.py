@@ -16,7 +16,7 @@ from sqlalchemy import Connection, event, text
 
 from lockstep.server.errors import AlreadyExists
 from lockstep.server.job import Job, Progress, State
-from lockstep.server.store import NewJob, News, Store, StoredCheckpoint, StoredFile, StoredPoint, StoreError
+from lockstep.server.store import JobFilter, NewJob, News, Store, StoredCheckpoint, StoredFile, StoredPoint, StoreError
 from lockstep.server.store.engines import migrate, writing_engine
 from lockstep.server.store.tables import metadata
 from lockstep.v1.job_pb2 import JobResult
@@ -98,9 +98,9 @@ def test_checkpoints_come_and_go_with_the_job_that_wrote_them(tmp_path: Path) ->
                 news = News(checkpoints=[checkpoint(step, "/again" if step == 1 else "/c") for step in steps])
                 job = (await store.save(job, now=NOW, news=news)).job
         async with open_store(tmp_path) as store:
-            listed = await store.list_checkpoints("job-a", before=None, limit=9)
+            listed = await store.list_checkpoints("job-a", before=None, limit=9, make=list)
             assert listed == [checkpoint(2), checkpoint(1, "/again")]
-            assert await store.list_checkpoints("job-a", before=2, limit=9) == listed[1:]
+            assert await store.list_checkpoints("job-a", before=2, limit=9, make=list) == listed[1:]
             assert await store.get_checkpoint("job-a", None) == checkpoint(2)
             assert await store.get_checkpoint("job-a", 3) is None
             assert [(job.job_id, job.newest_checkpoint) for job in await store.live_jobs()] == [
@@ -164,7 +164,7 @@ def test_a_write_that_fails_hurts_none_of_its_neighbours(tmp_path: Path) -> None
                 *(store.submit(new_job(f"job-{i % 3}")) for i in range(6)), return_exceptions=True
             )
             assert [isinstance(outcome, Exception) for outcome in outcomes] == [True, False, False, True, True, True]
-            jobs = await store.list_jobs(before=None, limit=9, states=[], labels={})
+            jobs = await store.list_jobs(before=None, limit=9, make=list)
             assert [job.job_id for job in jobs] == ["job-2", "job-1", "job-0"]
 
     run(scenario())
@@ -189,7 +189,7 @@ def test_every_double_survives(tmp_path: Path, value: float) -> None:
         async with open_store(tmp_path) as store:
             job, _ = await store.submit(new_job("job-a"))
             await store.save(job, now=NOW, news=News(points=[point(1, value)]))
-            [stored] = await store.new_points("job-a", names=[], kind=0, after_seq=0, limit=9)
+            [stored] = await store.new_points("job-a", names=[], kind=0, after_seq=0, limit=9, make=list)
             assert repr(stored.value) == repr(value)
 
     run(scenario())
@@ -205,7 +205,7 @@ def test_a_point_is_stored_once_however_often_it_comes(tmp_path: Path) -> None:
                 assert saved.disagreements == ()
             again = [*points[:2], point(1, 8.0, "step_seconds", 2), point(3, 0.25)]
             assert (await store.save(job, now=NOW, news=News(points=again))).disagreements == ()
-            stored = await store.list_points("job-a", names=[], kind=0, after_step=0, after=None, limit=9)
+            stored = await store.list_points("job-a", names=[], kind=0, after_step=0, after=None, limit=9, make=list)
             assert [(p.name, p.step, repr(p.value)) for p in stored] == [
                 ("train_loss", 1, "0.5"),
                 ("train_loss", 2, "nan"),
@@ -225,7 +225,7 @@ def test_a_result_that_comes_again_with_another_value_is_told_and_not_taken(tmp_
                 job, now=NOW, news=News(points=[point(1, 0.5000001), point(2, 0.4)]), messages=["end"]
             )
             assert len(saved.disagreements) == 1
-            [stored, _] = await store.new_points("job-a", names=[], kind=0, after_seq=0, limit=9)
+            [stored, _] = await store.new_points("job-a", names=[], kind=0, after_seq=0, limit=9, make=list)
             assert stored.value == 0.5
             events = await store.list_events("job-a", after=1, up_to=saved.job.event_count, limit=9)
             assert "THE CURVE DIFFERS: train_loss at step 1 was 0.5" in events[0].message
@@ -241,9 +241,11 @@ def test_jobs_are_found_by_state_and_labels(tmp_path: Path) -> None:
                 job, _ = await store.submit(new_job(f"job-{number}", team="ab"[number % 2], all="1"))
                 if number < 3:
                     await store.save(replace(job, state=State.FAILED), now=NOW)
-            found = await store.list_jobs(before=None, limit=9, states=[], labels={"team": "b", "all": "1"})
+            of_b = JobFilter(labels={"team": "b", "all": "1"})
+            found = await store.list_jobs(before=None, limit=9, which=of_b, make=list)
             assert [job.job_id for job in found] == ["job-5", "job-3", "job-1"]
-            found = await store.list_jobs(before=3, limit=1, states=[State.FAILED], labels={})
+            assert await store.count_jobs(of_b) == 3
+            found = await store.list_jobs(before=3, limit=1, which=JobFilter(states=(State.FAILED,)), make=list)
             assert [job.job_id for job in found] == ["job-1"]
             assert [job.job_id for job in await store.live_jobs()] == ["job-3", "job-4", "job-5"]
             assert await store.count_by_state() == {State.FAILED: 3, State.QUEUED: 3}

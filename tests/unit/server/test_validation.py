@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 
+from lockstep.server import checkpoint_rules
 from lockstep.server.validation import CHOICE_RULES, CROSS_RULES, FIELD_RULES, fill_in_defaults, resolve
 from lockstep.v1.job_spec_pb2 import JobSpec
 from tests.unit.server.specs import DIGITS, LENET, SITE, SYNTHETIC, spec_of, violations_of
@@ -26,6 +27,17 @@ NO_FOLDERS = (
     "file://relative/x",
     "file:///",
     "s3://bucket/\u2028",
+    "memory://x",
+    "http://host/x",
+    "https://host/x",
+    "ftp://host/x",
+    "zip://x",
+    "reference://x",
+    "github://a:b@/x",
+    "dir://x",
+    "git://x",
+    "simplecache::s3://bucket/x",
+    "s3://bucket/x::/y",
 )
 NOT_POSITIVE = (0, -1, -HUGE)
 NO_NUMBERS = (math.nan, math.inf, -math.inf)
@@ -188,30 +200,48 @@ BAD_COMBINATIONS: dict[str, tuple[int, JobSpec, str]] = {
         ),
         "makes 2,000,200,000 numbers, with the validation examples and the 200 features; allowed: at most",
     ),
-    "more weights than memory holds": (
-        15,
-        spec_of(DIGITS, model__mlp__hidden_units=[65_536, 65_536]),
-        "makes 4,294,967,296 weights between hidden layers; allowed: at most 1,000,000,000;",
-    ),
     "fewer workers than the fewest": (
-        16,
+        15,
         spec_of(DIGITS, resources__workers=2, resources__min_workers=3),
         "resources.min_workers is 3; allowed: at most resources.workers, and resources.workers is 2;",
     ),
     "weights from nowhere": (
-        17,
+        16,
         spec_of(DIGITS, init_from={}),
         "init_from has neither job_id nor uri; allowed: one of the two;",
     ),
     "weights from two places": (
-        17,
+        16,
         spec_of(DIGITS, init_from__job_id="job-1", init_from__uri="/c"),
         'init_from.job_id is "job-1" and init_from.uri is "/c"; allowed: one of the two;',
     ),
     "a step of a folder": (
-        18,
+        17,
         spec_of(DIGITS, init_from__uri="/c", init_from__step=7),
         "init_from.step is 7; allowed: only with init_from.job_id; remove it;",
+    ),
+    "more weights than memory holds": (
+        18,
+        spec_of(DIGITS, model__mlp__hidden_units=[65_536, 65_536]),
+        "makes 4,299,816,960 weights, with 64 inputs; allowed: at most 1,000,000,000;",
+    ),
+    "more points than the store shall hold": (
+        19,
+        spec_of(DIGITS, training={"max_steps": 1_000_000_000, "log_every_steps": 1}),
+        "training.log_every_steps is 1, which makes up to 6,045,454,546 metric points with those of the validations; "
+        "allowed on this server: at most 100,000,000 (--points-per-job);",
+    ),
+    "more weights at the inputs than memory holds": (
+        20,
+        spec_of(
+            SYNTHETIC, model={"mlp": {"hidden_units": [65_536, 6_000]}}, data__synthetic_regression__w=[1.0] * 9_999
+        ),
+        "makes 1,048,516,464 weights, with 9,999 inputs; allowed: at most 1,000,000,000;",
+    ),
+    "more points of validations than the store shall hold": (
+        21,
+        spec_of(SYNTHETIC, training={"max_epochs": 1_000_000, "batch_size": 1, "evaluate_every_steps": 1}),
+        "training.log_every_steps is 50 (the default), which makes up to 2,120,000,000 metric points",
     ),
 }
 
@@ -227,7 +257,10 @@ def test_fields_that_do_not_fit_together_are_named(name: str) -> None:
 
 def test_every_rule_over_several_fields_is_broken_by_some_test() -> None:
     on_files = {12, 13}  # The tests on folders, in test_dataset_rules.py.
-    assert {number for number, _, _ in BAD_COMBINATIONS.values()} | on_files == set(range(len(CROSS_RULES)))
+    on_stores = {19, 20, 21, 22}  # In test_checkpoint_rules.py.
+    on_sizes = {23, 24}  # In test_size_rules.py.
+    elsewhere = on_files | on_stores | on_sizes
+    assert {number for number, _, _ in BAD_COMBINATIONS.values()} | elsewhere == set(range(len(CROSS_RULES)))
 
 
 @pytest.mark.parametrize(
@@ -317,9 +350,12 @@ def test_a_spec_of_an_earlier_version_gets_the_fields_that_are_new_and_keeps_the
 
 
 @pytest.mark.parametrize(
-    "folder", ["/", "/a", "/a b/\u00e4", "s3://bucket/x", "gs://b", "file:///a", "memory://x", "local:///a/b"]
+    "folder", ["/", "/a", "/a b/\u00e4", "/run::1/a://b", "s3://bucket/x", "gs://b", "file:///a", "local:///a/b"]
 )
-def test_folders_that_can_be_reached_from_everywhere_are_taken_as_they_are(folder: str) -> None:
+def test_folders_that_can_be_reached_from_everywhere_are_taken_as_they_are(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_rules, "is_installed", lambda package: True)
     spec = resolve(spec_of(DIGITS, recovery__checkpoint_uri=folder, init_from__uri=folder), SITE)
     assert (spec.recovery.checkpoint_uri, spec.init_from.uri) == (folder, folder)
 

@@ -16,6 +16,7 @@ from tests.unit.workers.pool_stage import Clock, Make, PoolStage
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(pool_module, "time", clock)
+    monkeypatch.setattr(pool_module, "awake", clock)
     monkeypatch.setattr(pool_module, "ASK_AGAIN_AFTER_S", 0.0)
     return clock
 

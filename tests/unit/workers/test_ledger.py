@@ -107,6 +107,46 @@ def test_a_step_that_is_lost_was_spent_on_healing(clock: Clock) -> None:
     assert ledger.account().steps == 2
 
 
+def test_an_exchange_between_two_steps_that_fails_is_healing_and_what_was_done_before_it_is_not(clock: Clock) -> None:
+    ledger = Ledger()
+    step(ledger, clock, (Phase.FORWARD, 1.0))
+    spend(ledger, clock, (Phase.VALIDATION, 2.0), (Phase.EXCHANGE, 30.0))
+    ledger.lose_step()
+    clock.now += 4.0
+    assert told(ledger) == {Phase.FORWARD: 1.0, Phase.VALIDATION: 2.0, Phase.HEALING: 34.0}
+
+
+def test_only_a_step_or_an_exchange_that_has_not_ended_is_under_way(clock: Clock) -> None:
+    ledger = Ledger(spent_s=2.0)
+
+    def under_way() -> dict[Phase, float]:
+        return {phase: s for phase, s in zip(Phase, ledger.account().under_way, strict=True) if s}
+
+    step(ledger, clock, (Phase.FORWARD, 1.0), (Phase.EXCHANGE, 1.0), (Phase.OPTIMIZER, 1.0))
+    assert not under_way()
+    ledger.begin_step()
+    spend(ledger, clock, (Phase.FORWARD, 2.0), (Phase.EXCHANGE, 3.0))
+    assert under_way() == {Phase.FORWARD: 2.0, Phase.EXCHANGE: 3.0}
+    spend(ledger, clock, (Phase.OPTIMIZER, 1.0))
+    ledger.end_step(6.0, examples=32)
+    assert not under_way()
+    spend(ledger, clock, (Phase.EXCHANGE, 4.0))
+    assert under_way() == {Phase.EXCHANGE: 4.0}
+    spend(ledger, clock, (Phase.IDLE, 5.0))
+    assert not under_way()
+
+
+def test_a_device_is_not_asked_about_a_step_that_was_lost(clock: Clock) -> None:
+    ledger = Ledger()
+    ledger.follow(Waits(), DeviceMarks())  # knows no other order of marks than that of a whole step
+    ledger.begin_step()
+    spend(ledger, clock, (Phase.FORWARD, 1.0))
+    ledger.lose_step()
+    clock.now += 30.0
+    step(ledger, clock, (Phase.FORWARD, 1.0), (Phase.BACKWARD, 3.0), (Phase.EXCHANGE, 1.0), (Phase.OPTIMIZER, 0.0))
+    assert told(ledger) == {Phase.HEALING: 31.0, Phase.FORWARD: 1.0, Phase.BACKWARD: 3.0, Phase.EXCHANGE_WAIT: 1.0}
+
+
 def test_what_was_done_before_a_rank_is_lost_between_two_steps_is_not_undone(clock: Clock) -> None:
     ledger = Ledger()
     step(ledger, clock, (Phase.FORWARD, 1.0))
@@ -190,6 +230,9 @@ class DeviceMarks:
         phases, self.phases = self.phases, []
         assert phases == [Phase.DATA, Phase.FORWARD, Phase.BACKWARD, Phase.EXCHANGE, Phase.OPTIMIZER]
         return {Phase.FORWARD: 1.0, Phase.BACKWARD: 3.0, Phase.EXCHANGE: 9.0}
+
+    def forget(self) -> None:
+        self.phases = []
 
 
 def test_on_a_device_the_time_of_all_steps_is_divided_as_in_the_one_that_was_measured(clock: Clock) -> None:

@@ -4,6 +4,8 @@ from concurrent.futures import Future
 from typing import Any
 
 import pytest
+from ray.exceptions import TaskUnschedulableError
+from structlog.testing import capture_logs
 
 from lockstep.workers import log_sweeps
 from lockstep.workers.log_sweeps import LogSweeps
@@ -77,6 +79,33 @@ def test_a_sweep_that_cannot_begin_harms_nobody(timers: list[Timer]) -> None:
     timers[0].ring()
     sweeps.soon("a")
     assert len(timers) == 3
+
+
+def test_of_a_node_that_is_gone_people_are_told_once_and_in_our_words(timers: list[Timer]) -> None:
+    class Refusing(Tasks):
+        def __call__(self, node_id: str, address: str) -> "Future[int]":
+            self.started.append((node_id, address))
+            refused: Future[int] = Future()
+            refused.set_exception(TaskUnschedulableError("The node specified via NodeAffinitySchedulingStrategy ..."))
+            return refused
+
+    tasks = Refusing()
+    sweeps = LogSweeps("here", tasks)
+    sweeps.begin("host:1")
+    sweeps.found(["a", "b"])
+    with capture_logs() as told:
+        for timer in timers[:2]:  # Ray knows it before the launcher has looked
+            timer.ring()
+        assert tasks.started == [("a", "host:1")] * 2
+        sweeps.found(["b"])
+        for _ in range(3):
+            sweeps.soon("a")
+        for timer in timers[4:]:
+            timer.ring()
+    assert tasks.started == [("a", "host:1")] * 2
+    assert [(entry["event"], entry["node_id"]) for entry in told] == [
+        ("the node is gone, and the logs of its workers with it", "a")
+    ]
 
 
 def test_all_sweeps_are_tasks_of_one_function_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,7 @@ def test_an_idle_one_is_ended_when_its_time_is_over(stage: PoolStage) -> None:
     early, late = stage.idle_ones(2)
     for process in (early, late):
         process.asked_at += 1e6  # they answer
-    late.idle_since = (late.idle_since or 0.0) + 10.0
+    late.resting_since += 10.0
     stage.look(TTL_S + 1.0)
     assert [early.is_ended, late.is_ended] == [True, False]
     assert stage.fleet.room() == {"a": (3.0, 0.0)}

@@ -55,7 +55,7 @@ def test_workers_that_get_on_in_between_are_never_given_up(stage: Stage) -> None
 
 def test_however_long_a_failed_meeting_takes_there_are_not_many(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, seen = Clock(), Quarrel()
-    monkeypatch.setattr(quarrel.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(quarrel.awake, "now", lambda: clock.now)
     for _ in range(MAX_QUARRELS):
         seen.begin()
         clock.now += FAILED_MEETING_S

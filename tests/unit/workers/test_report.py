@@ -276,3 +276,23 @@ def test_checkpoints_of_a_rank_that_leads_no_more_are_not_told_when_it_leads_aga
     reporter.flush()
     assert coordinator[0].steps() == [1]
     assert not any(report.HasField("kept_checkpoints") for report in coordinator[0].taken)
+
+
+def test_a_stop_that_was_refused_is_followed_no_more_and_one_that_may_not_be_refused_is(
+    coordinator: tuple[Coordinator, str],
+) -> None:
+    refused: list[tuple[int, str]] = []
+    reporter = Reporter(ORDER, Pulse(30), refused=lambda number, why: refused.append((number, why)))
+    reporter.stop(keep=True, refusable=3)
+    assert (reporter.wish(), reporter.refusable()) == (Wish.KEEP_AND_STOP, 3)
+    reporter.refuse_stop(3, "the disk is full")
+    assert (reporter.wish(), reporter.refusable()) == (Wish.GO_ON, 0)
+    reporter.stop(keep=True, refusable=3)
+    assert reporter.wish() is Wish.GO_ON, "it came late"
+    reporter.stop(keep=True, refusable=5)
+    reporter.stop(keep=False)
+    reporter.refuse_stop(5, "the disk is full")
+    assert (reporter.wish(), reporter.refusable()) == (Wish.STOP, 0)
+    reporter.refuse_stop(6, "")
+    assert refused == [(3, "the disk is full"), (5, "the disk is full")], "rank 0 tells it for all"
+    reporter.close()

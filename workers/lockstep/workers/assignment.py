@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from google.protobuf import json_format
+
 from lockstep.v1.internal_service_pb2 import StartGang
 from lockstep.workers.datasets import DataCache
 from lockstep.workers.diary import Diary
@@ -24,8 +26,9 @@ from lockstep.workers.training import device_of, train
 LAST_WORDS_S = 5.0
 """How long a worker that ends goes on trying to report what it has seen before, and to deliver what it has printed."""
 
-LONGEST_START_S = 3_600.0
-"""How long a process can have taken to come up; the clock of another machine may tell anything."""
+PLACEMENT_TIMEOUT_S = 60.0
+"""How long workers may take to come up before they are given up. So no account can begin with more than that, whatever
+the clock of another machine tells."""
 
 log = logging.getLogger(LOGGER)
 
@@ -45,6 +48,8 @@ class News(NamedTuple):
         has_left_log: not all that it has printed was delivered in time.
         data: the digest of its data; empty until it is prepared.
         was_dismissed: it has ended since it was told to leave, and not since all do.
+        refused_stop: number of the last order to stop that this rank has refused for all; 0 for none.
+        refused_because: why.
     """
 
     is_prepared: bool = False
@@ -58,6 +63,8 @@ class News(NamedTuple):
     has_left_log: bool = False
     data: str = ""
     was_dismissed: bool = False
+    refused_stop: int = 0
+    refused_because: str = ""
 
 
 class Place(NamedTuple):
@@ -94,11 +101,11 @@ class Assignment:
     ) -> None:
         self.order, self.number, self.name = order, number, name_of(order, number)
         endpoint = Endpoint(place.host)
-        self._ledger = Ledger(min(max(0.0, time.time() - ordered_at), LONGEST_START_S))
+        self._ledger = Ledger(min(max(0.0, time.time() - ordered_at), PLACEMENT_TIMEOUT_S))
         self._ledger_reports = LedgerReports(order, number, place.node_id, self._ledger, self._rank)
         self.address = endpoint.address
         self.pulse = Pulse(order.spec.recovery.hang_timeout_s)
-        self.reporter = Diary(order, self.pulse, self._went_on)
+        self.reporter = Diary(order, self.pulse, self._went_on, self._refused)
         self._printed = WorkerLog(order, number, logs)
         self._device = device_of(order.spec)
         self.membership = Membership(endpoint, order.attempt_token.encode(), self._device, self._lost)
@@ -154,6 +161,9 @@ class Assignment:
         """A step is done, the first one since the group was lost."""
         self._tell(went_on_in=self.membership.current.number)
 
+    def _refused(self, number: int, why: str) -> None:
+        self._tell(refused_stop=number, refused_because=why)
+
     def _run(self) -> None:
         order, error_bytes, was_dismissed = self.order, b"", False
         recovery = order.spec.recovery
@@ -184,6 +194,7 @@ class Assignment:
             log.exception("this worker cannot go on")
             error_bytes = job_error(error, self.membership.current.rank).SerializeToString()
         try:
+            self._ledger.leave_step()  # an error may have come in the middle of one
             self._ledger.enter(Phase.IDLE)
             ended["has_left_log"] = not self._printed.end(LAST_WORDS_S)
             self.reporter.close(LAST_WORDS_S)
@@ -203,7 +214,10 @@ def checkpoints_of(order: StartGang) -> Checkpoints:
         "engine_version": ENGINE_VERSION,
         "hardware_class": hardware_class(device_of(order.spec)),
     }
-    return Checkpoints(order.checkpoint_uri, order.spec.recovery.keep_checkpoints, facts)
+    if order.curve_digest:
+        facts["curve_digest"] = order.curve_digest
+    spec = json_format.MessageToDict(order.spec, preserving_proto_field_name=True)
+    return Checkpoints(order.checkpoint_uri, order.spec.recovery.keep_checkpoints, facts, spec)
 
 
 def name_of(order: StartGang, number: int) -> str:

@@ -1,7 +1,6 @@
 """One attempt of a job: place its workers, let them meet, watch them, heal, resize, and leave nothing behind."""
 
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,7 +17,9 @@ from lockstep.v1.internal_service_pb2 import (
     StopGang,
 )
 from lockstep.v1.job_pb2 import JobError
+from lockstep.workers.assignment import PLACEMENT_TIMEOUT_S
 from lockstep.workers.ending import Ending
+from lockstep.workers.engine import awake
 from lockstep.workers.gang import (
     Event,
     Gang,
@@ -30,13 +31,14 @@ from lockstep.workers.gang import (
     PlacementFailed,
     ResizeAsked,
     StopAsked,
+    changed,
     differs,
 )
+from lockstep.workers.losses import lost_with, what_happened
 from lockstep.workers.pool import Pool
 from lockstep.workers.quarrel import HOPELESS, Quarrel
+from lockstep.workers.words import count, go_on
 
-PLACEMENT_TIMEOUT_S = 60.0
-"""How long workers may take to come up before they are given up."""
 LEAVE_GRACE_S = 10.0
 """How long a worker that is let go may take."""
 
@@ -69,8 +71,7 @@ class Attempt:
         self.order = order
         self._tell, self._epoch = tell, epoch
         self._gang = Gang(pool, order, epoch, generation)
-        self._adopted, self._is_whole = adopted, is_whole
-        self._revision = 0
+        self._adopted, self._is_whole, self._revision = adopted, is_whole, 0
         self._min_workers = max(1, order.spec.resources.min_workers)
         self._ending = Ending()
         self._placed_by: float | None = None
@@ -83,13 +84,13 @@ class Attempt:
     def start(self) -> None:
         """Begin; returns at once."""
         for member in self._adopted:
-            member.kill_by = time.monotonic() + LEAVE_GRACE_S if member.is_leaving else None
+            member.kill_by = awake.now() + LEAVE_GRACE_S if member.is_leaving else None
             self._gang.adopt(member)
         self._thread.start()
 
     def stop(self, order: StopGang) -> None:
         """Ask the gang to stop at a step boundary, and kill it after a grace."""
-        self._gang.events.put(StopAsked(order.grace_s, order.keep))
+        self._gang.events.put(StopAsked(order.grace_s, order.keep, order.refusable))
 
     def resize(self, order: ResizeGang) -> None:
         """Give the gang other workers."""
@@ -102,9 +103,7 @@ class Attempt:
     def inventory(self) -> GangChanged:
         """Who is in the gang now; only before `start`, for a gang that was taken over."""
         training = sum(member.is_training for member in self._adopted)
-        return self._changed(self._adopted, training if self._is_whole else 0)
-
-    # The thread.
+        return changed(self.order, self._revision, self._adopted, training if self._is_whole else 0)
 
     def _run(self) -> None:
         stopped = GangStopped(job_id=self.order.job_id, attempt=self.order.attempt)
@@ -132,13 +131,13 @@ class Attempt:
         if not self._adopted:
             for node_id in self.order.node_ids:
                 self._gang.add(node_id)
-            self._placed_by = time.monotonic() + PLACEMENT_TIMEOUT_S
+            self._placed_by = awake.now() + PLACEMENT_TIMEOUT_S
             return
         # Those that are left may be on their way out already, which only the launcher before knew.
         is_too_small = self._check_size("workers were lost before this launcher came", is_broken=not self._is_whole)
         if self._gang.generation and not self._is_whole and not is_too_small and self._gang.ready:
             self._form("healed")
-            self._tell_changed(f"{_count(len(self._gang.training))} go on after a change of the launcher")
+            self._tell_changed(f"{go_on(len(self._gang.training))} after a change of the launcher")
 
     def _handle(self, event: Event | None) -> None:
         match event:
@@ -150,12 +149,15 @@ class Attempt:
                 if all(other.is_up for other in self._gang.members):
                     self._placed_by = None
                     if self._gang.generation == 0:
-                        self._tell_started()
+                        started = GangStarted(job_id=self.order.job_id, attempt=self.order.attempt)
+                        self._tell(ConnectLauncherRequest(gang_started=started))
                 self._meet()
             case MemberNews(member, news):
                 self._take_news(member, news)
-            case MemberDied(member, error):
-                self._lose(member, error)
+            case MemberDied(member, error) if not self._is_of_the_gang(member):
+                self._lose_one_apart(member, error)
+            case MemberDied():
+                self._lose(event)
             case Hung(member, why):
                 self._log.warning("a worker hangs", worker=member.number, why=why)
                 member.hung_because = why
@@ -172,7 +174,7 @@ class Attempt:
             self._gang.remove(member, news)
             if not news.error_bytes:
                 if news.was_dismissed and not member.is_leaving:  # a launcher that died has told it
-                    self._go_on_without(member, f"worker {member.number} was let go before this launcher came")
+                    self._go_on_without([member], f"worker {member.number} was let go before this launcher came")
                     return
                 if member.is_training and not member.is_leaving:
                     self._ending.has_left()
@@ -188,6 +190,9 @@ class Attempt:
             return
         if news.is_prepared and not member.is_prepared:
             self._take_in(member, news)
+        if self._ending.is_refused_by(news.refused_stop):
+            self._tell_changed(news.refused_because, refuses_stop=True)
+            self._meet()
         self._quarrel.went_on(news.went_on_in)
         # An order of a launcher that died may have come to a worker after this one had asked it who it is.
         self._gang.generation = max(news.lost_generation, self._gang.generation)
@@ -231,10 +236,30 @@ class Attempt:
                 self._tell_changed("")
         elif any(not member.is_training for member in ready):
             self._form("grown")
-            self._tell_changed(f"grown to {_count(len(self._gang.training))}")
+            self._tell_changed(f"grown to {count(len(self._gang.training), 'worker')}")
 
-    def _lose(self, member: Member, error: JobError) -> None:
-        """A worker is gone: go on without it, or end if nobody is left."""
+    def _lose(self, died: MemberDied) -> None:
+        """A worker is gone: go on without it and those that went with it, or end if nobody is left."""
+        member, before = died.member, list(self._gang.members)
+        others = self._gang.deaths_that_came()
+        lost = [loss for loss in lost_with(died, before, others) if self._is_of_the_gang(loss.member)]
+        for loss in lost:
+            self._gang.remove(loss.member)
+            self._log.info("a worker is lost", worker=loss.member.number, node_id=loss.member.node_id, why=loss.fate)
+        what = what_happened(lost, before)
+        if not self._gang.staying:
+            message = f"{what}; no other worker was left"
+            self._ending.errors.append(JobError(reason="WORKER_LOST", message=message, rank=member.number))
+        else:
+            self._go_on_without([loss.member for loss in lost], what)
+
+    def _is_of_the_gang(self, member: Member) -> bool:
+        """Whether a worker that is up shall stay and is not new in its process, while nobody was told to go."""
+        is_fresh = member.process.is_reused and not member.is_prepared
+        return member.is_up and not member.is_leaving and not is_fresh and self._ending.deadline is None
+
+    def _lose_one_apart(self, member: Member, error: JobError) -> None:
+        """One is gone that was about to leave, or to come."""
         self._gang.remove(member)
         if member.is_leaving or self._ending.deadline is not None:
             if not member.is_leaving:
@@ -245,25 +270,19 @@ class Attempt:
         self._log.info("a worker is lost", worker=member.number, node_id=member.node_id, why=what)
         if member.process.is_reused and not member.is_prepared:  # it may have died or hung long ago
             self._gang.add(member.node_id, fresh=True)
-            self._placed_by = time.monotonic() + PLACEMENT_TIMEOUT_S
+            self._placed_by = awake.now() + PLACEMENT_TIMEOUT_S
             if member.hung_because:
                 self._tell_changed(f"{what}; a new process takes its place")
             return
-        if not member.is_up:
-            self._not_placed(what)
-            return
-        if not self._gang.staying:
-            message = f"{what}; no other worker was left"
-            self._ending.errors.append(JobError(reason="WORKER_LOST", message=message, rank=member.number))
-            return
-        self._go_on_without(member, what)
+        self._not_placed(what)
 
-    def _go_on_without(self, member: Member, what: str) -> None:
-        if self._check_size(what, is_broken=member.is_training):
+    def _go_on_without(self, members: Sequence[Member], what: str) -> None:
+        is_broken = any(member.is_training for member in members)
+        if self._check_size(what, is_broken=is_broken):
             return
-        if self._gang.generation and member.is_training:
+        if self._gang.generation and is_broken:
             self._form("healed")
-            self._tell_changed(f"{what}; {_count(len(self._gang.training))} go on")
+            self._tell_changed(f"{what}; {go_on(len(self._gang.training))}")
         else:
             self._tell_changed(what)
             self._meet()
@@ -281,7 +300,7 @@ class Attempt:
         if self._gang.generation and is_broken:
             self._form("healed")
         self._tell_changed(
-            f"{what}; {_count(left)} left, fewer than resources.min_workers ({self._min_workers}): "
+            f"{what}; {count(left, 'worker')} left, fewer than resources.min_workers ({self._min_workers}): "
             "the job writes a checkpoint and waits"
         )
         self._stop_all(self._ending.be_too_small(what))
@@ -300,7 +319,7 @@ class Attempt:
         self._gang.form(why)
 
     def _time_is_up(self) -> None:
-        now = time.monotonic()
+        now = awake.now()
         if self._ending.deadline is not None and now >= self._ending.deadline:
             for member in list(self._gang.members):
                 self._gang.kill(member)
@@ -310,7 +329,8 @@ class Attempt:
             self._placed_by = None
             if self._gang.generation == 0 and late:
                 raise PlacementFailed(
-                    f"{len(late)} of {len(self._gang.members)} workers were not up after {PLACEMENT_TIMEOUT_S:.0f} s; "
+                    f"{len(late)} of {count(len(self._gang.members), 'worker')} "
+                    f"{'was' if len(late) == 1 else 'were'} not up after {PLACEMENT_TIMEOUT_S:.0f} s; "
                     "others on the cluster may hold what they need"
                 )
             for member in late:
@@ -336,7 +356,7 @@ class Attempt:
     def _stop_all(self, asked: StopAsked) -> None:
         self._ending.stop(asked, has_trained=self._gang.generation > 0)
         for member in self._gang.members:
-            self._gang.tell(member, "stop", self._epoch, asked.keep)
+            self._gang.tell(member, "stop", self._epoch, asked.keep, asked.refusable)
 
     def _fail(self, error: JobError) -> None:
         """A worker could not go on for a reason that the others share: end all, once they have reported."""
@@ -361,38 +381,20 @@ class Attempt:
                 leaving.append(member)
         for member in leaving:
             member.is_leaving = member.is_surplus = True
-            member.kill_by = time.monotonic() + LEAVE_GRACE_S
+            member.kill_by = awake.now() + LEAVE_GRACE_S
         words = ""
         if any(member.is_training for member in leaving):
             self._form("shrunk")
-            words = f"shrunk to {_count(len(self._gang.training))}"
+            words = f"shrunk to {count(len(self._gang.training), 'worker')}"
         for member in leaving:
             self._gang.tell(member, "dismiss", self._epoch)
         for node_id in wanted:
             self._gang.add(node_id)
         if wanted:
-            self._placed_by = time.monotonic() + PLACEMENT_TIMEOUT_S
+            self._placed_by = awake.now() + PLACEMENT_TIMEOUT_S
         self._tell_changed(words)
 
-    def _tell_changed(self, message: str, refused: Sequence[str] = ()) -> None:
-        fact = self._changed(self._gang.members, len(self._gang.training), message)
-        fact.refused_node_ids.extend(refused)
+    def _tell_changed(self, message: str, refused: Sequence[str] = (), *, refuses_stop: bool = False) -> None:
+        fact = changed(self.order, self._revision, self._gang.members, len(self._gang.training), message)
+        fact.MergeFrom(GangChanged(refused_node_ids=refused, refuses_stop=refuses_stop))
         self._tell(ConnectLauncherRequest(gang_changed=fact))
-
-    def _changed(self, members: Sequence[Member], running: int, message: str = "") -> GangChanged:
-        return GangChanged(
-            job_id=self.order.job_id,
-            attempt=self.order.attempt,
-            revision=self._revision,
-            node_ids=[member.node_id for member in sorted(members, key=lambda member: member.is_leaving)],
-            running_workers=running,
-            message=message,
-        )
-
-    def _tell_started(self) -> None:
-        started = GangStarted(job_id=self.order.job_id, attempt=self.order.attempt)
-        self._tell(ConnectLauncherRequest(gang_started=started))
-
-
-def _count(workers: int) -> str:
-    return f"{workers} worker{'' if workers == 1 else 's'}"

@@ -6,7 +6,11 @@ import grpc
 
 from lockstep.v1.internal_service_pb2_grpc import InternalServiceStub
 
-OPTIONS = (("grpc.max_reconnect_backoff_ms", 1_000),)
+OPTIONS = (
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # A proxy in the environment leads out to the world, and never to the coordinator.
+    ("grpc.enable_http_proxy", 0),
+)
 FINAL_CODES = (
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.RESOURCE_EXHAUSTED,

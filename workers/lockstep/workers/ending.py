@@ -1,8 +1,7 @@
 """What ends an attempt before its members have left by themselves, and what it ends with."""
 
-import time
-
 from lockstep.v1.job_pb2 import JobError
+from lockstep.workers.engine import awake
 from lockstep.workers.failures import first_cause
 from lockstep.workers.gang import StopAsked
 
@@ -18,7 +17,7 @@ class Ending:
     Attributes:
         is_stopping: its workers were told to stop.
         is_too_small: they were, since fewer than `resources.min_workers` were left.
-        deadline: when those are killed that are still there, as time.monotonic() tells; None while it goes on.
+        deadline: when those are killed that are still there, as awake.now() tells; None while it goes on.
         errors: what workers have failed with.
         is_agreed: a worker that trained has left in order, as all of them will: nobody joins any more.
     """
@@ -27,13 +26,26 @@ class Ending:
         self.is_stopping = self.is_too_small = self.is_agreed = False
         self.deadline: float | None = None
         self.errors: list[JobError] = []
-        self._too_small_because = ""
+        self._too_small_because, self._refusable = "", 0
         self._has_left_in_order = False
 
     def stop(self, asked: StopAsked, *, has_trained: bool) -> None:
         """The workers are told to stop; before they have trained, nothing is there that would have to be kept."""
-        self.is_stopping = True
-        self.deadline = time.monotonic() + (asked.grace_s if has_trained else 0.0)
+        self.is_stopping, self._refusable = True, asked.refusable
+        self.deadline = awake.now() + (asked.grace_s if has_trained else 0.0)
+
+    def is_refused_by(self, refused: int) -> bool:
+        """Whether the workers have just refused to stop, since they could not keep what they had.
+
+        Then they train as if they had not been told to.
+
+        Args:
+            refused: number of the last order that they have refused; 0 for none.
+        """
+        if not 0 < self._refusable <= refused or self.is_too_small or self.errors:
+            return False
+        self.is_stopping, self.deadline, self._refusable = False, None, 0
+        return True
 
     def be_too_small(self, why: str) -> StopAsked:
         """Too few are left; those shall write a checkpoint and go.
@@ -47,7 +59,7 @@ class Ending:
     def fail(self, error: JobError) -> None:
         """A worker could not go on for a reason that the others share."""
         self.errors.append(error)
-        limit = time.monotonic() + AFTERMATH_S
+        limit = awake.now() + AFTERMATH_S
         self.deadline = min(limit, self.deadline or limit)
 
     def has_left(self) -> None:

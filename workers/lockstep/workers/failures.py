@@ -43,17 +43,55 @@ def job_error(error: BaseException, rank: int) -> JobError:
         case ModelError():
             cause = error.__cause__ or error
             return JobError(reason="USER_ERROR", message=str(error), traceback=short_traceback(cause), rank=rank)
+        case ray.exceptions.RayTaskError():
+            pass  # what a worker has raised
         case ray.exceptions.OutOfMemoryError():
-            return JobError(
-                reason="WORKER_LOST", message=f"worker {rank} was killed: its node ran out of memory", rank=rank
-            )
+            message = f"worker {rank} was killed: {in_our_words(error)}"
+            return JobError(reason="WORKER_LOST", message=message, rank=rank)
+        case ray.exceptions.RayError():
+            return JobError(reason="WORKER_LOST", message=f"worker {rank} died: {in_our_words(error)}", rank=rank)
+    message = f"worker {rank} raised {type(error).__name__}: {str(error)[:MESSAGE_LIMIT]}"
+    return JobError(reason="USER_ERROR", message=message, traceback=short_traceback(error), rank=rank)
+
+
+def is_with_node(error: BaseException) -> bool:
+    """Whether a node is gone, and all that was there with it."""
+    match error:
+        case (
+            ray.exceptions.NodeDiedError()
+            | ray.exceptions.ActorUnschedulableError()
+            | ray.exceptions.TaskUnschedulableError()
+        ):
+            return True
         case ray.exceptions.RayActorError():
-            return JobError(
-                reason="WORKER_LOST", message=f"worker {rank} died: its process was killed or crashed", rank=rank
-            )
+            return "node has died" in str(error)
         case _:
-            message = f"worker {rank} raised {type(error).__name__}: {str(error)[:MESSAGE_LIMIT]}"
-            return JobError(reason="USER_ERROR", message=message, traceback=short_traceback(error), rank=rank)
+            return False
+
+
+def in_our_words(error: BaseException) -> str:
+    """What has become of a process of Ray's, in one line; Ray's own words are paragraphs on Ray."""
+    match error:
+        case _ if is_with_node(error):
+            return "its node is gone"
+        case ray.exceptions.OutOfMemoryError():
+            return "its node ran out of memory"
+        case ray.exceptions.RayTaskError():
+            return f"it raised {_first_line(f'{type(error.cause).__name__}: {error.cause}')}"
+        case ray.exceptions.RayActorError() if "creation task" in str(error):  # the last line names the error itself
+            return f"it could not be made: {str(error).rstrip().rpartition(chr(10))[2][:MESSAGE_LIMIT]}"
+        case ray.exceptions.ActorUnavailableError() | ray.exceptions.GetTimeoutError():
+            return "it cannot be reached"
+        case ray.exceptions.RayActorError() | ray.exceptions.WorkerCrashedError():
+            return "its process was killed or crashed"
+        case ray.exceptions.RayError():
+            return f"Ray lost it ({type(error).__name__})"
+        case _:
+            return _first_line(f"{type(error).__name__}: {error}")
+
+
+def _first_line(words: str) -> str:
+    return words.strip().partition("\n")[0][:MESSAGE_LIMIT]
 
 
 def first_cause(errors: list[JobError]) -> JobError:
@@ -62,7 +100,8 @@ def first_cause(errors: list[JobError]) -> JobError:
     def distance(error: JobError) -> int:
         if error.reason != "WORKER_LOST":
             return 0
-        return 1 if " died: " in error.message or " was killed: " in error.message else 2
+        is_first_hand = any(words in error.message for words in (" died: ", " was killed: ", " were killed: "))
+        return 1 if is_first_hand else 2
 
     return min(errors, key=distance)
 

@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lockstep.v1.internal_service_pb2 import ClusterCapacity, NodeCapacity
 from lockstep.v1.job_spec_pb2 import ResourcesSpec
+from lockstep.workers.engine import awake
 from lockstep.workers.log_sweeps import LogSweeps
 from lockstep.workers.node.agents import NodeAgents
 from lockstep.workers.worker import CONTROL_CALLS, Description, Limits, Worker
@@ -63,7 +64,8 @@ class Process:
         memory_bytes: what it takes, when it was idle last.
         data_bytes: what data in it takes, likewise.
         idle_since: since when it waits for a job, as time.time() tells; None when it does not.
-        asked_at: since when it owes an answer while it is idle, as time.monotonic() tells.
+        resting_since: the same as awake.now() tells, which no setting of a clock changes.
+        asked_at: since when it owes an answer while it is idle, as awake.now() tells.
         is_warm: it has done what takes long the first time.
         assignment: what it works for, by name; empty when it works for nobody.
         is_reused: it was there before that.
@@ -79,6 +81,7 @@ class Process:
     memory_bytes: int = 0
     data_bytes: int = 0
     idle_since: float | None = None
+    resting_since: float = 0.0
     asked_at: float = 0.0
     is_warm: bool = False
     assignment: str = ""
@@ -228,18 +231,18 @@ def ask_all(actors: Mapping[str, Actor], ask: Callable[[Actor], Any]) -> dict[st
 
     One that cannot be reached is asked again: its connection may come back.
     """
-    deadline = time.monotonic() + ANSWER_TIMEOUT_S
+    deadline = awake.now() + ANSWER_TIMEOUT_S
     answers: dict[str, Description | None] = {}
     while unanswered := {name: ask(actor) for name, actor in actors.items() if name not in answers}:
-        ray.wait(list(unanswered.values()), num_returns=len(unanswered), timeout=max(0.0, deadline - time.monotonic()))
-        is_last = time.monotonic() >= deadline
+        ray.wait(list(unanswered.values()), num_returns=len(unanswered), timeout=max(0.0, deadline - awake.now()))
+        is_last = awake.now() >= deadline
         for name, call in unanswered.items():
             try:
                 answers[name] = Description(*ray.get(call, timeout=0))
-            except ray.exceptions.ActorUnavailableError:
+            except (ray.exceptions.ActorUnavailableError, ray.exceptions.GetTimeoutError):
                 if is_last:
                     answers[name] = None
-            except (ray.exceptions.RayError, TimeoutError, TypeError):  # TypeError: it is of another version
+            except (ray.exceptions.RayError, TypeError):  # TypeError: it is of another version
                 answers[name] = None
         if len(answers) < len(actors):
             time.sleep(ASK_AGAIN_AFTER_S)

@@ -1,8 +1,10 @@
 """The workers of an attempt as the launcher holds them, and what happens to them as a stream of events."""
 
+import contextlib
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,10 +12,11 @@ from typing import Any
 import structlog
 from ray.exceptions import ActorUnavailableError
 
-from lockstep.v1.internal_service_pb2 import StartGang
+from lockstep.v1.internal_service_pb2 import GangChanged, StartGang
 from lockstep.v1.job_pb2 import JobError
 from lockstep.workers.assignment import News, name_of
-from lockstep.workers.failures import job_error
+from lockstep.workers.engine import awake
+from lockstep.workers.failures import is_with_node, job_error
 from lockstep.workers.fleet import ANSWER_TIMEOUT_S, ASK_AGAIN_AFTER_S, Process
 from lockstep.workers.pool import Pool
 from lockstep.workers.pulse import FIRST_FACTOR
@@ -100,10 +103,11 @@ class MemberNews:
 
 @dataclass(frozen=True)
 class MemberDied:
-    """A worker's process is gone."""
+    """A worker's process is gone; with its node, it may be."""
 
     member: Member
     error: JobError
+    is_with_node: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,10 +120,11 @@ class Hung:
 
 @dataclass(frozen=True)
 class StopAsked:
-    """The coordinator wants the gang to stop."""
+    """The coordinator wants the gang to stop; see the contract's StopGang."""
 
     grace_s: float
     keep: bool
+    refusable: int = 0
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,7 @@ class Gang:
     generation: int = 0
     members: list[Member] = field(default_factory=list)
     events: "queue.SimpleQueue[Event]" = field(default_factory=queue.SimpleQueue)
+    _come: deque[Event] = field(default_factory=deque)
     _created: int = 0
     _next_pulse: float = 0.0
 
@@ -184,7 +190,7 @@ class Gang:
         member = Member(number, self.pool.take(self.order, node_id, number, fresh=fresh))
         if member.process.is_reused:
             patience_s = ANSWER_TIMEOUT_S if member.process.is_warm else COLD_ANSWER_TIMEOUT_S
-            member.kill_by = time.monotonic() + patience_s
+            member.kill_by = awake.now() + patience_s
         self.members.append(member)
         order_bytes = self.order.SerializeToString()
 
@@ -271,14 +277,14 @@ class Gang:
     def next_event(self, deadline: float | None) -> Event | None:
         """The next event; None when the deadline has passed."""
         while True:
-            now = time.monotonic()
+            now = awake.now()
             if now >= self._next_pulse:
                 self._feel_pulses(now)
             until = self._next_pulse if deadline is None else min(deadline, self._next_pulse)
             try:
-                event = self.events.get(timeout=max(0.0, until - now))
+                event = self._come.popleft() if self._come else self.events.get(timeout=max(0.0, until - now))
             except queue.Empty:
-                if deadline is not None and time.monotonic() >= deadline:
+                if deadline is not None and awake.now() >= deadline:
                     return None
                 continue
             if isinstance(event, MemberUp):
@@ -286,21 +292,36 @@ class Gang:
             if isinstance(event, StopAsked | ResizeAsked) or event.member in self.members:
                 return event
 
+    def deaths_that_came(self) -> list[MemberDied]:
+        """Deaths among the events that are still to be taken; those of members that are removed are none any more."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._come.append(self.events.get_nowait())
+        return [event for event in self._come if isinstance(event, MemberDied) and event.member in self.members]
+
     def _feel_pulses(self, now: float) -> None:
         """Ask everyone that is up for a sign of life, and see who owes one for too long."""
         timeout_s = self.order.spec.recovery.hang_timeout_s
-        self._next_pulse = now + min(LONGEST_PULSE_S, timeout_s / PULSES_PER_TIMEOUT)
+        every_s = min(LONGEST_PULSE_S, timeout_s / PULSES_PER_TIMEOUT)
+        self._next_pulse = now + every_s
+        owing: list[tuple[Member, float, float]] = []
         for member in self.staying:
             if not member.is_up:
                 continue
-            # Whoever reads data may be in code that lets no other thread run.
-            allowed_s = timeout_s if member.is_training else FIRST_FACTOR * timeout_s
             if member.pulse_asked_at is None:
                 member.pulse_asked_at = now
                 why_hung = member.process.actor.why_hung
                 self._call(member, why_hung, self._name(member), took=self._heard(member), tell_death=False)
-            elif now - member.pulse_asked_at > allowed_s and not member.hung_because:
-                self.events.put(Hung(member, f"worker {member.number} did not answer for {allowed_s:.0f} s"))
+            elif not member.hung_because:
+                # Whoever reads data may be in code that lets no other thread run.
+                allowed_s = timeout_s if member.is_training else FIRST_FACTOR * timeout_s
+                owing.append((member, now - member.pulse_asked_at, allowed_s))
+        overdue_on = {member.node_id for member, silent_s, allowed_s in owing if silent_s > allowed_s}
+        # Of a node that went, all are silent; one may have been asked a pulse later than another.
+        silent = [each for each in owing if each[0].node_id in overdue_on and each[1] > each[2] - every_s]
+        least_s = min((min(silent_s, allowed_s) for _, silent_s, allowed_s in silent), default=0.0)
+        for member, _, _ in silent:
+            self.events.put(Hung(member, f"worker {member.number} did not answer for {least_s:.0f} s"))
 
     def _heard(self, member: Member) -> Any:
         def heard(why: str | None) -> None:
@@ -338,13 +359,25 @@ class Gang:
                 again.daemon = True
                 again.start()
             elif tell_death:
-                self.events.put(MemberDied(member, job_error(error, member.number)))
+                self.events.put(MemberDied(member, job_error(error, member.number), is_with_node(error)))
 
         def call() -> None:
             if member in self.members:
                 method.remote(*arguments).future().add_done_callback(ended)
 
         call()
+
+
+def changed(order: StartGang, revision: int, members: Iterable[Member], running: int, message: str = "") -> GangChanged:
+    """Who is in a gang now, as the coordinator is told."""
+    return GangChanged(
+        job_id=order.job_id,
+        attempt=order.attempt,
+        revision=revision,
+        node_ids=[member.node_id for member in sorted(members, key=lambda member: member.is_leaving)],
+        running_workers=running,
+        message=message,
+    )
 
 
 def differs(hardware: str, theirs: Iterable[str]) -> str:

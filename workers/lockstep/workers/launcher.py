@@ -10,6 +10,8 @@ workers go on, and the next launcher takes them over.
 The first line of the input is JSON: the fields of `Config`.
 """
 
+import contextlib
+import io
 import json
 import logging
 import os
@@ -19,7 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TextIO, cast
 
 import grpc
 import structlog
@@ -36,6 +38,7 @@ from lockstep.v1.internal_service_pb2 import (
 from lockstep.v1.internal_service_pb2_grpc import InternalServiceStub
 from lockstep.workers.assignment import name_of
 from lockstep.workers.attempt import Attempt
+from lockstep.workers.connection import OPTIONS
 from lockstep.workers.engine import ENGINE_VERSION
 from lockstep.workers.fleet import Fleet, Process
 from lockstep.workers.gang import Member
@@ -132,7 +135,7 @@ class Launcher:
         threading.Thread(target=self._report_capacity, daemon=True).start()
         metadata = (("lockstep-launcher-token", self._config.launcher_token),)
         try:
-            with grpc.insecure_channel(self._config.coordinator_address) as channel:
+            with grpc.insecure_channel(self._config.coordinator_address, options=OPTIONS) as channel:
                 orders = InternalServiceStub(channel).ConnectLauncher(self._tell(), metadata=metadata)
                 threading.Thread(target=self._cancel_when_ended, args=(orders,), daemon=True).start()
                 self._serve(orders)
@@ -277,8 +280,22 @@ def main() -> None:
     os._exit(0)  # a normal exit would wait for Ray
 
 
+class _Forgiving(io.TextIOBase):
+    """Standard error for logs, as the server has it: what cannot be written is lost, and no failure of who logs."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+
+
 def _configure_logs(log_format: str) -> None:
     """Log as the server does, whose standard error this is."""
+    stream = cast(TextIO, _Forgiving())
     shape: list[structlog.typing.Processor] = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     if log_format == "json":
         shape = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
@@ -288,9 +305,9 @@ def _configure_logs(log_format: str) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *shape,
         ],
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(stream),
     )
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, stream=stream)
 
 
 def _first_line() -> bytes:

@@ -3,7 +3,7 @@
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grpc
 import torch
@@ -76,7 +76,8 @@ class LedgerReports:
             account_id=self._account_id,
             node_id=self._node_id,
             sequence=self._sequence,
-            seconds=PhaseSeconds(**{f"{phase.name.lower()}_s": account.seconds[phase] for phase in Phase}),
+            seconds=_phase_seconds(account.seconds),
+            under_way=_phase_seconds(account.under_way),
             steps=account.steps,
             examples=account.examples,
             step_duration_counts=account.step_counts,
@@ -96,3 +97,7 @@ class LedgerReports:
         except grpc.RpcError as error:
             return error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
         return True
+
+
+def _phase_seconds(seconds: Sequence[float]) -> PhaseSeconds:
+    return PhaseSeconds(**{f"{phase.name.lower()}_s": seconds[phase] for phase in Phase})

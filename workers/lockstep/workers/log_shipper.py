@@ -13,6 +13,7 @@ from lockstep.v1.internal_service_pb2 import ReportLogsRequest
 from lockstep.workers.connection import COORDINATOR, FINAL_CODES
 from lockstep.workers.log_lines import CHUNK_BYTES, Line, Lines
 from lockstep.workers.log_spool import Spool, State
+from lockstep.workers.log_times import COARSE_S, PrintTimes
 
 BYTES_PER_S = 256 << 10
 """What one worker may print in the long run, each line counted as LINE_BYTES more than it has."""
@@ -45,16 +46,16 @@ class Shipper:
     Args:
         spool: where the lines are. It is removed when all has arrived at the end, else only closed.
         address: tells where the coordinator is now, host:port.
+        times: tells when what was printed; None when nobody knows it any more.
     """
 
-    def __init__(self, spool: Spool, address: Callable[[], str]) -> None:
-        self._spool, self._address = spool, address
+    def __init__(self, spool: Spool, address: Callable[[], str], times: PrintTimes | None = None) -> None:
+        self._spool, self._address, self._times = spool, address, times
         self._lines = Lines(spool)
         self._changed = threading.Condition()
         self._closes_at: float | None = None
         self._allowed_bytes, self._allowed_at = float(BURST_BYTES), time.monotonic()
         self._freed_to = spool.state.position
-        self._time: float | None = None
         self._refused_by, self._asks_again_at = "", 0.0
         self._is_of_no_use = False
         self._is_kept = True
@@ -84,7 +85,6 @@ class Shipper:
 
     def deliver_rest(self, patience_s: float) -> bool:
         """Deliver what a worker that is gone has left; False when it has not arrived in time."""
-        self._time = self._spool.printed_at()
         self._closes_at = time.monotonic() + patience_s
         self._is_kept = False  # nothing is printed any more
         self._run()
@@ -239,9 +239,10 @@ class Shipper:
         request = ReportLogsRequest(
             job_id=label.job_id, attempt=label.attempt, number=label.number, spool=self._spool.key
         )
-        microseconds = int(1e6 * (self._time or time.time()))
+        at_latest = min(time.time(), self._spool.printed_at() + COARSE_S)
         for line in lines:
             told = request.lines.add(rank=line.rank, text=line.text, is_notice=line.is_notice)
-            told.time.FromMicroseconds(microseconds)
+            printed_at = self._times.of(line.end, at_latest) if self._times is not None else at_latest
+            told.time.FromMicroseconds(int(1e6 * printed_at))
             request.ends.append(line.end)
         return request

@@ -7,6 +7,7 @@ number of bytes ever printed, and nobody who prints meanwhile is in the way.
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import json
 import os
@@ -112,12 +113,11 @@ class Spool:
         about = BASE.stat(follow_symlinks=False)
         if about.st_uid != os.getuid() or not stat.S_ISDIR(about.st_mode) or about.st_mode & 0o077:
             raise PermissionError(f"{BASE} is not a folder of this user alone; remove it")
-        folder.mkdir(mode=0o700, exist_ok=True)
         path = folder / f"{label.job_id}.{label.attempt}.{label.number}.{secrets.token_hex(4)}"
         draft = path.with_suffix(f"{path.suffix}.draft")
         with contextlib.ExitStack() as undo:  # a full disk keeps neither files nor descriptors
             undo.callback(draft.unlink, missing_ok=True)
-            note = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            note = _open_in(folder, draft)
             undo.callback(os.close, note)
             fcntl.flock(note, fcntl.LOCK_EX)
             undo.callback(path.unlink, missing_ok=True)
@@ -204,6 +204,8 @@ class Spool:
         _note_of(self.path).unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
         self.close()
+        with contextlib.suppress(OSError):  # others lie in it
+            self.path.parent.rmdir()
 
     def close(self) -> None:
         """Leave both files to whoever comes next."""
@@ -212,6 +214,16 @@ class Spool:
             fcntl.flock(self._note, fcntl.LOCK_UN)  # a process that was forked from this one has it open too
             os.close(self._note)
             os.close(self.data)
+
+
+def _open_in(folder: Path, path: Path) -> int:
+    """Make a file; again when whoever removed the last one before has just removed the folder too."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        if not folder.parent.exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder.parent))
 
 
 def _remove_unfinished(folder: Path) -> None:

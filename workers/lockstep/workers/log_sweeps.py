@@ -8,6 +8,7 @@ import ray
 import structlog
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from lockstep.workers.failures import in_our_words, is_with_node
 from lockstep.workers.log_spool import folder_of
 from lockstep.workers.log_sweep import sweep
 
@@ -35,6 +36,8 @@ class LogSweeps:
         self._coordinator_address = ""
         self._lock = threading.Lock()
         self._seen: set[str] = set()
+        self._living: set[str] = set()
+        self._gone: frozenset[str] = frozenset()
         self._waiting: set[tuple[str, float]] = set()
 
     def begin(self, coordinator_address: str) -> None:
@@ -42,8 +45,11 @@ class LogSweeps:
         self._coordinator_address = coordinator_address
 
     def found(self, node_ids: Iterable[str]) -> None:
-        """Sweep each node once; an earlier server's crash may have left something there."""
-        for node_id in node_ids:
+        """Sweep each of the living nodes once; an earlier server's crash may have left something there."""
+        living = list(node_ids)
+        with self._lock:
+            self._living = set(living)
+        for node_id in living:
             if self._coordinator_address and node_id not in self._seen:
                 self._seen.add(node_id)
                 self.soon(node_id)
@@ -63,21 +69,33 @@ class LogSweeps:
     def _sweep(self, node_id: str, delay_s: float) -> None:
         with self._lock:
             self._waiting.discard((node_id, delay_s))
+            is_gone = node_id in self._seen and node_id not in self._living
+        if is_gone:
+            self._is_gone(node_id)
+            return
         try:
-            self._start(node_id, self._coordinator_address).add_done_callback(lambda task: _tell(node_id, task))
+            self._start(node_id, self._coordinator_address).add_done_callback(lambda task: self._tell(node_id, task))
         except Exception as error:  # whatever Ray raises when it is away
-            log.warning("a node could not be swept for logs", node_id=node_id, error=str(error))
+            log.warning("a node could not be swept for logs", node_id=node_id, error=in_our_words(error))
+
+    def _tell(self, node_id: str, task: Any) -> None:
+        error = task.exception()
+        if error is not None and is_with_node(error):
+            self._is_gone(node_id)
+        elif error is not None:
+            log.warning("a node could not be swept for logs", node_id=node_id, error=in_our_words(error))
+        elif task.result():
+            log.info("delivered what dead workers had printed", node_id=node_id, workers=task.result())
+
+    def _is_gone(self, node_id: str) -> None:
+        """Say it once: nodes never come back under the id that they had."""
+        with self._lock:
+            is_known, self._gone = node_id in self._gone, self._gone | {node_id}
+        if not is_known:
+            log.warning("the node is gone, and the logs of its workers with it", node_id=node_id)
 
     def _start_task(self, node_id: str, coordinator_address: str) -> Any:
         task = _SWEEP.options(
             num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)
         )
         return task.remote(folder_of(self._namespace), coordinator_address).future()
-
-
-def _tell(node_id: str, task: Any) -> None:
-    error = task.exception()
-    if error is not None:
-        log.warning("a node could not be swept for logs", node_id=node_id, error=str(error).splitlines()[0])
-    elif task.result():
-        log.info("delivered what dead workers had printed", node_id=node_id, workers=task.result())

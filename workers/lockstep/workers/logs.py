@@ -16,6 +16,7 @@ import structlog
 from lockstep.v1.internal_service_pb2 import StartGang
 from lockstep.workers.log_shipper import Shipper
 from lockstep.workers.log_spool import Label, Spool
+from lockstep.workers.log_times import PrintTimes
 
 LOGGER = "lockstep"
 """Name of the logger for what a job's people want to know."""
@@ -47,8 +48,9 @@ class WorkerLog:
         spool: Spool | None = None
         try:
             spool = Spool.create(self._folder, self._label)
-            self._shipper = Shipper(spool, lambda: self._order.coordinator_address)
-            self._put_back = capture(spool.data)
+            times = PrintTimes()
+            self._shipper = Shipper(spool, lambda: self._order.coordinator_address, times)
+            self._put_back = capture(spool.data, times)
             self._shipper.start()
             self._spool = spool
         except Exception as error:  # no room, no descriptor, no thread
@@ -81,8 +83,12 @@ class WorkerLog:
         return self._shipper.close(patience_s)
 
 
-def capture(descriptor: int) -> Callable[[], None]:
+def capture(descriptor: int, times: PrintTimes) -> Callable[[], None]:
     """Send what this process prints to a file, whoever prints: Python, a library, a child process.
+
+    Args:
+        descriptor: of the file.
+        times: is told when Python has printed what.
 
     Returns:
         Puts everything back as it was.
@@ -105,7 +111,7 @@ def capture(descriptor: int) -> Callable[[], None]:
         saved.extend(map(os.dup, (1, 2)))
         for number in (1, 2):
             os.dup2(descriptor, number)
-        sys.stdout, sys.stderr = _stream(1), _stream(2)
+        sys.stdout, sys.stderr = _stream(1, times), _stream(2, times)
     except BaseException:
         put_back()
         raise
@@ -139,18 +145,29 @@ class _ToStandardError(logging.StreamHandler[TextIO]):
 
 
 class _Lossy(io.FileIO):
-    """A file that loses what it has no room for: a full disk must not end a job that prints."""
+    """A file that loses what it has no room for: a full disk must not end a job that prints.
+
+    Args:
+        number: its descriptor.
+        times: is told of each write.
+    """
+
+    def __init__(self, number: int, times: PrintTimes) -> None:
+        super().__init__(number, "w", closefd=False)
+        self._times = times
 
     def write(self, data: Any) -> int:
         try:
-            return super().write(data)
+            written = super().write(data)
+            self._times.note(os.fstat(self.fileno()).st_size)
         except OSError:
             return len(data)
+        return written
 
 
-def _stream(number: int) -> TextIO:
+def _stream(number: int, times: PrintTimes) -> TextIO:
     """A text stream over a descriptor that writes every line at once."""
-    file = _Lossy(number, "w", closefd=False)
+    file = _Lossy(number, times)
     return io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
 

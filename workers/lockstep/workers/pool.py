@@ -17,6 +17,8 @@ from ray.exceptions import ActorUnavailableError
 
 from lockstep.v1.internal_service_pb2 import StartGang, WorkerProcess
 from lockstep.workers.assignment import name_of
+from lockstep.workers.engine import awake
+from lockstep.workers.failures import in_our_words
 from lockstep.workers.fleet import ASK_AGAIN_AFTER_S, Fleet, Process, Shape
 from lockstep.workers.pulse import WARM_UP_S
 from lockstep.workers.worker import POLL_S, Rest
@@ -29,8 +31,6 @@ LONGEST_SPARE_RETRY_S = 1800.0
 SILENT_S = POLL_S + 10.0
 """How long an idle worker may owe an answer."""
 LOOK_EVERY_S = 1.0
-MOST_WORDS = 2000
-"""Characters that are logged of an error; Ray puts the error itself behind the trace."""
 
 log = structlog.get_logger()
 
@@ -67,7 +67,7 @@ class Pool:
 
     def start(self) -> None:
         """Begin to look after idle workers; returns at once."""
-        self._spare_at = max(self._spare_at, time.monotonic() + QUIET_S)  # jobs may wait
+        self._spare_at = max(self._spare_at, awake.now() + QUIET_S)  # jobs may wait
         threading.Thread(target=self._keep, name="pool", daemon=True).start()
 
     # For those who need workers.
@@ -87,7 +87,7 @@ class Pool:
             fitting = [] if fresh else [process for process in self._fitting() if process.node_id == node_id]
             if fitting:
                 # Its own data is in memory, and the newest is the one that is still in the caches of the CPU.
-                process = max(fitting, key=lambda p: (p.is_warm, p.owner == order.owner, p.idle_since or 0.0))
+                process = max(fitting, key=lambda p: (p.is_warm, p.owner == order.owner, p.resting_since))
                 process.is_reused = True
             else:
                 for idle in self._in_the_way(node_id, shape):
@@ -162,7 +162,7 @@ class Pool:
     def _idle(self) -> list[Process]:
         """Those that wait for a job, the one that has waited for longest first."""
         idle = [process for process in self._processes.values() if process.idle_since is not None]
-        return sorted(idle, key=lambda process: process.idle_since or 0.0)
+        return sorted(idle, key=lambda process: process.resting_since)
 
     def _fitting(self) -> list[Process]:
         """Idle ones that the newest job could have used."""
@@ -181,6 +181,7 @@ class Pool:
     def _rest(self, process: Process, assignment: str) -> None:
         """Have a process wait for its next job, say at once what it holds, and see from now on that it lives."""
         process.idle_since = idle_since = time.time()
+        process.resting_since = awake.now()
         self._ask(process, idle_since, lambda: process.actor.rest.remote(assignment, 0.0))
 
     def _ask_again(self, process: Process, idle_since: float, ask: Callable[[], Any]) -> None:
@@ -194,7 +195,7 @@ class Pool:
             self._answers.put(lambda: self._take_answer(process, idle_since, ask, future))
 
         if is_first:  # else it still owes the answer
-            process.asked_at = time.monotonic()
+            process.asked_at = awake.now()
         ask().future().add_done_callback(answered)
 
     def _take_answer(self, process: Process, idle_since: float, ask: Callable[[], Any], future: Any) -> None:
@@ -210,8 +211,7 @@ class Pool:
                 again.daemon = True
                 again.start()
             else:
-                words = f"{type(error).__name__}: {error}".strip()
-                self._end_lost(process, "an idle worker is gone", error=words[-MOST_WORDS:])
+                self._end_lost(process, "an idle worker is gone", error=in_our_words(error))
 
     def _end_lost(self, process: Process, what: str, **facts: Any) -> None:
         """End an idle process that is of no use; after one that did not get warm the next spare comes later."""
@@ -222,7 +222,7 @@ class Pool:
             facts |= {"failed_in_a_row": self._failed_spares, "next_spare_in_s": delay_s}
         log.warning(what, worker=process.name, node_id=process.node_id, is_warm=process.is_warm, **facts)
         self.end(process)
-        self._spare_at = max(self._spare_at, time.monotonic() + delay_s)
+        self._spare_at = max(self._spare_at, awake.now() + delay_s)
 
     def _has_answered(self, process: Process, rest: Rest) -> None:
         if not process.is_warm:
@@ -234,7 +234,7 @@ class Pool:
             self._tell_changed()
 
     def _has_changed(self) -> None:
-        self._spare_at = max(self._spare_at, time.monotonic() + QUIET_S)
+        self._spare_at = max(self._spare_at, awake.now() + QUIET_S)
         self._tell_changed()
 
     def _keep(self) -> None:
@@ -255,13 +255,13 @@ class Pool:
     def look_after(self) -> None:
         """End idle workers whose time is over or that do not answer, and make a spare if one is missing."""
         with self._lock:
-            now, spares = time.monotonic(), self._warmth.spares
+            now, spares = awake.now(), self._warmth.spares
             for process in self._idle():
                 if now - process.asked_at > (SILENT_S if process.is_warm else WARM_UP_S):
                     self._end_lost(process, "ended an idle worker that does not answer")
             kept = self._fitting()[-spares:] if spares else []
             for process in self._idle():
-                if process not in kept and time.time() - (process.idle_since or 0.0) > self._warmth.ttl_s:
+                if process not in kept and now - process.resting_since > self._warmth.ttl_s:
                     self.end(process)
             if len(kept) < spares and now >= self._spare_at:
                 self._make_spare()
@@ -275,6 +275,7 @@ class Pool:
         process = self._fleet.create(shape, node_id)
         self._processes[process.name] = process
         process.idle_since = idle_since = time.time()
+        process.resting_since = awake.now()
         self._ask(process, idle_since, lambda: process.actor.warm_up.remote())
         log.info("a spare worker warms up", worker=process.name, node_id=node_id)
         self._has_changed()

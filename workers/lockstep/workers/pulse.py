@@ -5,7 +5,7 @@ import threading
 import time
 from collections import deque
 
-from lockstep.workers.engine import Activity
+from lockstep.workers.engine import Activity, awake
 
 OWN_WORK = frozenset({Activity.LOAD, Activity.COMPUTE, Activity.UPDATE, Activity.EVALUATE})
 """Activities in which a rank waits for nobody else."""
@@ -31,6 +31,8 @@ class Pulse:
         self._step = 0
         self._first_step: int | None = None
         self._since = time.monotonic()
+        awake.now()  # from here on it is noticed when this process is stopped
+        self._frozen_before_s = awake.frozen_s()
         # What one beat covers is a shard of a minibatch here, and a batch as large as a minibatch there.
         self._seconds = {
             activity: deque[float](maxlen=BEATS_REMEMBERED) for activity in (Activity.COMPUTE, Activity.EVALUATE)
@@ -45,9 +47,11 @@ class Pulse:
             if activity is Activity.COMPUTE and self._first_step is None:
                 self._first_step = step
             self._activity, self._step, self._since = activity, step, now
+            self._frozen_before_s = awake.frozen_s()
 
     def why_hung(self) -> str | None:
         """Why this rank counts as hung, in words; None when it does not."""
+        awake.now()  # notices that this process was stopped until now
         with self._lock:
             if self._activity is not None and self._activity not in OWN_WORK:
                 return None
@@ -65,7 +69,7 @@ class Pulse:
                     ]
                     limit_s = max(self._hang_timeout_s, MEDIAN_FACTOR * statistics.median(seconds or [0.0]))
                     words = ""
-            idle_s = time.monotonic() - self._since
+            idle_s = time.monotonic() - self._since - (awake.frozen_s() - self._frozen_before_s)
             if idle_s <= limit_s:
                 return None
             return f"{what} for {idle_s:.0f} s (allowed: {limit_s:.0f} s{', ' if words else ''}{words})"

@@ -1,6 +1,6 @@
 """Workers that live and have lost each other: brought together again, but not for ever."""
 
-import time
+from lockstep.workers.engine import awake
 
 QUARREL_S = 2.0
 """How long workers may be without each other while all of them live, before they are brought together again."""
@@ -39,7 +39,7 @@ class Quarrel:
     def begin(self) -> None:
         """A worker has lost the others."""
         if self._since is None:
-            self._since = time.monotonic()
+            self._since = awake.now()
 
     def end(self) -> None:
         """They are told to meet."""

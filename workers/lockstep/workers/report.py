@@ -41,6 +41,7 @@ class Reporter(Listener):
         order: the job, its attempt, where to report and the token that proves the right to.
         pulse: gets the signs of life.
         went_on: called when the first step in a generation is done.
+        refused: called with the number of an order to stop that is not followed, and why.
 
     Attributes:
         data_digest: names the data that was read; empty before.
@@ -48,14 +49,21 @@ class Reporter(Listener):
 
     data_digest = ""
 
-    def __init__(self, order: StartGang, pulse: Pulse, went_on: Callable[[], None] = lambda: None) -> None:
-        self._order, self._pulse, self._tell_went_on = order, pulse, went_on
+    def __init__(
+        self,
+        order: StartGang,
+        pulse: Pulse,
+        went_on: Callable[[], None] = lambda: None,
+        refused: Callable[[int, str], None] = lambda number, why: None,
+    ) -> None:
+        self._order, self._pulse, self._tell_went_on, self._tell_refused = order, pulse, went_on, refused
         self._changed = threading.Condition()
         self._points: list[Point] = []
         self._acknowledged_step = 0
         self._news = ReportProgressRequest()
         self._progress = JobProgress()
         self._wish = Wish.GO_ON
+        self._refusable = self._refused = 0
         self._generation = 0
         self._sequence = 0
         self._leads = False
@@ -94,10 +102,17 @@ class Reporter(Listener):
             self._order.coordinator_address = address
         COORDINATOR.stub(address)  # breaks calls to where it was
 
-    def stop(self, keep: bool) -> None:
-        """Ask training to stop at the next step boundary, with a checkpoint or without."""
+    def stop(self, keep: bool, refusable: int = 0) -> None:
+        """Ask training to stop at the next step boundary, with a checkpoint or without.
+
+        Args:
+            keep: with a checkpoint.
+            refusable: number of this order, if training shall go on when the checkpoint cannot be written.
+        """
         with self._changed:
-            self._wish = Wish.KEEP_AND_STOP if keep else Wish.STOP
+            if 0 < refusable <= self._refused:  # it comes late: other ranks had it, and all have gone on
+                return
+            self._wish, self._refusable = Wish.KEEP_AND_STOP if keep else Wish.STOP, refusable
             self._changed.notify_all()
 
     # Told by the engine.
@@ -109,6 +124,19 @@ class Reporter(Listener):
     def wish(self) -> Wish:
         """What this rank was asked for; to stop once its reports are of no use."""
         return Wish.STOP if self._is_over else self._wish
+
+    def refusable(self) -> int:
+        """Number of the order to stop, if it may be refused."""
+        return self._refusable
+
+    def refuse_stop(self, number: int, why: str) -> None:
+        """Follow these orders no more, and tell the launcher so."""
+        with self._changed:
+            self._refused = max(number, self._refused)
+            if 0 < self._refusable <= number:  # another order, as to stop in any case, stays
+                self._wish, self._refusable = Wish.GO_ON, 0
+        if why:
+            self._tell_refused(number, why)
 
     def has_data(self, digest: str) -> None:
         """Keep the name of the data."""

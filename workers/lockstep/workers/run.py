@@ -1,43 +1,111 @@
 """Run a resolved spec without a server: alone, or on several processes under torchrun.
 
-    python -m lockstep.workers.run resolved.yaml
-    torchrun --nproc-per-node 2 -m lockstep.workers.run resolved.yaml
+    lockstep resolve -f spec.yaml > resolved.yaml
+    python -m lockstep.workers.run resolved.yaml -o weights
+    torchrun --nproc-per-node 2 -m lockstep.workers.run resolved.yaml -o weights
 
-The file is a resolved spec as YAML or JSON: what `lockstep submit --dry-run` prints. Prints metric points as lines of
-JSON, then the result.
+The file is a resolved spec as YAML or JSON: what `lockstep resolve` and `lockstep submit --dry-run` print. It is read
+by the rules of `lockstep submit`. Prints metric points as lines of JSON, then the result.
 """
 
 import argparse
 import json
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
-import yaml
 from google.protobuf import json_format
 
 from lockstep.v1.job_spec_pb2 import JobSpec
-from lockstep.workers.engine import Group, Listener, Point, Progress
+from lockstep.workers.engine import ENGINE_VERSION, EngineError, Group, Listener, Origin, Point, Progress
+from lockstep.workers.engine.checkpoint import Checkpoints
+from lockstep.workers.engine.determinism import hardware_class
+from lockstep.workers.engine.manifest import json_number
 from lockstep.workers.training import device_of, train
+
+FAILED, REFUSED = 1, 2
+"""Exit codes: training could not go on; the command line or the spec is wrong."""
+ALWAYS_RESOLVED = {
+    "training": ("batch_size", "log_every_steps"),
+    "resources": ("shards", "cpus_per_worker"),
+    "recovery": ("checkpoint_every_steps",),
+}
+"""Fields that each resolved spec has, whatever was left out of what its user wrote."""
 
 
 class Printer(Listener):
-    """Prints points as lines of JSON."""
+    """Prints points as lines of JSON, and on stderr what people should know."""
 
     def progressed(self, progress: Progress, points: list[Point]) -> None:
         """Print the points."""
         for point in points:
-            sys.stdout.write(json.dumps(point._asdict()) + "\n")
+            numbers = {name: json_number(getattr(point, name)) for name in ("epoch", "value")}
+            _print(point._asdict() | numbers)
+
+    def noted(self, words: str) -> None:
+        """Print the words."""
+        sys.stderr.write(f"{words}\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("spec", type=Path)
-    spec = json_format.ParseDict(yaml.safe_load(parser.parse_args().spec.read_text()), JobSpec())
+    parser.add_argument("spec", help="a resolved spec, YAML or JSON")
+    parser.add_argument("-o", "--output", metavar="DIR", type=Path, help="keep the trained weights in a folder in DIR")
+    options = parser.parse_args()
+    spec = _read(options.spec)
+    origin = _origin(spec, options.output)
     group = Group.from_environment(device_of(spec))
-    result = train(spec, group, Printer() if group.rank == 0 else None)
+    try:
+        result = train(spec, group, Printer() if group.rank == 0 else None, origin=origin)
+    except EngineError as error:
+        _end(str(error), FAILED)
     group.leave()
     if group.rank == 0:
-        sys.stdout.write(json.dumps(result._asdict()) + "\n")
+        metrics = {name: json_number(value) for name, value in result.final_metrics.items()}
+        _print(result._asdict() | {"final_metrics": metrics})
+        if origin.checkpoints is not None and not origin.checkpoints.steps():
+            _end(f"the weights are not kept in {options.output}, as said above", FAILED)
+
+
+def _read(path: str) -> JobSpec:
+    """Read a resolved spec by the rules of the client, which offers them by an entry point."""
+    (load,) = entry_points(group="lockstep.specs", name="load")
+    try:
+        spec: JobSpec = load.load()(path)
+    except Exception as error:  # the client's, whose classes are not known here
+        _end(str(error), REFUSED)
+    for part, names in ALWAYS_RESOLVED.items():
+        for name in names:
+            if not getattr(getattr(spec, part), name):
+                mend = "lockstep resolve -f SPEC > resolved.yaml, or lockstep submit -f SPEC --dry-run > resolved.yaml"
+                _end(f"{path} is no resolved spec, since it has no {part}.{name}; make one: {mend}", REFUSED)
+    return spec
+
+
+def _origin(spec: JobSpec, output: Path | None) -> Origin:
+    if spec.init_from.job_id:
+        _end("init_from.job_id names a job of a server; set init_from.uri to the folder of its checkpoint", REFUSED)
+    if output is None:
+        return Origin(None, 1, spec.init_from.uri)
+    checkpoints = Checkpoints(
+        str(output.resolve()),
+        facts={"engine_version": ENGINE_VERSION, "hardware_class": hardware_class(device_of(spec))},
+        spec=json_format.MessageToDict(spec, preserving_proto_field_name=True),
+    )
+    if checkpoints.steps():
+        _end(f"{output} holds a checkpoint already; remove it, or name another folder", REFUSED)
+    return Origin(checkpoints, sys.maxsize, spec.init_from.uri)
+
+
+def _print(content: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(content, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def _end(words: str, code: int) -> Any:
+    sys.stderr.write(f"lockstep.workers.run: {words}\n")
+    raise SystemExit(code)
 
 
 if __name__ == "__main__":

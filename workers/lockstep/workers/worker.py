@@ -13,6 +13,7 @@ import structlog
 from lockstep.v1.internal_service_pb2 import StartGang
 from lockstep.workers.assignment import Assignment, News, Place, name_of
 from lockstep.workers.datasets import DataCache
+from lockstep.workers.ending_signals import heed_in_children_only, start_children_as_usual
 from lockstep.workers.engine import ENGINE_VERSION
 from lockstep.workers.log_spool import folder_of
 from lockstep.workers.reset import CleanSlate, free_memory, memory_bytes
@@ -115,6 +116,8 @@ class Worker:
     """
 
     def __init__(self, limits: Limits, cpus: float, gpus: float) -> None:
+        if threading.current_thread() is threading.main_thread():
+            heed_in_children_only()
         self._limits, self._cpus, self._gpus = limits, cpus, gpus
         context = ray.get_runtime_context()
         self._node_id: str = context.get_node_id()
@@ -233,11 +236,11 @@ class Worker:
         if current is not None:
             current.membership.dismiss()
 
-    def stop(self, assignment: str, epoch: int, keep: bool) -> None:
-        """Stop training at the next step boundary, all ranks together, with a checkpoint or without."""
+    def stop(self, assignment: str, epoch: int, keep: bool, refusable: int = 0) -> None:
+        """Stop training at the next step boundary, all ranks together; see `Reporter.stop`."""
         current = self._obeying(assignment, epoch)
         if current is not None:
-            current.reporter.stop(keep)
+            current.reporter.stop(keep, refusable)
 
     def news(self, assignment: str, known: News | None) -> News:
         """What has happened, as soon as it differs from what is known, or after a while."""
@@ -291,7 +294,8 @@ class Worker:
         return current
 
     def _prepare(self) -> None:
-        """Wait for the end of a warm-up, whose training would disturb that of an assignment."""
+        """Wait for the end of a warm-up, whose training would disturb that of an assignment; by the training thread."""
+        start_children_as_usual()
         with self._is_warming_up:
             self._slate.expect_threads()
 

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from lockstep.client.cli import (
     catalog,
@@ -21,32 +22,60 @@ from lockstep.client.cli import (
     logs,
     metrics,
     nodes,
-    output,
     plugins,
+    resolve,
     top,
 )
 from lockstep.client.cli.connect import Connect, say
+from lockstep.client.cli.ending import clear_up_at_signals
 from lockstep.client.errors import JobFailed, LockstepError
+
+# What the library that checks values says in words that a person would not.
+_WORDS = {
+    "Value error, ": "",
+    "Input should be a valid integer, unable to parse string as an integer": "it must be a whole number.",
+    "Input should be a valid number, unable to parse string as a number": "it must be a number.",
+    "Input should be ": "it must be ",
+}
+
+
+class _Group(TyperGroup):
+    """All commands."""
+
+    def invoke(self, context: Any) -> Any:
+        try:
+            return super().invoke(context)
+        except typer.BadParameter as error:
+            for theirs, ours in _WORDS.items():
+                if error.message.startswith(theirs):  # at most one of them, the longest first
+                    error.message = ours + error.message.removeprefix(theirs)
+            raise
 
 
 def build() -> typer.Typer:
     """Make the command line anew."""
     app = typer.Typer(
         name="lockstep",
+        cls=_Group,
         help="Distributed training as a service: submit jobs, follow them, read their metrics.",
         epilog=exit_codes.HELP,
         no_args_is_help=True,
-        add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
     app.callback()(_connect)
-    for module in (jobs, change, metrics, logs, checkpoints, nodes, top, catalog):
+    for module in (jobs, resolve, change, metrics, logs, checkpoints, nodes, top, catalog):
         module.add_to(app)
     app.command()(version)
     plugins.add_to(app)
     return app
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        version()
+        raise typer.Exit(exit_codes.OK)
 
 
 def _connect(
@@ -55,9 +84,11 @@ def _connect(
         str | None,
         typer.Option(metavar="HOST:PORT", help="Address of the server. [LOCKSTEP_TARGET; default: 127.0.0.1:50051]"),
     ] = None,
-    token: Annotated[str | None, typer.Option(help="Token to call the server with. [LOCKSTEP_TOKEN]")] = None,
+    _: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and end.")
+    ] = False,
 ) -> None:
-    context.obj = Connect(target, token)
+    context.obj = Connect(target)
 
 
 def version() -> None:
@@ -68,6 +99,7 @@ def version() -> None:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit."""
     _open_what_is_closed()
+    clear_up_at_signals()
     sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
@@ -97,7 +129,7 @@ def _run_to_its_end(arguments: list[str]) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else exit_codes.FAILED if end.code else exit_codes.OK
     except LockstepError as error:
-        say(f"lockstep: {output.plain(str(error))}")
+        say(f"lockstep: {error!s}")
         if isinstance(error, JobFailed) and error.job.error is not None and error.job.error.traceback:
             say(f"see where with: lockstep describe {error.job.job_id}")
         return exit_codes.of(error)

@@ -13,7 +13,7 @@ from lockstep.client.cli import output
 from lockstep.client.cli.connect import client_of
 from lockstep.client.types import CatalogEntry, CatalogParameter
 
-Form = Annotated[output.TableOrJson, typer.Option("--output", "-o")]
+Form = Annotated[output.TableOrJson, typer.Option("--output", "-o", help=output.HELP_OF_FORMS)]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -42,15 +42,15 @@ def _print(entries: Sequence[CatalogEntry], form: output.TableOrJson, key: str) 
     console = output.console()
     for entry in entries:
         tasks = f" ({', '.join(entry.tasks)})" if entry.tasks else ""
-        console.print(f"{key}.{output.plain(entry.name)}{output.plain(tasks)}", style="bold")
-        console.print(Padding(output.plain(entry.description), (0, 0, 0, 2)))
+        console.print(f"{key}.{entry.name}{tasks}", style="bold")
+        console.print(Padding(entry.description, (0, 0, 0, 2), expand=False))
         if entry.parameters:
             table = output.make_table(show_header=False)
             table.add_column(no_wrap=True)
             table.add_column()
             for parameter in entry.parameters:
-                table.add_row(output.plain(parameter.name), output.plain(_describe(parameter)))
-            console.print(Padding(table, (0, 0, 0, 4)))
+                table.add_row(parameter.name, _describe(parameter))
+            console.print(Padding(table, (0, 0, 0, 4), expand=False))
 
 
 def _describe(parameter: CatalogParameter) -> str:

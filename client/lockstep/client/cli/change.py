@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
+from lockstep.client._words import count
 from lockstep.client.cli import exit_codes
-from lockstep.client.cli.connect import client_of, say
+from lockstep.client.cli.connect import client_of, say, say_if_short
 from lockstep.client.cli.jobs import JobId
 from lockstep.client.errors import FailedPrecondition
 from lockstep.client.job import Job
@@ -22,7 +23,7 @@ def add_to(app: typer.Typer) -> None:
 def cancel(context: typer.Context, job_id: JobId) -> None:
     """Ask a job to stop."""
     with client_of(context) as client:
-        job = client.get_job(job_id).cancel()
+        job = client.find_job(job_id).cancel()
     _say_state(job)
 
 
@@ -31,22 +32,28 @@ def pause(
     job_id: JobId,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the job is paused.")] = True,
 ) -> None:
-    """Let a job write a checkpoint and free its resources; `resume` goes on exactly there."""
+    """Have a job write a checkpoint and free its resources.
+
+    `lockstep resume` goes on exactly there.
+    """
     with client_of(context) as client:
-        job = client.get_job(job_id).pause()
+        job = client.find_job(job_id).pause()
         if wait and job.state is JobState.PAUSING:
             try:
                 _await_pause(job)
             except KeyboardInterrupt:
-                say(f"\n{job_id} goes on pausing")
+                say(f"\n{job.job_id} goes on pausing")
                 raise typer.Exit(exit_codes.INTERRUPTED) from None
     _say_state(job)
 
 
 def resume(context: typer.Context, job_id: JobId) -> None:
-    """Put a paused job back into the queue; it goes on exactly where it was."""
+    """Have a paused job go on exactly where it was.
+
+    It is put back into the queue, at its old place.
+    """
     with client_of(context) as client:
-        job = client.get_job(job_id).resume()
+        job = client.find_job(job_id).resume()
     _say_state(job)
 
 
@@ -58,11 +65,15 @@ def scale(
         typer.Option(metavar="N", min=1, help="How many to run with: from resources.min_workers to resources.shards."),
     ],
 ) -> None:
-    """Change how many workers a job runs with, from its next step on; its curve stays as it is."""
+    """Change how many workers a job runs with.
+
+    From its next step on; its curve stays as it is.
+    """
     with client_of(context) as client:
-        job = client.get_job(job_id).scale(workers)
-    wanted = job.spec.resources.workers
-    say(f"{job_id} is {job.state.lower()}, with {wanted} worker{'s' if wanted > 1 else ''} wanted")
+        job = client.find_job(job_id).scale(workers)
+        wanted = job.spec.resources.workers
+        say(f"{job.job_id} is {job.state.lower()}, with {count(wanted, 'worker')} wanted")
+        say_if_short(client, job)
 
 
 def _await_pause(job: Job) -> None:
@@ -76,7 +87,8 @@ def _await_pause(job: Job) -> None:
             say(f"{job.job_id} is pausing")
             is_told = True
     how = "ended" if job.state.has_ended else "went on"
-    raise FailedPrecondition(f"{job.job_id} {how} before it was seen paused: it is {job.state}")
+    why = f", {job.state_reason}" if job.state_reason else ""
+    raise FailedPrecondition(f"{job.job_id} {how} before it was seen paused: it is {job.state}{why}")
 
 
 def _say_state(job: Job) -> None:

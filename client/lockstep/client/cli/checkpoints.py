@@ -24,11 +24,13 @@ def add_to(app: typer.Typer) -> None:
 def list_checkpoints(
     context: typer.Context,
     job_id: JobId,
-    form: Annotated[output.TableOrJson, typer.Option("--output", "-o")] = output.TableOrJson.table,
+    form: Annotated[
+        output.TableOrJson, typer.Option("--output", "-o", help=output.HELP_OF_FORMS)
+    ] = output.TableOrJson.table,
 ) -> None:
-    """List the checkpoints of a job that are kept, newest first."""
+    """List the checkpoints of a job, newest first."""
     with client_of(context) as client:
-        checkpoints = list(client.get_job(job_id).checkpoints())
+        checkpoints = client.find_job(job_id).checkpoints()
     if form is output.TableOrJson.json:
         output.write_json([_json_form(checkpoint) for checkpoint in checkpoints])
     elif not checkpoints:
@@ -45,9 +47,12 @@ def download(
     ],
     step: Annotated[int | None, typer.Option(metavar="N", min=0, help="Which checkpoint. Default: the newest.")] = None,
 ) -> None:
-    """Fetch a checkpoint, check it, and print the folder that it is in."""
+    """Fetch a checkpoint and print its folder.
+
+    All bytes are checked before the folder appears.
+    """
     with client_of(context) as client:
-        path = client.get_job(job_id).download(directory, step, progress=True)
+        path = client.find_job(job_id).download(directory, step, progress=True)
     output.write(str(path))
 
 

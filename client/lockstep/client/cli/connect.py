@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 import typer
 
+from lockstep.client._printable import printable
 from lockstep.client.client import Client
+from lockstep.client.errors import LockstepError
+from lockstep.client.job import Job
 
 
 @dataclass(frozen=True)
@@ -14,15 +17,38 @@ class Connect:
     """The global options."""
 
     target: str | None
-    token: str | None
 
 
 def client_of(context: typer.Context) -> Client:
     """A client of the server that the command line names."""
-    options = context.find_object(Connect) or Connect(None, None)
-    return Client(options.target, options.token)
+    options = context.find_object(Connect) or Connect(None)
+    return Client(options.target)
+
+
+def complete_job(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """The ids of jobs that begin so, each with what it is, for a shell that completes a command."""
+    try:
+        with Client(context.find_root().params.get("target")) as client:
+            jobs = client.list_jobs(limit=100)
+    except LockstepError:
+        return []
+    return [(job.job_id, f"{job.name}, {job.state.lower()}") for job in jobs if job.job_id.startswith(incomplete)]
 
 
 def say(message: str) -> None:
     """Say something to the person: on standard error, never among the data."""
-    typer.echo(message, err=True)
+    typer.echo(printable(message), err=True)
+
+
+def say_if_short(client: Client, job: Job) -> None:
+    """Say so when the whole cluster has room for fewer workers than a job wants; it runs with what there is."""
+    resources = job.spec.resources
+    try:
+        room = sum(node.room_for(resources) for node in client.list_nodes())
+    except LockstepError:  # this is a remark; the command itself has succeeded
+        return
+    if max(1, resources.min_workers) <= room < resources.workers:
+        say(
+            f"the cluster has room for {room} of the {resources.workers} workers: the job runs with {room} until it "
+            f"has more"
+        )

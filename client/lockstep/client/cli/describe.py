@@ -14,7 +14,7 @@ from lockstep.client.job import Job
 from lockstep.client.ledger import Ledger
 from lockstep.client.progress import describe_epoch, describe_workers
 from lockstep.client.spec import message_to_dict
-from lockstep.client.types import Checkpoint, Failure, JobEvent, Result, Timeline
+from lockstep.client.types import Checkpoint, Failure, JobEvent, JobState, Result, Timeline
 
 
 def print_job(job: Job, events: Sequence[JobEvent], newest: Checkpoint | None, ledger: Ledger | None) -> None:
@@ -47,18 +47,18 @@ def print_job(job: Job, events: Sequence[JobEvent], newest: Checkpoint | None, l
     for event in events:
         console.print(output.event_line(event), soft_wrap=True)
     _heading(console, "Spec")
-    console.print(output.plain(_yaml.dump(message_to_dict(job.spec))).rstrip("\n"), soft_wrap=True)
+    console.print(_yaml.dump(message_to_dict(job.spec)).rstrip("\n"), soft_wrap=True)
 
 
 def _facts(job: Job, newest: Checkpoint | None) -> list[tuple[str, str | Text]]:
     progress = job.progress
     steps = f"step {progress.step} of {progress.total_steps}" if progress.total_steps else f"step {progress.step}"
-    took = output.duration((job.end_time - job.start_time).total_seconds()) if job.end_time and job.start_time else ""
+    took = output.between(job.start_time, job.end_time)
     return [
         ("job", job.job_id),
-        ("name", output.plain(job.name)),
+        ("name", job.name),
         ("state", output.state_text(job.state)),
-        ("why", output.plain(job.state_reason)),
+        ("why", "" if job.state in _STATES_THAT_SAY_ALL or job.error is not None else job.state_reason),
         ("created", output.ago(job.create_time)),
         ("started", output.ago(job.start_time)),
         ("ended", output.ago(job.end_time)),
@@ -70,12 +70,13 @@ def _facts(job: Job, newest: Checkpoint | None) -> list[tuple[str, str | Text]]:
         ("restarts", str(job.restarts or "")),
         ("heals", str(job.heals or "")),
         ("checkpoint", _describe_checkpoint(newest) if newest else ""),
-        ("hardware", output.plain(job.hardware_class)),
-        ("engine", output.plain(job.engine_version)),
+        ("hardware", job.hardware_class),
+        ("engine", job.engine_version),
         ("curve", job.curve_digest),
     ]
 
 
+_STATES_THAT_SAY_ALL = (JobState.RUNNING, JobState.SUCCEEDED)
 _LEGS = {"data_ready": "data ready", "first_step": "first step", "first_point": "first point stored"}
 
 
@@ -87,7 +88,7 @@ def _describe_startup(timeline: Timeline) -> str:
 
 def _describe_checkpoint(checkpoint: Checkpoint) -> str:
     facts = (f"step {checkpoint.step}", output.size(checkpoint.size_bytes), output.ago(checkpoint.create_time))
-    return output.plain(f"{', '.join(fact for fact in facts if fact)}: {checkpoint.uri}")
+    return f"{', '.join(fact for fact in facts if fact)}: {checkpoint.uri}"
 
 
 def _print_result(console: Console, result: Result) -> None:
@@ -96,7 +97,7 @@ def _print_result(console: Console, result: Result) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in result.final_metrics.items():
-        table.add_row(output.plain(name), f"{value:.6g}")
+        table.add_row(name, f"{value:.6g}")
     table.add_row("weights", result.weights_digest)
     console.print(table)
 
@@ -104,9 +105,9 @@ def _print_result(console: Console, result: Result) -> None:
 def _print_failure(console: Console, error: Failure) -> None:
     _heading(console, "Error")
     where = f" (rank {error.rank})" if error.rank is not None else ""
-    console.print(f"{output.plain(error.reason)}{where}: {output.plain(str(error))}", soft_wrap=True)
+    console.print(f"{error.reason}{where}: {error!s}", soft_wrap=True)
     if error.traceback:
-        console.print(output.plain(error.traceback).rstrip("\n"), soft_wrap=True)
+        console.print(error.traceback.rstrip("\n"), soft_wrap=True)
 
 
 def _heading(console: Console, text: str) -> None:

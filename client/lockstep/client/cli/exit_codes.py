@@ -31,7 +31,8 @@ HELP = """Exit codes:
 6  not in time
 7  not possible as things stand: the job has ended or is still pausing,
    the cluster is too small, the request id is taken
-130  interrupted by Ctrl-C; a job that was followed goes on"""
+130  interrupted by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP; a job that was
+   followed goes on"""
 
 
 def of(error: errors.LockstepError) -> int:

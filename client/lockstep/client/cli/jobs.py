@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lockstep.client.cli import exit_codes, output
-from lockstep.client.cli.connect import client_of, say
+from lockstep.client.cli.connect import client_of, complete_job, say, say_if_short
 from lockstep.client.errors import Unimplemented
 from lockstep.client.job import Job
 from lockstep.client.spec import load_spec, message_to_dict
@@ -16,7 +16,22 @@ from lockstep.client.types import JobState
 if TYPE_CHECKING:
     from rich.table import Table
 
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.")]
+JobId = Annotated[
+    str,
+    typer.Argument(
+        metavar="JOB", help="Id of the job, its beginning, or a name that one job has.", autocompletion=complete_job
+    ),
+]
+SpecFile = Annotated[str, typer.Option("--file", "-f", metavar="SPEC", help="YAML or JSON file; - is standard input.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Set a field over the file's: --set training.seed=7, --set model.lenet={}; may be repeated.",
+    ),
+]
+_SHOWN_IN_A_TABLE = 50
 _STATES = [state.lower() for state in JobState if state is not JobState.UNSPECIFIED]
 
 
@@ -32,6 +47,7 @@ States = Annotated[
         "--state",
         metavar="STATE",
         parser=_state,
+        autocompletion=lambda incomplete: [state for state in _STATES if state.startswith(incomplete)],
         help=f"Only jobs in this state: {', '.join(_STATES)}; may be repeated.",
     ),
 ]
@@ -44,20 +60,17 @@ def add_to(app: typer.Typer) -> None:
 
 def submit(
     context: typer.Context,
-    file: Annotated[str, typer.Option("--file", "-f", metavar="SPEC", help="YAML or JSON file; - is standard input.")],
-    overrides: Annotated[
-        list[str] | None,
+    file: SpecFile,
+    overrides: Overrides = None,
+    request_id: Annotated[
+        str | None,
         typer.Option(
-            "--set",
-            metavar="PATH=VALUE",
-            help="Set a field over the file's: --set training.seed=7, --set model.lenet={}; may be repeated.",
+            metavar="ID",
+            help="Makes a repeated call safe: the same id with the same spec is the same job. At most 128 characters.",
         ),
     ] = None,
-    request_id: Annotated[
-        str | None, typer.Option(metavar="ID", help="The same id with the same spec is the same job.")
-    ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check only; print the spec with every default filled in.")
+        bool, typer.Option("--dry-run", help="Have the server check it, and print it with every default filled in.")
     ] = False,
     follow: Annotated[bool, typer.Option("--follow", help="Show progress until the job has ended.")] = False,
 ) -> None:
@@ -67,43 +80,68 @@ def submit(
         job = client.submit_job(spec, request_id=request_id, validate_only=dry_run)
         if dry_run:
             output.write_yaml(message_to_dict(job.spec))
+            say(job.state_reason)
+            say_if_short(client, job)
             return
         output.write(job.job_id)
+        if not follow:
+            say(f"{job.name} is {job.state.lower()}; follow it with: lockstep watch {job.job_id}")
+        if not job.state.has_ended:
+            say_if_short(client, job)
         if follow:
             _follow(job)
-        else:
-            say(f"{output.plain(job.name)} is {job.state.lower()}; follow it with: lockstep watch {job.job_id}")
 
 
 def ls(
     context: typer.Context,
-    form: Annotated[output.TableOrJson, typer.Option("--output", "-o")] = output.TableOrJson.table,
+    form: Annotated[
+        output.TableOrJson, typer.Option("--output", "-o", help=output.HELP_OF_FORMS)
+    ] = output.TableOrJson.table,
     label: Annotated[
         list[str] | None,
         typer.Option("--label", "-l", metavar="LABEL=VALUE", help="Only jobs with this label; may be repeated."),
     ] = None,
     state: States = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit",
+            "-n",
+            metavar="N",
+            min=1,
+            help=f"At most the N newest. [default: {_SHOWN_IN_A_TABLE}, and all with -o json]",
+        ),
+    ] = None,
+    all_of_them: Annotated[bool, typer.Option("--all", "-a", help="All, however many there are.")] = False,
 ) -> None:
     """List jobs, newest first."""
+    if all_of_them and limit is not None:
+        raise typer.BadParameter("cannot be given together with --all", param_hint="--limit")
     labels = dict(_label(text) for text in label or ())
+    if limit is None and not all_of_them and form is output.TableOrJson.table:
+        limit = _SHOWN_IN_A_TABLE
     with client_of(context) as client:
-        jobs = list(client.list_jobs(states=state, labels=labels))
+        jobs, total = client._list_jobs(state, labels, limit)
     if form is output.TableOrJson.json:
         output.write_json([message_to_dict(job.proto) for job in jobs])
     elif not jobs:
         say("no jobs" if not (labels or state) else "no such jobs")
     else:
         output.console().print(_table_of(jobs))
+    if total > len(jobs):
+        say(f"and {total - len(jobs):,} more, which are older; see them with --all or --limit N")
 
 
 def get(
     context: typer.Context,
     job_id: JobId,
-    form: Annotated[output.JsonOrYaml, typer.Option("--output", "-o")] = output.JsonOrYaml.json,
+    form: Annotated[
+        output.JsonOrYaml, typer.Option("--output", "-o", help="Both hold the same.")
+    ] = output.JsonOrYaml.json,
 ) -> None:
-    """Print all that the server knows of a job, for programs."""
+    """Print all that is known of a job, for programs."""
     with client_of(context) as client:
-        data = message_to_dict(client.get_job(job_id).proto)
+        data = message_to_dict(client.find_job(job_id).proto)
     if form is output.JsonOrYaml.json:
         output.write_json(data)
     else:
@@ -111,29 +149,39 @@ def get(
 
 
 def describe_job(context: typer.Context, job_id: JobId) -> None:
-    """Tell about a job: spec, state, what happened, progress, newest checkpoint, result or error."""
+    """Tell a person about a job.
+
+    Its state, progress and newest checkpoint, result or error, where its time went, what happened, and its spec.
+    """
     from lockstep.client.cli import describe
 
     with client_of(context) as client:
-        job = client.get_job(job_id)
+        job = client.find_job(job_id)
         try:
             ledger = job.ledger()
         except Unimplemented:  # an older server
             ledger = None
-        describe.print_job(job, job.events(), next(job.checkpoints(), None), ledger)
+        newest = next(iter(job.checkpoints()), None)
+        describe.print_job(job, job.events(), newest, ledger)
 
 
 def watch(context: typer.Context, job_id: JobId) -> None:
-    """Print what happens to a job, a line each, until it has ended."""
+    """Print what happens to a job until it has ended.
+
+    A line for each event, the past ones first; the exit code tells how the job ended.
+    """
     with client_of(context) as client:
-        job = client.get_job(job_id)
+        job = client.find_job(job_id)
         try:
             for update in job.watch():
                 for event in update.events:
                     output.write(output.event_line(event))
         except KeyboardInterrupt:
             raise typer.Exit(exit_codes.INTERRUPTED) from None
-        job.wait()  # raises if it came to a bad end
+    if job.state is not JobState.SUCCEEDED:  # the last event has said why
+        if job.error is not None and job.error.traceback:
+            say(f"see where with: lockstep describe {job.job_id}")
+        raise typer.Exit(exit_codes.FAILED)
 
 
 def wait(
@@ -141,14 +189,18 @@ def wait(
     job_id: JobId,
     timeout: Annotated[float | None, typer.Option(metavar="SECONDS", min=0, help="Give up after this long.")] = None,
 ) -> None:
-    """Wait until a job has ended, also while it is paused; the exit code tells how."""
+    """Wait until a job has ended; the exit code tells how.
+
+    A job that is paused has not ended: this waits until it was resumed and is done.
+    """
     with client_of(context) as client:
+        job = client.find_job(job_id)
         try:
-            client.get_job(job_id).wait(timeout)
+            job.wait(timeout)
         except KeyboardInterrupt:
-            say(f"\n{job_id} goes on")
+            say(f"\n{job.job_id} goes on")
             raise typer.Exit(exit_codes.INTERRUPTED) from None
-        say(f"{job_id} succeeded")
+        say(f"{job.job_id} succeeded")
 
 
 def _follow(job: Job) -> None:
@@ -161,7 +213,6 @@ def _follow(job: Job) -> None:
         )
         raise typer.Exit(exit_codes.INTERRUPTED) from None
     assert job.result is not None
-    say(f"succeeded; {output.final_metrics(job.result)}")
     say(f"weights {job.result.weights_digest}")
 
 
@@ -185,6 +236,6 @@ def _table_of(jobs: list[Job]) -> Table:
     for job in jobs:
         workers = f"{job.running_workers}/{job.spec.resources.workers}" if job.running_workers else ""
         heals = [str(job.heals or "")] if some_healed else []
-        name, state, done = output.plain(job.name), output.state_text(job.state), output.progress_text(job)
+        name, state, done = job.name, output.state_text(job.state), output.progress_text(job)
         table.add_row(job.job_id, name, state, done, workers, *heals, output.ago(job.create_time))
     return table

@@ -12,16 +12,13 @@ from lockstep.client.ledger import Ledger, RankLedger
 
 _BAR_CELLS = 20
 _RANKS_SHOWN = 8
-_NAMES = {
-    "start_up": "start-up",
-    "host_to_device": "host to device",
-    "exchange": "all-reduce",
-    "exchange_wait": "all-reduce, waiting",
-}
 
 
 def table_of(ledger: Ledger) -> Table:
-    """A row for each phase that took any time: its share with a bar, and its time on each rank, or on all of them."""
+    """A row for each phase that took any time: its share with a bar, and its time on each rank, or on all of them.
+
+    Phases are called here as in the SDK, in Prometheus and on the boards, so that what is read can be looked for there.
+    """
     table = output.make_table()
     table.add_column("phase", no_wrap=True)
     table.add_column("share", justify="right", no_wrap=True)
@@ -35,7 +32,7 @@ def table_of(ledger: Ledger) -> Table:
         if spent > 0:
             share = spent / total
             cells = [_time(_value(ranks, phase)) for _, ranks in columns]
-            table.add_row(_NAMES.get(phase, phase), f"{share:.1%}", _bar(share), *cells)
+            table.add_row(phase, f"{share:.1%}", _bar(share), *cells)
     whole = [_time(statistics.mean(sum(rank.seconds.values()) for rank in ranks)) for _, ranks in columns]
     table.add_row("in all", "", "", *whole, style="bold")
     return table
@@ -46,7 +43,7 @@ def straggler_line(ledger: Ledger) -> str:
     if ledger.straggler is None:
         return ""
     node = next((rank.node for rank in ledger.ranks if rank.rank == ledger.straggler), "")
-    where = f" on {output.plain(node)}" if node else ""
+    where = f" on {node}" if node else ""
     lag = f"{ledger.straggler_lag_ratio:.0%}"
     return f"rank {ledger.straggler}{where} is the straggler: the others wait for it for {lag} of their steps"
 

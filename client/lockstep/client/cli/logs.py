@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
@@ -45,14 +44,12 @@ def logs(
         typer.Option(metavar="T", parser=_since, help="Only lines from then on: 90s, 10m, 2h, 1d ago, or an ISO time."),
     ] = None,
 ) -> None:
-    """Print what the workers of a job have printed and logged."""
+    """Print what the workers of a job printed and logged."""
     is_empty = True
     with client_of(context) as client:
         try:
-            for line in client.get_job(job_id).logs(follow, rank, tail, since):
-                sys.stdout.write(f"{_text_of(line)}\n")
-                if follow:
-                    sys.stdout.flush()
+            for line in client.find_job(job_id).logs(follow, rank, tail, since):
+                output.write(_text_of(line))
                 is_empty = False
         except KeyboardInterrupt:
             raise typer.Exit(exit_codes.INTERRUPTED) from None
@@ -64,5 +61,5 @@ def _text_of(line: LogLine) -> str:
     """One line: the time of day here, who it is of, and the text."""
     time = line.time.astimezone().strftime("%H:%M:%S.%f")[:-3] if line.time else "--:--:--.---"
     who = f"worker {line.worker}" if line.rank is None else f"rank {line.rank}"
-    text = output.plain(line.text).replace("\n", " ")
+    text = output.printable(line.text).replace("\n", " ")
     return f"{time} {who} | {'[lockstep] ' if line.is_notice else ''}{text}"

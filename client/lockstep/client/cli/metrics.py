@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import csv
-import json
+import io
 import math
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from typing import Annotated, Any
@@ -45,9 +44,12 @@ def metrics(
         bool, typer.Option("--follow", "-f", help="Print points as they come, until the job has ended.")
     ] = False,
 ) -> None:
-    """Print a job's metrics: first those of the result, then the timing."""
+    """Print the metrics of a job.
+
+    First those of the result, which are the same in every run of its spec, then the timing.
+    """
     with client_of(context) as client:
-        job = client.get_job(job_id)
+        job = client.find_job(job_id)
         if follow:
             try:
                 _write_stream(job.metrics(follow=True), form)
@@ -56,7 +58,7 @@ def metrics(
             return
         points = sorted(job.metrics(), key=lambda point: list(_TITLE_BY_KIND).index(point.kind))
     if form is Form.csv:
-        _write_csv(points)
+        output.write(_csv_of(points))
     elif form is Form.json:
         output.write_json([_json_form(point) for point in points])
     elif points:
@@ -65,25 +67,26 @@ def metrics(
         say("no metrics yet")
 
 
-def _write_csv(points: Iterable[MetricPoint], *, at_once: bool = False) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
-    for point in points:
-        # repr of a float is the shortest text that reads back as the same bits.
-        writer.writerow((point.name, point.step, repr(point.epoch), repr(point.value)))
-        if at_once:
-            sys.stdout.flush()
+def _csv_of(points: Iterable[MetricPoint], *, with_header: bool = True) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    if with_header:
+        writer.writerow(CSV_COLUMNS)
+    # repr of a float is the shortest text that reads back as the same bits.
+    writer.writerows((point.name, point.step, repr(point.epoch), repr(point.value)) for point in points)
+    return text.getvalue()
 
 
 def _write_stream(points: Iterator[MetricPoint], form: Form) -> None:
     if form is Form.csv:
-        _write_csv(points, at_once=True)
-        return
+        output.write(_csv_of(()))
     for point in points:
-        if form is Form.json:
-            output.write(json.dumps(_json_form(point), ensure_ascii=False))
+        if form is Form.csv:
+            output.write(_csv_of((point,), with_header=False))
+        elif form is Form.json:
+            output.write(output.json_of(_json_form(point)))
         else:
-            name = output.plain(point.name)
+            name = output.printable(point.name)
             output.write(f"step {point.step:<8} epoch {point.epoch:<8.2f} {name:<18} {point.value:.6g}")
 
 
@@ -115,7 +118,7 @@ def _print_tables(points: Sequence[MetricPoint]) -> None:
             rows.setdefault((point.step, point.epoch), {})[point.name] = point.value
         table = output.make_table(title=_TITLE_BY_KIND[kind], title_justify="left", title_style="bold")
         for header in ("step", "epoch", *names):
-            table.add_column(output.plain(header).replace("_", "\n"), justify="right", vertical="bottom")
+            table.add_column(header.replace("_", "\n"), justify="right", vertical="bottom")
         for (step, epoch), values in sorted(rows.items()):
             cells = (f"{values[name]:.5g}" if name in values else "" for name in names)
             table.add_row(str(step), f"{epoch:.2f}", *cells)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lockstep.client._words import count, part_of
 from lockstep.client.cli import output
 from lockstep.client.cli.connect import client_of
 from lockstep.client.cli.telemetry import telemetry_lines
@@ -21,9 +22,14 @@ def add_to(app: typer.Typer) -> None:
 
 def nodes(
     context: typer.Context,
-    form: Annotated[output.TableOrJson, typer.Option("--output", "-o")] = output.TableOrJson.table,
+    form: Annotated[
+        output.TableOrJson, typer.Option("--output", "-o", help=output.HELP_OF_FORMS)
+    ] = output.TableOrJson.table,
 ) -> None:
-    """Show the nodes: what they have and do, what runs where, and which workers are warm."""
+    """Show the nodes and what runs where.
+
+    What they have and do, the worker processes on them, and which of these are warm: those wait for the next job.
+    """
     with client_of(context) as client:
         cluster, found = client.get_cluster(), client.list_nodes()
     if form is output.TableOrJson.json:
@@ -46,20 +52,20 @@ def _print(cluster: Cluster, nodes: Sequence[Node]) -> None:
     from rich.text import Text
 
     console = output.console()
-    console.print(output.plain(_describe_cluster(cluster)), soft_wrap=True)
+    console.print(_describe_cluster(cluster), soft_wrap=True)
     for node in sorted(nodes, key=lambda node: (node.name, node.node_id)):
         console.print()
-        console.print(Text(output.plain(node.name or node.node_id), style="bold"), soft_wrap=True)
+        console.print(Text(node.name or node.node_id, style="bold"), soft_wrap=True)
         console.print(f"  {_describe_use(node)}", soft_wrap=True)
         for line in telemetry_lines(node):
-            console.print(f"  {output.plain(line)}", soft_wrap=True)
+            console.print(f"  {line}", soft_wrap=True)
         for worker in node.workers:
-            console.print(f"  {output.plain(_describe_worker(worker))}", soft_wrap=True)
+            console.print(f"  {_describe_worker(worker)}", soft_wrap=True)
 
 
 def _describe_cluster(cluster: Cluster) -> str:
-    jobs = f"{_count(cluster.jobs_running, 'job')} running, {cluster.jobs_waiting} waiting"
-    there = f"{_count(cluster.nodes, 'node')}, {jobs}"
+    jobs = f"{count(cluster.jobs_running, 'job')} running, {cluster.jobs_waiting} waiting"
+    there = f"{count(cluster.nodes, 'node')}, {jobs}"
     return there if cluster.is_ready else f"not ready: {cluster.not_ready_reason}\n{there}"
 
 
@@ -73,7 +79,7 @@ def _describe_use(node: Node) -> str:
         )
         if not total:
             continue
-        part = f"{held:g} of {_count(usable, kind[:-1].upper())} held by jobs"
+        part = f"{part_of(held, usable, kind[:-1].upper())} held by jobs"
         part += f", {warm:g} warm" if warm else ""
         part += f", {total - usable:g} more held by others" if total > usable else ""
         parts.append(part)
@@ -88,16 +94,13 @@ def _describe_worker(worker: Worker) -> str:
     if worker.state is WorkerState.STARTING:
         facts.append(state)
     facts += [
-        _count(number, noun)
+        count(number, noun)
         for number, noun in ((worker.resources.cpus, "CPU"), (worker.resources.gpus, "GPU"))
         if number
     ]
     if worker.state is WorkerState.WARM and worker.idle_since is not None:
-        facts.append(f"idle for {output.duration(max(0.0, (datetime.now(UTC) - worker.idle_since).total_seconds()))}")
+        idle_s = (datetime.now(UTC) - worker.idle_since).total_seconds()  # by two clocks
+        facts.append(f"idle for {output.duration(max(0.0, idle_s))}")
         facts += [output.size(worker.memory_bytes)] if worker.memory_bytes else []
         facts += [f"data {output.size(worker.data_bytes)}"] if worker.data_bytes else []
     return ", ".join(facts)
-
-
-def _count(number: float, noun: str) -> str:
-    return f"{number:g} {noun}{'' if number == 1 else 's'}"

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from lockstep.client._printable import printable as printable
+from lockstep.client._printable import write as write
 from lockstep.client.job import Job
-from lockstep.client.types import JobEvent, JobState, Result
+from lockstep.client.types import JobEvent, JobState
 
 if TYPE_CHECKING:  # rich is imported where something is drawn, so that `lockstep --help` answers at once
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from lockstep.client._console import SafeConsole
 
 _STYLE_BY_STATE = {
     JobState.SUCCEEDED: "green",
@@ -27,6 +29,9 @@ _STYLE_BY_STATE = {
 }
 
 
+HELP_OF_FORMS = "table for people, json for programs."
+
+
 class TableOrJson(StrEnum):
     table = "table"
     json = "json"
@@ -37,32 +42,27 @@ class JsonOrYaml(StrEnum):
     yaml = "yaml"
 
 
-def console() -> Console:
-    """Standard output: colours on a terminal unless NO_COLOR is set, 80 columns where there is none."""
-    from rich.console import Console
+def console() -> SafeConsole:
+    """Standard output, for tables and what has colours."""
+    from lockstep.client._console import SafeConsole
 
-    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
-
-
-def write(text: str) -> None:
-    """Write data, whole lines, at once: whoever reads may be waiting for it."""
-    sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
-    sys.stdout.flush()
+    return SafeConsole()
 
 
 def write_json(data: object) -> None:
-    write(json.dumps(data, indent=2, ensure_ascii=False))
+    """Write JSON; a character that a terminal would obey is escaped, which changes nothing for a program."""
+    write(json_of(data, indent=2))
+
+
+def json_of(data: object, indent: int | None = None) -> str:
+    text = json.dumps(data, indent=indent, ensure_ascii=False)
+    return "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text)
 
 
 def write_yaml(data: object) -> None:
     from lockstep.client import _yaml
 
     write(_yaml.dump(data))
-
-
-def plain(text: str) -> str:
-    """Text from elsewhere, with nothing in it that would steer a terminal."""
-    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def state_text(state: JobState) -> Text:
@@ -86,6 +86,13 @@ def ago(moment: datetime | None) -> str:
     return "now" if seconds < 1 else f"{duration(seconds)} ago"
 
 
+def between(start: datetime | None, end: datetime | None) -> str:
+    """How long something took, by the server's clock; empty while that is not known."""
+    if start is None or end is None:
+        return ""
+    return duration((end - start).total_seconds()) if end >= start else "not known: the server's clock was set back"
+
+
 def duration(seconds: float) -> str:
     """A length of time in its largest unit that is not yet coarse, such as "90 min"."""
     for unit, length_s, below_s in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172_800)):
@@ -95,8 +102,10 @@ def duration(seconds: float) -> str:
 
 
 def short_time(seconds: float) -> str:
-    """A length of time that is mostly far below a second, such as "12 ms"."""
-    return f"{1e3 * seconds:.0f} ms" if seconds < 10 else duration(seconds)
+    """A length of time that is mostly far below a second, such as "12 ms", "3.8 s" and "11 s"."""
+    if seconds < 1:
+        return f"{1e3 * seconds:.0f} ms"
+    return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
 
 
 def size(size_bytes: int) -> str:
@@ -125,10 +134,5 @@ def clock(moment: datetime | None) -> str:
 def event_line(event: JobEvent) -> str:
     """One event in one line."""
     attempt = f"attempt {event.attempt}" if event.attempt else ""
-    message = plain(" ".join(event.message.split()))
+    message = printable(" ".join(event.message.split()))
     return f"{clock(event.time)}  {event.state:<10}  {attempt:<10}  {message}".rstrip()
-
-
-def final_metrics(result: Result) -> str:
-    """The last values in one line, such as "train_loss 0.1, val_accuracy 0.97"."""
-    return ", ".join(f"{name} {value:.4g}" for name, value in result.final_metrics.items())

@@ -10,9 +10,10 @@ from importlib.metadata import EntryPoint, entry_points
 
 import typer
 
+from lockstep.client._parts import load_entry_point
+
 GROUP = "lockstep.commands"
 _HELP = {"serve": "Start a server on this machine."}
-_MISSING = {"serve": "the server part: pip install 'lockstep-train[server,workers]'"}
 _PASS_ALL_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
@@ -30,11 +31,7 @@ def _add(app: typer.Typer, entry_point: EntryPoint) -> None:
         add_help_option=False,
     )
     def run(context: typer.Context) -> None:
-        try:
-            inner = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-            inner.command()(entry_point.load())
-            inner(args=list(context.args), prog_name=f"lockstep {entry_point.name}")
-        except ModuleNotFoundError as error:
-            needed = _MISSING.get(entry_point.name, f"the Python module {error.name}")
-            typer.echo(f"`lockstep {entry_point.name}` needs {needed}\n(there is no module {error.name})", err=True)
-            raise typer.Exit(1) from error
+        command = load_entry_point(entry_point, f"`lockstep {entry_point.name}`")
+        inner = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+        inner.command(context_settings={"help_option_names": ["-h", "--help"]})(command)
+        inner(args=list(context.args), prog_name=f"lockstep {entry_point.name}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -37,7 +36,10 @@ def top(
         bool, typer.Option("--once", help="Print one screen and end; so it does without a terminal.")
     ] = False,
 ) -> None:
-    """Show nodes, GPUs or CPUs, jobs, their speed and where their time goes; Ctrl-C ends it."""
+    """Show the cluster and its jobs, live.
+
+    Nodes, GPUs or CPUs with who uses them, jobs, their speed and where their time goes. Ctrl-C ends it.
+    """
     with client_of(context) as client:
         watcher = Watcher(client)
         if once or not sys.stdout.isatty():
@@ -87,7 +89,7 @@ class Watcher:
         from lockstep.client.cli.top_screen import JobView, View
 
         client = self._client
-        jobs = [job for state in _SHOWN for job in islice(client.list_jobs(states=[state]), MOST_JOBS)][:MOST_JOBS]
+        jobs = [job for state in _SHOWN for job in client.list_jobs(states=[state], limit=MOST_JOBS)][:MOST_JOBS]
         running = [job for job in jobs if job.attempt]
         self._ledgers = {job.job_id: self._ledgers.get(job.job_id, []) for job in running}
         for job in running:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from lockstep.client._words import count, part_of
 from lockstep.client.cli import output
 from lockstep.client.cluster import Cluster, Node, Worker, WorkerState
 from lockstep.client.job import Job
@@ -26,12 +28,12 @@ LEAST_BUSY_RATIO = 0.05
 _PARTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("c", "green", "compute", ("forward", "backward", "optimizer")),
     ("d", "yellow", "data", ("data", "host_to_device")),
-    ("x", "magenta", "all-reduce", ("exchange",)),
-    ("w", "red", "waits for others", ("exchange_wait",)),
+    ("x", "magenta", "exchange", ("exchange",)),
+    ("w", "red", "exchange_wait", ("exchange_wait",)),
     ("v", "blue", "validation", ("validation",)),
     ("k", "cyan", "checkpoint", ("checkpoint",)),
     ("h", "bright_red", "healing", ("healing",)),
-    ("s", "white", "start-up", ("start_up",)),
+    ("s", "white", "start_up", ("start_up",)),
     ("i", "bright_black", "idle", ("idle",)),
 )
 _STEP_PHASES = ("data", "host_to_device", "forward", "backward", "exchange", "exchange_wait", "optimizer")
@@ -101,16 +103,44 @@ class View:
         return replace(self, problem=problem)
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """A table with lines below it."""
+
+    table: Table
+    notes: tuple[Text, ...] = ()
+
+
+class Fitted:
+    """The first of some drawings whose table is narrow enough; the last one if none is.
+
+    Args:
+        drawings: of the same, the widest first: what matters least is gone first.
+    """
+
+    def __init__(self, *drawings: Drawing) -> None:
+        self._drawings = drawings
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        fitting = (drawing for drawing in self._drawings if _width(console, options, drawing) <= options.max_width)
+        drawing = next(fitting, self._drawings[-1])
+        yield Group(drawing.table, *drawing.notes)
+
+
+def _width(console: Console, options: ConsoleOptions, drawing: Drawing) -> int:
+    return Measurement.get(console, options.update(max_width=10_000), drawing.table).maximum
+
+
 def screen(view: View) -> Group:
-    """Everything on the screen."""
-    parts: list[Text | Table] = [_head(view)]
+    """Everything on the screen. On a narrow one bars go first; ids and names stay whole."""
+    parts: list[Text | Fitted] = [_head(view)]
     if view.problem:
-        parts.append(Text(f"shown as of {output.clock(view.time)}: {output.plain(view.problem)}", style="red"))
+        parts.append(Text(f"shown as of {output.clock(view.time)}: {view.problem}", style="red"))
     if not view.cluster.is_ready:
-        parts.append(Text(f"not ready: {output.plain(view.cluster.not_ready_reason)}", style="yellow"))
-    parts += [Text(), _nodes(view), Text()]
+        parts.append(Text(f"not ready: {view.cluster.not_ready_reason}", style="yellow"))
+    parts += [Text(), Fitted(_nodes(view, 0), _nodes(view, 1), _nodes(view, 2)), Text()]
     if view.jobs:
-        parts += [_jobs(view.jobs), Text(), _legend()]
+        parts.append(Fitted(_jobs(view.jobs, 0), _jobs(view.jobs, 1), _jobs(view.jobs, 2)))
     else:
         parts.append(Text("no jobs run or wait"))
     return Group(*parts)
@@ -118,50 +148,62 @@ def screen(view: View) -> Group:
 
 def _head(view: View) -> Text:
     cluster = view.cluster
-    facts = [f"{cluster.nodes} node{'' if cluster.nodes == 1 else 's'}"]
-    for kind, name in (("gpus", "GPUs"), ("cpus", "CPUs")):
+    facts = [count(cluster.nodes, "node")]
+    for kind, name in (("gpus", "GPU"), ("cpus", "CPU")):
         usable, held = getattr(cluster.usable, kind), getattr(cluster.held_by_jobs, kind)
         if usable:
-            facts.append(f"{held:g} of {usable:g} {name} held by jobs")
-    facts.append(f"{cluster.jobs_running} job{'' if cluster.jobs_running == 1 else 's'} running")
+            facts.append(f"{part_of(held, usable, name)} held by jobs")
+    facts.append(f"{count(cluster.jobs_running, 'job')} running")
     facts.append(f"{cluster.jobs_waiting} waiting")
     head = Text("Lockstep", style="bold")
-    head.append(f"  {output.plain(view.target)}  {output.clock(view.time)}  ", style="not bold")
+    head.append(f"  {view.target}  {output.clock(view.time)}  ", style="not bold")
     head.append(", ".join(facts), style="not bold")
     return head
 
 
-def _nodes(view: View) -> Table:
+def _nodes(view: View, narrowness: int) -> Drawing:
+    """The nodes: 0 with all there is; 1 devices below their node, no bars; 2 also without power and temperature."""
     table = output.make_table()
-    for name in ("node", "", "busy", "memory", ""):
-        table.add_column(name, justify="left" if name != "memory" else "right", no_wrap=True)
-    table.add_column("works for", overflow="ellipsis", no_wrap=True)
+    table.add_column("node", no_wrap=True)
+    if not narrowness:
+        table.add_column("", no_wrap=True)
+    table.add_column("busy", no_wrap=True)
+    table.add_column("memory", justify="right", no_wrap=True)
+    if narrowness < 2:
+        table.add_column("", no_wrap=True)
+    table.add_column("works for", overflow="fold")
+    share = _percent if narrowness else _bar
+
+    def add(name: str, device: str, busy: float | None, memory: str, state: str, user: Text) -> None:
+        first = [name, device] if not narrowness else [name or f"  {device}"]
+        table.add_row(*first, share(busy), memory, *([state] if narrowness < 2 else []), user)
+
     for node in sorted(view.nodes, key=lambda node: (node.name, node.node_id)):
         host = node.telemetry.host if node.telemetry is not None else None
         busy = host.cpu_utilization_ratio if host is not None else None
         memory = _share(host.memory_used_bytes, host.memory_total_bytes) if host is not None else ""
-        table.add_row(output.plain(node.name or node.node_id), _cpus(node), _bar(busy), memory, "", _described(node))
+        add(node.name or node.node_id, _cpus(node), busy, memory, "", _described(node))
         rows = _gpus(node) if node.telemetry is not None and node.telemetry.gpus else _workers(node, view.jobs)
-        for device, use, taken, state, user in rows:
-            table.add_row("", device, use, taken, state, user)
-    return table
+        for row in rows:
+            add("", *row)
+    return Drawing(table)
 
 
 def _cpus(node: Node) -> str:
-    return f"{node.total.cpus:g} CPU{'' if node.total.cpus == 1 else 's'}"
+    return count(node.total.cpus, "CPU")
 
 
 def _described(node: Node) -> Text:
     warm = sum(worker.state is WorkerState.WARM for worker in node.workers)
-    facts = [f"{node.held_by_jobs.cpus:g} of {node.usable.cpus:g} CPUs held"]
+    facts = [f"{part_of(node.held_by_jobs.cpus, node.usable.cpus, 'CPU')} held"]
     if node.usable.gpus:
-        facts.append(f"{node.held_by_jobs.gpus:g} of {node.usable.gpus:g} GPUs held")
+        facts.append(f"{part_of(node.held_by_jobs.gpus, node.usable.gpus, 'GPU')} held")
     facts += [f"{warm} warm"] if warm else []
     facts += ["no telemetry"] if node.telemetry is None else []
     return Text(", ".join(facts), style="bright_black")
 
 
-_Row = tuple[str, Text, str, str, Text]
+_Row = tuple[str, float | None, str, str, Text]
 
 
 def _gpus(node: Node) -> Iterator[_Row]:
@@ -169,8 +211,8 @@ def _gpus(node: Node) -> Iterator[_Row]:
     for gpu in node.telemetry.gpus:
         users = [worker for worker in node.workers if worker.job_id and gpu.index in worker.gpu_indexes]
         busy = gpu.utilization_ratio if gpu.sm_active_ratio is None else gpu.sm_active_ratio
-        name = output.plain(f"GPU {gpu.index} {gpu.name}".removesuffix(" "))
-        yield name, _bar(busy), _share(gpu.memory_used_bytes, gpu.memory_total_bytes), _state(gpu), _user(users, busy)
+        name = f"GPU {gpu.index} {gpu.name}".removesuffix(" ")
+        yield name, busy, _share(gpu.memory_used_bytes, gpu.memory_total_bytes), _state(gpu), _user(users, busy)
 
 
 def _workers(node: Node, jobs: Iterable[JobView]) -> Iterator[_Row]:
@@ -178,10 +220,10 @@ def _workers(node: Node, jobs: Iterable[JobView]) -> Iterator[_Row]:
     views = {view.job.job_id: view for view in jobs}
     for worker in node.workers:
         if worker.job_id:
-            cpus = f"{worker.resources.cpus:g} CPU{'' if worker.resources.cpus == 1 else 's'}"
+            cpus = count(worker.resources.cpus, "CPU")
             view = views.get(worker.job_id)
             busy, memory = view.use_of(worker.rank, worker.resources.cpus) if view is not None else (None, "")
-            yield f"worker, {cpus}", _bar(busy), memory, "", _user([worker], None)
+            yield f"worker, {cpus}", busy, memory, "", _user([worker], None)
 
 
 def _state(gpu: GpuTelemetry) -> str:
@@ -205,44 +247,48 @@ def _user(workers: list[Worker], busy: float | None) -> Text:
 def _worker_name(worker: Worker) -> str:
     who = f"worker {worker.number}" if worker.rank is None else f"rank {worker.rank}"
     state = " (starting)" if worker.state is WorkerState.STARTING else ""
-    return output.plain(f"{worker.job_id} {who}{state}")
+    return f"{worker.job_id} {who}{state}"
 
 
-def _jobs(jobs: Iterable[JobView]) -> Table:
+def _jobs(jobs: Iterable[JobView], narrowness: int) -> Drawing:
+    """The jobs: 0 with all there is; 1 without the bar of time, remarks below; 2 also without bars of progress."""
     table = output.make_table()
     for name in ("job", "name", "state", "workers"):
-        table.add_column(name, justify="left" if name != "workers" else "right", no_wrap=True)
+        table.add_column(
+            name, justify="left" if name != "workers" else "right", no_wrap=name != "name", overflow="fold"
+        )
     table.add_column("progress", no_wrap=True)
     table.add_column("samples/s", justify="right", no_wrap=True)
-    table.add_column("time", no_wrap=True)
-    table.add_column("", overflow="ellipsis", no_wrap=True)
+    if not narrowness:
+        table.add_column("time", no_wrap=True)
+        table.add_column("", no_wrap=True)
+    remarks = []
     for view in jobs:
-        job = view.job
+        job, remark = view.job, _remark(view)
         speed = view.samples_per_second() if job.state is JobState.RUNNING else None
         wanted = job.spec.resources.workers
         table.add_row(
             job.job_id,
-            output.plain(job.name),
+            job.name,
             output.state_text(job.state),
             f"{job.running_workers}/{wanted}" if job.state is not JobState.QUEUED else f"{wanted}",
-            _progress(job),
+            _progress(job, _percent if narrowness > 1 else _bar),
             f"{speed:,.0f}" if speed is not None else "",
-            _time(view.lately()),
-            _remark(view),
+            *([] if narrowness else [_time(view.lately()), remark]),
         )
-    return table
+        if narrowness and remark:
+            remarks.append(Text(f"{job.job_id}: ").append_text(remark))
+    return Drawing(table, tuple([Text(), *remarks] if remarks else []) if narrowness else (Text(), _legend()))
 
 
-def _progress(job: Job) -> Text:
+def _progress(job: Job, share: Callable[[float | None], Text]) -> Text:
     progress = job.progress
-    if not progress.total_steps:
-        return Text()
-    return _bar(progress.step / progress.total_steps)
+    return share(progress.step / progress.total_steps if progress.total_steps else None)
 
 
 def _remark(view: JobView) -> Text:
     if view.job.state is JobState.QUEUED:
-        return Text(output.plain(view.job.state_reason), style="bright_black")
+        return Text(view.job.state_reason, style="bright_black")
     straggler = view.ledgers[-1].straggler if view.ledgers else None
     return Text(f"rank {straggler} is the straggler", style="red") if straggler is not None else Text()
 
@@ -256,6 +302,10 @@ def _bar(share: float | None) -> Text:
     text.append("·" * (BAR_CELLS - full), style="bright_black")
     text.append(f" {share:4.0%}", style="default")
     return text
+
+
+def _percent(share: float | None) -> Text:
+    return Text() if share is None else Text(f"{min(1.0, max(0.0, share)):4.0%}")
 
 
 def _time(seconds: Mapping[str, float]) -> Text:

@@ -9,9 +9,9 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 
-from lockstep.server.store.writer import StoreError
+from lockstep.server.store.trouble import StoreError
 
 _BUSY_TIMEOUT_MS = 10_000
 
@@ -33,7 +33,7 @@ def reading_engine(path: Path) -> Engine:
 
 
 def _engine(path: Path, *, pool_size: int, query_only: bool = False) -> Engine:
-    engine = create_engine(f"sqlite:///{path}", pool_size=pool_size, max_overflow=8)
+    engine = create_engine(URL.create("sqlite", database=str(path.absolute())), pool_size=pool_size, max_overflow=8)
 
     @event.listens_for(engine, "connect")
     def connect(dbapi_connection: Any, record: Any) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sqlalchemy import Connection, Select, select
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from lockstep.server.store import tables
+from lockstep.server.store.plain import driver_of, insert_new_points
 from lockstep.server.store.rows import StoredPoint
 from lockstep.v1.metrics_service_pb2 import METRIC_KIND_RESULT
-
-_INSERT_POINT = sqlite_insert(tables.metric_points).on_conflict_do_nothing(index_elements=["job_id", "name", "step"])
 
 
 def select_points(job_id: str, names: Sequence[str], kind: int) -> Select[tuple[object, ...]]:
@@ -33,14 +31,10 @@ def insert_points(connection: Connection, job_id: str, points: Sequence[StoredPo
     """
     if not points:
         return [], 0
-    rows = [
-        {"job_id": job_id, "name": p.name, "step": p.step, "kind": p.kind, "epoch": p.epoch, "value": p.value}
-        for p in points
-    ]
-    inserted = connection.execute(_INSERT_POINT, rows, execution_options={"preserve_rowcount": True})
-    if inserted.rowcount == len(rows):
-        return [], len(rows)
-    return _disagreements(connection, job_id, points), max(0, inserted.rowcount)
+    inserted = insert_new_points(driver_of(connection), job_id, points)
+    if inserted == len(points):
+        return [], inserted
+    return _disagreements(connection, job_id, points), inserted
 
 
 def _disagreements(connection: Connection, job_id: str, points: Sequence[StoredPoint]) -> list[str]:

@@ -4,94 +4,51 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, tuple_, update
+import structlog
+from sqlalchemy import Connection, func, select, tuple_
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.exc import DatabaseError
 
-from lockstep.server.errors import AlreadyExists
 from lockstep.server.job import ENDED, LIVE, Job, State
-from lockstep.server.store import tables
+from lockstep.server.store import deletion, tables, writes
 from lockstep.server.store.engines import migrate, reading_engine, writing_engine
-from lockstep.server.store.points import insert_points, select_points
+from lockstep.server.store.filters import ANY_JOB, JobFilter
+from lockstep.server.store.moving import follow_checkpoint_root
+from lockstep.server.store.points import select_points
 from lockstep.server.store.rows import (
     NOTHING_NEW,
     News,
     StoredCheckpoint,
     StoredEvent,
     StoredPoint,
-    changing_columns,
-    checkpoint_columns,
     checkpoint_of,
     event_of,
-    fixed_columns,
+    from_microseconds,
     job_of,
     point_of,
     to_microseconds,
 )
-from lockstep.server.store.writer import StoreError, Writer
+from lockstep.server.store.trouble import DAMAGES, StoreError, why_unopenable
+from lockstep.server.store.wal import Committed, committed_frames, lost_frames
+from lockstep.server.store.writer import Writer
+from lockstep.server.store.writes import JOBS, SELECT_JOB, NewJob, Saved
 
 T = TypeVar("T")
 
-_MOST_JOBS_OF_A_QUERY = 500
+log = structlog.get_logger(__name__)
 
-_INSERT_JOB = insert(tables.jobs)
-_INSERT_LABEL = insert(tables.labels)
-_INSERT_EVENT = insert(tables.job_events)
-_INSERT_REQUEST = insert(tables.requests)
+_MOST_JOBS_OF_A_QUERY = 500
+_READERS = 8
+
 _INSERT_LEDGER = sqlite_insert(tables.ledgers)
 _UPSERT_LEDGER = _INSERT_LEDGER.on_conflict_do_update(
     index_elements=["job_id"], set_={"ledger": _INSERT_LEDGER.excluded.ledger}
 )
-_UPDATE_JOB = update(tables.jobs).where(tables.jobs.c.job_id == bindparam("of_job"))
-_SELECT_REQUEST = select(tables.requests.c.job_id, tables.requests.c.spec_digest).where(
-    tables.requests.c.principal == bindparam("of_principal"),
-    tables.requests.c.request_id == bindparam("of_request"),
-)
-_NEWEST_CHECKPOINT = (
-    select(func.max(tables.checkpoints.c.step))
-    .where(tables.checkpoints.c.job_id == tables.jobs.c.job_id)
-    .scalar_subquery()
-    .label("newest_checkpoint")
-)
-_JOBS = select(tables.jobs, _NEWEST_CHECKPOINT)
-_SELECT_JOB = _JOBS.where(tables.jobs.c.job_id == bindparam("of_job"))
-
-
-@dataclass(frozen=True)
-class NewJob:
-    """A job to store, with the caller's key that makes the call safe to repeat.
-
-    Attributes:
-        request_id: the key; empty for none.
-        spec_digest: digest of the spec as submitted, to tell whether a repeated call is the same.
-    """
-
-    job: Job
-    principal: str
-    request_id: str
-    spec_digest: str
-
-
-@dataclass(frozen=True)
-class Saved:
-    """What became of a job that was saved.
-
-    Attributes:
-        job: as it is stored now.
-        disagreements: in words, each result metric that came again with another value.
-        new_points: how many points were not there before.
-    """
-
-    job: Job
-    disagreements: tuple[str, ...] = ()
-    new_points: int = 0
 
 
 class Store:
@@ -107,21 +64,34 @@ class Store:
         Raises:
             StoreError: it cannot be opened.
         """
+        committed_before = committed_frames(path)
         self._writing = writing_engine(path)
         self._reading = reading_engine(path)
         try:
+            self._look_for_losses(committed_before)
             migrate(self._writing)
             self.instance_id, self.epoch = self._start_epoch()
-        except (DatabaseError, sqlite3.DatabaseError) as error:
+        except DAMAGES as error:
             self._dispose()
-            raise StoreError(
-                f"{path} cannot be opened: {error.__cause__ or error}; "
-                "put a good copy in its place, or choose another --data-dir"
-            ) from error
+            raise StoreError(why_unopenable(error, path)) from error
         except StoreError:
             self._dispose()
             raise
-        self._writer = Writer(self._writing, committed)
+        self._writer = Writer(self._writing, path.parent, committed)
+        # Its own: whatever else waits in threads does not hold up those who ask for jobs.
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="lockstep-store-reader")
+
+    def _look_for_losses(self, before: Committed | None) -> None:
+        with self._reading.connect() as connection:
+            _, frames, _ = connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)").one()
+        lost = lost_frames(before, frames)
+        if lost:
+            log.error(
+                "changes that were acknowledged are lost: the store's write-ahead log is damaged; the newest jobs, "
+                "events and points may be missing; put a good copy of the data folder in its place if you have one",
+                lost_pages=lost,
+                found_pages=frames,
+            )
 
     def _dispose(self) -> None:
         self._writing.dispose()
@@ -130,6 +100,7 @@ class Store:
     def close(self) -> None:
         """Write what is queued and close every connection."""
         self._writer.close()
+        self._readers.shutdown()
         self._dispose()
 
     def _start_epoch(self) -> tuple[str, int]:
@@ -142,6 +113,11 @@ class Store:
                 connection.execute(upsert.on_conflict_do_update(index_elements=["key"], set_={"value": value}))
         return instance_id, epoch
 
+    def follow_checkpoint_root(self, root: str) -> str:
+        """Have checkpoints below the data folder be where it is now; see `moving`. Before anything else is written."""
+        with self._writing.begin() as connection:
+            return follow_checkpoint_root(connection, root)
+
     # Writing.
 
     async def submit(self, new: NewJob) -> tuple[Job, bool]:
@@ -153,7 +129,7 @@ class Store:
         Raises:
             AlreadyExists: the request_id stands for another spec.
         """
-        return await self._writer.write(lambda connection: _submit(connection, new))
+        return await self._writer.write(lambda connection: writes.submit(connection, new))
 
     async def save(
         self,
@@ -169,14 +145,28 @@ class Store:
         A point that is there already stays as it is. A *result* that comes again with another value breaks the promise
         of one curve: the first one stays, and an event says so. A checkpoint that is there already is replaced.
         """
-        return await self._writer.write(lambda connection: _save(connection, job, messages, now, news, writes_spec))
+        return await self._writer.write(
+            lambda connection: writes.save(connection, job, messages, now, news, writes_spec)
+        )
 
     async def save_ledgers(self, ledgers: Mapping[str, Mapping[str, Any]]) -> None:
         """Store ledgers by job_id, in place of those before."""
         rows = [{"job_id": job_id, "ledger": ledger} for job_id, ledger in ledgers.items()]
         await self._writer.write(lambda connection: connection.execute(_UPSERT_LEDGER, rows))
 
+    async def delete_points(self, job_id: str, limit: int) -> int:
+        """Delete points of a job; fewer than `limit` when none are left."""
+        return await self._writer.write(lambda connection: deletion.delete_points(connection, job_id, limit))
+
+    async def delete_job(self, job_id: str) -> None:
+        """Delete a job whose points are deleted."""
+        await self._writer.write(lambda connection: deletion.delete_job(connection, job_id))
+
     # Reading.
+
+    async def ended_before(self, time: datetime, limit: int) -> list[tuple[str, State]]:
+        """Read job_id and state of jobs that ended before then, oldest first."""
+        return await self.read(lambda connection: deletion.ended_before(connection, time, limit))
 
     async def read(self, query: Callable[[Connection], T]) -> T:
         """Run a query on a connection of its own, off the event loop."""
@@ -185,10 +175,19 @@ class Store:
             with self._reading.connect() as connection:
                 return query(connection)
 
-        return await asyncio.to_thread(run)
+        return await asyncio.get_running_loop().run_in_executor(self._readers, run)
+
+    async def try_out(self) -> None:
+        """Begin a write and read something, as every call does.
+
+        Raises:
+            StoreError: it cannot be written, or is closed.
+        """
+        await self._writer.write(lambda connection: None)
+        await self.read(lambda connection: connection.execute(select(tables.meta).limit(1)).all())
 
     async def get_job(self, job_id: str) -> Job | None:
-        row = await self.read(lambda connection: connection.execute(_SELECT_JOB, {"of_job": job_id}).one_or_none())
+        row = await self.read(lambda connection: connection.execute(SELECT_JOB, {"of_job": job_id}).one_or_none())
         return None if row is None else job_of(row)
 
     async def find_request(self, principal: str, request_id: str, spec_digest: str) -> Job | None:
@@ -197,32 +196,36 @@ class Store:
         Raises:
             AlreadyExists: the request_id stands for another spec.
         """
-        return await self.read(lambda connection: _find_request(connection, principal, request_id, spec_digest))
+        return await self.read(lambda connection: writes.find_request(connection, principal, request_id, spec_digest))
 
     async def list_jobs(
-        self, *, before: int | None, limit: int, states: Sequence[State], labels: Mapping[str, str]
-    ) -> list[Job]:
-        """Read jobs, newest first, from the one before number `before` on."""
-        query = _JOBS.order_by(tables.jobs.c.number.desc()).limit(limit)
+        self, *, before: int | None, limit: int, make: Callable[[list[Job]], T], which: JobFilter = ANY_JOB
+    ) -> T:
+        """Read jobs, newest first, from the one before number `before` on.
+
+        Returns:
+            What `make` makes of them, off the event loop.
+        """
+        query = JOBS.where(*which.conditions()).order_by(tables.jobs.c.number.desc()).limit(limit)
         if before is not None:
             query = query.where(tables.jobs.c.number < before)
-        if states:
-            query = query.where(tables.jobs.c.state.in_([state.value for state in states]))
-        for key, value in labels.items():
-            carriers = select(tables.labels.c.job_id).where(tables.labels.c.key == key, tables.labels.c.value == value)
-            query = query.where(tables.jobs.c.job_id.in_(carriers))
-        return [job_of(row) for row in await self.read(lambda connection: connection.execute(query).all())]
+        return await self.read(lambda connection: make([job_of(row) for row in connection.execute(query)]))
+
+    async def count_jobs(self, which: JobFilter) -> int:
+        """Count jobs."""
+        query = select(func.count()).select_from(tables.jobs).where(*which.conditions())
+        return int(await self.read(lambda connection: connection.execute(query).scalar_one()))
 
     async def live_jobs(self) -> list[Job]:
         """Read all jobs that have not ended, oldest first."""
         states = [state.value for state in LIVE]
-        query = _JOBS.where(tables.jobs.c.state.in_(states)).order_by(tables.jobs.c.number)
-        return [job_of(row) for row in await self.read(lambda connection: connection.execute(query).all())]
+        query = JOBS.where(tables.jobs.c.state.in_(states)).order_by(tables.jobs.c.number)
+        return await self.read(lambda connection: [job_of(row) for row in connection.execute(query)])
 
     async def jobs_ended_since(self, time: datetime) -> list[Job]:
         """Read the jobs that have ended since then, oldest first."""
-        query = _JOBS.where(tables.jobs.c.end_time >= to_microseconds(time)).order_by(tables.jobs.c.number)
-        return [job_of(row) for row in await self.read(lambda connection: connection.execute(query).all())]
+        query = JOBS.where(tables.jobs.c.end_time >= to_microseconds(time)).order_by(tables.jobs.c.number)
+        return await self.read(lambda connection: [job_of(row) for row in connection.execute(query)])
 
     async def first_weights_of_ended(self) -> list[tuple[str, str]]:
         """Read job_id and init_from_uri of the jobs that have ended and did not start from fresh weights."""
@@ -253,41 +256,73 @@ class Store:
         after_step: int,
         after: tuple[int, int, str] | None,
         limit: int,
-    ) -> list[StoredPoint]:
-        """Read points by (kind, step, name), from the one after `after` on; kind 0 and no names mean all."""
+        make: Callable[[list[StoredPoint]], T],
+    ) -> T:
+        """Read points by (kind, step, name), from the one after `after` on; kind 0 and no names mean all.
+
+        Returns:
+            What `make` makes of them, off the event loop.
+        """
         points = tables.metric_points.c
         query = select_points(job_id, names, kind).order_by(points.kind, points.step, points.name).limit(limit)
         if after_step:
             query = query.where(points.step > after_step)
         if after is not None:
             query = query.where(tuple_(points.kind, points.step, points.name) > after)
-        return [point_of(row) for row in await self.read(lambda connection: connection.execute(query).all())]
+        return await self.read(lambda connection: make([point_of(row) for row in connection.execute(query)]))
 
     async def new_points(
-        self, job_id: str, *, names: Sequence[str], kind: int, after_seq: int, limit: int
-    ) -> list[StoredPoint]:
-        """Read points in the order in which they were stored, from the one after `after_seq` on."""
+        self,
+        job_id: str,
+        *,
+        names: Sequence[str],
+        kind: int,
+        after_seq: int,
+        limit: int,
+        make: Callable[[list[StoredPoint]], T],
+    ) -> T:
+        """Read points in the order in which they were stored, from the one after `after_seq` on.
+
+        Returns:
+            What `make` makes of them, off the event loop.
+        """
         points = tables.metric_points.c
         query = select_points(job_id, names, kind).where(points.seq > after_seq).order_by(points.seq).limit(limit)
-        return [point_of(row) for row in await self.read(lambda connection: connection.execute(query).all())]
+        return await self.read(lambda connection: make([point_of(row) for row in connection.execute(query)]))
 
-    async def list_checkpoints(self, job_id: str, *, before: int | None, limit: int) -> list[StoredCheckpoint]:
-        """Read the checkpoints of a job that are kept, newest first, from the one before step `before` on."""
+    async def list_checkpoints(
+        self, job_id: str, *, before: int | None, limit: int, make: Callable[[list[StoredCheckpoint]], T]
+    ) -> T:
+        """Read the checkpoints of a job that are kept, newest first, from the one before step `before` on.
+
+        Returns:
+            What `make` makes of them, off the event loop.
+        """
         checkpoints = tables.checkpoints.c
         query = select(tables.checkpoints).where(checkpoints.job_id == job_id).order_by(checkpoints.step.desc())
         if before is not None:
             query = query.where(checkpoints.step < before)
-        rows = await self.read(lambda connection: connection.execute(query.limit(limit)).all())
-        return [checkpoint_of(row) for row in rows]
+        query = query.limit(limit)
+        return await self.read(lambda connection: make([checkpoint_of(row) for row in connection.execute(query)]))
 
     async def get_checkpoint(self, job_id: str, step: int | None) -> StoredCheckpoint | None:
         """Read a checkpoint of a job; without a step the newest."""
         if step is None:
-            return next(iter(await self.list_checkpoints(job_id, before=None, limit=1)), None)
+            return next(iter(await self.list_checkpoints(job_id, before=None, limit=1, make=list)), None)
         checkpoints = tables.checkpoints.c
         query = select(tables.checkpoints).where(checkpoints.job_id == job_id, checkpoints.step == step)
         row = await self.read(lambda connection: connection.execute(query).one_or_none())
         return None if row is None else checkpoint_of(row)
+
+    async def newest_checkpoints(self) -> dict[str, datetime]:
+        """Read when the newest checkpoint of each job that has not ended was written; jobs without are left out."""
+        checkpoints, jobs = tables.checkpoints.c, tables.jobs.c
+        states = [state.value for state in LIVE]
+        # SQLite takes the other columns from the row of the maximum.
+        query = select(checkpoints.job_id, checkpoints.create_time, func.max(checkpoints.step))
+        query = query.join(tables.jobs, jobs.job_id == checkpoints.job_id).where(jobs.state.in_(states))
+        rows = await self.read(lambda connection: connection.execute(query.group_by(checkpoints.job_id)).all())
+        return {job_id: from_microseconds(time) for job_id, time, _ in rows}
 
     async def load_ledgers(self, job_ids: Iterable[str]) -> dict[str, Mapping[str, Any]]:
         """Read the ledgers of jobs, by job_id; those that have none are left out."""
@@ -302,63 +337,3 @@ class Store:
             return found
 
         return await self.read(read)
-
-
-def _find_request(connection: Connection, principal: str, request_id: str, spec_digest: str) -> Job | None:
-    found = connection.execute(_SELECT_REQUEST, {"of_principal": principal, "of_request": request_id}).one_or_none()
-    if found is None:
-        return None
-    if found.spec_digest != spec_digest:
-        raise AlreadyExists(
-            f"request_id {request_id!r} was used with another spec, for job {found.job_id}; use a new request_id"
-        )
-    return job_of(connection.execute(_SELECT_JOB, {"of_job": found.job_id}).one())
-
-
-def _submit(connection: Connection, new: NewJob) -> tuple[Job, bool]:
-    if new.request_id:
-        earlier = _find_request(connection, new.principal, new.request_id, new.spec_digest)
-        if earlier is not None:
-            return earlier, False
-    job = replace(new.job, event_count=1)
-    inserted = connection.execute(_INSERT_JOB, fixed_columns(job) | changing_columns(job))
-    assert inserted.inserted_primary_key is not None
-    job = replace(job, number=inserted.inserted_primary_key[0])
-    _insert_event(connection, job, "submitted", job.create_time)
-    labels = [{"job_id": job.job_id, "key": key, "value": value} for key, value in job.spec.labels.items()]
-    if labels:
-        connection.execute(_INSERT_LABEL, labels)
-    if new.request_id:
-        row = {"principal": new.principal, "request_id": new.request_id, "spec_digest": new.spec_digest}
-        connection.execute(_INSERT_REQUEST, row | {"job_id": job.job_id})
-    return job, True
-
-
-def _save(
-    connection: Connection, job: Job, messages: Sequence[str], now: datetime, news: News, writes_spec: bool
-) -> Saved:
-    # Disagreements come before the state's own event, so that the event of the end stays the last one.
-    disagreements, new_points = insert_points(connection, job.job_id, news.points)
-    if news.checkpoints is not None:
-        _replace_checkpoints(connection, job.job_id, news.checkpoints)
-    for text in (*disagreements, *messages):
-        job = replace(job, event_count=job.event_count + 1)
-        _insert_event(connection, job, text, now)
-    columns = changing_columns(job)
-    if writes_spec:
-        columns["spec"] = job.spec.SerializeToString(deterministic=True)
-    connection.execute(_UPDATE_JOB, columns | {"of_job": job.job_id})
-    return Saved(job, tuple(disagreements), new_points)
-
-
-def _replace_checkpoints(connection: Connection, job_id: str, checkpoints: Sequence[StoredCheckpoint]) -> None:
-    table = tables.checkpoints
-    connection.execute(delete(table).where(table.c.job_id == job_id))
-    rows = {checkpoint.step: checkpoint_columns(checkpoint) for checkpoint in checkpoints}
-    if rows:
-        connection.execute(insert(table), list(rows.values()))
-
-
-def _insert_event(connection: Connection, job: Job, message: str, now: datetime) -> None:
-    row = {"job_id": job.job_id, "sequence": job.event_count, "time": to_microseconds(now), "state": job.state.value}
-    connection.execute(_INSERT_EVENT, row | {"attempt": job.attempt, "message": message})

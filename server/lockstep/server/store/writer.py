@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import structlog
 from sqlalchemy import Connection, Engine
 
+from lockstep.server.store.plain import driver_of
+from lockstep.server.store.trouble import StoreError, is_of_the_store, why_unwritable
+
 T = TypeVar("T")
 Operation = Callable[[Connection], T]
 
 MAX_GROUP = 512
+_GATHER_S = 0.001
+"""How long more writes are waited for when several came together before: each commit takes longer than that."""
 
 log = structlog.get_logger(__name__)
-
-
-class StoreError(Exception):
-    """The store cannot be opened, read or written."""
 
 
 @dataclass
@@ -43,11 +46,13 @@ class _Request(Generic[T]):
 
 
 class Writer:
-    """A thread that owns the only connection that writes."""
+    """A thread that owns the only connection that writes. It serves one event loop."""
 
-    def __init__(self, engine: Engine, committed: Callable[[int, float], None]) -> None:
-        self._engine, self._committed = engine, committed
-        self._requests: queue.SimpleQueue[_Request[Any] | None] = queue.SimpleQueue()
+    def __init__(self, engine: Engine, folder: Path, committed: Callable[[int, float], None]) -> None:
+        self._engine, self._folder, self._committed = engine, folder, committed
+        self._is_failing = False
+        self._gathered: list[_Request[Any]] = []
+        self._requests: queue.SimpleQueue[list[_Request[Any]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="lockstep-store-writer", daemon=True)
         self._closed = False
         self._thread.start()
@@ -55,64 +60,90 @@ class Writer:
     async def write(self, operation: Operation[T]) -> T:
         """Run an operation in a transaction; return when it is on disk.
 
-        An operation that raises changes nothing, and hurts none of those that share its commit.
+        An operation that raises changes nothing, and hurts none of those that share its commit. What is asked for is
+        written even when the caller goes away.
+
+        Raises:
+            StoreUnwritable: the disk is full, or worse; nothing of what shared the transaction is stored.
         """
         if self._closed:
             raise StoreError("the store is closed")
         loop = asyncio.get_running_loop()
         request = _Request(operation, loop, loop.create_future())
-        self._requests.put(request)
-        # Shielded: what is queued is written even when its caller goes away, and the caller's memory must agree.
-        return await asyncio.shield(request.future)
+        if not self._gathered:  # Those that come in the same turn of the loop go together: waking a thread is dear.
+            loop.call_soon(self._hand_over)
+        self._gathered.append(request)
+        outcome: T = await request.future
+        return outcome
+
+    def _hand_over(self) -> None:
+        gathered, self._gathered = self._gathered, []
+        if gathered:
+            self._requests.put(gathered)
 
     def close(self) -> None:
         """Write what is queued, then end the thread."""
         if not self._closed:
             self._closed = True
+            self._hand_over()
             self._requests.put(None)
             self._thread.join()
 
     def _run(self) -> None:
         with self._engine.connect() as connection:
-            while (first := self._requests.get()) is not None:
-                group = [first]
+            siblings = False
+            while (group := self._requests.get()) is not None:
+                if siblings:
+                    time.sleep(_GATHER_S)
                 ends = False
                 while len(group) < MAX_GROUP:
                     try:
-                        request = self._requests.get_nowait()
+                        more = self._requests.get_nowait()
                     except queue.Empty:
                         break
-                    if request is None:
+                    if more is None:
                         ends = True
                         break
-                    group.append(request)
+                    group += more
                 began = time.perf_counter()
                 self._write_group(connection, group)
                 self._committed(len(group), time.perf_counter() - began)
                 self._tell(group)
+                siblings = len(group) > 1
                 if ends:
                     break
 
     def _write_group(self, connection: Connection, group: list[_Request[Any]]) -> None:
         try:
             with connection.begin():
+                driver = driver_of(connection)
                 for request in group:
-                    self._run_one(connection, request)
-                if not getattr(connection.connection.dbapi_connection, "in_transaction", True):
-                    # SQLite rolls the whole transaction back by itself when the disk is full or fails.
-                    raise StoreError("the database gave the transaction up; the disk may be full")
+                    self._run_one(connection, driver, request)
         except Exception as error:
-            log.error("a group of writes failed", writes=len(group), exc_info=True)
+            trouble = why_unwritable(error, self._folder)
+            if not self._is_failing:  # once, not with every try
+                log.error("nothing can be stored", error=trouble.message)
+            self._is_failing = True
             for request in group:
-                request.error = request.error or StoreError(f"writing failed: {error}")
+                request.error = trouble
+        else:
+            if self._is_failing:
+                log.info("the store can be written again")
+            self._is_failing = False
 
     @staticmethod
-    def _run_one(connection: Connection, request: _Request[Any]) -> None:
+    def _run_one(connection: Connection, driver: sqlite3.Connection, request: _Request[Any]) -> None:
+        # Plainly: SQLAlchemy's own savepoint takes longer than most of what happens in it.
+        driver.execute("SAVEPOINT one")
         try:
-            with connection.begin_nested():
-                request.outcome = request.operation(connection)
+            request.outcome = request.operation(connection)
         except Exception as error:
             request.error = error
+            # SQLite rolls the whole transaction back by itself when the disk is full or fails.
+            if is_of_the_store(error) or not driver.in_transaction:
+                raise
+            driver.execute("ROLLBACK TO one")
+        driver.execute("RELEASE one")
 
     @staticmethod
     def _tell(group: list[_Request[Any]]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 
@@ -42,13 +44,15 @@ class JobRecord:
     Attributes:
         metrics: the newest value of each result metric.
         checkpoint_time: when the newest checkpoint that is kept was written.
-        queued_time: since when it waits in the queue, or did last.
+        queued_since: since when it waits in the queue, or did last, as time.monotonic() tells.
+        admitted_since: since when its newest attempt has resources, likewise; None when a server before gave them.
         ended: the job as it was when it ended.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
     checkpoint_time: datetime | None = None
-    queued_time: datetime | None = None
+    queued_since: float | None = None
+    admitted_since: float | None = None
     ended: Job | None = None
 
 
@@ -67,6 +71,7 @@ class Telemetry:
         self.queue_depth = 0
         self.jobs = dict.fromkeys(State, 0)
         self.records: dict[str, JobRecord] = {}
+        self._found: dict[tuple[Any, tuple[str, ...]], Any] = {}
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         self._submits = Counter("lockstep_jobs_submitted", "Jobs stored by this process.", registry=registry)
@@ -132,7 +137,7 @@ class Telemetry:
         """Tell of a job that the store knows."""
         record = self.records[job.job_id] = JobRecord(checkpoint_time=checkpoint_time)
         if job.state is State.QUEUED:
-            record.queued_time = datetime.now(UTC)
+            record.queued_since = time.monotonic()
         if job.state.has_ended:
             record.ended = job
 
@@ -140,7 +145,7 @@ class Telemetry:
         """Count a new job."""
         self._submits.inc()
         self.jobs[State.QUEUED] += 1
-        self.records[job.job_id] = JobRecord(queued_time=job.create_time)
+        self.records[job.job_id] = JobRecord(queued_since=time.monotonic())
 
     def job_changed(self, before: Job, after: Job, news: News, stored_points: int) -> None:
         """Count what has happened to a job.
@@ -160,9 +165,10 @@ class Telemetry:
             record.checkpoint_time = max((kept.create_time for kept in news.checkpoints), default=None)
         if before.state is not after.state:
             self._note_state(record, before, after)
-        admitted, first_step = after.timeline.admitted, after.timeline.first_step
-        if before.timeline.first_step is None and first_step is not None and admitted is not None:
-            self._startup.observe(max(0.0, (first_step - admitted).total_seconds()))
+        first_step = after.timeline.first_step
+        if before.timeline.first_step is None and first_step is not None and record.admitted_since is not None:
+            told_after_s = (datetime.now(UTC) - first_step).total_seconds()
+            self._startup.observe(max(0.0, time.monotonic() - record.admitted_since - told_after_s))
 
     def _note_point(self, record: JobRecord, point: StoredPoint) -> None:
         if point.kind == METRIC_KIND_RESULT and (point.name in record.metrics or len(record.metrics) < MOST_METRICS):
@@ -171,11 +177,13 @@ class Telemetry:
     def _note_state(self, record: JobRecord, before: Job, after: Job) -> None:
         self.jobs[before.state] -= 1
         self.jobs[after.state] += 1
-        now = datetime.now(UTC)
+        now = time.monotonic()
         if after.state is State.QUEUED:
-            record.queued_time = now
-        elif before.state is State.QUEUED and after.state is State.STARTING and record.queued_time is not None:
-            self._queue_wait.observe(max(0.0, (now - record.queued_time).total_seconds()))
+            record.queued_since = now
+        elif before.state is State.QUEUED and after.state is State.STARTING:
+            record.admitted_since = now
+            if record.queued_since is not None:
+                self._queue_wait.observe(now - record.queued_since)
         if after.state.has_ended:
             reason = after.error.reason if after.error is not None else ""
             self._finished.labels(after.state.value.lower(), reason).inc()
@@ -188,16 +196,28 @@ class Telemetry:
             if ended is not None and (now - (ended.end_time or ended.create_time)).total_seconds() > KEPT_S:
                 del self.records[job_id]
 
+    def job_forgotten(self, job_id: str, state: State) -> None:
+        """Count a job no more that was deleted."""
+        self.records.pop(job_id, None)
+        self.jobs[state] -= 1
+
     # The service itself.
 
     def rpc_started(self, service: str, method: str) -> None:
         """Count an RPC that came in."""
-        self._started.labels(service, method).inc()
+        self._series(self._started, service, method).inc()
 
     def rpc_ended(self, service: str, method: str, code: str, seconds: float) -> None:
         """Count an RPC that has ended."""
-        self._handled.labels(service, method, code).inc()
-        self._seconds.labels(service, method).observe(seconds)
+        self._series(self._handled, service, method, code).inc()
+        self._series(self._seconds, service, method).observe(seconds)
+
+    def _series(self, metric: Any, *labels: str) -> Any:
+        # Looking it up in the metric itself takes longer than counting.
+        found = self._found.get((metric, labels))
+        if found is None:
+            found = self._found[metric, labels] = metric.labels(*labels)
+        return found
 
     def committed(self, changes: int, seconds: float) -> None:
         """Count a commit of the store; called by its writer's thread."""

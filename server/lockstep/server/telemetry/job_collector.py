@@ -156,7 +156,7 @@ def _ledgers(jobs: list[JobView], snapshot: Snapshot) -> Iterator[Metric]:
             ([view.job.job_id, str(rank), phase], seconds)
             for view in jobs
             for rank, account in view.ledger.ranks.items()
-            for phase, seconds in zip(PHASES, account.most_seconds, strict=True)
+            for phase, seconds in zip(PHASES, account.seconds, strict=True)
         ),
     )
     yield counter(

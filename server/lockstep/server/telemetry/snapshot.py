@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
@@ -73,13 +73,7 @@ class Snapshot:
     @property
     def node_names(self) -> dict[str, str]:
         """A name for each node, by id: no two have the same."""
-        nodes = [view.node for view in self.cluster.nodes]
-        times = Counter(node.name or node.node_id for node in nodes)
-        names = {}
-        for node in nodes:
-            name = node.name or node.node_id
-            names[node.node_id] = name if times[name] == 1 else f"{name}-{node.node_id[:8]}"
-        return names
+        return {view.node.node_id: view.node.name or view.node.node_id for view in self.cluster.nodes}
 
     @property
     def devices(self) -> dict[tuple[str, int, int], str]:
@@ -102,7 +96,7 @@ class Camera:
 
     def __init__(self, coordinator: Coordinator, telemetry: Telemetry, loop: asyncio.AbstractEventLoop) -> None:
         self._coordinator, self._telemetry, self._loop = coordinator, telemetry, loop
-        self._started_at = time.time()
+        self._started_at = time.monotonic()
 
     def take(self) -> Snapshot:
         """Take one; called from another thread than the event loop's.
@@ -118,13 +112,13 @@ class Camera:
         nodes = coordinator.node_telemetry
         samples = nodes.all()
         records = (telemetry.records.get(job_id) for job_id in coordinator.queued())
-        waits = [record.queued_time for record in records if record is not None and record.queued_time is not None]
+        waits = [record.queued_since for record in records if record is not None and record.queued_since is not None]
         return Snapshot(
             now,
             self._jobs(),
             dict(telemetry.jobs),
             telemetry.queue_depth,
-            max(((now - since).total_seconds() for since in waits), default=0.0),
+            max((time.monotonic() - since for since in waits), default=0.0),
             coordinator.look_at_cluster(),
             coordinator.dispatcher.has_launcher,
             coordinator.bells.count(),
@@ -151,7 +145,7 @@ class Camera:
         return tuple(
             JobView(
                 job,
-                JobRecord(dict(record.metrics), record.checkpoint_time, record.queued_time),
+                JobRecord(dict(record.metrics), record.checkpoint_time, record.queued_since),
                 held_workers,
                 self._ledger_of(job, ledgers),
             )
@@ -161,7 +155,7 @@ class Camera:
     def _ledger_of(self, job: Job, ledgers: Mapping[str, JobLedger]) -> JobLedger:
         """A copy of what changes; an empty one while less is known than was told, for counters must not fall."""
         ledger = ledgers.get(job.job_id)
-        if ledger is None or (job.state.has_workers and not ledger.is_up_to_date(self._started_at, time.time())):
+        if ledger is None or (job.state.has_workers and not ledger.is_up_to_date(time.monotonic() - self._started_at)):
             return JobLedger()
         # The lists in an account are replaced and never written to.
         ranks = {rank: copy(account) for rank, account in ledger.ranks.items()}

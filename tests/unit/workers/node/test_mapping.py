@@ -1,5 +1,6 @@
 """The files by which dcgm-exporter knows which jobs use which GPU."""
 
+import os
 import threading
 from pathlib import Path
 
@@ -97,3 +98,22 @@ def test_a_reader_never_sees_half_of_a_file(tmp_path: Path) -> None:
     has_written.set()
     reader.join()
     assert seen <= {"job-a\n", "job-b\njob-c\n"}
+
+
+def test_what_others_put_in_the_folder_is_neither_followed_nor_waited_for(tmp_path: Path) -> None:
+    folder, victim = tmp_path / "maps", tmp_path / "victim"
+    folder.mkdir()
+    victim.write_text("precious")
+    (folder / "0").symlink_to(victim)
+    os.mkfifo(folder / "1")
+    (folder / "2").mkdir()
+    for name in ("3", "ours.json"):
+        (folder / f".{name}.{os.getpid()}.draft").symlink_to(victim)
+    (folder / ".ours.json").symlink_to(victim)
+    JobMapping(folder, "ours").write([(number, "job-a") for number in range(4)])
+    assert victim.read_text() == "precious"
+    assert (folder / "0").is_symlink()
+    assert (folder / "1").is_fifo()
+    assert (folder / "2").is_dir()
+    assert (folder / "3").read_text() == "job-a\n"
+    assert not (folder / ".ours.json").is_symlink()

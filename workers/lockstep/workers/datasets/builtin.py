@@ -1,5 +1,7 @@
 """Small real data sets that are bundled with scikit-learn."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -22,18 +24,24 @@ class BuiltinDataset(DataModule):
 
     def __init__(self, name: str, validation_fraction: float, seed: int) -> None:
         self.name, self.validation_fraction, self.seed = name, validation_fraction, seed
+        self._preprocessing: dict[str, Any] = {}
 
     def load(self) -> None:
         """Load, split and scale the examples."""
         from sklearn import datasets  # takes a second to import
 
         bunch = getattr(datasets, f"load_{self.name}")()
+        self._preprocessing = {}
         held_out = min(max(round(len(bunch.data) * self.validation_fraction), 1), len(bunch.data) - 1)
         order = np.random.Generator(np.random.PCG64(self.seed)).permutation(len(bunch.data))
         validation, train = order[:held_out], order[held_out:]
-        inputs = bunch.images[:, None] / DIGITS_WHITE if self.name == "digits" else _standardise(bunch.data, train)
+        if self.name == "digits":
+            self._preprocessing = {"inputs": {"divide_by": DIGITS_WHITE}}
+            inputs = bunch.images[:, None] / DIGITS_WHITE
+        else:
+            inputs = self._standardise("inputs", bunch.data, train)
         if self.name == "diabetes":
-            targets = torch.from_numpy(_standardise(bunch.target[:, None], train)).float()
+            targets = torch.from_numpy(self._standardise("targets", bunch.target[:, None], train)).float()
         else:
             targets = torch.from_numpy(bunch.target.astype(np.int64))
             self.num_classes = len(bunch.target_names)
@@ -42,9 +50,14 @@ class BuiltinDataset(DataModule):
             Examples(*(t[torch.from_numpy(i)] for t in examples)) for i in (train, validation)
         )
 
+    def preprocessing(self) -> dict[str, Any]:
+        """Images are divided by their largest value; columns of tables are standardised."""
+        return self._preprocessing
 
-def _standardise(columns: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """Shift and scale columns, (n, columns), to mean 0 and deviation 1 over the training part."""
-    mean, deviation = columns[train].mean(axis=0), columns[train].std(axis=0)
-    scaled: np.ndarray = (columns - mean) / np.where(deviation > 0, deviation, 1)
-    return scaled
+    def _standardise(self, what: str, columns: np.ndarray, train: np.ndarray) -> np.ndarray:
+        """Shift and scale columns, (n, columns), to mean 0 and deviation 1 over the training part."""
+        mean, deviation = columns[train].mean(axis=0), columns[train].std(axis=0)
+        deviation = np.where(deviation > 0, deviation, 1)
+        self._preprocessing[what] = {"mean": mean.tolist(), "std": deviation.tolist()}
+        scaled: np.ndarray = (columns - mean) / deviation
+        return scaled

@@ -11,6 +11,7 @@ import torch
 
 from lockstep.workers.engine import DataModule
 from lockstep.workers.engine.data_module import Contents
+from lockstep.workers.engine.places import open_regular
 
 SETTLED_AFTER_S = 2.0
 """A file that was changed more lately than this may be changed again without getting another time."""
@@ -39,11 +40,8 @@ class Stamp:
         Raises:
             OSError: it cannot be opened.
         """
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return cls.of_opened(descriptor)
-        finally:
-            os.close(descriptor)
+        with open_regular(path) as file:
+            return cls.of_opened(file.fileno())
 
     @classmethod
     def of_opened(cls, descriptor: int) -> "Stamp":
@@ -72,10 +70,12 @@ class Digests:
         if known is not None and known[0] == Stamp.of(path):
             return known[1]
         digest = hashlib.sha256()
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             stamp = Stamp.of_opened(file.fileno())
-            while block := file.read(BLOCK_BYTES):
+            left = stamp.size_bytes  # and no more: what grows for ever has no digest
+            while left > 0 and (block := file.read(min(BLOCK_BYTES, left))):
                 digest.update(block)
+                left -= len(block)
         self._known.pop(path, None)
         if stamp.is_settled:
             self._known[path] = stamp, digest.hexdigest()

@@ -1,26 +1,19 @@
-"""Images and labels in IDX files, the format of MNIST and FashionMNIST.
+"""Images and labels in IDX files, the format of MNIST and FashionMNIST."""
 
-The format, from http://yann.lecun.com/exdb/mnist: two zero bytes, one for the element type (8: unsigned byte), one for
-the number of dimensions; each dimension as a big-endian 32-bit integer; then the elements, row by row.
-"""
-
-import gzip
-import struct
-import zlib
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lockstep.workers.datasets.idx_file import FIELD, by, check_idx, find_idx, read_idx
 from lockstep.workers.engine import DataError, DataModule, Examples
 
-FIELD = "data.idx.root"
-UNSIGNED_BYTE = 8
 WHITE = 255.0
 PREFIXES = TRAIN, VALIDATION = "train", "t10k"
 IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
+DIMENSIONS = {IMAGES: 3, LABELS: 1}
 
 
 class IdxDataset(DataModule):
@@ -36,6 +29,7 @@ class IdxDataset(DataModule):
     def __init__(self, root: str, standardize: bool = False) -> None:
         self.root, self.standardize = Path(root), standardize
         self._scale, self._shift = 1 / WHITE, 0.0
+        self._statistics: tuple[float, float] | None = None
 
     def load(self) -> None:
         """Read the four files.
@@ -49,17 +43,29 @@ class IdxDataset(DataModule):
         if shapes[0] != shapes[1]:
             raise DataError(
                 FIELD,
-                f"training images are {_by(shapes[0][1:])} pixels, but t10k images {_by(shapes[1][1:])}; "
+                f"training images are {by(shapes[0][1:])} pixels, but t10k images {by(shapes[1][1:])}; "
                 "take the four files from one data set",
             )
         if self.standardize:
-            mean, deviation = pixel_statistics(self.train.inputs)
+            mean, deviation = self._statistics = pixel_statistics(self.train.inputs)
             self._scale, self._shift = 1 / deviation, -mean / deviation
         self.num_classes = int(max(self.train.targets.max(), self.validation.targets.max())) + 1
 
     def files(self) -> list[Path]:
-        """The four files."""
-        return [_existing(self.root / f"{prefix}-{part}") for prefix in PREFIXES for part in (IMAGES, LABELS)]
+        """The four files, whose headers and sizes are right; what may have no end is never read to it."""
+        found = []
+        for prefix in PREFIXES:
+            for part, dimensions in DIMENSIONS.items():
+                found.append(find_idx(self.root / f"{prefix}-{part}"))
+                check_idx(found[-1], dimensions)
+        return found
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Pixels are scaled to [0, 1], or standardised."""
+        if self._statistics is None:
+            return {"inputs": {"divide_by": WHITE}}
+        mean, deviation = self._statistics
+        return {"inputs": {"mean": [mean], "std": [deviation]}}
 
     def transform(self, inputs: Tensor) -> Tensor:
         """Bytes (n, 1, height, width) to scaled floats; memory holds the bytes, a quarter of the floats."""
@@ -67,8 +73,8 @@ class IdxDataset(DataModule):
         return pixels.add_(self._shift) if self.standardize else pixels
 
     def _examples(self, prefix: str) -> Examples:
-        images = read_idx(_existing(self.root / f"{prefix}-{IMAGES}"), dimensions=3)
-        labels = read_idx(_existing(self.root / f"{prefix}-{LABELS}"), dimensions=1)
+        images = read_idx(find_idx(self.root / f"{prefix}-{IMAGES}"), DIMENSIONS[IMAGES])
+        labels = read_idx(find_idx(self.root / f"{prefix}-{LABELS}"), DIMENSIONS[LABELS])
         if len(images) != len(labels):
             raise DataError(
                 FIELD,
@@ -77,7 +83,7 @@ class IdxDataset(DataModule):
             )
         if images.numel() == 0:
             raise DataError(
-                FIELD, f"{self.root} has {len(images)} {prefix} images of {_by(images.shape[1:])} pixels; allowed: some"
+                FIELD, f"{self.root} has {len(images)} {prefix} images of {by(images.shape[1:])} pixels; allowed: some"
             )
         return Examples(images.unsqueeze(1), labels.to(torch.int64))
 
@@ -89,58 +95,3 @@ def pixel_statistics(images: Tensor) -> tuple[float, float]:
     mean = float(counts @ values / counts.sum())
     variance = float(counts @ (values - mean) ** 2 / counts.sum())
     return mean, variance**0.5 or 1.0
-
-
-def read_idx(path: Path, dimensions: int) -> Tensor:
-    """The elements of an IDX file of unsigned bytes, plain or gzipped, uint8.
-
-    Args:
-        path: the file.
-        dimensions: how many it must have.
-
-    Raises:
-        DataError: it cannot be read, or is no such file.
-    """
-    try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(FIELD, f"{path} is no whole gzip file; fetch the file again") from error
-    except OSError as error:
-        raise DataError(FIELD, f"{path} cannot be read: {error.strerror or error}") from error
-    header_size = 4 + 4 * dimensions
-    if 4 <= len(content) < header_size:
-        raise DataError(FIELD, f"{path} ends within its header; fetch the file again")
-    if content[:4] != bytes((0, 0, UNSIGNED_BYTE, dimensions)):
-        raise DataError(
-            FIELD,
-            f"{path} is no IDX file of unsigned bytes with {dimensions} dimension{'s' if dimensions > 1 else ''}; "
-            f"it starts with {content[:4].hex(' ') or 'nothing'}, allowed: 00 00 08 {dimensions:02x}",
-        )
-    shape = struct.unpack(f">{dimensions}I", content[4:header_size])
-    size = int(np.prod(shape, dtype=object))
-    if len(content) - header_size != size:
-        raise DataError(
-            FIELD,
-            f"{path} should hold {size} bytes of data ({_by(shape)}) "
-            f"but holds {len(content) - header_size}; fetch the file again",
-        )
-    elements = np.frombuffer(content, dtype=np.uint8, offset=header_size) if size else np.empty(0, dtype=np.uint8)
-    return torch.from_numpy(elements.copy()).view(shape)
-
-
-def _by(shape: Iterable[int]) -> str:
-    return " by ".join(map(str, shape))
-
-
-def _existing(path: Path) -> Path:
-    """`path`, or the same with ".gz", whichever is there.
-
-    Raises:
-        DataError: neither is.
-    """
-    for candidate in (path, path.with_name(path.name + ".gz")):
-        if candidate.is_file():
-            return candidate
-    raise DataError(FIELD, f"neither {path} nor {path.name}.gz is there; put one of them there, or name another folder")

@@ -11,40 +11,42 @@ manifest is what makes it whole.
 
 import contextlib
 import hashlib
-import json
-import os
-import posixpath
 import re
 import secrets
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
 from safetensors import SafetensorError
 from safetensors.torch import load
+from torch import Tensor
 
+from lockstep.workers.engine import manifest as manifests
 from lockstep.workers.engine.digest import digest_of
+from lockstep.workers.engine.manifest import Damaged
+from lockstep.workers.engine.places import Local, NotOurs, Place, place_of
 from lockstep.workers.engine.state import TrainState, safetensors_of
 
-FORMAT = 1
 BITS_DEPEND_ON = {
     "hardware_class": "with {}",
     "engine_version": "with engine version {}",
     "data_digest": "with data of the SHA-256 {}",
 }
 """Facts of a manifest on which bits depend, and how to say them; manifests of earlier times lack some."""
+BELONGS_BY = {"job_id": "job {}", "curve_digest": "a job with the curve digest {}"}
+"""Facts that say whose a checkpoint is; manifests of earlier times lack some."""
 MODEL_FILE, TRAINING_FILE, MANIFEST_FILE = "model.safetensors", "training.safetensors", "manifest.json"
 FOLDER = re.compile(r"step-(\d{12})")
 UNFINISHED, REMOVED = "unfinished-", "removed-"
+SPARE_BYTES = 1 << 20
+"""By so much a file that is too long is read, to say how long it is."""
+
+__all__ = ["Checkpoint", "Checkpoints", "Damaged", "File", "Foreign", "NotOurs", "read_weights"]
 
 
-class Damaged(Exception):
-    """A checkpoint is not what was written; says what is wrong with which file."""
+class Foreign(Damaged):
+    """A checkpoint is another job's."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,10 @@ class File:
     name: str
     size_bytes: int
     sha256: str
+
+    @classmethod
+    def of(cls, name: str, content: bytes) -> "File":
+        return cls(name, len(content), hashlib.sha256(content).hexdigest())
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class Checkpoint:
         uri: its folder.
         create_time: when it was written, in seconds since 1970.
         weights_digest: digest of the model's state.
-        files: its files but for the manifest.
+        files: its files, the manifest last.
     """
 
     step: int
@@ -76,37 +82,40 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one job.
+    """The checkpoints of one job. What another job has written is neither used nor removed.
 
     Args:
         uri: their folder, a path or what fsspec knows.
         keep: how many of the newest stay.
         facts: what the manifest says beside the state: the job, and that on which its bits depend.
+        spec: the resolved spec, as JSON has it; for whoever loads the model later.
 
     Attributes:
         facts: the same; whoever trains adds to them.
+        preprocessing: what was done to raw examples, as `DataModule.preprocessing` says; whoever trains sets it.
+        examples: what they then look like to the model, as `DataModule.described` says; whoever trains sets it.
     """
 
-    def __init__(self, uri: str, keep: int = 2, facts: dict[str, Any] | None = None) -> None:
-        self._files, self._root = fsspec.core.url_to_fs(uri)
-        self._is_local = isinstance(self._files, LocalFileSystem)
+    def __init__(
+        self, uri: str, keep: int = 2, facts: dict[str, Any] | None = None, spec: dict[str, Any] | None = None
+    ) -> None:
+        self._place: Place = place_of(uri)
         self._keep, self.facts = keep, dict(facts or {})
+        self._spec = dict(spec or {})
+        self.preprocessing: dict[str, Any] = {}
+        self.examples: dict[str, Any] = {}
         self._known: dict[int, Checkpoint] = {}
         self._found: frozenset[int] = frozenset()
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints that have a manifest, newest first.
+        """Steps of the checkpoints that have a manifest, newest first, whoever wrote them.
 
         Raises:
+            NotOurs: the folder is not to be used.
             OSError: the folder cannot be looked at.
         """
-        self._files.invalidate_cache()
-        matches = [match for name in self._names() if (match := FOLDER.fullmatch(name))]
-        whole = [
-            int(match.group(1))
-            for match in matches
-            if self._files.exists(posixpath.join(self._root, match.group(), MANIFEST_FILE))
-        ]
+        matches = [match for name in self._place.names() if (match := FOLDER.fullmatch(name))]
+        whole = [int(match.group(1)) for match in matches if self._place.has(match.group(), MANIFEST_FILE)]
         return sorted(whole, reverse=True)
 
     def take_over(self) -> None:
@@ -115,23 +124,24 @@ class Checkpoints:
         One that lives and was only cut off fails to write what it has begun, and harms nothing.
 
         Raises:
+            NotOurs: the folder is not to be used.
             OSError: the folder cannot be looked at.
         """
         self._found = frozenset(self.steps())
-        if self._is_local:
-            for name in self._names():
+        if isinstance(self._place, Local):
+            for name in self._place.names():
                 if name.startswith(UNFINISHED):
                     with contextlib.suppress(FileNotFoundError):  # renamed first, so that a half cannot be put in place
-                        path = Path(self._root, name)
-                        path.rename(path.with_name(REMOVED + secrets.token_hex(8)))
-            for name in self._names():
+                        self._place.rename(name, REMOVED + secrets.token_hex(8))
+            for name in self._place.names():
                 if name.startswith(REMOVED):
-                    self._remove(posixpath.join(self._root, name))
+                    self._place.remove(name)
 
     def kept(self) -> list[Checkpoint]:
-        """All checkpoints that are there, newest first, whoever wrote them; but for those with a damaged manifest.
+        """All checkpoints of this job, newest first, whichever process wrote them; but for those that are damaged.
 
         Raises:
+            NotOurs: the folder is not to be used.
             OSError: they cannot be looked at.
         """
         steps = self.steps()
@@ -139,53 +149,64 @@ class Checkpoints:
         for step in steps:
             if step not in self._known:
                 with contextlib.suppress(Damaged):
-                    self._known[step] = self._describe(step, _manifest(self._files, self._folder(step)))
+                    content = self._manifest_bytes(step)
+                    self._known[step] = self._describe(step, self._ours(manifests.decode(content)), content)
         return [self._known[step] for step in steps if step in self._known]
 
     def write(self, state: TrainState) -> None:
         """Write a state; an earlier checkpoint of the same step is replaced.
 
         Raises:
+            NotOurs: the folder, or what is there of this step, is not this job's.
             OSError: it cannot be written; nothing of it stays behind.
         """
-        folder = self._folder(state.step)
-        target = folder
-        if self._is_local:
-            target = posixpath.join(self._root, f"{UNFINISHED}{posixpath.basename(folder)}-{secrets.token_hex(8)}")
-        weights_digest = digest_of(state.model)
+        folder = target = _folder(state.step)
         self._known.pop(state.step, None)
+        if self._is_foreign(state.step):
+            raise NotOurs(f"{self._place.uri(folder)} is another job's checkpoint; move it away")
+        if self._place.is_local:
+            target = f"{UNFINISHED}{folder}-{secrets.token_hex(8)}"
+        weights_digest = digest_of(state.model)
         try:
-            self._remove(target)
-            self._files.makedirs(target, exist_ok=True)
+            if not self._place.is_local:
+                self._place.remove(target)
+            self._place.create(target)
             files = (
-                self._write(posixpath.join(target, MODEL_FILE), safetensors_of(state.model)),
-                self._write(posixpath.join(target, TRAINING_FILE), safetensors_of(state.training)),
+                self._write(target, MODEL_FILE, safetensors_of(state.model)),
+                self._write(target, TRAINING_FILE, safetensors_of(state.training)),
             )
             manifest = {
-                "format": FORMAT,
                 "step": state.step,
                 "create_time": time.time(),
                 "weights_digest": weights_digest,
                 "files": [vars(file) for file in files],
                 "facts": self.facts,
+                "spec": self._spec,
+                "preprocessing": self.preprocessing,
+                "examples": self.examples,
                 "notes": state.notes,
             }
-            content = memoryview(json.dumps(manifest, indent=1).encode())
-            self._write(posixpath.join(target, MANIFEST_FILE), iter([content]))
-            if self._is_local:
-                self._put_in_place(target, folder)
+            content = manifests.encode(manifest)
+            self._write(target, MANIFEST_FILE, iter([memoryview(content)]))
+            if self._place.is_local:
+                self._place.put_in_place(target, folder)
         except BaseException:
-            self._remove(target)
+            self._place.remove(target)
             raise
+        self._known[state.step] = self._describe(state.step, manifest, content)
 
     def read(self, step: int) -> TrainState:
         """Read a checkpoint back, checking every byte.
 
         Raises:
             Damaged: it is not what was written.
+            Foreign: it is another job's.
             OSError: it cannot be read.
         """
-        return read_checkpoint(self._files, self._folder(step))
+        manifest = self._ours(manifests.decode(self._manifest_bytes(step)))
+        with _understood():
+            contents = [_checked(self._place, _folder(step), manifest, name) for name in (MODEL_FILE, TRAINING_FILE)]
+            return TrainState(int(manifest["step"]), load(contents[0]), load(contents[1]), manifest["notes"])
 
     def facts_of(self, step: int) -> dict[str, Any]:
         """The facts of a checkpoint; those of earlier times lack some.
@@ -194,7 +215,7 @@ class Checkpoints:
             Damaged: its manifest is not what was written.
             OSError: it cannot be read.
         """
-        return _manifest(self._files, self._folder(step)).get("facts") or {}
+        return manifests.decode(self._manifest_bytes(step)).get("facts") or {}
 
     def differences(self, step: int) -> list[str]:
         """In words, what the bits of a checkpoint depended on and ours do not; nothing is said of what is not known.
@@ -212,115 +233,114 @@ class Checkpoints:
         ]
 
     def prune(self, written: int) -> None:
-        """Remove all but the newest.
+        """Remove all of this job but the newest.
 
         Args:
             written: step of the one that was just written. Those of later steps that were there at `take_over` could
                 not be used, or training would not be here again; they go too.
         """
-        steps = self.steps()
+        steps = [step for step in self.steps() if not self._is_foreign(step)]
         past = [step for step in steps if step <= written]
         gone = past[self._keep :] + [step for step in steps if step > written and step in self._found]
         for step in gone:
             # Without its manifest a folder is no checkpoint, however far its removal gets.
-            self._files.rm_file(posixpath.join(self._folder(step), MANIFEST_FILE))
-            self._remove(self._folder(step))
+            self._place.remove_file(_folder(step), MANIFEST_FILE)
+            self._place.remove(_folder(step))
 
-    def _names(self) -> list[str]:
-        """Names of what is in the folder; not by a pattern, in which a bracket of the folder's own name would count."""
+    def _ours(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        """A manifest, if it is not another job's."""
+        theirs = manifest.get("facts") or {}
+        for name, words in BELONGS_BY.items():
+            if name in theirs and name in self.facts and theirs[name] != self.facts[name]:
+                whose = f"{words.format(theirs[name])}, and this is {words.format(self.facts[name])}"
+                raise Foreign(f"it was written by {whose}; it is left as it is")
+        return manifest
+
+    def _is_foreign(self, step: int) -> bool:
+        """Whether a checkpoint says that it is another job's; one that cannot be read says nothing."""
         try:
-            return [posixpath.basename(str(path).rstrip("/")) for path in self._files.ls(self._root, detail=False)]
-        except (FileNotFoundError, NotADirectoryError):  # nothing was ever written there
-            return []
+            if step not in self._known:
+                self._ours(manifests.decode(self._manifest_bytes(step)))
+        except Foreign:
+            return True
+        except (Damaged, OSError):
+            return False
+        return False
 
-    def _folder(self, step: int) -> str:
-        return posixpath.join(self._root, f"step-{step:012d}")
+    def _manifest_bytes(self, step: int) -> bytes:
+        return _manifest_bytes(self._place, _folder(step))
 
-    def _describe(self, step: int, manifest: dict[str, Any]) -> Checkpoint:
-        uri = self._files.unstrip_protocol(self._folder(step))
-        try:
-            files = tuple(File(**file) for file in manifest["files"])
-            return Checkpoint(step, uri, float(manifest["create_time"]), str(manifest["weights_digest"]), files)
-        except (KeyError, TypeError, ValueError) as error:
-            raise Damaged(f"{MANIFEST_FILE} cannot be understood") from error
+    def _describe(self, step: int, manifest: dict[str, Any], content: bytes) -> Checkpoint:
+        with _understood():
+            files = (*(File(**file) for file in manifest["files"]), File.of(MANIFEST_FILE, content))
+            created, digest = float(manifest["create_time"]), str(manifest["weights_digest"])
+            return Checkpoint(step, self._place.uri(_folder(step)), created, digest, files)
 
-    def _write(self, path: str, parts: Iterator[memoryview]) -> File:
+    def _write(self, folder: str, name: str, parts: Iterator[memoryview]) -> File:
         digest, size = hashlib.sha256(), 0
-        with self._files.open(path, "wb") as file:
+
+        def counted() -> Iterator[memoryview]:
+            nonlocal size
             for part in parts:
                 digest.update(part)
-                file.write(part)
                 size += len(part)
-            if self._is_local:
-                file.flush()
-                os.fsync(file.fileno())
-        return File(posixpath.basename(path), size, digest.hexdigest())
+                yield part
 
-    def _put_in_place(self, source: str, folder: str) -> None:
-        _flush_folder(source)
-        self._remove(folder)
-        Path(source).rename(folder)
-        _flush_folder(self._root)
-
-    def _remove(self, folder: str) -> None:
-        if self._is_local:
-            shutil.rmtree(folder, ignore_errors=True)
-            return
-        for path in self._files.find(folder):  # the file system's own removal takes a path for a pattern
-            self._files.rm_file(path)
-        with contextlib.suppress(OSError):  # where a folder is but a part of names, there is none any more
-            self._files.rmdir(folder)
+        self._place.write(folder, name, counted())
+        return File(name, size, digest.hexdigest())
 
 
-def read_checkpoint(files: fsspec.AbstractFileSystem, folder: str) -> TrainState:
-    """Read a folder, checking every byte; see `Checkpoints.read`."""
-    try:
-        manifest = _manifest(files, folder)
-        listed = {file["name"]: file for file in manifest["files"]}
-        contents = {name: _checked(files, folder, listed[name]) for name in (MODEL_FILE, TRAINING_FILE)}
-        return TrainState(
-            int(manifest["step"]), load(contents[MODEL_FILE]), load(contents[TRAINING_FILE]), manifest["notes"]
-        )
-    except FileNotFoundError as error:
-        raise Damaged(f"{posixpath.basename(str(error.filename or error))} is missing") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise Damaged(f"{MANIFEST_FILE} cannot be understood") from error
-    except SafetensorError as error:
-        raise Damaged(f"a file cannot be understood: {error}") from error
+def read_weights(uri: str, most_bytes: int) -> dict[str, Tensor]:
+    """Read the weights of the checkpoint in the folder `uri`, checking every byte of them.
 
-
-def _manifest(files: fsspec.AbstractFileSystem, folder: str) -> dict[str, Any]:
-    try:
-        manifest: dict[str, Any] = json.loads(files.cat_file(posixpath.join(folder, MANIFEST_FILE)))
-    except FileNotFoundError as error:
-        raise Damaged(f"{MANIFEST_FILE} is missing") from error
-    except ValueError as error:
-        raise Damaged(f"{MANIFEST_FILE} cannot be understood") from error
-    return manifest
-
-
-def read_uri(uri: str) -> TrainState:
-    """Read the checkpoint in the folder `uri`.
+    Args:
+        uri: a path or what fsspec knows.
+        most_bytes: that they may take.
 
     Raises:
         Damaged: it is not what was written.
         OSError: it cannot be read.
     """
-    return read_checkpoint(*fsspec.core.url_to_fs(uri))
+    parent, _, folder = uri.rstrip("/").rpartition("/")
+    place = place_of(parent or "/", is_owned=True)
+    manifest = manifests.decode(_manifest_bytes(place, folder))
+    with _understood():
+        weights: dict[str, Tensor] = load(_checked(place, folder, manifest, MODEL_FILE, most_bytes))
+        return weights
 
 
-def _checked(files: fsspec.AbstractFileSystem, folder: str, listed: dict[str, Any]) -> bytes:
-    content: bytes = files.cat_file(posixpath.join(folder, listed["name"]))
-    if len(content) != listed["size_bytes"]:
-        raise Damaged(f"{listed['name']} has {len(content)} bytes, not {listed['size_bytes']}")
-    if hashlib.sha256(content).hexdigest() != listed["sha256"]:
-        raise Damaged(f"the bytes of {listed['name']} have changed")
+def _folder(step: int) -> str:
+    return f"step-{step:012d}"
+
+
+def _manifest_bytes(place: Place, folder: str) -> bytes:
+    try:
+        return place.read(folder, MANIFEST_FILE, manifests.MOST_BYTES)
+    except FileNotFoundError as error:
+        raise Damaged(f"{MANIFEST_FILE} is missing") from error
+
+
+def _checked(place: Place, folder: str, manifest: dict[str, Any], name: str, most_bytes: int | None = None) -> bytes:
+    listed = {file["name"]: File(**file) for file in manifest["files"]}[name]
+    if most_bytes is not None and listed.size_bytes > most_bytes:
+        raise Damaged(f"{name} has {listed.size_bytes:,} bytes; the model takes at most {most_bytes:,}")
+    try:
+        content = place.read(folder, name, listed.size_bytes + SPARE_BYTES)
+    except FileNotFoundError as error:
+        raise Damaged(f"{name} is missing") from error
+    if len(content) != listed.size_bytes:
+        raise Damaged(f"{name} has {len(content)} bytes, not {listed.size_bytes}")
+    if hashlib.sha256(content).hexdigest() != listed.sha256:
+        raise Damaged(f"the bytes of {name} have changed")
     return content
 
 
-def _flush_folder(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+@contextlib.contextmanager
+def _understood() -> Iterator[None]:
+    """Turn what goes wrong in a manifest or a file whose form is not ours into Damaged."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise Damaged(f"{MANIFEST_FILE} cannot be understood") from error
+    except SafetensorError as error:
+        raise Damaged(f"a file cannot be understood: {error}") from error

@@ -3,7 +3,7 @@
 import operator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -109,10 +109,24 @@ class DataModule:
         """
         return inputs
 
+    def preprocessing(self) -> dict[str, Any]:
+        """What becomes of raw examples before the model sees them, for whoever predicts later; known once loaded.
+
+        Returns:
+            For "inputs" and "targets", as far as something is done to them, an object with "divide_by", a number, or
+            with "mean" and "std", lists: (raw - mean) / std, by column, or for all values where there is but one
+            item. Nothing of what is told here is computed with.
+        """
+        return {}
+
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one example as the model sees it."""
         return tuple(self.transform(self.train.inputs[:1]).shape[1:])
+
+    def described(self) -> dict[str, Any]:
+        """What a model has to fit: "input_shape", and "num_classes", which is null for regression."""
+        return {"input_shape": list(self.input_shape), "num_classes": self.num_classes}
 
     def take(self, examples: Examples, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the examples at `indices`: int64, (n,), or a slice."""

@@ -53,6 +53,8 @@ class Account(NamedTuple):
 
     Attributes:
         seconds: time by phase, in the order of `Phase`.
+        under_way: the part of it that is not settled yet: of a step, or an exchange, that has not ended. It becomes
+            HEALING when a rank is lost before it has.
         steps: that were taken.
         examples: of their global minibatches.
         step_counts: how many of the steps took at most each of STEP_BOUNDS_S but more than the one before, and how
@@ -62,6 +64,7 @@ class Account(NamedTuple):
     """
 
     seconds: tuple[float, ...]
+    under_way: tuple[float, ...]
     steps: int
     examples: int
     step_counts: tuple[int, ...]
@@ -77,6 +80,9 @@ class Marks(Protocol):
 
     def seconds(self) -> dict[Phase, float]:
         """Time of each phase since the first mark, once the device has done all; forgets the marks."""
+
+    def forget(self) -> None:
+        """Forget the marks: what they were set for does not come to its end."""
 
 
 class Waits(Protocol):
@@ -171,27 +177,40 @@ class Ledger:
             seconds: how long it took.
             examples: of its global minibatch.
         """
-        self._step_entry = None
         self._taken.append((seconds, examples))
         if self.is_sampled:
             self.is_sampled = False
             self._end_sample()
+        self._step_entry = None  # not before the sample is divided: until then it is told as under way
 
     def leave_step(self) -> None:
-        """The step ends without being taken: whoever trains was asked to stop."""
-        self._step_entry, self.is_sampled = None, False
+        """The step ends without being taken: whoever trains was asked to stop, or cannot go on."""
+        self._step_entry = None
+        self._end_sampling()
 
     def lose_step(self) -> None:
-        """A rank was lost or is to join: what was spent on the step that cannot be ended is spent on healing."""
-        self.is_sampled = False
+        """A rank was lost or is to join: what was spent on what cannot be ended, a step or an exchange, is healing."""
+        self._end_sampling()
         with self._lock:
-            if self._step_entry is not None:
-                _, began, waited_s = self._entries[self._step_entry]
-                self._entries[self._step_entry :] = [(Phase.HEALING, began, waited_s)]
+            unsettled = self._unsettled(self._entries)
+            if unsettled < len(self._entries):
+                _, began, waited_s = self._entries[unsettled]
+                self._entries[unsettled:] = [(Phase.HEALING, began, waited_s)]
             else:
                 phase = Phase.HEALING if self._begun else Phase.START_UP
                 self._entries.append((phase, perf_counter(), self._waits.waited_s))
         self._step_entry = None
+
+    def _unsettled(self, entries: list[tuple[int, float, float]]) -> int:
+        """Number of the first entry of what may still turn out to be healing; behind the last for none."""
+        if self._step_entry is not None:
+            return self._step_entry
+        return len(entries) - (entries[-1][0] == EXCHANGE)
+
+    def _end_sampling(self) -> None:
+        self.is_sampled = False
+        if self._marks is not None:
+            self._marks.forget()
 
     def account(self) -> Account:
         """What the ledger says now; any thread may ask."""
@@ -199,15 +218,22 @@ class Ledger:
             seconds, entries, taken = self._seconds.copy(), self._entries.copy(), self._taken.copy()
             steps, examples, step_seconds = self._steps, self._examples, self._step_seconds
             counts, sampled = self._step_counts.copy(), self._sampled.copy()
+            unsettled = self._unsettled(entries)
         waited_s = self._waits.waited_s + self._waits.waiting_s()
-        self._add(seconds, [*entries, (entries[-1][0], perf_counter(), waited_s)])
-        divide(seconds, sampled)
+        entries.append((entries[-1][0], perf_counter(), waited_s))
+        under_way = [0.0] * len(seconds)
+        self._add(under_way, entries[unsettled:])
+        self._add(seconds, entries)
+        for account in (seconds, under_way):
+            divide(account, sampled)
         for duration, size in taken:
             counts[bisect.bisect_left(STEP_BOUNDS_S, duration)] += 1
             step_seconds += duration
             examples += size
-        told = tuple(seconds[: len(Phase)])
-        return Account(told, steps + len(taken), examples, tuple(counts), step_seconds, self.flops_per_step)
+        told, not_settled = tuple(seconds[: len(Phase)]), tuple(under_way[: len(Phase)])
+        return Account(
+            told, not_settled, steps + len(taken), examples, tuple(counts), step_seconds, self.flops_per_step
+        )
 
     def _end_sample(self) -> None:
         """Add up all entries but the last, whose phase goes on, and learn from the step that has just been sampled."""
@@ -275,6 +301,10 @@ class CudaMarks:
                 ended.synchronize()
                 seconds[phase] = seconds.get(phase, 0.0) + 1e-3 * begun.elapsed_time(ended)
         return seconds
+
+    def forget(self) -> None:
+        """Forget them."""
+        self._marks = []
 
 
 def marks_of(device: torch.device) -> Marks | None:

@@ -64,6 +64,18 @@ class Listener:
         """What this rank was asked for; looked at before every step."""
         return Wish.GO_ON
 
+    def refusable(self) -> int:
+        """Number of the order to stop that is under way, if training may go on when its state cannot be kept; or 0."""
+        return 0
+
+    def refuse_stop(self, number: int, why: str) -> None:
+        """Training goes on: the state could not be kept, which the order to stop of this number, and those before, ask.
+
+        Args:
+            number: of the order; this rank may not have had it yet.
+            why: in words; empty on all ranks but 0.
+        """
+
     def finished(self, result: Result) -> None:
         """All steps are done. Returns, on rank 0, when whoever must know has confirmed."""
 

@@ -10,7 +10,7 @@ import torch
 
 from lockstep.workers.engine.agreement import agree_on_data, agree_on_hardware, agree_on_model
 from lockstep.workers.engine.audit import ALWAYS, START, Audit
-from lockstep.workers.engine.checkpoint import Checkpoints, Damaged, read_uri
+from lockstep.workers.engine.checkpoint import Checkpoints, Damaged, NotOurs, read_weights
 from lockstep.workers.engine.determinism import hardware_class
 from lockstep.workers.engine.digest import weights_digest
 from lockstep.workers.engine.errors import (
@@ -24,10 +24,13 @@ from lockstep.workers.engine.group import Group
 from lockstep.workers.engine.ledger import Phase
 from lockstep.workers.engine.listener import Activity, Listener, Result
 from lockstep.workers.engine.metrics import Point, Progress, Window
+from lockstep.workers.engine.schedule import Schedule
 from lockstep.workers.engine.state import StateMismatch, TrainState, first_non_finite, put_weights
 from lockstep.workers.engine.stepper import Stepper
 from lockstep.workers.engine.writer import Writer
 
+SPARE_BYTES = 16 << 20
+"""Room for the names and shapes in a file of weights."""
 Regroup = Callable[[], Group]
 """Gives a rank that has lost a peer the group of the next generation; raises what shall end its training."""
 
@@ -45,29 +48,6 @@ class Origin:
     checkpoints: Checkpoints | None = None
     every_steps: int = 1_000
     init_from_uri: str = ""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """When something is due, in steps.
-
-    Attributes:
-        total_steps: steps in all.
-        log_every: between two points of a training metric; one more comes at the end.
-        evaluate_every: between two validations; one more comes at the end.
-    """
-
-    total_steps: int
-    log_every: int
-    evaluate_every: int
-
-    def is_logged(self, step: int) -> bool:
-        """Whether the training metrics get a point after this step."""
-        return step == self.total_steps or step % self.log_every == 0
-
-    def is_evaluated(self, step: int) -> bool:
-        """Whether a validation follows this step."""
-        return step == self.total_steps or step % self.evaluate_every == 0
 
 
 class Position(NamedTuple):
@@ -113,8 +93,11 @@ class Loop:
         self.writer: Writer | None = None
         if origin.checkpoints is not None:
             origin.checkpoints.facts["data_digest"] = self.data_digest
+            origin.checkpoints.preprocessing = self.data.preprocessing()
+            origin.checkpoints.examples = self.data.described()
             rate = stepper.update.rate
             self.writer = Writer(origin.checkpoints, self.trainable, listener.checkpointed, self.not_written, rate)
+        self.why_not_kept = ""
         self.has_looked_back = False
         self.has_counted_flops = False
         self.last_step_at = math.nan
@@ -154,17 +137,24 @@ class Loop:
             self.resume(self.origin.checkpoints)
         if self.origin.init_from_uri and self.position == Position():
             try:
-                put_weights(read_uri(self.origin.init_from_uri).model, self.module)
-            except (Damaged, OSError, StateMismatch) as error:
+                put_weights(read_weights(self.origin.init_from_uri, self.most_bytes_of_weights()), self.module)
+            except (Damaged, NotOurs, OSError, StateMismatch) as error:
                 words = f"the weights in {self.origin.init_from_uri} cannot be used: {error}"
                 raise DataError("init_from", words) from error
             self.position = Position(is_loaded=True)
         self.has_looked_back = True
 
+    def most_bytes_of_weights(self) -> int:
+        """What a file with the weights of this model takes at most, in whichever precision they were written."""
+        tensors: dict[str, torch.Tensor] = self.module.state_dict()
+        return SPARE_BYTES + 2 * sum(tensor.nbytes for tensor in tensors.values())
+
     def resume(self, checkpoints: Checkpoints) -> None:
         """Go on from the newest checkpoint that can be used, if there is one."""
         try:
             steps = checkpoints.steps()
+        except NotOurs as error:
+            raise DataError("recovery.checkpoint_uri", str(error)) from error
         except OSError as error:
             self.listener.noted(f"training starts from the beginning: its checkpoints cannot be looked at: {error}")
             return
@@ -218,20 +208,21 @@ class Loop:
         if self.writer is not None and self.group.rank == 0:
             self.writer.take_over()
         self.is_first_step = True
-        try:
-            self.settle()
-            self.audit_newcomers()
-            self.stepper.agree_on_buffers()
-            while self.position.step < self.schedule.total_steps:
+        self.settle()
+        self.audit_newcomers()
+        self.stepper.agree_on_buffers()
+        while self.position.step < self.schedule.total_steps:
+            try:
                 self.take_step(self.position.step + 1)
-                self.settle()
-                if not self.has_counted_flops:  # not before the first points are told, for which people wait
-                    self.ledger.enter(Phase.IDLE)
-                    self.ledger.flops_per_step = self.stepper.flops_per_step()
-                    self.has_counted_flops = True
-        except Stopped as stopped:
-            self.leave_state_behind(stopped)
-            raise
+            except Stopped as stopped:
+                if self.refuses(stopped):
+                    continue
+                raise
+            self.settle()
+            if not self.has_counted_flops:  # not before the first points are told, for which people wait
+                self.ledger.enter(Phase.IDLE)
+                self.ledger.flops_per_step = self.stepper.flops_per_step()
+                self.has_counted_flops = True
         return self.finish()
 
     def audit_newcomers(self) -> None:
@@ -261,15 +252,28 @@ class Loop:
         self.group.agree("the end", digest)
         return result
 
-    def leave_state_behind(self, stopped: Stopped) -> None:
-        """Before a stop: write a checkpoint if one is wanted; everybody stays until it is written."""
+    def refuses(self, stopped: Stopped) -> bool:
+        """Before a stop: write a checkpoint if one is wanted; everybody stays until it is written.
+
+        Returns:
+            Whether training goes on, since that has failed and whoever wants the stop would rather have that.
+        """
         self.ledger.leave_step()
         self.ledger.enter(Phase.IDLE)
         self.listener.progressed(self.progress(stopped.step), [])
-        if stopped.is_kept:
-            if self.position.step > 0:
-                self.write_checkpoint(and_wait=True)
-            self.group.agree("the stop", str(stopped.step))
+        if not stopped.is_kept:
+            return False
+        self.why_not_kept = ""
+        if self.position.step > 0:
+            self.write_checkpoint(and_wait=True)
+        self.group.agree("the stop", str(stopped.step))
+        # Not every rank has had the order yet.
+        table = self.group.gather(torch.tensor([int(bool(self.why_not_kept)), self.listener.refusable()]))
+        is_refused, number = bool(table[0, 0]), int(table[:, 1].max())
+        if not (is_refused and number):
+            return False
+        self.listener.refuse_stop(number, self.why_not_kept)
+        return True
 
     def state(self) -> TrainState:
         """A copy of this rank's state."""
@@ -307,7 +311,8 @@ class Loop:
 
     def not_written(self, step: int, error: Exception) -> None:
         """Tell that a checkpoint could not be written; training needs none to go on."""
-        self.listener.noted(f"the checkpoint of step {step} could not be written: {error}; those before it are kept")
+        self.why_not_kept = f"the checkpoint of step {step} could not be written: {error}"
+        self.listener.noted(f"{self.why_not_kept}; those before it are kept")
 
     def take_step(self, step: int) -> None:
         """Take one step and note what it brought; see `Stepper.take_step`."""

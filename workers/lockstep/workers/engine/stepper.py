@@ -355,6 +355,7 @@ class Stepper:
             table[shard] = self.evaluate_shard(part(len(self.validation_set), shard, self.settings.shards), step)
         self.buffers.undo()
         self.listener.entered(Activity.EXCHANGE, step)
+        self.ledger.enter(Phase.EXCHANGE)
         self.group.fill_in(table)
         return Sums.over(table.tolist())
 

@@ -2,9 +2,9 @@
 
 import contextlib
 import threading
-import time
 from collections.abc import Callable, Collection, Sequence
 
+from lockstep.workers.engine import awake
 from lockstep.workers.engine.checkpoint import Checkpoint, Checkpoints
 from lockstep.workers.engine.errors import NonFiniteParameters
 from lockstep.workers.engine.state import TrainState, first_non_finite
@@ -80,7 +80,7 @@ class Writer:
 
     def wait(self) -> None:
         """Return when nothing is being written, or when that has taken too long."""
-        if not self._is_done_within(self._give_up_at - time.monotonic()) and not self._is_late:
+        if not self._is_done_within(self._give_up_at - awake.now()) and not self._is_late:
             self._is_late = True
             if self._step is not None:
                 words = f"the file system has not taken it for {self._limit_s:.0f} s"
@@ -93,14 +93,18 @@ class Writer:
 
     def _is_done_within(self, patience_s: float) -> bool:
         if self._thread is not None:
+            gives_up_at = awake.now() + patience_s
             self._thread.join(max(0.0, patience_s))
-            if self._thread.is_alive():
-                return False
+            while self._thread.is_alive():
+                left_s = gives_up_at - awake.now()
+                if left_s <= 0:
+                    return False
+                self._thread.join(left_s)
             self._thread = None
         return True
 
     def _start(self, step: int | None, limit_s: float, work: Callable[..., None], *args: TrainState) -> None:
-        self._step, self._limit_s, self._give_up_at = step, limit_s, time.monotonic() + limit_s
+        self._step, self._limit_s, self._give_up_at = step, limit_s, awake.now() + limit_s
         self._is_late = False
         self._thread = threading.Thread(target=work, args=args, name="checkpoint", daemon=True)
         self._thread.start()

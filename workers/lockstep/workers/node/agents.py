@@ -9,6 +9,7 @@ import ray
 import structlog
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from lockstep.workers.failures import in_our_words, is_with_node
 from lockstep.workers.node.agent import Duty, NodeAgent
 
 START_AFTER_S = 3.0
@@ -81,7 +82,7 @@ class NodeAgents:
                     self._agents[node_id] = agent  # an actor lives as long as its handle
             agent.run.remote().future().add_done_callback(lambda run: self._has_ended(node_id, agent, run))
         except Exception as error:  # whatever Ray raises when it is away
-            log.warning("a node agent could not be started", node_id=node_id, error=_first_line(error))
+            log.warning("a node agent could not be started", node_id=node_id, error=in_our_words(error))
             self._again(node_id)
 
     def _has_ended(self, node_id: str, agent: Actor, run: Any) -> None:
@@ -89,7 +90,12 @@ class NodeAgents:
         with self._lock:
             if self._agents.get(node_id) is not agent:  # the node is gone too
                 return
-        log.warning("a node agent has ended", node_id=node_id, error=_first_line(run.exception()))
+        error = run.exception()
+        if error is not None and is_with_node(error):  # told by the launcher's look at the nodes
+            log.info("a node agent is gone with its node", node_id=node_id)
+        else:
+            why = in_our_words(error) if error is not None else "it was retired"
+            log.warning("a node agent has ended", node_id=node_id, why=why)
         self._again(node_id)
 
     def _again(self, node_id: str) -> None:
@@ -98,10 +104,6 @@ class NodeAgents:
                 return
             self._agents[node_id] = None
         self._start_in(AGAIN_AFTER_S, node_id)
-
-
-def _first_line(error: object) -> str:
-    return str(error).partition("\n")[0]
 
 
 def _start_actor(duty: Duty) -> Actor:

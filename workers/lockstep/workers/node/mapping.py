@@ -5,13 +5,18 @@ and skips all of them when one goes away while it reads: the file of a GPU that 
 """
 
 import contextlib
+import errno
 import json
 import os
+import stat
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
 import structlog
+
+MOST_BYTES = 1 << 20
+"""More of a file is not read: ours are shorter."""
 
 log = structlog.get_logger()
 
@@ -49,13 +54,10 @@ class JobMapping:
 
     def _write(self, name: str, content: str) -> None:
         path = self._folder / name
-        try:
-            present = path.read_text(errors="replace")
-        except FileNotFoundError:
-            present = ""
+        present = _present(path)
         if present == content:
             return
-        if present and present not in self._written.get(name, []):
+        if present is None or (present and present not in self._written.get(name, [])):
             if name not in self._refused:
                 log.warning("a job mapping file is somebody else's", path=str(path))
             self._refused.add(name)
@@ -70,14 +72,38 @@ class JobMapping:
     def _read_note(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             try:
-                noted = json.loads(self._note.read_text())
+                noted = json.loads(_present(self._note) or "{}")
                 self._written = {str(name): [str(text) for text in texts] for name, texts in noted.items()}
             except (ValueError, AttributeError, TypeError):
                 log.warning("the note of job mapping files is damaged", path=str(self._note))
         self._is_read = True
 
 
+def _present(path: Path) -> str | None:
+    """What is in a file; nothing where there is none. None: it is no regular file, which nobody here has written.
+
+    Whoever may write in the folder can put a link or a pipe there: it is neither followed nor waited for.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return None
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None
+        return os.read(descriptor, MOST_BYTES).decode(errors="replace")
+    finally:
+        os.close(descriptor)
+
+
 def _replace(path: Path, content: str) -> None:
     draft = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}.draft")
-    draft.write_text(content)
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    with open(descriptor, "w") as file:  # noqa: PTH123  # a descriptor
+        file.write(content)
     draft.replace(path)

@@ -1,0 +1,55 @@
+"""A data folder that is moved or copied between two starts of its server: what lies in it is found where it is now."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lockstep.v1.checkpoint_service_pb2 import DownloadCheckpointRequest, ListCheckpointsRequest
+from tests.unit.server.harness import run, serving, write_checkpoint
+
+
+@pytest.mark.parametrize("place", [shutil.move, shutil.copytree])
+@pytest.mark.parametrize("name", ["new", "new_%", "n"])
+def test_checkpoints_go_along_with_the_folder_and_others_stay_where_they_are(
+    tmp_path: Path, place: Callable[[Path, Path], object], name: str
+) -> None:
+    async def scenario() -> None:
+        old, new = tmp_path / "old", tmp_path / "place" / name
+        new.parent.mkdir()
+        async with serving(old) as server:
+            launcher = server.launcher()
+            await launcher.be_ready(cpus=4)
+            inside, outside = await server.submit(), await server.submit()
+            for job, root in ((inside, old / "checkpoints"), (outside, tmp_path / "old" / "checkpoints-2")):
+                started = await launcher.next_start()
+                assert started.job_id == job.job_id
+                await launcher.report(started, 1, checkpoints=[write_checkpoint(root / job.job_id, 10)])
+            waiting = await server.submit(init_from={"job_id": inside.job_id})
+            await launcher.leave()
+        place(old, new)
+        async with serving(new) as server:
+            (listed,) = (
+                await server.checkpoints.ListCheckpoints(ListCheckpointsRequest(job_id=inside.job_id))
+            ).checkpoints
+            assert Path(listed.uri).is_relative_to(new / "checkpoints")
+            call = server.checkpoints.DownloadCheckpoint(
+                DownloadCheckpointRequest(job_id=inside.job_id, file_name="model.safetensors")
+            )
+            assert b"".join([part.chunk async for part in call]) == b"model" * 100
+            (other,) = (
+                await server.checkpoints.ListCheckpoints(ListCheckpointsRequest(job_id=outside.job_id))
+            ).checkpoints
+            assert Path(other.uri).is_relative_to(old / "checkpoints-2"), "it only begins alike"
+            again = await server.submit(init_from={"job_id": inside.job_id})
+            launcher = server.launcher()
+            await launcher.be_ready(cpus=8)
+            started = {job.job_id: job for job in [await launcher.next_start() for _ in range(4)]}
+            for job_id in (waiting.job_id, again.job_id):
+                assert (Path(started[job_id].init_from_uri) / "manifest.json").exists()
+                assert Path(started[job_id].init_from_uri).is_relative_to(new)
+
+    run(scenario())

@@ -1,0 +1,125 @@
+"""Open files: the limit, what is kept back of it, and the words when it comes near."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from structlog.testing import capture_logs
+from structlog.typing import EventDict
+
+from lockstep.server import descriptors
+from lockstep.v1.job_service_pb2 import ListJobsRequest
+from lockstep.v1.job_service_pb2_grpc import JobServiceStub
+from tests.unit.server.harness import run, serving
+
+
+@pytest.fixture
+def few_files() -> Iterator[int]:
+    """Let this process have some hundred files more than it has open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = len(list(Path("/proc/self/fd").iterdir())) + 400
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
+    yield few
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_the_limit_is_raised_to_what_is_allowed() -> None:
+    code = (
+        "import resource; from lockstep.server.descriptors import raise_limit; "
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (256, 512)); "
+        "print(raise_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert told.stdout == "512 512 512\n"
+
+
+def test_idle_connections_leave_the_server_files_to_open(
+    tmp_path: Path, few_files: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(descriptors, "raise_limit", lambda: few_files)
+
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            await server.submit()
+            host, _, port = server.application.grpc_address.rpartition(":")
+            script = (
+                "import socket, sys\n"
+                "idle = []\n"
+                "try:\n"
+                f"    for _ in range({few_files + 200}): idle.append(socket.create_connection(({host!r}, {port})))\n"
+                "finally:\n"
+                "    print(flush=True)\n"
+                "    input()\n"
+            )
+            clients = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-c", script),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+            )
+            assert clients.stdout is not None
+            await clients.stdout.readline()
+            opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(50)]
+            await asyncio.gather(*(server.jobs.ListJobs(ListJobsRequest()) for _ in range(20)))
+            await server.submit()
+            for descriptor in opened:
+                os.close(descriptor)
+            clients.terminate()
+            await clients.wait()
+
+    run(scenario())
+
+
+async def logged(logs: list[EventDict], count: int) -> None:
+    while True:  # no event tells of a log line
+        if len(logs) >= count:
+            return
+        await asyncio.sleep(0)
+
+
+def test_a_word_is_said_when_open_files_come_near_the_limit_and_when_there_is_room_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(descriptors, "_LOOK_EVERY_S", 0.0)
+
+    async def scenario() -> None:
+        with capture_logs() as logs, contextlib.ExitStack() as files:
+            limit = len(list(Path("/proc/self/fd").iterdir())) * 2 + 20
+            watching = asyncio.create_task(descriptors.watch(limit))
+            for _ in range(limit):
+                files.enter_context(socket.socket())
+            await logged(logs, 1)
+            files.close()
+            await logged(logs, 2)
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+        assert [line["log_level"] for line in logs] == ["warning", "info"]
+        assert logs[0]["limit"] == limit
+
+    run(scenario())
+
+
+def test_one_more_client_than_there_is_room_for_is_told_so_and_does_not_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(descriptors, "most_connections", lambda limit: 1)
+
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            await server.jobs.ListJobs(ListJobsRequest())
+            options = (("grpc.use_local_subchannel_pool", 1),)
+            async with grpc.aio.insecure_channel(server.application.grpc_address, options=options) as other:
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    await JobServiceStub(other).ListJobs(ListJobsRequest(), timeout=20)
+                assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+    run(scenario())

@@ -1,0 +1,114 @@
+"""A resolved spec that is run without a server: read by the rules of the client, and its weights kept."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lockstep.client import load_spec
+from lockstep.client.spec import message_to_dict
+from lockstep.workers.engine.checkpoint import read_weights
+from lockstep.workers.engine.digest import digest_of
+
+SPEC = """
+name: d
+labels: {who: Jörg}
+model: {mlp: {hidden_units: [16], activation: relu}}
+data: {builtin: {name: digits, validation_fraction: 0.2}}
+optimizer: {sgd: {learning_rate: 0.1}}
+training: {max_steps: 10, batch_size: 64, seed: 7, log_every_steps: 5}
+resources: {workers: 1, shards: 4, cpus_per_worker: 1.0, min_workers: 1}
+recovery: {checkpoint_every_steps: 1000, keep_checkpoints: 2}
+"""
+
+
+def run(folder: Path, text: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = folder / "resolved.yaml"
+    path.write_text(text, encoding="utf-8")
+    return subprocess.run(
+        [sys.executable, "-m", "lockstep.workers.run", str(path), *options],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_weights_are_kept_whole_with_spec_and_preprocessing(tmp_path: Path) -> None:
+    done = run(tmp_path, SPEC, "-o", str(tmp_path / "weights"))
+    assert (done.returncode, done.stderr) == (0, "")
+    (folder,) = (tmp_path / "weights").iterdir()
+    digest = json.loads(done.stdout.splitlines()[-1])["weights_digest"]
+    assert folder.name == "step-000000000010"
+    assert digest_of(read_weights(str(folder), 1 << 20)) == digest
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["spec"] == message_to_dict(load_spec(tmp_path / "resolved.yaml"))
+    assert manifest["preprocessing"] == {"inputs": {"divide_by": 16.0}}
+    again = run(tmp_path, SPEC, "-o", str(tmp_path / "weights"))
+    assert (again.returncode, again.stdout) == (2, "")
+    assert "holds a checkpoint already; remove it, or name another folder" in again.stderr
+
+
+def test_a_run_can_start_from_the_weights_of_another(tmp_path: Path) -> None:
+    run(tmp_path, SPEC, "-o", str(tmp_path / "first"))
+    data = yaml.safe_load(SPEC) | {"init_from": {"uri": f"{tmp_path}/first/step-000000000010"}}
+    fresh, goes_on = (run(tmp_path, text).stdout.splitlines()[-1] for text in (SPEC, json.dumps(data)))
+    assert json.loads(fresh)["weights_digest"] != json.loads(goes_on)["weights_digest"]
+    data["init_from"] = {"job_id": "job-1"}
+    refused = run(tmp_path, json.dumps(data))
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "set init_from.uri to the folder of its checkpoint" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("seed: 7", "seed: 010", "training.seed"),
+        ("seed: 7", "seed: 7, seed: 8", "key 'seed' twice"),
+        (
+            "shards: 4, ",
+            "",
+            "is no resolved spec, since it has no resources.shards; make one: lockstep resolve -f SPEC",
+        ),
+        (SPEC, "- a", "a spec must be a mapping of keys to values"),
+        (SPEC, "", "is empty"),
+        ("batch_size: 64", "batch_sizes: 64", "training.batch_sizes"),
+        ("max_steps: 10", "max_steps: ten", "training.max_steps"),
+    ],
+)
+def test_what_the_client_refuses_is_refused_in_words(tmp_path: Path, old: str, new: str, words: str) -> None:
+    done = run(tmp_path, SPEC.replace(old, new))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("lockstep.workers.run: ")
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_cannot_be_trained_is_told_without_a_traceback(tmp_path: Path) -> None:
+    done = run(tmp_path, SPEC.replace("builtin: {name: digits, validation_fraction: 0.2}", "idx: {root: /nowhere}"))
+    assert done.returncode == 1
+    assert "lockstep.workers.run: data.idx.root: neither " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_locale_does_not_matter(tmp_path: Path) -> None:
+    done = run(tmp_path, SPEC, LC_ALL="POSIX", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert done.returncode == 0, done.stderr
+
+
+def test_each_line_is_valid_json_when_numbers_are_none(tmp_path: Path) -> None:
+    hidden = "[" + ", ".join(["64"] * 12) + "]"
+    wild = SPEC.replace("[16]", hidden).replace("name: digits", "name: diabetes").replace("rate: 0.1", "rate: 1000")
+    wild = wild.replace("max_steps: 10", "max_steps: 2, evaluate_every_steps: 1").replace("steps: 5", "steps: 1")
+    done = run(tmp_path, wild)
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    values = [json.loads(line, parse_constant=refuse).get("value") for line in done.stdout.splitlines()]
+    assert {"NaN", "Infinity"} & set(values), done

@@ -1,0 +1,19 @@
+"""Numbers and names in what people are told."""
+
+from collections.abc import Sequence
+
+
+def count(number: float, noun: str) -> str:
+    """Such as "1 worker" and "2 workers"."""
+    return f"{number:g} {noun}{'' if number == 1 else 's'}"
+
+
+def go_on(workers: int) -> str:
+    """Such as "1 worker goes on" and "2 workers go on"."""
+    return f"{count(workers, 'worker')} {'goes' if workers == 1 else 'go'} on"
+
+
+def listed(items: Sequence[object]) -> str:
+    """Such as "1", "1 and 2", and "1, 2 and 3"."""
+    *front, last = map(str, items)
+    return f"{', '.join(front)} and {last}" if front else last
