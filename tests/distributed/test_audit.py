@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lockstep.workers.engine import EngineError, Examples, Group, Listener, NotDeterministic, Point, Progress, Trainer
-from tests.unit.workers.audit_models import HONEST, Numbers, Points, sgd
+from tests.unit.workers.honest_models import HONEST, Numbers, Points, sgd
 
 
 class Recorder(Listener):

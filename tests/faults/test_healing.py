@@ -12,7 +12,7 @@ from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.workers.engine import Activity, NotDeterministic, Point, Trainer
 from lockstep.workers.training import train
 from tests.faults.fleet import Context, Fault, Fleet
-from tests.unit.workers.audit_models import Numbers, Points, sgd
+from tests.unit.workers.honest_models import Numbers, Points, sgd
 
 STEPS = 12
 SPEC = {

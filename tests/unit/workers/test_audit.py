@@ -13,7 +13,8 @@ from torch import Tensor
 from lockstep.workers.engine import Listener, NotDeterministic, Point, Progress, Trainer
 from lockstep.workers.engine.snapshot import content
 from lockstep.workers.failures import job_error
-from tests.unit.workers.audit_models import DISHONEST, HONEST, Images, Numbers, Points, convolutions, sgd
+from tests.unit.workers.bent_models import BENT
+from tests.unit.workers.honest_models import HONEST, Images, Numbers, Points, convolutions, sgd
 
 
 class Recorder(Listener):
@@ -48,9 +49,9 @@ def test_a_model_that_keeps_the_curve_passes_and_has_the_curve_that_it_has_witho
     assert curve(*HONEST[name], audit="always") == plain
 
 
-@pytest.mark.parametrize("name", DISHONEST)
+@pytest.mark.parametrize("name", BENT)
 def test_what_would_bend_the_curve_is_named_before_the_first_step(name: str) -> None:
-    module, data, words = DISHONEST[name]
+    module, data, words = BENT[name]
     for audit in ("start", "always"):
         with pytest.raises(NotDeterministic, match=words) as caught:
             curve(module, data, audit)

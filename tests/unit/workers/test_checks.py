@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lockstep.workers.engine import DataError, DataModule, Examples, ModelError, Module, Trainer
-from tests.unit.workers.audit_models import LanguageModel, Numbers, Points, Text, sgd
+from tests.unit.workers.honest_models import LanguageModel, Numbers, Points, Text, sgd
 
 
 def fit(module: Any, data: DataModule | None = None) -> None:

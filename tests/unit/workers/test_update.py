@@ -114,3 +114,27 @@ def test_flat_or_not_an_optimizer_that_treats_numbers_alone_gives_the_same() -> 
         weights.append(module.state_dict())
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-5, atol=1e-6)
+
+
+class Interleaved(Net):
+    """Has the weights of two layers in the columns of one tensor, as a layer that is split in two does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        both = torch.randn(6, 8)
+        self.body[0].weight = nn.Parameter(both[:, :4])
+        self.other = nn.Linear(4, 6)
+        self.other.weight = nn.Parameter(both[:, 4:])
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.body[1:](self.body[0](inputs) + self.other(inputs))
+        return outputs
+
+
+def test_weights_that_lie_beside_each_other_share_no_memory() -> None:
+    module = Interleaved()
+    fit(module)
+    fit(module)  # whose weights lie in one vector now
+    with torch.no_grad():
+        module.body[0].weight.zero_()
+    assert module.other.weight.abs().sum() > 0

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from lockstep.workers.engine.errors import ModelError
-from lockstep.workers.engine.flat import dimensions
 from lockstep.workers.engine.group import Group
 from lockstep.workers.engine.policies import ATTRIBUTE, COMBINE, MEAN, SAME, allowed_for, check_policy, find_policies
 from lockstep.workers.engine.reduce import CACHE_LINE_BYTES
 from lockstep.workers.engine.shards import Placement
+from lockstep.workers.engine.tensor_memory import dimensions
 
 
 @dataclass(eq=False)

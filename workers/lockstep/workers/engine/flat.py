@@ -4,7 +4,7 @@ An exchange then moves one buffer, and the optimizer updates one tensor. Offsets
 not depend on the number of workers, because a kernel may take another path for data that is aligned otherwise.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lockstep.workers.engine.errors import ModelError
 from lockstep.workers.engine.reduce import ALIGNMENT_ELEMENTS, CACHE_LINE_BYTES
+from lockstep.workers.engine.tensor_memory import overlaps, strides_of
 
 NORM_BLOCK = 4096
 """Elements whose squares are summed in the vector's own precision; the blocks' norms are joined in float64."""
@@ -28,11 +29,6 @@ class Slot(NamedTuple):
         """The part of `vector` that belongs to the tensor, in its shape and its order of dimensions."""
         part = vector[self.start : self.start + self.tensor.numel()]
         return part.as_strided(self.tensor.shape, strides_of(self.tensor), part.storage_offset())
-
-
-def strides_of(tensor: Tensor) -> tuple[int, ...]:
-    """Those of a tensor that fills its memory in any order, as in channels_last; else those of a contiguous one."""
-    return torch.empty_like(tensor, device="meta").stride()
 
 
 def lay_out(tensors: list[Tensor]) -> tuple[list[Slot], int]:
@@ -254,38 +250,6 @@ def check_can_be_flat(module: nn.Module, trainable: dict[str, nn.Parameter]) -> 
                 f"{name} shares memory with {other or 'itself'}, which would end when parameters are moved into one "
                 "vector; tie weights by one Parameter, as in functional.linear(inputs, self.encoder.weight.t())"
             )
-
-
-def overlaps(named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, str]]:
-    """Names of the tensors some of whose memory belongs to another one too, and of that; "" for the tensor itself."""
-    by_storage: dict[int, list[tuple[str, Tensor]]] = {}
-    for name, tensor in named:
-        if tensor.layout == torch.strided and tensor.numel():
-            by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
-    found = []
-    for tensors in by_storage.values():
-        if len(tensors) == 1 and strides_of(tensors[0][1]) == tensors[0][1].stride():
-            continue
-        size = max(tensor.untyped_storage().nbytes() for _, tensor in tensors)
-        owners = torch.full((size,), -1, dtype=torch.int32)
-        for index, (name, tensor) in enumerate(tensors):
-            width = tensor.element_size()
-            # Of a dimension that was expanded, one element stands for all.
-            shape = (*(1 if stride == 0 else size for size, stride in dimensions(tensor)), width)
-            strides = (*(stride * width for _, stride in dimensions(tensor)), 1)
-            mine = owners.as_strided(shape, strides, tensor.storage_offset() * width)
-            other = int(mine.max())
-            if other >= 0:
-                found.append((name, tensors[other][0]))
-            mine.fill_(index)
-            if int((owners == index).sum()) < tensor.nbytes:
-                found.append((name, ""))
-    return found
-
-
-def dimensions(tensor: Tensor) -> list[tuple[int, int]]:
-    """Size and stride of each dimension."""
-    return list(zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def keep_recurrent_layers_flat(module: nn.Module) -> None:
