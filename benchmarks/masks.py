@@ -137,7 +137,7 @@ def ddp(model: type[Module], data: DataModule, rank: int, steps: int) -> float:
     """Samples per second of DDP after as many steps of warm-up as the engine gets."""
     torch.manual_seed(0)
     plain = model()
-    module = DistributedDataParallel(plain, static_graph=True, gradient_as_bucket_view=True, broadcast_buffers=False)
+    module = DistributedDataParallel(plain, static_graph=True, gradient_as_bucket_view=True, forward_sync_buffers=False)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01, fused=True)
     own = BATCH_SIZE // WORLD_SIZE
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
