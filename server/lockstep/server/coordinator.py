@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -17,15 +16,11 @@ from lockstep.server.dispatcher import Cluster, Dispatcher
 from lockstep.server.errors import ClusterTooSmall, InvalidRequest, InvalidSpec, NotFound, PermissionDenied
 from lockstep.server.file_pool import FilePool
 from lockstep.server.gangs import Entry, held_by
-from lockstep.server.init_from import (
-    find_first_weights,
-    forget_first_weights,
-    forget_what_is_over,
-    keep_first_weights,
-)
+from lockstep.server.init_from import forget_first_weights, forget_what_is_over, keep_first_weights
 from lockstep.server.job import CancelAsked, Event, Job, PauseAsked, ResumeAsked, Scaled, State
 from lockstep.server.ledger_book import LedgerBook
 from lockstep.server.live_jobs import LiveJobs
+from lockstep.server.new_jobs import make_job
 from lockstep.server.node_telemetry import NodeTelemetry
 from lockstep.server.orders import Orders
 from lockstep.server.reports import Report
@@ -33,11 +28,10 @@ from lockstep.server.retention import Retention
 from lockstep.server.rules import Site, show
 from lockstep.server.shared_reads import SharedReads
 from lockstep.server.shown_jobs import ShownJobs
-from lockstep.server.spec import ENGINE_VERSION, curve_digest, submit_digest
+from lockstep.server.spec import submit_digest
 from lockstep.server.store import NewJob, Store
 from lockstep.server.telemetry import KEPT_S, Telemetry
-from lockstep.server.validation import fill_in_defaults, resolve
-from lockstep.server.waiting import WAITS
+from lockstep.server.validation import fill_in_defaults
 from lockstep.server.watch import Bells
 from lockstep.v1.job_spec_pb2 import JobSpec
 
@@ -162,7 +156,8 @@ class Coordinator:
         """
         digest = submit_digest(submitted)
         try:
-            job, first_files = await self._new_job(submitted)
+            why_no_memory = self.dispatcher.why_no_memory
+            job, first_files = await make_job(submitted, self._site, self.files, self.store, why_no_memory)
             too_small = self.dispatcher.why_it_never_fits(job.spec.resources)
             if not validate_only:
                 if too_small is not None:
@@ -177,30 +172,6 @@ class Coordinator:
             return await self.get(earlier.job_id)
         refusal = "" if too_small is None else f"; this cluster is too small for it: {too_small}"
         return replace(job, job_id="", state_reason=f"checked only, nothing is stored{refusal}")
-
-    async def _new_job(self, submitted: JobSpec) -> tuple[Job, tuple[str, ...]]:
-        """Make a job of a spec, and name the files of the checkpoint that it starts from."""
-        if submitted.data.HasField("idx"):
-            # Looks at files, which can take long on a network disk.
-            spec = await self.files.run(resolve, submitted, self._site, what="looking at the files in data.idx.root")
-        else:
-            spec = resolve(submitted, self._site)
-        no_memory = self.dispatcher.why_no_memory(spec.resources.workers)
-        if no_memory is not None:
-            raise ClusterTooSmall(f"{no_memory}; lower resources.workers")
-        first_weights = await find_first_weights(spec, self.store)
-        job = Job(
-            job_id=f"job-{secrets.token_hex(6)}",
-            number=0,
-            spec=spec,
-            state=State.QUEUED,
-            state_reason=WAITS,
-            create_time=datetime.now(UTC),
-            engine_version=ENGINE_VERSION,
-            curve_digest=curve_digest(spec, first_weights.digest),
-            init_from_uri=first_weights.uri,
-        )
-        return job, first_weights.files
 
     async def _store_new(self, new: NewJob, first_files: tuple[str, ...]) -> Job:
         """Keep what a job starts from and store the job, or do neither; the caller may be gone before this ends."""
