@@ -255,6 +255,14 @@ def test_nodes_whose_hosts_are_called_alike_are_told_apart_wherever_people_see_t
             await InternalServiceStub(server.channel).ReportLedger(told, metadata=metadata)
             ledger = await server.metrics.GetLedger(GetLedgerRequest(job_id=gang.job_id))
             assert ledger.ranks[0].node_name == "vm-44dd55ee"
+            # The launcher knows nodes by their ids alone.
+            words = "worker 0 on node {} died: its node is gone; 1 worker goes on"
+            await launcher.gang_changed(gang, ["77"], message=words.format("44dd55ee66ff"))
+            assert words.format("vm-44dd55ee") in await server.messages(gang.job_id, 4)
+            await launcher.say(capacity=ClusterCapacity(nodes=[capacity.nodes[2]]))
+            await server.coordinator.dispatcher.cluster_is_ready.wait()
+            ledger = await server.metrics.GetLedger(GetLedgerRequest(job_id=gang.job_id))
+            assert ledger.ranks[0].node_name == "vm-44dd55ee", "also when it is gone"
 
     run(scenario())
 

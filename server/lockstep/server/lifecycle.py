@@ -150,8 +150,8 @@ def _admitted(job: Job, node_ids: tuple[str, ...], now: datetime) -> Step:
 def _joined(job: Job, workers: int, now: datetime) -> Job:
     job = replace(job, timeline=job.timeline.reaching(placed=now))
     if job.state is State.STARTING:
-        verbs = "is up and is" if workers == 1 else "are up and are"
-        job = replace(job, state_reason=f"{count(workers, 'worker')} {verbs} reading the data")
+        verb = "is" if workers == 1 else "are"
+        job = replace(job, state_reason=f"{count(workers, 'worker')} {verb} up and reading the data")
     return job if job.running_workers == workers else replace(job, running_workers=workers)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from lockstep.v1.internal_service_pb2 import StartGang
 from lockstep.workers.engine import Activity, awake
+from lockstep.workers.engine.transport import Endpoint
 from lockstep.workers.engine.writer import Writer
 from lockstep.workers.fleet import Process, Shape
 from lockstep.workers.gang import Gang, Hung, MemberUp
@@ -126,6 +127,22 @@ def writer() -> None:
     say(str(writing._is_late or None))
 
 
+def meeting() -> None:
+    """Wait for another rank, which comes in time."""
+    endpoints = [Endpoint("127.0.0.1"), Endpoint("127.0.0.1")]
+    addresses = [endpoint.address for endpoint in endpoints]
+
+    def come() -> None:
+        time.sleep(HANG_TIMEOUT_S / 2)
+        endpoints[1].connect(1, addresses, b"key", timeout_s=60)
+
+    threading.Thread(target=come, daemon=True).start()
+    awake.now()
+    say("ready")
+    endpoints[0].connect(0, addresses, b"key", timeout_s=HANG_TIMEOUT_S)
+    say("None")
+
+
 if __name__ == "__main__":
     assert Path(__file__).name == "stopped_process.py"
-    {"clock": clock, "pulse": pulse, "gang": gang, "writer": writer}[sys.argv[1]]()
+    {"clock": clock, "pulse": pulse, "gang": gang, "writer": writer, "meeting": meeting}[sys.argv[1]]()

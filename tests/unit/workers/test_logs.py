@@ -227,7 +227,7 @@ def test_a_flood_is_bounded_on_the_line_and_on_the_disk(
     monkeypatch.setattr(log_shipper, "BURST_BYTES", 1 << 20)
     shipper = Shipper(spool, lambda: address)
     flood = b"%0127d\n" % 7 * 8192  # 1 MiB
-    for _ in range(50):
+    for _ in range(100):
         say(spool, flood)
     shipper.start()
     say(spool, "the end\n")

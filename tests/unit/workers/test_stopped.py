@@ -22,7 +22,7 @@ def test_the_time_in_which_a_process_is_stopped_does_not_count() -> None:
     assert awake_s <= passed_s - STOPPED_S + LONGEST_GAP_S
 
 
-@pytest.mark.parametrize("what", ["pulse", "gang", "writer"])
+@pytest.mark.parametrize("what", ["pulse", "gang", "writer", "meeting"])
 def test_a_process_that_was_stopped_takes_nobody_for_hung(what: str) -> None:
     assert said_by(what) == ["None"]
 

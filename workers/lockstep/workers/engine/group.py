@@ -5,7 +5,6 @@ import hashlib
 import os
 import secrets
 import socket
-import time
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -14,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 
+from lockstep.workers.engine import awake
 from lockstep.workers.engine.errors import RanksDisagree
 from lockstep.workers.engine.ledger import Alone, Waits
 from lockstep.workers.engine.nccl import NO_NCCL, NcclGroup, nccl_failure, number_of, tcp_store
@@ -247,7 +247,7 @@ class Group:
             PeerLost: a rank left or did not come in time, or the generation was superseded.
         """
         assert self._transport is not None
-        transport, deadline = self._transport, time.monotonic() + timeout_s
+        transport, deadline = self._transport, awake.now() + timeout_s
         port = torch.zeros(1, dtype=torch.int64)
         with nccl_failure(), contextlib.ExitStack() as stack:
             listener = None

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from lockstep.workers.engine import awake
 from lockstep.workers.engine.errors import PeerLost
 
 BACKLOG = 1024
@@ -86,7 +87,7 @@ class Endpoint:
         Raises:
             PeerLost: a rank is not there, did not come in time, or the generation was superseded.
         """
-        deadline = time.monotonic() + timeout_s
+        deadline = awake.now() + timeout_s
         digest = hashlib.sha256(b"%d %s" % (generation, key)).digest()
         transport = Transport(self, generation)
         try:
@@ -117,7 +118,11 @@ class Endpoint:
         for sock, events in sockets:
             poll.register(sock, events)
         poll.register(self._bell, select.POLLIN)
-        ready = poll.poll(None if deadline is None else max(0.0, 1e3 * (deadline - time.monotonic())))
+        if deadline is None:
+            ready = poll.poll()
+        else:
+            while not (ready := poll.poll(max(0.0, 1e3 * (deadline - awake.now())))) and awake.now() < deadline:
+                pass  # this process was stopped meanwhile, and its peers may have been, too
         if any(descriptor == self._bell.fileno() for descriptor, _ in ready):
             self._bell.recv(4096)
         self.check(generation)
@@ -146,9 +151,9 @@ class Endpoint:
                 link.socket.close()
                 raise
             link.socket.close()
-            if time.monotonic() > deadline:
+            if awake.now() > deadline:
                 raise PeerLost(f"worker {peer} did not join in time")
-            self.wait(transport.generation, [], time.monotonic() + pause_s)
+            self.wait(transport.generation, [], awake.now() + pause_s)
             pause_s = min(2 * pause_s, LONGEST_REDIAL_S)
 
     def _call(self, peer: int, address: str, generation: int, deadline: float) -> socket.socket:
@@ -163,7 +168,7 @@ class Endpoint:
         host, _, port = place.rpartition(":")
         sock = _tuned(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET))
         try:
-            limit = min(deadline, time.monotonic() + UNACKNOWLEDGED_LIMIT_MS / 1e3)
+            limit = min(deadline, awake.now() + UNACKNOWLEDGED_LIMIT_MS / 1e3)
             while (error := sock.connect_ex((host, int(port)))) in (errno.EINPROGRESS, errno.EALREADY):
                 if not self.wait(generation, [(sock, select.POLLOUT)], limit):
                     error = errno.ETIMEDOUT
