@@ -101,7 +101,8 @@ def _close_to_others(folder: Path) -> None:
         (folder / name).mkdir(mode=0o700, exist_ok=True)
     for name, rights in (*((name, 0o600) for name in _FILES), *((name, 0o700) for name in _FOLDERS)):
         with contextlib.suppress(FileNotFoundError, PermissionError):  # of another user's file that user decides
-            if is_open_to_others(folder / name):
+            # What a link leads to was not made here.
+            if not (folder / name).is_symlink() and is_open_to_others(folder / name):
                 (folder / name).chmod(rights)
     if is_open_to_others(folder):
         log.warning(

@@ -34,13 +34,18 @@ def test_whatever_the_server_makes_in_its_folder_is_closed_to_others(tmp_path: P
     assert [path.name for path in made if path.stat().st_mode & 0o077] == []
 
 
-def test_a_folder_that_others_may_enter_is_used_and_what_was_open_in_it_is_closed(tmp_path: Path) -> None:
+def test_a_folder_that_others_may_enter_is_used_and_what_was_open_in_it_is_closed(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     async def scenario() -> None:
         async with serving(tmp_path):
             pass
 
     (tmp_path / "lockstep.db").touch(0o644)
     (tmp_path / "logs").mkdir()
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    elsewhere.chmod(0o755)
+    (tmp_path / "checkpoints").symlink_to(elsewhere)
     tmp_path.chmod(0o755)
     with capture_logs() as logs:
         run(scenario())
@@ -49,7 +54,7 @@ def test_a_folder_that_others_may_enter_is_used_and_what_was_open_in_it_is_close
     told = [line for line in logs if line["log_level"] == "warning"]
     assert [line["mend"] for line in told] == [f"chmod 700 {tmp_path}"] * 2
     assert tmp_path.stat().st_mode & 0o777 == 0o755, "it is not ours to change"
-    assert [path.name for path in tmp_path.iterdir() if path.stat().st_mode & 0o077] == []
+    assert [path.name for path in tmp_path.iterdir() if path.stat().st_mode & 0o077] == ["checkpoints"]
 
 
 @pytest.mark.parametrize("name", ["runs?team=a", "p%20x", "p x", "a#b", 'sp\'ace "q"', "ünïcode", "file:x", "a;b&c"])
