@@ -111,6 +111,21 @@ async def refused(server: Running, job_id: str, name: str) -> tuple[bytes, grpc.
     return sent, caught.value.code()
 
 
+def test_a_server_that_has_stopped_leaves_no_threads(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path / "data") as server:
+            await with_checkpoint(server, tmp_path / "c")
+            job_id = (await server.jobs.ListJobs(ListJobsRequest())).jobs[0].job_id
+            call = server.checkpoints.DownloadCheckpoint(DownloadCheckpointRequest(job_id=job_id))
+            assert [response async for response in call]
+
+    run(scenario())
+    for thread in threading.enumerate():
+        if thread.name == "lockstep-files":
+            thread.join(timeout=20)
+            assert not thread.is_alive()
+
+
 async def answers(server: Running, job_id: str) -> None:
     """Everything that has to do with no file of a user."""
     await server.jobs.ListJobs(ListJobsRequest())
