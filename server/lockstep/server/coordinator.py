@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -20,18 +20,18 @@ from lockstep.server.init_from import forget_beside, forget_what_is_over, keep_b
 from lockstep.server.job import CancelAsked, Event, Job, PauseAsked, ResumeAsked, Scaled, State
 from lockstep.server.ledger_book import LedgerBook
 from lockstep.server.live_jobs import LiveJobs
-from lockstep.server.new_jobs import WAITS, make_job
+from lockstep.server.new_jobs import make_job
 from lockstep.server.node_telemetry import NodeTelemetry
 from lockstep.server.orders import Orders
 from lockstep.server.reports import Report
 from lockstep.server.retention import Retention
 from lockstep.server.rules import Site, show
 from lockstep.server.shared_reads import SharedReads
+from lockstep.server.shown_jobs import ShownJobs
 from lockstep.server.spec import submit_digest
 from lockstep.server.store import NewJob, Store
 from lockstep.server.telemetry import KEPT_S, Telemetry
 from lockstep.server.validation import fill_in_defaults
-from lockstep.server.waiting import Room, why_it_waits
 from lockstep.server.watch import Bells
 from lockstep.v1.job_spec_pb2 import JobSpec
 
@@ -51,6 +51,7 @@ class Coordinator:
         bells: wake who watches a job.
         ledgers: where the time of workers went.
         dispatcher: the launcher's side.
+        shown: jobs as they are shown.
         node_telemetry: what the nodes do.
     """
 
@@ -83,10 +84,8 @@ class Coordinator:
         self._orders = orders
         self._live = LiveJobs(store, self.files, self.bells, telemetry, orders)
         self.dispatcher = Dispatcher(self._live, orders, store, cluster)
-        self.node_telemetry = NodeTelemetry(
-            nodes=lambda: self.dispatcher.nodes_seen,
-            processes=lambda: self.dispatcher.processes,
-        )
+        self.shown = ShownJobs(self._live, self.dispatcher)
+        self.node_telemetry = NodeTelemetry(lambda: self.dispatcher.nodes_seen, lambda: self.dispatcher.processes)
         self._ended_jobs = SharedReads()
         self._site = site
         self._telemetry = telemetry
@@ -211,32 +210,6 @@ class Coordinator:
         if job is not None and job.state.has_ended and job_id not in self._live.entries:
             self._ended_jobs.keep(job_id, job, job.spec.ByteSize() + _JOB_BYTES)
         return job
-
-    def as_it_is_now(self, job: Job) -> Job:
-        """Complete a job that is to be shown with what only memory knows: its workers, and what it waits for."""
-        return self.as_they_are_now([job])[0]
-
-    def as_they_are_now(self, jobs: Sequence[Job]) -> list[Job]:
-        """Complete jobs that are to be shown; the look at the cluster is taken once for all. Any thread may ask."""
-        room = None
-        shown = []
-        for job in jobs:
-            entry = self._live.entries.get(job.job_id)
-            if entry is not None:
-                job = replace(job, running_workers=entry.job.running_workers)
-            if entry is not None and job.state is State.QUEUED and entry.backoff is None:
-                room = room or Room(self.dispatcher.nodes_seen, held_by(list(self._live.holding.values())))
-                job = self._explain(job, entry, room)
-            shown.append(job)
-        return shown
-
-    def _explain(self, job: Job, entry: Entry, room: Room) -> Job:
-        place, why = self._live.place_of(job), self.dispatcher.why_not_ready()
-        if not why and place is not None:
-            why = why_it_waits(entry.request(), place, room)
-        if not why:
-            return job
-        return replace(job, state_reason=why if job.state_reason == WAITS else f"{job.state_reason}; {why}")
 
     async def cancel(self, job_id: str) -> Job:
         """Ask a job to stop.

@@ -14,9 +14,8 @@ from lockstep.server.rules import Site
 from lockstep.server.spec import ENGINE_VERSION, curve_digest
 from lockstep.server.store import Store
 from lockstep.server.validation import resolve
+from lockstep.server.waiting import WAITS
 from lockstep.v1.job_spec_pb2 import JobSpec
-
-WAITS = "waits for resources"
 
 
 async def make_job(

@@ -14,6 +14,8 @@ from lockstep.workers.engine import manifest as manifests
 from lockstep.workers.engine.checkpoint import MANIFEST_FILE, MODEL_FILE, read_weights
 from lockstep.workers.models import build_model
 
+_KNOWN_STEPS = {"divide_by", "mean", "std"}
+
 
 class TrainedModel(nn.Module):
     """A model in evaluation mode, with what was done to raw inputs before it saw them.
@@ -24,6 +26,9 @@ class TrainedModel(nn.Module):
         num_classes: number of classes; None for regression.
         preprocessing: what was done to raw examples; see `DataModule.preprocessing`.
 
+    Raises:
+        ValueError: something was done to them that this version does not know.
+
     Attributes:
         module: the model itself, for inputs that are prepared; its state_dict is that of the checkpoint.
     """
@@ -32,6 +37,16 @@ class TrainedModel(nn.Module):
         self, module: nn.Module, input_shape: tuple[int, ...], num_classes: int | None, preprocessing: dict[str, Any]
     ) -> None:
         super().__init__()
+        unknown = [
+            f"{what}.{step}"
+            for what, steps in preprocessing.items()
+            for step in ([*steps] if what in ("inputs", "targets") else ["*"])
+            if step not in _KNOWN_STEPS
+        ]
+        if unknown:  # without it the model would predict something else, and nobody would notice
+            raise ValueError(
+                f"its preprocessing has {', '.join(unknown)}, which this version does not know; upgrade it"
+            )
         self.module = module
         self.input_shape, self.num_classes, self.preprocessing = input_shape, num_classes, preprocessing
         self.eval()
