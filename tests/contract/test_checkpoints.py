@@ -9,6 +9,7 @@ import fsspec
 import grpc
 import pytest
 
+from lockstep.server import checkpoint_files
 from lockstep.v1.checkpoint_service_pb2 import (
     Checkpoint,
     DownloadCheckpointRequest,
@@ -169,11 +170,28 @@ def test_a_file_that_is_not_what_was_written_ends_as_data_loss(tmp_path: Path, d
             bad = {"flipped": b"b" + data[1:], "shorter": data[:-1], "longer": data + b"a", "empty": b""}[damage]
             path.write_bytes(bad)
             await launcher.report(gang, 1, checkpoints=[written])
-            status = await status_of(
-                server.checkpoints.DownloadCheckpoint(DownloadCheckpointRequest(job_id=gang.job_id)).read()
-            )
-            assert status.code() is grpc.StatusCode.DATA_LOSS, "before anything of it is sent"
-            assert f"model.safetensors of checkpoint 1 of job {gang.job_id} " in status.details()
+            call = server.checkpoints.DownloadCheckpoint(DownloadCheckpointRequest(job_id=gang.job_id))
+            sent = b""
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                async for response in call:
+                    sent += response.chunk
+            assert (sent, caught.value.code()) == (b"", grpc.StatusCode.DATA_LOSS)
+            assert f"model.safetensors of checkpoint 1 of job {gang.job_id} " in caught.value.details()
+
+    run(scenario())
+
+
+def test_a_large_file_gives_signs_of_life_while_it_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint_files, "CHECK_BYTES", MIB)
+
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            launcher, gang = await start_job(server)
+            data = bytes(range(256)) * (3 * MIB // 256)
+            await launcher.report(gang, 1, checkpoints=[write_checkpoint(tmp_path, 1, {"model.safetensors": data})])
+            _, chunks = await download(server, gang.job_id)
+            assert [len(chunk) for chunk in chunks] == [0, 0, 0, MIB, MIB, MIB]
+            assert b"".join(chunks) == data
 
     run(scenario())
 

@@ -82,12 +82,7 @@ def test_nothing_is_sent_of_what_was_put_in_the_place_of_a_file(
             secret = tmp_path / "private" / "model.safetensors"
             secret.write_bytes(SECRET)
             attack(Path(written.uri), secret)
-            call = server.checkpoints.DownloadCheckpoint(DownloadCheckpointRequest(job_id=gang.job_id))
-            sent = b""
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                async for response in call:
-                    sent += response.SerializeToString()
-            assert (sent, caught.value.code()) == (b"", code)
+            assert await refused(server, gang.job_id, "model.safetensors") == (b"", code)
 
     run(scenario())
 
@@ -99,13 +94,36 @@ def test_no_manifest_is_sent_but_that_which_the_worker_has_told(tmp_path: Path) 
             written = write_checkpoint(tmp_path / "c", 10)
             await launcher.report(gang, 1, checkpoints=[written])
             manifest = Path(written.uri) / "manifest.json"
-            request = DownloadCheckpointRequest(job_id=gang.job_id, file_name="manifest.json")
             for wrong in (b"root:x:0:0", b"", manifest.read_bytes().replace(b"2", b"3")):
                 manifest.write_bytes(wrong)
-                status = await status_of(server.checkpoints.DownloadCheckpoint(request).read())
-                assert status.code() is grpc.StatusCode.DATA_LOSS
+                assert await refused(server, gang.job_id, "manifest.json") == (b"", grpc.StatusCode.DATA_LOSS)
 
     run(scenario())
+
+
+async def refused(server: Running, job_id: str, name: str) -> tuple[bytes, grpc.StatusCode]:
+    """Fetch a file that must not come: what came of it, and the status at the end."""
+    call = server.checkpoints.DownloadCheckpoint(DownloadCheckpointRequest(job_id=job_id, file_name=name))
+    sent = b""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for response in call:
+            sent += response.chunk
+    return sent, caught.value.code()
+
+
+def test_a_server_that_has_stopped_leaves_no_threads(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path / "data") as server:
+            await with_checkpoint(server, tmp_path / "c")
+            job_id = (await server.jobs.ListJobs(ListJobsRequest())).jobs[0].job_id
+            call = server.checkpoints.DownloadCheckpoint(DownloadCheckpointRequest(job_id=job_id))
+            assert [response async for response in call]
+
+    run(scenario())
+    for thread in threading.enumerate():
+        if thread.name == "lockstep-files":
+            thread.join(timeout=20)
+            assert not thread.is_alive()
 
 
 async def answers(server: Running, job_id: str) -> None:

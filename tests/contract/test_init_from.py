@@ -7,6 +7,7 @@ import shutil
 import threading
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import grpc
 import pytest
@@ -205,7 +206,7 @@ def test_what_was_kept_for_a_job_that_ended_while_its_server_died_is_removed_by_
             await launcher.report(source, 1, checkpoints=[write_checkpoint(tmp_path / "c", 10)])
             over, waiting = [await server.submit(init_from={"job_id": source.job_id}) for _ in range(2)]
             with monkeypatch.context() as dying:
-                dying.setattr("lockstep.server.live_jobs.forget_first_weights", lambda *of_job: None)
+                dying.setattr("lockstep.server.live_jobs.forget_beside", AsyncMock())
                 await server.jobs.CancelJob(CancelJobRequest(job_id=over.job_id))
                 await launcher.leave()
                 await server.application.stop()

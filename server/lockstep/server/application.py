@@ -217,13 +217,16 @@ class Application:
             self._http.fail_health()
         if self.coordinator is not None:
             # What hangs by then is left to itself.
-            asyncio.get_running_loop().call_later(_CALLS_GRACE_S, self.coordinator.files.close)
+            closing = asyncio.get_running_loop().call_later(_CALLS_GRACE_S, self.coordinator.files.close)
             await self.coordinator.drain()
             if self._logs is not None:
                 self._logs.bells.close()
             await self.coordinator.stop()
         if self._grpc is not None:
             await self._grpc.stop(_CALLS_GRACE_S)
+        if self.coordinator is not None:
+            closing.cancel()
+            self.coordinator.files.close()
         if self._keeper is not None:
             await self._keeper.stop()
         if self._http is not None:

@@ -55,10 +55,10 @@ class CheckpointService(CheckpointServiceServicer):
         what = f"reading {where(checkpoint, name)}"
         reader = await run(CheckpointFileReader, checkpoint, name, what=what, drop=CheckpointFileReader.close)
         try:
-            while await run(reader.check, what=what):
-                pass
             header = DownloadHeader(checkpoint=checkpoint_to_proto(checkpoint), file=file_to_proto(reader.file))
             yield DownloadCheckpointResponse(header=header)
+            while await run(reader.check, what=what):
+                yield DownloadCheckpointResponse(chunk=b"")  # a sign of life: clients give up on a silent stream
             while chunk := await run(reader.read, what=what):
                 yield DownloadCheckpointResponse(chunk=chunk)
         finally:

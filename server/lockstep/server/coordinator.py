@@ -16,7 +16,7 @@ from lockstep.server.dispatcher import Cluster, Dispatcher
 from lockstep.server.errors import ClusterTooSmall, InvalidRequest, InvalidSpec, NotFound, PermissionDenied
 from lockstep.server.file_pool import FilePool
 from lockstep.server.gangs import Entry, held_by
-from lockstep.server.init_from import forget_first_weights, forget_what_is_over, keep_first_weights
+from lockstep.server.init_from import forget_beside, forget_what_is_over, keep_beside
 from lockstep.server.job import CancelAsked, Event, Job, PauseAsked, ResumeAsked, Scaled, State
 from lockstep.server.ledger_book import LedgerBook
 from lockstep.server.live_jobs import LiveJobs
@@ -175,19 +175,13 @@ class Coordinator:
 
     async def _store_new(self, new: NewJob, first_files: tuple[str, ...]) -> Job:
         """Keep what a job starts from and store the job, or do neither; the caller may be gone before this ends."""
-        kept, what = new.job, f"keeping the weights that {new.job.job_id} starts from"
-        if first_files:
-
-            def forget(kept: Job) -> None:
-                forget_first_weights(kept.job_id, kept.init_from_uri)
-
-            kept = await self.files.run(keep_first_weights, new.job, first_files, what=what, drop=forget)
+        kept = await keep_beside(new.job, first_files, self.files)
         is_new = False
         try:
             job, is_new = await self.store.submit(replace(new, job=kept))
         finally:
             if not is_new and kept.init_from_uri:
-                await self.files.run(forget_first_weights, kept.job_id, kept.init_from_uri, what=what)
+                await forget_beside(kept, self.files)
         if not is_new:
             return await self.get(job.job_id)
         self._telemetry.job_submitted(job)

@@ -33,7 +33,14 @@ class FilePool:
         self._unfinished = self._threads = 0
         self._closed = asyncio.Event()
 
-    async def run(self, work: Callable[..., T], *args: Any, what: str, drop: Callable[[T], None] | None = None) -> T:
+    async def run(
+        self,
+        work: Callable[..., T],
+        *args: Any,
+        what: str,
+        drop: Callable[[T], None] | None = None,
+        deadline_s: float | None = None,
+    ) -> T:
         """Run `work(*args)` in a thread.
 
         Args:
@@ -41,6 +48,7 @@ class FilePool:
             *args: given to it.
             what: it is, for the error; a sentence's subject such as "reading a.b of job c".
             drop: takes the result when nobody waits for it any more.
+            deadline_s: seconds that it may take, where that is another time than usual.
 
         Raises:
             FilesHang: it has not come back in time.
@@ -48,35 +56,37 @@ class FilePool:
         """
         if self._closed.is_set():
             raise ShuttingDown
+        deadline_s = self._deadline_s if deadline_s is None else deadline_s
         future: Future[T] = Future()
         self._put((future, lambda: work(*args)))
         waiting = asyncio.wrap_future(future)
         closing = asyncio.ensure_future(self._closed.wait())
+        is_taken = False
         try:
-            done, _ = await asyncio.wait(
-                (waiting, closing), timeout=self._deadline_s, return_when=asyncio.FIRST_COMPLETED
-            )
-            if waiting in done:
+            done, _ = await asyncio.wait((waiting, closing), timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED)
+            is_taken = waiting in done
+            if is_taken:
                 return waiting.result()
         finally:
             closing.cancel()
-            if not waiting.done():
+            if not is_taken:
                 if drop is not None:
                     future.add_done_callback(lambda future: _drop(future, drop))
                 waiting.cancel()
         if done:
             raise ShuttingDown
         raise FilesHang(
-            f"{what} has not come to an end after {self._deadline_s:g} s; the file system may hang, or too many others "
+            f"{what} has not come to an end after {deadline_s:g} s; the file system may hang, or too many others "
             "of these calls do; try again when it answers"
         )
 
     def close(self) -> None:
         """Tell everyone who waits that the server stops, and end the threads that are idle."""
-        self._closed.set()
-        with self._lock:
-            for _ in range(self._threads):
-                self._work.put(None)
+        if not self._closed.is_set():
+            self._closed.set()
+            with self._lock:
+                for _ in range(self._threads):
+                    self._work.put(None)
 
     def _put(self, work: Work) -> None:
         with self._lock:

@@ -21,6 +21,8 @@ from lockstep.v1.job_spec_pb2 import JobSpec
 _MOST_SHOWN_STEPS = 10
 _MANIFEST = "manifest.json"
 _FOLDER = "init-from"
+# Where there are no links, the weights of a large model are copied.
+_KEEPING_S = 3600.0
 
 log = structlog.get_logger(__name__)
 
@@ -109,6 +111,24 @@ def forget_first_weights(job_id: str, init_from_uri: str) -> None:
     kept = Path(init_from_uri).parent
     if kept.name == _FOLDER and kept.parent.name == job_id:
         remove_folder(kept.parent.parent, job_id, _FOLDER)
+
+
+async def keep_beside(job: Job, names: Sequence[str], files: FilePool) -> Job:
+    """Do `keep_first_weights` in a thread; nothing is kept when there are no names of files."""
+    if not names:
+        return job
+    what = f"keeping the weights that {job.job_id} starts from"
+
+    def drop(kept: Job) -> None:
+        forget_first_weights(kept.job_id, kept.init_from_uri)
+
+    return await files.run(keep_first_weights, job, names, what=what, drop=drop, deadline_s=_KEEPING_S)
+
+
+async def forget_beside(job: Job, files: FilePool) -> None:
+    """Do `forget_first_weights` in a thread."""
+    what = f"removing the weights that {job.job_id} started from"
+    await files.run(forget_first_weights, job.job_id, job.init_from_uri, what=what)
 
 
 async def forget_what_is_over(store: Store, files: FilePool, checkpoint_root: str) -> None:

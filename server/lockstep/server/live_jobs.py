@@ -18,7 +18,7 @@ import structlog
 from lockstep.server.errors import FilesHang, ShuttingDown
 from lockstep.server.file_pool import FilePool
 from lockstep.server.gangs import Entry, Gang
-from lockstep.server.init_from import forget_first_weights
+from lockstep.server.init_from import forget_beside
 from lockstep.server.job import Command, Event, Job, Launch, Note, RetryAfter, State, Stop
 from lockstep.server.lifecycle import advance
 from lockstep.server.orders import Orders
@@ -174,9 +174,8 @@ class LiveJobs:
                 task.add_done_callback(self._tasks.discard)
 
     async def _forget_first_weights(self, job: Job) -> None:
-        what = f"removing the weights that {job.job_id} started from"
         try:
-            await self._files.run(forget_first_weights, job.job_id, job.init_from_uri, what=what)
+            await forget_beside(job, self._files)
         except (FilesHang, ShuttingDown) as error:  # the next server does it
             log.warning("first weights are left behind", job_id=job.job_id, why=error.message)
 

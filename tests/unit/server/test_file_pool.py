@@ -28,11 +28,13 @@ def hang() -> Iterator[Callable[[], str]]:
     is_over.set()
     for thread in threading.enumerate():
         if thread.name == "lockstep-files":
-            thread.join()
+            thread.join(timeout=20)
+            assert not thread.is_alive()
 
 
 def test_work_runs_beside_work_that_hangs_until_all_threads_do(hang: Callable[[], str]) -> None:
     async def scenario() -> None:
+        before = sum(thread.name == "lockstep-files" for thread in threading.enumerate())
         pool = FilePool(most_threads=3, deadline_s=0.05)
         for _ in range(2):
             with pytest.raises(FilesHang, match=r"reading x has not come to an end after 0\.05 s"):
@@ -41,7 +43,7 @@ def test_work_runs_beside_work_that_hangs_until_all_threads_do(hang: Callable[[]
         for work in (hang, hang, lambda: "never begun"):
             with pytest.raises(FilesHang):
                 await pool.run(work, what="reading x")
-        assert sum(thread.name == "lockstep-files" for thread in threading.enumerate()) == 3
+        assert sum(thread.name == "lockstep-files" for thread in threading.enumerate()) - before == 3
         pool.close()
 
     run(scenario())
