@@ -18,8 +18,8 @@ _PACE_S = 0.0001
 class Bells:
     """One bell per watcher, by job. A watcher reads what is new from the store, so a slow one costs nothing here.
 
-    The bells of a job are rung in rounds, one after the other: calls of others are answered in between. Whatever happens
-    while a round goes on is told by one more round.
+    The bells of a job are rung in rounds, one after the other: calls of others are answered in between. What happens
+    while a round goes on is told by one more.
     """
 
     def __init__(self) -> None:
