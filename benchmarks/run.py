@@ -15,6 +15,7 @@ BENCHMARKS = (
     "heal.py",
     "ledger.py",
     "scrape.py",
+    "turns.py",
 )
 
 
