@@ -16,6 +16,7 @@ BENCHMARKS = (
     "heal.py",
     "ledger.py",
     "scrape.py",
+    "turns.py",
 )
 
 

@@ -8,16 +8,11 @@ objects of prometheus_client, whose labels were set beforehand: what it takes to
 """
 
 import argparse
-import asyncio
-import json
 import statistics
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.request
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -27,9 +22,6 @@ from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.exposition import start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 
-from lockstep.server.application import Application
-from lockstep.server.logs import configure
-from lockstep.server.settings import Settings
 from lockstep.v1 import internal_service_pb2 as messages
 from lockstep.v1.cluster_service_pb2 import GetClusterRequest
 from lockstep.v1.cluster_service_pb2_grpc import ClusterServiceStub
@@ -41,35 +33,13 @@ from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.ledger_pb2 import PhaseSeconds
 from lockstep.v1.metrics_service_pb2 import METRIC_KIND_RESULT, MetricPoint
 from lockstep.v1.telemetry_pb2 import GpuTelemetry, HostTelemetry, NodeTelemetry
+from played import played_server
 
 WORKERS = 5
 GPUS_PER_NODE = 8
 ALLOWED_S = 1.0
 ALLOWED_BYTES = 150 << 20
 STEP_COUNTS = [0, 0, 0, 0, 10, 100, 200, 20, 1, 0, 0, 0, 0, 0, 0, 0]
-
-
-def serve(folder: str) -> None:
-    """In a process of its own: a server whose cluster somebody else plays, until its input ends."""
-    configure("json")  # to standard error
-
-    async def run() -> None:
-        application = Application(
-            Settings(data_dir=Path(folder), listen="127.0.0.1:0", http="127.0.0.1:0"), keeps_cluster=False
-        )
-        await application.start()
-        told = {
-            "grpc": application.grpc_address,
-            "http": application.http_address,
-            "launcher_token": application.launcher_token,
-            "node_token": application.node_token,
-            "epoch": application.coordinator.store.epoch if application.coordinator else 0,
-        }
-        print(json.dumps(told), flush=True)
-        await asyncio.to_thread(sys.stdin.read)
-        await application.stop()
-
-    asyncio.run(run())
 
 
 class Cluster:
@@ -214,23 +184,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--serve", metavar="DIR", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.serve:
-        serve(options.serve)
-        return 0
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, "--serve", folder]
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        try:
-            assert process.stdout is not None
-            return measure(json.loads(process.stdout.readline()), psutil.Process(process.pid), options)
-        finally:
-            assert process.stdin is not None
-            process.stdin.close()
-            process.wait(30)
+    with played_server() as server:
+        return measure(server.facts, server.process, options)
 
 
 def measure(server: dict[str, Any], process: psutil.Process, options: argparse.Namespace) -> int:
@@ -251,6 +207,7 @@ def measure(server: dict[str, Any], process: psutil.Process, options: argparse.N
     times: dict[str, list[float]] = {"lockstep": [], "prometheus_client": []}
     for number in range(options.rounds):
         cluster.tell(2 + number)  # else the samples would be too old to be told
+        time.sleep(1.0)  # a page that is dear is kept for so long
         times["lockstep"].append(fetch(server["http"])[1])
         times["prometheus_client"].append(fetch(peer_address)[1])
     ended.set()

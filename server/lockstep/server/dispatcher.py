@@ -367,7 +367,11 @@ class Dispatcher:
                 raise
 
     async def _fail_what_never_fits(self, nodes: tuple[Node, ...]) -> None:
-        async for entry, why in self._live.unchecked.take_what_never_fits(self._live.entries, nodes):
-            async with entry.lock:
-                if entry.job.state is State.QUEUED:
-                    await self._live.apply(entry, CanNeverFit(why))
+        try:
+            async for entry, why in self._live.unchecked.take_what_never_fits(self._live.entries, nodes):
+                async with entry.lock:
+                    if entry.job.state is State.QUEUED:
+                        await self._live.apply(entry, CanNeverFit(why))
+        except StoreUnwritable:
+            self._live.unchecked.add_all()  # those that were not looked at any more among them
+            raise

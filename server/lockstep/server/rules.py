@@ -285,6 +285,8 @@ def apply_fields(sections: Sections, resolution: Resolution) -> None:
         for rule, place in rows:
             if _is_set(parent, place):
                 _check(rule, parent, place.name, resolution)
+            elif rule.default is Default.UNSET:
+                continue
             elif _fill_in(rule, parent, place.name, resolution.spec):
                 resolution.defaulted.add(rule.path)
             elif rule.default is Default.REQUIRED:

@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from lockstep.server.errors import ShuttingDown
 
 _AT_ONCE = 4
-"""Bells that are rung before everything else has its turn."""
+"""Bells of so few are rung at once."""
 _PACE_S = 0.0001
-"""How much longer the next round waits for each bell of this one: somewhat more than it takes to serve one watcher."""
+"""Time between two bells of a round: somewhat more than it takes to serve one watcher."""
 
 
 class Bells:
     """One bell per watcher, by job. A watcher reads what is new from the store, so a slow one costs nothing here.
 
-    The bells of a job are rung in rounds, a few at a time: calls of others are answered in between. Whatever happens
-    while a round goes on, or too soon after it, is told by one more round.
+    The bells of a job are rung in rounds, one after the other: calls of others are answered in between. What happens
+    while a round goes on is told by one more.
     """
 
     def __init__(self) -> None:
@@ -101,18 +101,20 @@ class _Listeners:
             return
         self._is_ringing = True
         self._rings_again = False
-        next_round_at = asyncio.get_running_loop().time() + len(self.bells) * _PACE_S
-        self._ring_some(iter(list(self.bells)), next_round_at)
+        self._ring_next(iter(list(self.bells)), asyncio.get_running_loop().time())
 
-    def _ring_some(self, bells: Iterator[asyncio.Event], next_round_at: float) -> None:
+    def _ring_next(self, bells: Iterator[asyncio.Event], due: float) -> None:
         loop = asyncio.get_running_loop()
-        some = list(itertools.islice(bells, _AT_ONCE))
-        for bell in some:
-            bell.set()
-        if len(some) == _AT_ONCE:
-            self._timer = loop.call_soon(self._ring_some, bells, next_round_at)
+        bell = next(bells, None)
+        if bell is None:
+            self._end_round()
+            return
+        bell.set()
+        due += _PACE_S
+        if due <= loop.time():
+            self._timer = loop.call_soon(self._ring_next, bells, due)
         else:
-            self._timer = loop.call_at(next_round_at, self._end_round)
+            self._timer = loop.call_at(due, self._ring_next, bells, due)
 
     def _end_round(self) -> None:
         self._is_ringing = False

@@ -11,6 +11,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 
+from lockstep.server.store.plain import driver_of
 from lockstep.server.store.trouble import StoreError
 
 _BUSY_TIMEOUT_MS = 10_000
@@ -22,7 +23,7 @@ def writing_engine(path: Path) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        driver_of(connection).execute("BEGIN IMMEDIATE")
 
     return engine
 

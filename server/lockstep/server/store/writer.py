@@ -126,7 +126,7 @@ class Writer:
                 log.error("nothing can be stored", error=trouble.message)
             self._is_failing = True
             for request in group:
-                request.error = trouble
+                request.error = type(trouble)(trouble.message)
         else:
             if self._is_failing:
                 log.info("the store can be written again")
