@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The Python that has torch: the one that is asked for, else that of .venv, else the machine's.
+GPU_PYTHON = $(if $(findstring command,$(origin PYTHON)),$(PYTHON),$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)))
 
 .PHONY: help setup demo test test-faults check protos dashboards bench gpu-check gpu-kit clean
 
@@ -45,7 +47,7 @@ bench: setup  ## run every benchmark against its peers
 	@exec $(BIN)/python benchmarks/run.py
 
 gpu-check:  ## run everything that one GPU can tell, in 8 minutes (docs/gpu-check.md); ONLY=section,section
-	@exec $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tests/machines/gpu_check/start.py $(if $(ONLY),--only $(ONLY))
+	@exec $(GPU_PYTHON) tests/machines/gpu_check/start.py $(if $(ONLY),--only $(ONLY))
 
 gpu-kit: setup  ## pack what gpu-check needs on a machine without a network; PYTHON_VERSION=3.12 ARCH=x86_64 WITH_SCIPY=1
 	@exec $(BIN)/python -m tests.machines.gpu_check.kit --python-version $(or $(PYTHON_VERSION),3.12) --arch $(or $(ARCH),x86_64) $(if $(WITH_SCIPY),--with-scipy)

@@ -168,3 +168,27 @@ def test_each_line_is_read_once_for_all_followers_of_a_log(tmp_path: Path) -> No
             assert followers.seen == [REPORTS] * FOLLOWERS
 
     run(scenario())
+
+
+def test_followers_that_do_not_read_are_read_for_no_further_and_hold_nobody_up(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            launcher, gang = await start_job(server)
+            await launcher.report(gang, 1, points=[loss_at(1, 0.5)])
+            request = StreamMetricsRequest(job_id=gang.job_id)
+            silent = [server.metrics.StreamMetrics(request) for _ in range(20)]
+            await asyncio.gather(*(call.wait_for_connection() for call in silent))
+            reader = Followers([server.metrics.StreamMetrics(request)], lambda response: len(response.points))
+            with statements(server, "metric_points") as noted:
+                for number in range(100):
+                    points = [loss_at(1_000 * number + i, 0.5) for i in range(2, 1_002)]
+                    await launcher.report(gang, number + 2, points=points)
+                    await reader.have_seen(1_000 * (number + 1) + 1)
+            # Each stream holds some messages in its window; the other hundred are read once, for who reads.
+            assert len(noted) < 3 * 100 + 20 * 20
+            await launcher.finish(gang, 102)
+            await reader.end()
+            for call in silent:
+                call.cancel()
+
+    run(scenario())

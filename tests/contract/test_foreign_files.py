@@ -148,7 +148,8 @@ def test_reads_that_hang_hold_up_nobody_and_not_the_stop(tmp_path: Path, monkeyp
             await launcher.leave()
             await server.application.stop()
             errors = await asyncio.gather(*reading[file_pool.MOST_THREADS :])
-            assert {error.code() for error in errors} == {grpc.StatusCode.UNAVAILABLE}
+            # Whichever comes first: that the pool is closed, or that the grace of the calls is over.
+            assert {error.code() for error in errors} <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
 
     try:
         run(scenario())

@@ -251,6 +251,8 @@ def test_tokens_differ_by_job_attempt_and_server_and_the_secret_is_the_owners_al
 @pytest.mark.parametrize("content", ["", "abc", "00" * 31])
 def test_a_secret_that_is_damaged_is_named_at_the_start(tmp_path: Path, content: str) -> None:
     async def scenario() -> None:
+        async with serving(tmp_path):
+            pass
         (tmp_path / "secret").write_text(content)
         with pytest.raises(StartupError, match=r"secret cannot be used: .*; remove it"):
             async with serving(tmp_path):

@@ -3,13 +3,14 @@
 import os
 import random
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from lockstep.workers.engine import Group, Listener, NotDeterministic, Point, Progress, Trainer
+from lockstep.workers.engine import EngineError, Examples, Group, Listener, NotDeterministic, Point, Progress, Trainer
 from tests.unit.workers.audit_models import HONEST, Numbers, Points, sgd
 
 
@@ -79,6 +80,42 @@ def test_a_model_that_looks_at_the_rank_is_named_on_every_rank(ranks: Any, in_tr
     words = ranks.run(3, words_of_ranked, in_training)
     assert words[0].startswith(f"Ranked gave other bits on ranks 1, 2 than on rank 0 in {kind}")
     assert set(words) == {words[0]}
+
+
+class Unseeded(Points):
+    """Makes other examples on every worker."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(os.getpid())
+        self.train = Examples(torch.randn(50, 8, generator=generator), torch.zeros(50, 1))
+
+
+def words_of_refusal(group: Group, data: type[Points], setting: str, seed: int) -> str:
+    """What a rank says that does not begin; rank 1 has a setting in its environment, and another seed."""
+    torch.manual_seed(5 + seed * group.rank)
+    with mock.patch.dict(os.environ, {setting: "AVX2"} if group.rank == 1 and setting else {}):
+        try:
+            Trainer(max_steps=4, batch_size=20).fit(Numbers(), data(), sgd, group=group)
+        except EngineError as error:
+            return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def test_a_rank_whose_math_library_is_set_otherwise_is_refused(ranks: Any) -> None:
+    words = ranks.run(2, words_of_refusal, Points, "ONEDNN_MAX_CPU_ISA", 0)
+    assert all(told.startswith("HardwareDiffers: the hardware class differs between workers") for told in words)
+    assert "ONEDNN_MAX_CPU_ISA=AVX2" not in words[0]
+    assert words[1].endswith("ONEDNN_MAX_CPU_ISA=AVX2")
+
+
+def test_data_and_models_that_each_worker_makes_otherwise_are_told_with_the_mend(ranks: Any) -> None:
+    for told in ranks.run(2, words_of_refusal, Unseeded, "", 0):
+        assert told.startswith("DataError: data: the SHA-256 of the data differs between workers")
+        assert "make it with a generator of a fixed seed" in told
+    for told in ranks.run(2, words_of_refusal, Points, "", 1):
+        assert told.startswith("NotDeterministic: the model at the start differs between workers")
+        assert "seeded alike on every worker" in told
 
 
 class Secret(Numbers):

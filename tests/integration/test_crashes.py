@@ -4,15 +4,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from lockstep.client import JobState
-from lockstep.server.ray_head import RayHead
 from tests.integration.alone import assert_curve_of_the_engine_alone
 from tests.integration.conftest import Server, endless, quick, wait_for_step
+from tests.integration.foreign_ray import ForeignRay, foreign_ray
 
 MakeServer = Callable[..., Server]
 
@@ -112,27 +111,14 @@ def test_a_killed_ray_head_comes_back_and_so_do_the_jobs(make_server: MakeServer
 
 
 @pytest.fixture
-def ray_cluster(tmp_path: Path) -> object:
-    """A Ray cluster that is not Lockstep's."""
-    import asyncio
-
-    head = RayHead(tmp_path, num_cpus=2, num_gpus=0)
-    try:
-
-        class Cluster:
-            address = asyncio.run(head.start())
-            environment = head.environment()
-
-        yield Cluster()
-    finally:
-        asyncio.run(head.stop())
+def ray_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[ForeignRay]:
+    with foreign_ray(monkeypatch, num_cpus=2) as cluster:
+        yield cluster
 
 
 def test_a_server_runs_on_an_existing_cluster_and_leaves_it_as_it_was(
-    make_server: MakeServer, ray_cluster: object, monkeypatch: pytest.MonkeyPatch
+    make_server: MakeServer, ray_cluster: ForeignRay
 ) -> None:
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
-        monkeypatch.setenv(name, ray_cluster.environment[name])
     server = make_server("--ray-address", ray_cluster.address).start()
     with server.client() as client:
         job = client.submit_job(quick()).wait()

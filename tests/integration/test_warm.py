@@ -1,17 +1,15 @@
 """Workers that stay for the next job, on real Ray."""
 
-import asyncio
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
 from lockstep.client import Client
-from lockstep.server.ray_head import RayHead
 from tests.integration.alone import assert_curve_of_the_engine_alone
 from tests.integration.conftest import Server, digits, quick
+from tests.integration.foreign_ray import foreign_ray
 
 MakeServer = Callable[..., Server]
 
@@ -86,21 +84,15 @@ def test_warm_workers_are_found_again_after_a_crash_of_the_server(make_server: M
 
 @pytest.mark.exhaustive
 def test_a_server_that_stops_leaves_no_worker_on_a_cluster_of_others(
-    make_server: MakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    head = RayHead(tmp_path, num_cpus=3, num_gpus=0)
-    try:
-        address = asyncio.run(head.start())
-        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
-            monkeypatch.setenv(name, head.environment()[name])
-        server = make_server("--ray-address", address).start()
+    with foreign_ray(monkeypatch, num_cpus=3) as cluster:
+        server = make_server("--ray-address", cluster.address).start()
 
         def workers() -> list[psutil.Process]:
             """Their parents are the cluster's, not the server's."""
-            [raylet_head] = [psutil.Process(head._record.pid)] if head._record else []
-            return [
-                child for child in raylet_head.children(recursive=True) if "ray::Worker" in " ".join(cmdline(child))
-            ]
+            children = cluster.head.children(recursive=True)
+            return [child for child in children if "ray::Worker" in " ".join(cmdline(child))]
 
         with server.client() as client:
             client.submit_job(quick(workers=2)).wait()
@@ -108,8 +100,6 @@ def test_a_server_that_stops_leaves_no_worker_on_a_cluster_of_others(
         assert server.stop() == 0
         _, left = psutil.wait_procs(workers(), timeout=10)
         assert not left
-    finally:
-        asyncio.run(head.stop())
 
 
 def cmdline(process: psutil.Process) -> list[str]:

@@ -117,10 +117,10 @@ def test_a_kit_is_unpacked_once_and_knows_the_command_serve(tmp_path: Path) -> N
     name = f"cp{VERSION.replace('.', '')}-{platform.machine()}"
     with tarfile.open(tmp_path / f"{name}.tar.xz", "w:xz") as tar:
         tar.add(about, about.name)
-    site = start.unpacked(tmp_path)
-    assert site == tmp_path / name
+    site = start.unpacked(tmp_path, tmp_path / "build")
+    assert site == tmp_path / "build" / name
     (site / "touched").touch()
-    assert start.unpacked(tmp_path) == site
+    assert start.unpacked(tmp_path, tmp_path / "build") == site
     assert (site / "touched").exists()
     (described,) = site.glob("*.dist-info")
     assert "serve = lockstep.server.main:serve" in (described / "entry_points.txt").read_text()

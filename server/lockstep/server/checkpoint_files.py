@@ -25,6 +25,7 @@ from lockstep.server.errors import CheckpointNotFound, CheckpointUnreadable, Dat
 from lockstep.server.foreign_files import local_path, open_file
 from lockstep.server.rules import show
 from lockstep.server.store import StoredCheckpoint, StoredFile
+from lockstep.server.words import count
 
 CHUNK_BYTES = 1024 * 1024
 CHECK_BYTES = 64 * CHUNK_BYTES
@@ -148,7 +149,7 @@ class CheckpointFileReader:
             raise DataLoss(f"{self.where} is longer than the {self.file.size_bytes:,} bytes that were written")
         if size_bytes < self.file.size_bytes:
             short = self.file.size_bytes - size_bytes
-            raise DataLoss(f"{self.where} ends {short:,} bytes before the end of what was written")
+            raise DataLoss(f"{self.where} ends {count(short, 'byte')} before the end of what was written")
 
     def _describe(self, checkpoint: StoredCheckpoint) -> StoredFile:
         data = self._read(_MAX_MANIFEST_BYTES)

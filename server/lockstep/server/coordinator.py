@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -17,30 +16,25 @@ from lockstep.server.dispatcher import Cluster, Dispatcher
 from lockstep.server.errors import ClusterTooSmall, InvalidRequest, InvalidSpec, NotFound, PermissionDenied
 from lockstep.server.file_pool import FilePool
 from lockstep.server.gangs import Entry, held_by
-from lockstep.server.init_from import (
-    find_first_weights,
-    forget_first_weights,
-    forget_what_is_over,
-    keep_first_weights,
-)
+from lockstep.server.init_from import forget_first_weights, forget_what_is_over, keep_first_weights
 from lockstep.server.job import CancelAsked, Event, Job, PauseAsked, ResumeAsked, Scaled, State
 from lockstep.server.ledger_book import LedgerBook
 from lockstep.server.live_jobs import LiveJobs
+from lockstep.server.new_jobs import make_job
 from lockstep.server.node_telemetry import NodeTelemetry
 from lockstep.server.orders import Orders
 from lockstep.server.reports import Report
 from lockstep.server.retention import Retention
 from lockstep.server.rules import Site, show
 from lockstep.server.shared_reads import SharedReads
-from lockstep.server.spec import ENGINE_VERSION, curve_digest, submit_digest
+from lockstep.server.shown_jobs import ShownJobs
+from lockstep.server.spec import submit_digest
 from lockstep.server.store import NewJob, Store
 from lockstep.server.telemetry import KEPT_S, Telemetry
-from lockstep.server.validation import fill_in_defaults, resolve
-from lockstep.server.waiting import Room, why_it_waits
+from lockstep.server.validation import fill_in_defaults
 from lockstep.server.watch import Bells
 from lockstep.v1.job_spec_pb2 import JobSpec
 
-WAITS = "waits for resources"
 _TIDY_EVERY_S = 60.0
 _JOB_BYTES = 2_000
 """What a job takes in memory besides its spec."""
@@ -57,6 +51,7 @@ class Coordinator:
         bells: wake who watches a job.
         ledgers: where the time of workers went.
         dispatcher: the launcher's side.
+        shown: jobs as they are shown.
         node_telemetry: what the nodes do.
     """
 
@@ -89,10 +84,8 @@ class Coordinator:
         self._orders = orders
         self._live = LiveJobs(store, self.files, self.bells, telemetry, orders)
         self.dispatcher = Dispatcher(self._live, orders, store, cluster)
-        self.node_telemetry = NodeTelemetry(
-            nodes=lambda: self.dispatcher.nodes_seen,
-            processes=lambda: self.dispatcher.processes,
-        )
+        self.shown = ShownJobs(self._live, self.dispatcher)
+        self.node_telemetry = NodeTelemetry(lambda: self.dispatcher.nodes_seen, lambda: self.dispatcher.processes)
         self._ended_jobs = SharedReads()
         self._site = site
         self._telemetry = telemetry
@@ -163,7 +156,8 @@ class Coordinator:
         """
         digest = submit_digest(submitted)
         try:
-            job, first_files = await self._new_job(submitted)
+            why_no_memory = self.dispatcher.why_no_memory
+            job, first_files = await make_job(submitted, self._site, self.files, self.store, why_no_memory)
             too_small = self.dispatcher.why_it_never_fits(job.spec.resources)
             if not validate_only:
                 if too_small is not None:
@@ -178,30 +172,6 @@ class Coordinator:
             return await self.get(earlier.job_id)
         refusal = "" if too_small is None else f"; this cluster is too small for it: {too_small}"
         return replace(job, job_id="", state_reason=f"checked only, nothing is stored{refusal}")
-
-    async def _new_job(self, submitted: JobSpec) -> tuple[Job, tuple[str, ...]]:
-        """Make a job of a spec, and name the files of the checkpoint that it starts from."""
-        if submitted.data.HasField("idx"):
-            # Looks at files, which can take long on a network disk.
-            spec = await self.files.run(resolve, submitted, self._site, what="looking at the files in data.idx.root")
-        else:
-            spec = resolve(submitted, self._site)
-        no_memory = self.dispatcher.why_no_memory(spec.resources.workers)
-        if no_memory is not None:
-            raise ClusterTooSmall(f"{no_memory}; lower resources.workers")
-        first_weights = await find_first_weights(spec, self.store)
-        job = Job(
-            job_id=f"job-{secrets.token_hex(6)}",
-            number=0,
-            spec=spec,
-            state=State.QUEUED,
-            state_reason=WAITS,
-            create_time=datetime.now(UTC),
-            engine_version=ENGINE_VERSION,
-            curve_digest=curve_digest(spec, first_weights.digest),
-            init_from_uri=first_weights.uri,
-        )
-        return job, first_weights.files
 
     async def _store_new(self, new: NewJob, first_files: tuple[str, ...]) -> Job:
         """Keep what a job starts from and store the job, or do neither; the caller may be gone before this ends."""
@@ -246,32 +216,6 @@ class Coordinator:
         if job is not None and job.state.has_ended and job_id not in self._live.entries:
             self._ended_jobs.keep(job_id, job, job.spec.ByteSize() + _JOB_BYTES)
         return job
-
-    def as_it_is_now(self, job: Job) -> Job:
-        """Complete a job that is to be shown with what only memory knows: its workers, and what it waits for."""
-        return self.as_they_are_now([job])[0]
-
-    def as_they_are_now(self, jobs: Sequence[Job]) -> list[Job]:
-        """Complete jobs that are to be shown; the look at the cluster is taken once for all. Any thread may ask."""
-        room = None
-        shown = []
-        for job in jobs:
-            entry = self._live.entries.get(job.job_id)
-            if entry is not None:
-                job = replace(job, running_workers=entry.job.running_workers)
-            if entry is not None and job.state is State.QUEUED and entry.backoff is None:
-                room = room or Room(self.dispatcher.nodes_seen, held_by(list(self._live.holding.values())))
-                job = self._explain(job, entry, room)
-            shown.append(job)
-        return shown
-
-    def _explain(self, job: Job, entry: Entry, room: Room) -> Job:
-        place, why = self._live.place_of(job), self.dispatcher.why_not_ready()
-        if not why and place is not None:
-            why = why_it_waits(entry.request(), place, room)
-        if not why:
-            return job
-        return replace(job, state_reason=why if job.state_reason == WAITS else f"{job.state_reason}; {why}")
 
     async def cancel(self, job_id: str) -> Job:
         """Ask a job to stop.

@@ -64,6 +64,8 @@ _OPTIONS = (
     # Streams may be quiet for as long as a job is; clients keep them open by pinging.
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    # Who is quiet for so long connects again when there is something to ask.
+    ("grpc.max_connection_idle_ms", 600_000),
 )
 
 

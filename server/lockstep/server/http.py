@@ -18,6 +18,8 @@ from prometheus_client import CollectorRegistry, disable_created_metrics, make_w
 from lockstep.server.settings import Address, StartupError
 from lockstep.server.telemetry.page import KeptPage
 
+_MOST_REQUESTS = 64
+
 log = structlog.get_logger(__name__)
 
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
@@ -27,6 +29,21 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     # The default allows two servers on one port when the first has just ended; a live one is still refused.
     allow_reuse_address = True
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._free = threading.Semaphore(_MOST_REQUESTS)
+
+    def verify_request(self, request: object, client_address: object) -> bool:
+        """Close a connection at once when too many are open: each holds a thread and a file."""
+        return self._free.acquire(blocking=False)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer a request in its thread."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Tell of what failed, but not of clients that hung up or say nothing: nobody could mend that."""

@@ -98,7 +98,8 @@ def keep_first_weights(job: Job, files: Sequence[str]) -> Job:
         raise _invalid(
             "init_from.job_id",
             f"the checkpoint of step {job.spec.init_from.step} of job {job.spec.init_from.job_id} cannot be kept for "
-            "this job, since that job is removing it or the disk is full; submit again, for the newest without a step",
+            f"this job ({(error.strerror or str(error)).lower()}): that job may be removing it, or the disk is full; "
+            "submit again, for the newest without a step",
         ) from error
     return replace(job, init_from_uri=str(root.joinpath(*names)))
 

@@ -40,7 +40,7 @@ class JobFeed:
     async def after(self, job_id: str, sequence: int) -> Look:
         """Look at a job that the caller listens to, and at its events after number `sequence`."""
         place = job_id, sequence
-        job = self._coordinator.as_it_is_now(await self._coordinator.get(job_id))
+        job = self._coordinator.shown.one(await self._coordinator.get(job_id))
         kept: Look | None = self._reads.kept(place)
         if kept is not None and kept.job == job:
             return kept
@@ -48,7 +48,7 @@ class JobFeed:
         return await self._reads.read((place, now), lambda: self._read(job_id, sequence))
 
     async def _read(self, job_id: str, sequence: int) -> Look:
-        job = self._coordinator.as_it_is_now(await self._coordinator.get(job_id))
+        job = self._coordinator.shown.one(await self._coordinator.get(job_id))
         events = await self._coordinator.store.list_events(
             job_id, after=sequence, up_to=job.event_count, limit=_EVENTS_PER_MESSAGE
         ) if job.event_count > sequence else []  # fmt: skip

@@ -43,7 +43,7 @@ class JobService(JobServiceServicer):
         self._feed = JobFeed(coordinator)
 
     def _shown(self, job: Job) -> job_pb2.Job:
-        return job_to_proto(self._coordinator.as_it_is_now(job))
+        return job_to_proto(self._coordinator.shown.one(job))
 
     async def SubmitJob(self, request: SubmitJobRequest, context: Context) -> job_pb2.Job:
         job = await self._coordinator.submit(
@@ -80,7 +80,7 @@ class JobService(JobServiceServicer):
         position = read_token(request.page_token, "page_token", scope, (int,))
 
         def write(jobs: list[Job]) -> tuple[bytes, int]:
-            shown = self._coordinator.as_they_are_now(jobs[:limit])
+            shown = self._coordinator.shown.all(jobs[:limit])
             response = ListJobsResponse(jobs=map(job_to_proto, shown))
             if len(jobs) > limit:
                 response.next_page_token = make_token([jobs[limit - 1].number], scope)

@@ -132,7 +132,6 @@ class LiveJobs:
             self._telemetry.queue_depth = len(self._queue)
             self.has_changed.set()
         elif before.state is not State.QUEUED and after.state is State.QUEUED:
-            self.unchecked.add(after.job_id)
             self._enqueue(after)
 
     def _enqueue(self, job: Job) -> None:

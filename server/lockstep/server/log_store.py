@@ -22,6 +22,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from lockstep.server.errors import LogNotStored
 from lockstep.server.log_files import Header, JobLog, Place, Record, read_records, segments_of
 from lockstep.server.watch import Bells
+from lockstep.server.words import count, were
 from lockstep.v1.internal_service_pb2 import ReportLogsRequest
 from lockstep.v1.log_service_pb2 import LogLine
 
@@ -181,9 +182,9 @@ class LogStore:
         if record.header is None or record.header.time_us >= wanted.since_us:  # else it is older than what is wanted
             if record.removed:
                 limit = f"the log of a job may take {self._bytes_per_job:,} bytes (--log-bytes-per-job)"
-                lines.append(_notice(f"{record.removed:,} lines were dropped here: {limit}", record.header))
+                lines.append(_notice(f"{were(record.removed, 'line')} dropped here: {limit}", record.header))
             if record.damaged:
-                how_many = f"{record.damaged:,} lines" if record.header is not None else "lines"
+                how_many = count(record.damaged, "line") if record.header is not None else "lines"
                 lines.append(
                     _notice(f"{how_many} cannot be read here: the server's disk has damaged them", record.header)
                 )

@@ -45,7 +45,7 @@ def open_closed_streams() -> None:
         except OSError:
             null = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
             assert null == number, "nobody else opens files at the start"
-            os.set_inheritable(null, True)
+        os.set_inheritable(number, True)  # also one that somebody else has opened in place of a closed one
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, mode, closefd=False))

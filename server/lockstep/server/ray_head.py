@@ -30,6 +30,8 @@ from lockstep.server.ray_environment import TOKEN_PATH, environment_of_embedded,
 
 _OBJECT_STORE_BYTES = 100_000_000
 _START_TIMEOUT_S = 180.0
+# How often it is looked for processes that others have started while they were ended, where nobody can wait.
+_MOST_LOOKS = 3
 _FOLDER_PREFIX = "lockstep-"
 _TOKEN = re.compile(r"[0-9a-f]{64}")
 
@@ -156,9 +158,9 @@ class RayHead:
         others = sorted(name for name in {*made, *record.made_of} if made.get(name) != record.made_of.get(name))
         if others:
             return f"it was started with another {', '.join(others)}"
-        token_path = Path(processes.environment_of(record.pid).get(TOKEN_PATH, ""))
-        if token_path != self._token_path.resolve():
-            return f"the data folder was at {token_path.parent}"
+        token_path = processes.environment_of(record.pid).get(TOKEN_PATH)
+        if token_path is not None and Path(token_path) != self._token_path.resolve():
+            return f"the data folder was at {Path(token_path).parent}"
         host, _, port = record.address.rpartition(":")
         return "" if await processes.port_answers(host, int(port)) else "it does not answer"
 
@@ -238,8 +240,9 @@ class RayHead:
     def kill(self) -> None:
         """End everything at once, without waiting."""
         if self._record is not None:
-            for pid in self._record.pids():
-                processes.send(pid, signal.SIGKILL)
+            for _ in range(_MOST_LOOKS):
+                for pid in self._record.pids():
+                    processes.send(pid, signal.SIGKILL)
             self._remove(self._record)
 
     async def _end(self, record: HeadRecord) -> None:

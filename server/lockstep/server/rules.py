@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
-import unicodedata
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from lockstep.server.errors import Violation
+from lockstep.server.words import count
 from lockstep.v1.job_spec_pb2 import JobSpec
 
 DEFAULT_POINTS_PER_JOB = 100_000_000
@@ -147,14 +149,18 @@ class Resolution:
 Shown = Callable[[str], str]
 
 
-def is_control(character: str) -> bool:
-    """Whether it is a control character, or breaks a line as some of them do."""
-    return unicodedata.category(character) in ("Cc", "Zl", "Zp")
+# Unicode's categories Cc, Zl and Zp.
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def has_controls(text: str) -> bool:
+    """Whether there is a control character in it, or one that breaks a line as some of them do."""
+    return _CONTROLS.search(text) is not None
 
 
 def is_path(value: str) -> bool:
     """Whether it can be a path: not too long, and without control characters."""
-    return len(value) <= 4096 and not any(is_control(character) for character in value)
+    return len(value) <= 4096 and not has_controls(value)
 
 
 def show(value: Any) -> str:
@@ -202,6 +208,11 @@ def _place_of(path: str) -> _Place:
     return _Place(".".join(names), tuple(parents), leaf, found is not None and found.has_presence)
 
 
+@cache
+def _places_of(paths: tuple[str, ...]) -> tuple[_Place, ...]:
+    return tuple(map(_place_of, paths))
+
+
 def parent_of(spec: JobSpec, path: str) -> Any | None:
     """Find the message that holds the field `path`; None when it belongs to a kind that is not chosen."""
     return _parent_of(spec, _place_of(path))
@@ -241,7 +252,7 @@ def _check_items(rule: FieldRule, value: Any, resolution: Resolution) -> None:
     assert rule.counts is not None
     least, most = rule.counts
     if not least <= len(value) <= most:
-        message = f"{rule.path} has {len(value):,} items; allowed: {rule.limits}; {rule.mend}"
+        message = f"{rule.path} has {count(len(value), 'item')}; allowed: {rule.limits}; {rule.mend}"
         resolution.blame(rule.path, message)
         return
     if rule.allows is None:
@@ -255,21 +266,32 @@ def _check_items(rule: FieldRule, value: Any, resolution: Resolution) -> None:
         resolution.blame(f"{rule.path}{where}", message, rule_path=rule.path)
 
 
-def apply_field(rule: FieldRule, resolution: Resolution) -> None:
-    """Fill in the default of a field, or check what is there."""
-    place = _place_of(rule.path)
-    parent = resolution.parents.of(place)
-    if parent is None:
-        return
-    name = place.name
-    if not _is_set(parent, place):
-        default = rule.default(resolution.spec) if callable(rule.default) else rule.default
-        if default is Default.REQUIRED:
-            resolution.blame(rule.path, f"{rule.path}: missing; allowed: {rule.limits}; {rule.mend}")
-        elif default is not Default.UNSET:
-            _give_default(parent, name, default)
-            resolution.defaulted.add(rule.path)
-        return
+Sections = tuple[tuple[_Place, tuple[tuple[FieldRule, _Place], ...]], ...]
+
+
+def sections_of(rules: Iterable[FieldRule]) -> Sections:
+    """Group rows that follow each other and whose fields are in the same message, which is then looked for once."""
+    placed = [(rule, _place_of(rule.path)) for rule in rules]
+    groups = groupby(placed, key=lambda row: row[1].folder)
+    return tuple((rows[0][1], tuple(rows)) for rows in (list(group) for _, group in groups))
+
+
+def apply_fields(sections: Sections, resolution: Resolution) -> None:
+    """Fill in the defaults of fields, or check what is there, row by row."""
+    for first, rows in sections:
+        parent = resolution.parents.of(first)
+        if parent is None:
+            continue
+        for rule, place in rows:
+            if _is_set(parent, place):
+                _check(rule, parent, place.name, resolution)
+            elif _fill_in(rule, parent, place.name, resolution.spec):
+                resolution.defaulted.add(rule.path)
+            elif rule.default is Default.REQUIRED:
+                resolution.blame(rule.path, f"{rule.path}: missing; allowed: {rule.limits}; {rule.mend}")
+
+
+def _check(rule: FieldRule, parent: Any, name: str, resolution: Resolution) -> None:
     value = getattr(parent, name)
     if rule.counts is not None:
         _check_items(rule, value, resolution)
@@ -277,6 +299,14 @@ def apply_field(rule: FieldRule, resolution: Resolution) -> None:
         resolution.blame(rule.path, f"{rule.path} is {show(value)}; allowed: {rule.limits}; {rule.mend}")
     elif rule.normal is not None:
         setattr(parent, name, rule.normal(value, resolution.site))
+
+
+def _fill_in(rule: FieldRule, parent: Any, name: str, spec: JobSpec) -> bool:
+    default = rule.default(spec) if callable(rule.default) else rule.default
+    if default is Default.UNSET or default is Default.REQUIRED:
+        return False
+    _give_default(parent, name, default)
+    return True
 
 
 def kinds_of(path: str) -> list[str]:
@@ -294,23 +324,26 @@ def apply_choice(rule: ChoiceRule, resolution: Resolution) -> None:
 
 def apply_cross(rule: CrossRule, resolution: Resolution) -> None:
     """Check a rule over several fields, when each is right by itself."""
-    for path in rule.reads:
-        if path in resolution.wrong or resolution.parents.of(_place_of(path)) is None:
+    for place in _places_of(rule.reads):
+        if resolution.parents.of(place) is None:
             return
+    if resolution.wrong and not resolution.wrong.isdisjoint(rule.reads):
+        return
     problem = rule.problem(resolution.spec, resolution.site, resolution.shown)
     if problem is not None:
         resolution.blame(rule.path, f"{problem}; {rule.mend}")
 
 
-def fill_in(rule: FieldRule, parents: Parents) -> None:
-    """Give a field its default when it has none yet, and leave it as it is otherwise."""
-    place = _place_of(rule.path)
-    parent = parents.of(place)
-    if parent is None or _is_set(parent, place):
-        return
-    default = rule.default(parents.spec) if callable(rule.default) else rule.default
-    if not isinstance(default, Default):
-        _give_default(parent, place.name, default)
+def fill_in(sections: Sections, spec: JobSpec) -> None:
+    """Give fields their defaults that have no value yet, and leave the others as they are."""
+    parents = Parents(spec)
+    for first, rows in sections:
+        parent = parents.of(first)
+        if parent is None:
+            continue
+        for rule, place in rows:
+            if not _is_set(parent, place):
+                _fill_in(rule, parent, place.name, spec)
 
 
 def absolute(path: str, site: Site) -> str:

@@ -15,17 +15,17 @@ from lockstep.server.rules import (
     CrossRule,
     Default,
     FieldRule,
-    Parents,
     Resolution,
     Shown,
     Site,
     absolute,
     apply_choice,
     apply_cross,
-    apply_field,
+    apply_fields,
     fill_in,
-    is_control,
+    has_controls,
     is_path,
+    sections_of,
 )
 from lockstep.server.size_rules import SIZE_CROSS_RULES
 from lockstep.server.words import count
@@ -62,11 +62,11 @@ def _fraction_from_0(value: float) -> bool:
 
 def _is_label(item: tuple[str, str]) -> bool:
     key, value = item
-    return _LABEL_KEY.fullmatch(key) is not None and len(value) <= 255 and not any(is_control(c) for c in value)
+    return _LABEL_KEY.fullmatch(key) is not None and len(value) <= 255 and not has_controls(value)
 
 
 def _is_job_id(value: str) -> bool:
-    return len(value) <= 64 and not any(is_control(character) for character in value)
+    return len(value) <= 64 and not has_controls(value)
 
 
 def _default_name(spec: JobSpec) -> Any:
@@ -204,6 +204,7 @@ FIELD_RULES: tuple[FieldRule, ...] = (
     FieldRule("init_from.uri", "string", FOLDER_LIMITS, FOLDER_MEND, allows=is_folder),
 )
 # fmt: on
+_SECTIONS = sections_of(FIELD_RULES)
 
 
 def _shards_below_workers(spec: JobSpec, site: Site, shown: Shown) -> str | None:
@@ -302,8 +303,7 @@ def resolve(submitted: JobSpec, site: Site) -> JobSpec:
     resolution = Resolution(spec, site)
     for choice in CHOICE_RULES:
         apply_choice(choice, resolution)
-    for rule in FIELD_RULES:
-        apply_field(rule, resolution)
+    apply_fields(_SECTIONS, resolution)
     for cross in CROSS_RULES:
         apply_cross(cross, resolution)
     if resolution.violations:
@@ -315,7 +315,5 @@ def fill_in_defaults(spec: JobSpec) -> JobSpec:
     """Complete a spec that an earlier version has resolved, which knew fewer fields."""
     complete = JobSpec()
     complete.CopyFrom(spec)
-    parents = Parents(complete)
-    for rule in FIELD_RULES:
-        fill_in(rule, parents)
+    fill_in(_SECTIONS, complete)
     return complete

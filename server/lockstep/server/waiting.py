@@ -9,6 +9,9 @@ from functools import cached_property
 from lockstep.server.scheduler import UNITS, Amount, Node, Request
 from lockstep.server.words import count, part_of
 
+WAITS = "waits for resources"
+"""What a job says that has just been queued, until somebody looks."""
+
 
 @dataclass(frozen=True)
 class Place:

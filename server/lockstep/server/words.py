@@ -4,8 +4,14 @@ from __future__ import annotations
 
 
 def count(number: float, noun: str) -> str:
-    """Such as "1 worker" and "2 workers"."""
-    return f"{number:g} {noun}{'' if number == 1 else 's'}"
+    """Such as "1 worker", "2 workers" and "1,000 workers"."""
+    shown = f"{number:,.0f}" if float(number).is_integer() else f"{number:g}"
+    return f"{shown} {noun}{'' if number == 1 else 's'}"
+
+
+def were(number: float, noun: str) -> str:
+    """Such as "1 line was" and "2 lines were"."""
+    return f"{count(number, noun)} {'was' if number == 1 else 'were'}"
 
 
 def part_of(part: float, whole: float, noun: str) -> str:

@@ -113,7 +113,7 @@ def run_apart(section: str, device: str) -> Iterator[Row]:
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True)
         is_out_of_time = threading.Event()
-        watchdog = threading.Timer(budget_s, end, [process, is_out_of_time])
+        watchdog = threading.Timer(budget_s, run_out, [process, is_out_of_time])
         watchdog.start()
         try:
             assert process.stdout is not None
@@ -125,7 +125,7 @@ def run_apart(section: str, device: str) -> Iterator[Row]:
             status = process.wait()
         finally:
             watchdog.cancel()
-            end_now(process)
+            end(process)
         errors.seek(0)
         last_words = errors.read()[-3000:].splitlines()
     if is_out_of_time.is_set():
@@ -139,18 +139,17 @@ def run_apart(section: str, device: str) -> Iterator[Row]:
     yield row
 
 
-def end(process: subprocess.Popen[str], is_out_of_time: threading.Event) -> None:
-    """Have a section stop what it has started, and end."""
+def run_out(process: subprocess.Popen[str], is_out_of_time: threading.Event) -> None:
     is_out_of_time.set()
-    process.terminate()
-    try:
-        process.wait(LEAVE_GRACE_S)
-    except subprocess.TimeoutExpired:
-        end_now(process)
+    end(process)
 
 
-def end_now(process: subprocess.Popen[str]) -> None:
-    """End a section and the ranks that it has left behind, which are in its process group."""
+def end(process: subprocess.Popen[str]) -> None:
+    """Have a section stop what it has started, and end it with the ranks that it leaves: they are in its group."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(LEAVE_GRACE_S)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

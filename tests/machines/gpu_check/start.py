@@ -1,7 +1,7 @@
 """Start the checks with the python3 of a machine that has torch: `make gpu-check`.
 
-What is missing beside torch comes from the kit in gpu-kit/, which is unpacked there and put on PYTHONPATH; nothing is
-installed. Needs nothing but Python itself.
+What is missing beside torch comes from the kit in gpu-kit/, which is unpacked below build/ and put on PYTHONPATH.
+Nothing is installed. Needs nothing but Python itself.
 """
 
 import json
@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-KITS = ROOT / "gpu-kit"
+KITS, UNPACKED = ROOT / "gpu-kit", ROOT / "build" / "gpu-kit"
 SOURCES = ("proto", "client", "server", "workers")
 NEEDED = ("ray", "grpc", "google.protobuf", "sqlalchemy", "alembic", "structlog", "typer", "rich", "psutil", "pynvml")
 OF_THE_MACHINE = ("torch", "numpy", "sklearn")
@@ -48,11 +48,11 @@ def missing() -> list[str]:
     return [*(str(ROOT / source) for source in SOURCES), str(site)]
 
 
-def unpacked(kits: Path = KITS) -> Path:
+def unpacked(kits: Path = KITS, into: Path = UNPACKED) -> Path:
     """The folder of the kit for this Python, unpacked once."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     archive = kits / f"cp{version.replace('.', '')}-{platform.machine()}.tar.xz"
-    site = kits / archive.name.removesuffix(".tar.xz")
+    site = into / archive.name.removesuffix(".tar.xz")
     if not archive.is_file():
         there = ", ".join(sorted(path.name for path in kits.glob("*.tar.xz"))) or "none"
         refuse(

@@ -17,10 +17,10 @@ import pytest
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
-from lockstep.server import descriptors
+from lockstep.server import descriptors, http
 from lockstep.v1.job_service_pb2 import ListJobsRequest
 from lockstep.v1.job_service_pb2_grpc import JobServiceStub
-from tests.unit.server.harness import run, serving
+from tests.unit.server.harness import fetch, run, serving
 
 
 @pytest.fixture
@@ -121,5 +121,35 @@ def test_one_more_client_than_there_is_room_for_is_told_so_and_does_not_hang(
                 with pytest.raises(grpc.aio.AioRpcError) as refused:
                     await JobServiceStub(other).ListJobs(ListJobsRequest(), timeout=20)
                 assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+    run(scenario())
+
+
+def test_idle_connections_of_the_http_port_are_bounded_and_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http._Handler, "timeout", 0.5)
+
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            host, _, port = server.application.http_address.rpartition(":")
+
+            def crowd() -> int:
+                """Connect often and say nothing; how many are hung up on at once."""
+                idle = [socket.create_connection((host, int(port))) for _ in range(http._MOST_REQUESTS + 20)]
+                closed = 0
+                for client in reversed(idle):
+                    client.settimeout(0.1)
+                    with contextlib.suppress(TimeoutError):
+                        closed += client.recv(1) == b""
+                    if closed == 20:
+                        break
+                for client in idle:
+                    client.close()
+                return closed
+
+            assert await asyncio.to_thread(crowd) == 20
+            while True:  # no event tells that their time is over
+                with contextlib.suppress(OSError):
+                    assert (await fetch(server.application.http_address, "/healthz"))[0] == 200
+                    break
 
     run(scenario())

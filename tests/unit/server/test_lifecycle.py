@@ -276,6 +276,9 @@ def test_an_error_of_the_users_own_is_never_tried_again() -> None:
     assert job.error is not None
     assert job.error.message == "ValueError The last good checkpoint is of step 7."
     assert BROKEN.message == "ValueError", "what the launcher said stays as it is"
+    bent = JobError(reason="NOT_DETERMINISTIC", message="body.1.moving_mean is a tensor that is no buffer")
+    job, _ = advance(job_in(State.RUNNING), GangGone(bent), NOW)
+    assert (job.state, job.error, job.restarts) == (State.FAILED, bent, 0)
 
 
 def test_a_gang_that_could_not_be_placed_is_tried_again_later_and_not_for_ever() -> None:

@@ -77,13 +77,13 @@ def numbered(*numbers: int) -> list[str]:
 def test_one_bit_of_a_header_hides_one_record_and_a_notice_says_so(tmp_path: Path, field: int) -> None:
     segment, starts = written(tmp_path)
     flip(segment, starts[2] + field)
-    assert texts(tmp_path) == [*numbered(0, 1), damaged("1 lines"), *numbered(*range(3, 10))]
+    assert texts(tmp_path) == [*numbered(0, 1), damaged("1 line"), *numbered(*range(3, 10))]
 
 
 def test_one_bit_of_the_text_hides_one_record_and_a_notice_says_so(tmp_path: Path) -> None:
     segment, starts = written(tmp_path)
     flip(segment, starts[3] - 1)
-    assert texts(tmp_path) == [*numbered(0, 1), damaged("1 lines"), *numbered(*range(3, 10))]
+    assert texts(tmp_path) == [*numbered(0, 1), damaged("1 line"), *numbered(*range(3, 10))]
 
 
 def test_a_place_behind_the_damage_is_good_and_one_in_it_too(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_damage_that_is_older_than_what_is_wanted_is_not_told(tmp_path: Path) ->
     segment, starts = written(tmp_path)
     flip(segment, starts[2], starts[6] + log_files._HEADER_BYTES)
     assert texts(tmp_path, since_s=TIME_S + 9) == numbered(8, 9)
-    assert texts(tmp_path, since_s=TIME_S + 7) == [damaged("1 lines"), *numbered(7, 8, 9)]
+    assert texts(tmp_path, since_s=TIME_S + 7) == [damaged("1 line"), *numbered(7, 8, 9)]
 
 
 def test_the_last_lines_are_told_with_what_is_damaged_among_them(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_the_last_lines_are_told_with_what_is_damaged_among_them(tmp_path: Path)
     flip(segment, starts[8])
     store = LogStore(tmp_path, LIMIT_BYTES)
     parts = store._tail("job", 3, Wanted())
-    assert [line.text for part, _ in parts for line in part] == [*numbered(7), damaged("1 lines"), *numbered(9)]
+    assert [line.text for part, _ in parts for line in part] == [*numbered(7), damaged("1 line"), *numbered(9)]
     store.close()
 
 
@@ -118,7 +118,7 @@ def test_the_next_server_leaves_a_damaged_file_as_it_is_and_goes_on_in_another(t
     assert log.append(request("line 10", 11)) == 1
     assert segment.read_bytes() == left
     assert segments_of(tmp_path / "job") == [0, 10]
-    assert texts(tmp_path) == [*numbered(0, 1), damaged("1 lines"), *numbered(*range(3, 11))]
+    assert texts(tmp_path) == [*numbered(0, 1), damaged("1 line"), *numbered(*range(3, 11))]
 
 
 @pytest.mark.parametrize("first", [0, 8])
@@ -166,7 +166,7 @@ def test_a_mark_that_was_printed_is_no_record(tmp_path: Path, monkeypatch: pytes
         log.append(request("LSR!" * 100, number + 1))
     segment = tmp_path / "job" / f"{0:015}.log"
     flip(segment, len(log_files._MAGIC))
-    assert texts(tmp_path) == [damaged("1 lines"), "LSR!" * 100, "LSR!" * 100]
+    assert texts(tmp_path) == [damaged("1 line"), "LSR!" * 100, "LSR!" * 100]
 
 
 def test_each_time_that_a_log_cannot_be_written_is_logged_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

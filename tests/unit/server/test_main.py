@@ -106,9 +106,10 @@ def test_a_server_whose_log_nobody_reads_any_more_goes_on(tmp_path: Path) -> Non
         assert process.wait() == 0
 
 
-def test_streams_that_were_closed_at_the_start_are_opened_before_anything_takes_their_numbers() -> None:
+@pytest.mark.parametrize("before", ["pass", "sys.stdin = open(os.devnull); sys.stderr = open(os.devnull, 'w')"])
+def test_streams_that_were_closed_at_the_start_are_open_for_whatever_is_started(before: str) -> None:
     code = (
-        "import os, sys; from lockstep.server.logs import open_closed_streams; open_closed_streams(); "
+        f"import os, sys; {before}; from lockstep.server.logs import open_closed_streams; open_closed_streams(); "
         "report = os.open(sys.argv[1], os.O_WRONLY); "
         "print('lost'); print('lost', file=sys.stderr); read = sys.stdin.read(); "
         "os.write(report, repr((report > 2, read, [os.get_inheritable(n) for n in range(3)])).encode())"

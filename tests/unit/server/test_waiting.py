@@ -35,7 +35,7 @@ def request(workers: int, min_workers: int, cpus: float = 1, gpus: float = 0) ->
             request(1, 1, cpus=0.5),
             Place(9_999, "job-0"),
             {"a": amount(3, 0), "b": amount(2, 1)},  # a node has become smaller than what is held there
-            "waits behind job-0 and 9998 others for 1 worker with 0.5 CPUs each; "
+            "waits behind job-0 and 9,998 others for 1 worker with 0.5 CPUs each; "
             "room for 0 now (0 of 4 CPUs and 1 of 2 GPUs free)",
         ),
     ],

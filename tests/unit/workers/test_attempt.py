@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 import pytest
-from ray.exceptions import ActorDiedError, ActorUnavailableError, ActorUnschedulableError
+from ray.exceptions import ActorDiedError, ActorUnavailableError
 
-from lockstep.v1.internal_service_pb2 import ResizeGang, StopGang
+from lockstep.v1.internal_service_pb2 import ResizeGang
 from lockstep.v1.job_pb2 import JobError
 from lockstep.workers import ending, gang
 from tests.unit.workers.scripted_fleet import DATA, HARDWARE, ScriptedActor, Stage
@@ -124,53 +124,6 @@ def test_a_worker_that_can_be_reached_no_more_is_hung_in_the_end() -> None:
     assert stage.fleet.actors[1].is_killed
     stage.close()
     stage.end()
-
-
-class Gone(ActorDiedError):
-    """What Ray says of an actor whose node is gone."""
-
-    def __str__(self) -> str:
-        return "The actor died because its node has died. Node Id: 5ea9, NodeIP address: 10.0.0.2"
-
-
-def test_a_node_that_goes_with_its_workers_is_one_event_and_one_heal() -> None:
-    stage = Stage(workers=4)
-    stage.order.node_ids[:] = ["node-0", "node-0", "node-1", "node-1"]
-    stage.begin()
-    stage.fleet.actors[1].fail(Gone())  # of the other one on that node Ray has not spoken yet
-    change = stage.next_change("go on")
-    assert change.message == "workers 0 and 1 on node node-0 died: their node is gone; 2 workers go on"
-    assert (change.running_workers, list(change.node_ids)) == (2, ["node-1", "node-1"])
-    stage.fleet.wait_for(lambda: all(len(actor.told("form")) == 2 for actor in stage.fleet.actors[2:]))
-    stage.fleet.actors[0].fail(Gone())
-    stage.close()
-    stage.end()
-    assert [len(actor.told("form")) for actor in stage.fleet.actors] == [1, 1, 2, 2]
-
-
-def test_workers_that_cannot_be_reached_together_are_lost_together() -> None:
-    stage = Stage(workers=3, hang_timeout_s=0.2)
-    stage.order.node_ids[:] = ["node-0", "node-1", "node-1"]
-    stage.begin()
-    for actor in stage.fleet.actors[1:]:
-        actor.fail(ActorUnavailableError("the network is broken", None))
-    change = stage.next_change("did not answer")
-    assert change.message == "workers 1 and 2 on node node-1 did not answer for 0 s; 1 worker goes on"
-    assert change.running_workers == 1
-    assert len(stage.fleet.actors[0].told("form")) == 2
-    stage.close()
-    stage.end()
-
-
-def test_a_gang_whose_node_is_gone_before_it_is_up_says_so_in_our_words() -> None:
-    stage = Stage()
-    stage.fleet.failures = {0: ActorUnschedulableError("The actor is not schedulable: NodeAffinitySchedulingStrategy")}
-    stage.attempt().start()
-    error = stage.end().error
-    assert (error.reason, error.message) == (
-        "PLACEMENT_FAILED",
-        "a worker did not come up: worker 0 died: its node is gone",
-    )
 
 
 def test_whoever_has_trained_before_comes_first_when_a_launcher_takes_over_in_the_middle_of_a_change() -> None:
@@ -385,25 +338,3 @@ def test_a_worker_that_is_ready_when_the_others_have_ended_does_not_train_alone(
     stage.fleet.actors[1].end(is_reusable=True)
     stage.end()
     assert joiner.told("form") == []
-
-
-def test_a_stop_that_the_workers_refuse_ends_nobody_and_the_next_one_is_another(stage: Stage) -> None:
-    running = stage.begin()
-    running.stop(StopGang(grace_s=0.5, keep=True, refusable=7))
-    stage.fleet.wait_for(lambda: all(actor.told("stop") for actor in stage.fleet.actors))
-    assert [actor.told("stop") for actor in stage.fleet.actors] == [[(1, True, 7)]] * 2
-    for actor in stage.fleet.actors:
-        actor.tell(refused_stop=6, refused_because="of an earlier one")
-    stage.fleet.actors[0].tell(refused_stop=7, refused_because="the disk is full")
-    change = stage.next_change("the disk is full")
-    assert (change.refuses_stop, change.running_workers) == (True, 2)
-    running.resize(ResizeGang(revision=1, node_ids=[*stage.order.node_ids, "node-a"]))
-    stage.fleet.wait_for(lambda: len(stage.fleet.actors) == 3)
-    stage.fleet.actors[2].prepare()
-    assert not stage.next_change("grown to 3 workers").refuses_stop
-    assert not any(actor.is_killed for actor in stage.fleet.actors)
-    running.stop(StopGang(grace_s=20.0, keep=True, refusable=9))
-    stage.fleet.wait_for(lambda: all((1, True, 9) in actor.told("stop") for actor in stage.fleet.actors))
-    for actor in stage.fleet.actors:
-        actor.end()
-    assert not stage.end().HasField("error")

@@ -91,7 +91,7 @@ def test_what_the_file_system_does_not_hold_is_no_text(spool: Spool) -> None:
         found += more
     assert [(line.text, line.is_notice) for line in found] == [
         ("first", False),
-        (f"{hole_end - 6:,} bytes were lost here: they are not on the node's disk any more", True),
+        (f"{hole_end - 6:,} bytes were lost here: no more on the node's disk", True),
         (LINE.decode().rstrip(), False),
         ("the last", False),
     ]
@@ -160,7 +160,7 @@ def test_a_note_of_another_version_keeps_no_other_spool_from_being_delivered(bas
     left_by(base, "job-1")
     assert sweep(base / "here", coordinator[1]) == 1
     assert coordinator[0].texts() == ["words"]
-    assert list((base / "here").iterdir()) == []
+    assert list(base.iterdir()) == []
 
 
 def test_what_cannot_be_delivered_for_long_is_removed(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +186,7 @@ def test_a_full_disk_keeps_neither_descriptors_nor_files(base: Path, monkeypatch
         assert leads_to(1) == leads
         assert log.end(0.0)
     assert descriptors() == before
-    assert list((base / "here").iterdir()) == []
+    assert list(base.iterdir()) == []
 
 
 @pytest.mark.parametrize("what", ["dup", "thread"])
@@ -209,7 +209,7 @@ def test_a_worker_that_cannot_begin_its_log_goes_on_without(
     log.mark_rank(0)
     assert log.end(0.0)
     assert descriptors() == before
-    assert list((base / "here").iterdir()) == []
+    assert list(base.iterdir()) == []
 
 
 def test_a_log_that_is_given_up_at_the_end_leaves_the_process_its_output(

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -121,7 +122,7 @@ def test_a_spool_of_a_living_writer_is_nobody_elses(base: Path, spool: Spool) ->
     assert (orphan.label, orphan.state) == (LABEL, State(4, 2, None))
     assert shown(Lines(orphan).read()) == [(2, "two")]
     orphan.remove()
-    assert list((base / "here").iterdir()) == []
+    assert list(base.iterdir()) == []
 
 
 def test_what_a_process_was_about_to_make_when_it_died_is_removed_later(base: Path, spool: Spool) -> None:
@@ -145,6 +146,23 @@ def test_a_folder_that_others_can_read_is_refused(base: Path) -> None:
 # Delivery.
 
 
+def test_the_last_spool_takes_its_folder_along_and_the_next_one_finds_a_place(base: Path) -> None:
+    label = LABEL
+    first, second = (Spool.create(base / "server", label) for _ in range(2))
+    first.remove()
+    assert (base / "server").is_dir()
+    second.remove()
+    assert list(base.iterdir()) == []
+
+    def come_and_go(number: int) -> None:
+        for _ in range(50):
+            Spool.create(base / "server", label).remove()
+
+    with ThreadPoolExecutor(4) as workers:
+        list(workers.map(come_and_go, range(4)))
+    assert list(base.iterdir()) == []
+
+
 def test_everything_arrives_and_the_files_go(base: Path, spool: Spool, coordinator: tuple[Coordinator, str]) -> None:
     servicer, address = coordinator
     shipper = Shipper(spool, lambda: address)
@@ -157,7 +175,7 @@ def test_everything_arrives_and_the_files_go(base: Path, spool: Spool, coordinat
     assert servicer.lines() == [(None, "one"), (0, "two"), (0, "the last has no end")]
     assert servicer.tokens == {"the token"}
     assert {(r.job_id, r.attempt, r.number) for r in servicer.requests} == {("job-1", 2, 3)}
-    assert list((base / "here").iterdir()) == []
+    assert list(base.iterdir()) == []
 
 
 def test_lines_wait_while_the_coordinator_is_away(spool: Spool, coordinator: tuple[Coordinator, str]) -> None:
@@ -186,7 +204,7 @@ def test_what_does_not_arrive_before_the_end_stays_for_a_sweep(
     servicer.code = None
     assert sweep(base / "here", address) == 1
     assert servicer.texts() == ["one", "two"]
-    assert list((base / "here").iterdir()) == []
+    assert list(base.iterdir()) == []
 
 
 def test_whoever_is_refused_delivers_nothing_more(
@@ -199,7 +217,7 @@ def test_whoever_is_refused_delivers_nothing_more(
     say(spool, "one\n")
     shipper.close(20)
     assert servicer.texts() == []
-    assert list((base / "here").iterdir()) == []
+    assert list(base.iterdir()) == []
 
 
 def test_a_flood_is_bounded_on_the_line_and_on_the_disk(
@@ -209,7 +227,7 @@ def test_a_flood_is_bounded_on_the_line_and_on_the_disk(
     monkeypatch.setattr(log_shipper, "BURST_BYTES", 1 << 20)
     shipper = Shipper(spool, lambda: address)
     flood = b"%0127d\n" % 7 * 8192  # 1 MiB
-    for _ in range(100):
+    for _ in range(50):
         say(spool, flood)
     shipper.start()
     say(spool, "the end\n")
@@ -284,7 +302,7 @@ os.kill(os.getpid(), {int(number)})
     assert done.returncode == -number
     assert sweep(base / "here", address) == 1
     assert servicer.lines() == [(2, "the last words")]
-    assert list((base / "here").iterdir()) == []
+    assert list(base.iterdir()) == []
     assert sweep(base / "here", address) == 0
 
 
@@ -330,4 +348,4 @@ def test_a_spool_that_cannot_be_read_is_removed_and_keeps_no_other_from_being_de
     spool.close()
     sweep(base / "here", coordinator[1])
     assert coordinator[0].texts() == ["words"]
-    assert list((base / "here").iterdir()) == []
+    assert list(base.iterdir()) == []

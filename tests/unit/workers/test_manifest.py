@@ -50,6 +50,11 @@ def test_each_flipped_bit_is_seen_or_changes_nothing() -> None:
     assert seen > 6 * len(data)
 
 
+def test_what_json_writes_otherwise_than_python_has_it_is_no_damage() -> None:
+    content = CONTENT | {"notes": {10: (1, 2), 9: None}}
+    assert decode(encode(content))["notes"] == {"10": [1, 2], "9": None}
+
+
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"null", b"[" * 100_000, b"\xff", encode(CONTENT)[:-1]])
 def test_what_is_no_manifest_is_damaged(data: bytes) -> None:
     with pytest.raises(Damaged, match=r"manifest\.json cannot be understood"):

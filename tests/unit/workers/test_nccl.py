@@ -13,10 +13,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.workers.engine import Group, PeerLost
 from lockstep.workers.engine import group as engine_group
 from lockstep.workers.engine import nccl as engine_nccl
 from lockstep.workers.engine.transport import Endpoint, Transport
+from lockstep.workers.training import device_of
 
 KEY = b"secret"
 OWN_GPU, OTHER_GPU = 7, 8
@@ -178,3 +180,17 @@ def test_joining_breaks_in_a_new_generation_and_what_is_made_too_late_is_undone(
         group = join(endpoints, 0, 3)
     assert nccl.is_made
     group.leave()
+
+
+@pytest.mark.parametrize(("gpus", "places"), [(1, [0, 0, 0]), (2, [0, 1, 0]), (8, [0, 1, 2])])
+def test_ranks_of_torchrun_share_gpus_only_where_there_are_too_few(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, places: list[int]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    spec = JobSpec()
+    spec.resources.gpus_per_worker = 1
+    devices = []
+    for rank in range(3):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        devices.append(device_of(spec))
+    assert devices == [torch.device("cuda", place) for place in places]

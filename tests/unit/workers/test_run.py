@@ -56,7 +56,8 @@ def test_weights_are_kept_whole_with_spec_and_preprocessing(tmp_path: Path) -> N
 
 def test_a_run_can_start_from_the_weights_of_another(tmp_path: Path) -> None:
     run(tmp_path, SPEC, "-o", str(tmp_path / "first"))
-    data = yaml.safe_load(SPEC) | {"init_from": {"uri": f"{tmp_path}/first/step-000000000010"}}
+    (tmp_path / "newest").symlink_to(tmp_path / "first" / "step-000000000010")
+    data = yaml.safe_load(SPEC) | {"init_from": {"uri": f"{tmp_path}/newest"}}
     fresh, goes_on = (run(tmp_path, text).stdout.splitlines()[-1] for text in (SPEC, json.dumps(data)))
     assert json.loads(fresh)["weights_digest"] != json.loads(goes_on)["weights_digest"]
     data["init_from"] = {"job_id": "job-1"}

@@ -16,6 +16,7 @@ from lockstep.workers.engine import ENGINE_VERSION, Ledger, Origin, Phase, Stopp
 from lockstep.workers.engine.checkpoint import Checkpoints
 from lockstep.workers.engine.determinism import hardware_class
 from lockstep.workers.engine.membership import Dismissed, Membership
+from lockstep.workers.engine.places import followed
 from lockstep.workers.engine.transport import Endpoint
 from lockstep.workers.failures import job_error
 from lockstep.workers.ledger_report import LedgerReports
@@ -173,7 +174,9 @@ class Assignment:
             configure_logger()
             self._printed.begin()
             self._ledger_reports.start()
-            origin = Origin(checkpoints_of(order), recovery.checkpoint_every_steps, order.init_from_uri)
+            named = order.spec.init_from.uri  # and not by the server, which has kept it beside others' folders
+            first_weights = followed(named) if named else order.init_from_uri
+            origin = Origin(checkpoints_of(order), recovery.checkpoint_every_steps, first_weights)
             try:
                 train(
                     order.spec,

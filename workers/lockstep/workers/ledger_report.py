@@ -11,7 +11,7 @@ import torch
 from lockstep.v1.internal_service_pb2 import ReportLedgerRequest, StartGang
 from lockstep.v1.ledger_pb2 import PhaseSeconds
 from lockstep.workers.connection import COORDINATOR
-from lockstep.workers.engine import Ledger, Phase
+from lockstep.workers.engine import Ledger, Phase, awake
 from lockstep.workers.reset import memory_bytes
 
 EVERY_S = 5.0
@@ -53,9 +53,9 @@ class LedgerReports:
         self._closing.set()
         if self._thread.ident is not None:  # else it never came to the start
             self._thread.join()
-        deadline = time.monotonic() + patience_s
-        while not self._report(deadline - time.monotonic(), is_last=True):
-            if time.monotonic() + RETRY_AFTER_S > deadline:
+        deadline = awake.now() + patience_s
+        while not self._report(deadline - awake.now(), is_last=True):
+            if awake.now() + RETRY_AFTER_S > deadline:
                 return
             time.sleep(RETRY_AFTER_S)
 

@@ -6,6 +6,7 @@ import time
 from typing import NamedTuple
 
 from lockstep.workers.log_spool import MARK, Gap, Spool, State
+from lockstep.workers.words import count, were
 
 CHUNK_BYTES = 64 << 10
 """What is read at once."""
@@ -111,13 +112,14 @@ class Lines:
         """Go on behind a hole that no note tells of."""
         behind = os.pread(self._spool.data, CHUNK_BYTES, end)
         end += len(behind) - len(behind.lstrip(b"\0"))
-        words = f"{end - self.position:,} bytes were lost here: they are not on the node's disk any more"
+        words = f"{were(end - self.position, 'byte')} lost here: no more on the node's disk"
         self.position = end
         return Line(end, self._rank, words, is_notice=True)
 
     def _leave_out(self, gap: Gap) -> Line:
         self.position, self._rank, self.gap = gap.end, gap.rank, None
-        words = f"{gap.lines:,} lines ({gap.end - gap.start:,} bytes) were dropped here: {gap.why}"
+        lost = f"{count(gap.lines, 'line')} ({count(gap.end - gap.start, 'byte')})"
+        words = f"{lost} {'was' if gap.lines == 1 else 'were'} dropped here: {gap.why}"
         return Line(gap.end, gap.rank, words, is_notice=True)
 
     def _is_old(self, is_last: bool) -> bool:

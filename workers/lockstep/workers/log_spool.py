@@ -7,7 +7,6 @@ number of bytes ever printed, and nobody who prints meanwhile is in the way.
 
 import contextlib
 import ctypes
-import errno
 import fcntl
 import json
 import os
@@ -116,6 +115,7 @@ class Spool:
         path = folder / f"{label.job_id}.{label.attempt}.{label.number}.{secrets.token_hex(4)}"
         draft = path.with_suffix(f"{path.suffix}.draft")
         with contextlib.ExitStack() as undo:  # a full disk keeps neither files nor descriptors
+            undo.callback(_remove_if_empty, folder)
             undo.callback(draft.unlink, missing_ok=True)
             note = _open_in(folder, draft)
             undo.callback(os.close, note)
@@ -204,8 +204,7 @@ class Spool:
         _note_of(self.path).unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
         self.close()
-        with contextlib.suppress(OSError):  # others lie in it
-            self.path.parent.rmdir()
+        _remove_if_empty(self.path.parent)
 
     def close(self) -> None:
         """Leave both files to whoever comes next."""
@@ -219,11 +218,15 @@ class Spool:
 def _open_in(folder: Path, path: Path) -> int:
     """Make a file; again when whoever removed the last one before has just removed the folder too."""
     while True:
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
         with contextlib.suppress(FileNotFoundError):
-            folder.mkdir(mode=0o700, exist_ok=True)
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        if not folder.parent.exists():
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder.parent))
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # others lie in it
+        folder.rmdir()
 
 
 def _remove_unfinished(folder: Path) -> None:

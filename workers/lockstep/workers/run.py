@@ -19,9 +19,10 @@ from google.protobuf import json_format
 
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.workers.engine import ENGINE_VERSION, EngineError, Group, Listener, Origin, Point, Progress
-from lockstep.workers.engine.checkpoint import Checkpoints
+from lockstep.workers.engine.checkpoint import Checkpoints, NotOurs
 from lockstep.workers.engine.determinism import hardware_class
 from lockstep.workers.engine.manifest import json_number
+from lockstep.workers.engine.places import followed
 from lockstep.workers.training import device_of, train
 
 FAILED, REFUSED = 1, 2
@@ -87,15 +88,18 @@ def _origin(spec: JobSpec, output: Path | None) -> Origin:
     if spec.init_from.job_id:
         _end("init_from.job_id names a job of a server; set init_from.uri to the folder of its checkpoint", REFUSED)
     if output is None:
-        return Origin(None, 1, spec.init_from.uri)
+        return Origin(None, 1, followed(spec.init_from.uri))
     checkpoints = Checkpoints(
         str(output.resolve()),
         facts={"engine_version": ENGINE_VERSION, "hardware_class": hardware_class(device_of(spec))},
         spec=json_format.MessageToDict(spec, preserving_proto_field_name=True),
     )
-    if checkpoints.steps():
-        _end(f"{output} holds a checkpoint already; remove it, or name another folder", REFUSED)
-    return Origin(checkpoints, sys.maxsize, spec.init_from.uri)
+    try:
+        if checkpoints.steps():
+            _end(f"{output} holds a checkpoint already; remove it, or name another folder", REFUSED)
+    except (NotOurs, OSError) as error:
+        _end(f"{output} cannot be used: {error}", REFUSED)
+    return Origin(checkpoints, sys.maxsize, followed(spec.init_from.uri))
 
 
 def _print(content: dict[str, Any]) -> None:

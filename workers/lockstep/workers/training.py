@@ -34,10 +34,13 @@ def build_trainer(spec: JobSpec) -> Trainer:
 
 
 def device_of(spec: JobSpec) -> torch.device:
-    """Where a rank of this spec computes on this machine: Ray shows it one GPU, torchrun all of them."""
+    """Where a rank of this spec computes on this machine: Ray shows it one GPU, torchrun all of them.
+
+    Where torchrun starts more ranks than there are GPUs, they share.
+    """
     if not spec.resources.gpus_per_worker:
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count()))
 
 
 SMALLEST = {

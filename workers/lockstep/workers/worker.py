@@ -14,7 +14,7 @@ from lockstep.v1.internal_service_pb2 import StartGang
 from lockstep.workers.assignment import Assignment, News, Place, name_of
 from lockstep.workers.datasets import DataCache
 from lockstep.workers.ending_signals import heed_in_children_only, start_children_as_usual
-from lockstep.workers.engine import ENGINE_VERSION
+from lockstep.workers.engine import ENGINE_VERSION, awake
 from lockstep.workers.log_spool import folder_of
 from lockstep.workers.reset import CleanSlate, free_memory, memory_bytes
 from lockstep.workers.training import train_once
@@ -165,6 +165,7 @@ class Worker:
     def _look_after(self) -> None:
         """Somebody has asked: only a worker that is idle and that nobody asks for long ends itself."""
         self._orphaned.cancel()
+        self._asked_at = awake.now()
         if self._assignment is None:
             self._orphaned = threading.Timer(ORPHANED_AFTER_S, self._end)
             self._orphaned.daemon = True
@@ -172,8 +173,11 @@ class Worker:
 
     def _end(self) -> None:
         with self._changed:
-            if self._assignment is None:
+            if self._assignment is not None:
+                return
+            if awake.now() - self._asked_at >= ORPHANED_AFTER_S / 2:
                 os._exit(0)
+            self._look_after()  # this process was stopped for most of the time, and the launcher may have been, too
 
     # An assignment.
 

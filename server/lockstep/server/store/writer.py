@@ -22,8 +22,7 @@ T = TypeVar("T")
 Operation = Callable[[Connection], T]
 
 MAX_GROUP = 512
-_GATHER_S = 0.001
-"""How long more writes are waited for when several came together before: each commit takes longer than that."""
+_LONGEST_GATHER_S = 0.001
 
 log = structlog.get_logger(__name__)
 
@@ -91,10 +90,10 @@ class Writer:
 
     def _run(self) -> None:
         with self._engine.connect() as connection:
-            siblings = False
+            gather_s = 0.0
             while (group := self._requests.get()) is not None:
-                if siblings:
-                    time.sleep(_GATHER_S)
+                if gather_s:
+                    time.sleep(gather_s)
                 ends = False
                 while len(group) < MAX_GROUP:
                     try:
@@ -107,9 +106,11 @@ class Writer:
                     group += more
                 began = time.perf_counter()
                 self._write_group(connection, group)
-                self._committed(len(group), time.perf_counter() - began)
+                took_s = time.perf_counter() - began
+                self._committed(len(group), took_s)
                 self._tell(group)
-                siblings = len(group) > 1
+                # Where several came together others are on their way: waiting for them is cheaper than one more commit.
+                gather_s = min(took_s / 4, _LONGEST_GATHER_S) if len(group) > 1 else 0.0
                 if ends:
                     break
 

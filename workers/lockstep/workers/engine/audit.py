@@ -93,7 +93,7 @@ class Audit:
         again = self._train()
         now = attributes(self._module, data)
         found += changes(before, registered(self._module), "training")
-        found += [words_of(self._module, data, name) for name in now if now[name] != then.get(name)]
+        found += [words_of(self._module, data, name) for name in now if now[name] != then.get(name, now[name])]
         if not found and again != trained:
             found.append(self._find(self._train, self._train_another, "training"))
         if not found and self._validate() != validated:
@@ -152,6 +152,7 @@ class Audit:
     def _compare(self, found: list[str], bits: list[int]) -> None:
         """Tell all ranks what was found, and compare what they have computed."""
         group = self._stepper.group
+        self._stepper.listener.entered(Activity.EXCHANGE, self._at_step)
         table = group.gather(torch.tensor([len(found), *map(_signed, bits)]))
         if table[:, 0].any():
             words = "; also: ".join(found[:FINDINGS_SHOWN]).encode()[:WORDS_BYTES]

@@ -134,7 +134,6 @@ class Buffers:
         for kept in self._still:
             kept.before.copy_(kept.tensor)
 
-    @torch.no_grad()
     def note(self) -> None:
         """Note everything as it is before a step."""
         for part in self._parts:
@@ -144,7 +143,6 @@ class Buffers:
                 kept.before.copy_(kept.tensor)
                 kept.version = kept.tensor._version
 
-    @torch.no_grad()
     def restore(self) -> None:
         """Set what is live to what it was before the step, so that every shard starts from the same."""
         for part in self._parts:
@@ -163,7 +161,6 @@ class Buffers:
                 kept.tensor.data.copy_(kept.before)
                 kept.version = kept.tensor._version
 
-    @torch.no_grad()
     def keep(self, shard: int) -> None:
         """Keep what a shard has left behind."""
         for kept in self._live:
@@ -237,7 +234,6 @@ class Buffers:
                         f"{', '.join(allowed_for(part.dtype))}"
                     )
 
-    @torch.no_grad()
     def combine(self, active_shards: int) -> None:
         """Set what is live to what the shards that ran have made of it together."""
         for part in self._parts:
@@ -365,7 +361,9 @@ def keep(name: str, tensor: Tensor) -> Kept:
 
 
 def _names(module: nn.Module) -> set[str]:
-    return {name for name, _ in module.named_parameters()} | {name for name, _ in module.named_buffers()}
+    """Of all parameters and buffers, tied ones with all of theirs."""
+    everything = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    return {name for name, _ in everything}
 
 
 def _known_to_change(module: nn.Module) -> set[str]:

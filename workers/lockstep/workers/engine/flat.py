@@ -218,16 +218,16 @@ def check_trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     trainable = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     if not trainable:
         raise ModelError("the model has no trainable parameter")
-    if len({(parameter.dtype, parameter.device) for parameter in trainable.values()}) > 1:
-        kinds = {f"{parameter.dtype} on {parameter.device}": name for name, parameter in trainable.items()}
-        shown = ", ".join(f"{name} is {kind}" for kind, name in kinds.items())
-        raise ModelError(f"the trainable parameters must share one dtype and one device: {shown}")
     for name, parameter in trainable.items():
         if parameter.dtype.is_complex:
             raise ModelError(
                 f"{name} is {parameter.dtype}; train real numbers, of shape (..., 2), and compute with "
                 "torch.view_as_complex of them"
             )
+    if len({(parameter.dtype, parameter.device) for parameter in trainable.values()}) > 1:
+        kinds = {f"{parameter.dtype} on {parameter.device}": name for name, parameter in trainable.items()}
+        shown = ", ".join(f"{name} is {kind}" for kind, name in kinds.items())
+        raise ModelError(f"the trainable parameters must share one dtype and one device: {shown}")
     for path, layer in module.named_modules():
         if getattr(layer, "sparse", False):
             raise ModelError(f"{path}: sparse gradients are not supported; build the embedding with sparse=False")

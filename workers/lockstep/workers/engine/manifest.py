@@ -24,7 +24,7 @@ def encode(content: dict[str, Any]) -> bytes:
     What JSON has no number for becomes an object: {"float": "NaN"}. The last entry, "sha256", is the digest over all
     others in the form of `_canonical`.
     """
-    content = {"format": FORMAT} | _without_words(content)
+    content = json.loads(json.dumps({"format": FORMAT} | _without_words(content), allow_nan=False))
     return json.dumps(content | {_DIGEST: _digest_of(content)}, indent=1, allow_nan=False).encode()
 
 

@@ -59,8 +59,8 @@ class Module(nn.Module):
             return
         if not callable(value) or isinstance(value, Tensor):
             raise TypeError(
-                f"{type(self).__name__}.{name} is a method that the engine calls and cannot be {value!r}; choose "
-                "another name for this attribute"
+                f"{type(self).__name__}.{name} is a method that the engine calls and cannot be a "
+                f"{type(value).__name__}; choose another name for this attribute"
             )
         reduction = getattr(value, "reduction", "none")
         if reduction != "none":

@@ -92,13 +92,19 @@ def path_of(uri: str) -> str | None:
     return uri if uri.startswith("/") or "://" not in uri else None
 
 
+def followed(uri: str) -> str:
+    """A path or URI that a user has named, with all links that it leads through followed; where it has any."""
+    path = path_of(uri) if uri else None
+    return uri if path is None else str(Path(path).resolve())
+
+
 class Local:
     """A folder on a disk; see `place_of`."""
 
     is_local = True
 
     def __init__(self, path: str, *, is_owned: bool = False) -> None:
-        self._path = os.path.abspath(path)  # noqa: PTH100  # links stay, as the user wrote them
+        self._path = str(Path(path).absolute())  # links stay, as the user wrote them; a last slash would follow one
         self._is_owned = is_owned
         self._flags = _FOLDER & ~os.O_NOFOLLOW if is_owned else _FOLDER
 

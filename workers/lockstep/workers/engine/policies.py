@@ -13,7 +13,7 @@ POLICIES = (MEAN, SUM, MAX, MIN, SAME)
 ATTRIBUTE = "buffer_policies"
 
 
-def mean(rows: Tensor, before: Tensor) -> Tensor:
+def combine_mean(rows: Tensor, before: Tensor) -> Tensor:
     """Mean of the shards' values, by their changes: what none of them changes stays exactly as it was.
 
     An infinity is no number to add to; there the values themselves are added.
@@ -23,7 +23,7 @@ def mean(rows: Tensor, before: Tensor) -> Tensor:
     return base + tree(rows.to(wide) - base) / len(rows)
 
 
-def total(rows: Tensor, before: Tensor) -> Tensor:
+def combine_sum(rows: Tensor, before: Tensor) -> Tensor:
     """What was there and what each shard has added."""
     wide = rows.dtype if not rows.is_floating_point() else torch.promote_types(rows.dtype, torch.float32)
     return before.to(wide) + tree(rows.to(wide) - before.to(wide))
@@ -35,8 +35,8 @@ def tree(rows: Tensor) -> Tensor:
 
 
 COMBINE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    MEAN: mean,
-    SUM: total,
+    MEAN: combine_mean,
+    SUM: combine_sum,
     MAX: lambda rows, before: rows.amax(0),
     MIN: lambda rows, before: rows.amin(0),
     SAME: lambda rows, before: rows[0],

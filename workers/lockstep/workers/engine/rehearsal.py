@@ -3,9 +3,11 @@
 import contextlib
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from lockstep.workers.engine.errors import ModelError
 from lockstep.workers.engine.module import Module
@@ -36,7 +38,7 @@ def rehearse(module: Module, take: Callable[[int], tuple[Tensor, Tensor]], most:
     """Run a module on a few examples, in evaluation mode: lazy layers get their shapes, and its loss is looked at.
 
     Args:
-        module: left in evaluation mode.
+        module: left in evaluation mode, and its buffers as they were; new ones stay.
         take: inputs and targets of so many examples.
         most: how many examples there are.
 
@@ -44,6 +46,7 @@ def rehearse(module: Module, take: Callable[[int], tuple[Tensor, Tensor]], most:
         ModelError: the loss is not one of each example, or the module has what no checkpoint can hold.
     """
     module.eval()
+    kept = kept_buffers(module)
     shapes = []
     with torch.no_grad(), without_compiling():
         for examples in (2, 3):
@@ -51,11 +54,25 @@ def rehearse(module: Module, take: Callable[[int], tuple[Tensor, Tensor]], most:
             losses = module.loss(module(inputs), targets)
             check_losses(losses)
             shapes.append(losses.shape)
+    for place, key, tensor, version, values in kept:
+        place[key] = tensor
+        if tensor._version != version:
+            tensor.copy_(values)
     if most >= 3:
         check_shapes(*shapes)
     for name, value in module.state_dict().items():
         if isinstance(value, Tensor) and value.dtype not in DTYPES:
             raise ModelError(f"{name} is {value.dtype}, which no checkpoint can hold")
+
+
+def kept_buffers(module: nn.Module) -> list[tuple[dict[str, Any], str, Tensor, int, Tensor]]:
+    """Where each buffer that has values lies, the buffer, how often it was written to, and a copy."""
+    return [
+        (layer._buffers, key, tensor, tensor._version, tensor.clone())
+        for layer in module.modules()
+        for key, tensor in layer._buffers.items()
+        if tensor is not None and not isinstance(tensor, UninitializedTensorMixin) and not tensor.is_inference()
+    ]
 
 
 def check_losses(losses: Tensor) -> None:

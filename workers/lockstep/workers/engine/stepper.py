@@ -213,7 +213,7 @@ class Stepper:
             raise NonFiniteLoss(step, loss_sum, self.update.rate)
         if not weight >= 0:
             raise ModelError(f"weight_of returned numbers whose sum is {weight} at step {step}; a weight is 0 or more")
-        if not bool(gradient_sum.isfinite()):
+        if not math.isfinite(gradient_sum.item()):
             name = self.model.first_non_finite(gradient)
             if name is not None:
                 raise NonFiniteGradient(step, name, loss_sum / (weight or 1.0))
@@ -252,8 +252,8 @@ class Stepper:
         outputs = self.module(inputs)
         losses = self.module.loss(outputs, targets)
         check_losses(losses)
-        loss = losses.sum(dtype=torch.promote_types(losses.dtype, torch.float32))
-        self.count(shard, loss.detach(), losses, outputs, targets)
+        loss = losses.sum() if losses.dtype.itemsize >= torch.float32.itemsize else losses.sum(dtype=torch.float32)
+        self.count(shard, loss.detach(), losses, outputs.detach() if isinstance(outputs, Tensor) else outputs, targets)
         if is_sampled:
             self.ledger.part(Phase.BACKWARD)
         self.add_gradients(loss)
@@ -311,7 +311,6 @@ class Stepper:
         self.update.apply(gradient)
         return norm.item() if norm_is_wanted else math.nan
 
-    @torch.no_grad()
     def count(self, shard: int, loss: Tensor, losses: Tensor, outputs: Tensor, targets: Tensor) -> None:
         """Add a shard's loss, weight and right answers to what is exchanged."""
         scalars = self.scalars if self.wide is None else self.wide[shard]

@@ -58,7 +58,12 @@ class Update:
             # A factory that takes the parameters from elsewhere has made the same as before.
             if is_over(flat, [model.parameters]):
                 self.optimizer, self.is_flat = flat, True
-        self._constants = self._now_constant()
+        self._constants = [
+            (group, name, _value(group[name]))
+            for group in self.optimizer.param_groups
+            for name in CONSTANT
+            if name in group
+        ]
 
     def apply(self, gradient: Tensor) -> None:
         """Update the parameters with a gradient, (size,).
@@ -75,18 +80,13 @@ class Update:
                 parameter.grad = part
             self.optimizer.step()
             model.put_gradients_back()
-        now = self._now_constant()
-        if now != self._constants:
-            name, before, after = next(
-                (name, before, after)
-                for earlier, later in zip(self._constants, now, strict=True)
-                for name, before, after in zip(CONSTANT, earlier, later, strict=True)
-                if before != after
-            )
-            raise ModelError(
-                f"the optimizer's {name} changed from {before} to {after}: a schedule that counts steps by itself "
-                "starts anew when training goes on from a checkpoint, and is not supported"
-            )
+        for group, name, before in self._constants:
+            after = group[name]
+            if after is not before and _value(after) != before:
+                raise ModelError(
+                    f"the optimizer's {name} changed from {before} to {_value(after)}: a schedule that counts steps by "
+                    "itself starts anew when training goes on from a checkpoint, and is not supported"
+                )
 
     @property
     def rate(self) -> str:
@@ -99,12 +99,6 @@ class Update:
     def decays(self) -> bool:
         """Whether parameters shrink without a gradient."""
         return any(group.get("weight_decay") for group in self.optimizer.param_groups)
-
-    def _now_constant(self) -> list[tuple[Any, ...]]:
-        return [
-            tuple(float(v) if isinstance(v := group.get(name), Tensor) else v for name in CONSTANT)
-            for group in self.optimizer.param_groups
-        ]
 
 
 def check_optimizer(optimizer: Any, model: FlatModel) -> None:
@@ -149,3 +143,8 @@ def is_over(optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Paramete
         return False
     own = optimizer.param_groups[0]["params"]
     return len(own) == len(parameters) and all(a is b for a, b in zip(own, parameters, strict=True))
+
+
+def _value(option: Any) -> Any:
+    """A number for one that is a tensor, which can change in place."""
+    return option.item() if isinstance(option, Tensor) and option.numel() == 1 else option
