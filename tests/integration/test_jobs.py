@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from sklearn.datasets import load_digits
 
 from lockstep.client import Client, FailedPrecondition, JobCancelled, JobFailed, JobState, MetricKind
 from tests.integration.alone import assert_curve_of_the_engine_alone
@@ -160,14 +162,19 @@ def test_a_cancelled_job_in_the_queue_never_starts(client: Client) -> None:
     running.cancel()
 
 
-def without_min_workers(spec: dict[str, Any]) -> dict[str, Any]:
-    del spec["resources"]["min_workers"]
-    return spec
-
-
 def test_more_than_the_whole_cluster_has_is_refused_with_the_numbers(client: Client) -> None:
     with pytest.raises(FailedPrecondition, match=r"5 workers.*4 CPUs"):
-        client.submit_job(without_min_workers(digits(workers=5)))
+        client.submit_job(digits(workers=5, min_workers=5))
+
+
+def test_the_model_of_a_job_predicts_raw_images_as_well_as_the_job_did(client: Client) -> None:
+    job = client.submit_job(digits()).wait()
+    assert job.result is not None
+    images = load_digits()
+    order = np.random.Generator(np.random.PCG64(0)).permutation(len(images.images))[: round(len(images.images) * 0.2)]
+    predicted = job.load_model().predict(images.images[order])
+    accuracy = (predicted.numpy() == images.target[order]).mean()
+    assert accuracy == pytest.approx(job.result.final_metrics["val_accuracy"], abs=1e-9)
 
 
 def test_no_worker_works_when_its_job_has_ended(server: Server, client: Client) -> None:

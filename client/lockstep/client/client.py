@@ -49,7 +49,7 @@ class Client:
     """
 
     def __init__(self, target: str | None = None, token: str | None = None) -> None:
-        self.target = _address(target or os.environ.get("LOCKSTEP_TARGET") or DEFAULT_TARGET)
+        self.target = _address(target or os.environ.get("LOCKSTEP_TARGET", ""))
         self._connection = Connection(self.target, token or os.environ.get("LOCKSTEP_TOKEN"))
         self._jobs = JobServiceStub(self._connection.channel)
         self._metrics = MetricsServiceStub(self._connection.channel)
@@ -210,7 +210,8 @@ def _address(target: str) -> str:
     Raises:
         LockstepError: the URL asks for TLS.
     """
-    match = re.fullmatch(r"(?:(http|https|grpc|grpcs)://)?([^/]+?)/?", target.strip())
+    target = target.strip() or DEFAULT_TARGET
+    match = re.fullmatch(r"(?:(http|https|grpc|grpcs)://)?([^/]+?)/?", target)
     if match is None:
         return target
     scheme, address = match.groups()

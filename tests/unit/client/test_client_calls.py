@@ -285,6 +285,7 @@ def test_a_target_may_be_written_as_a_url(server: ScriptedServer, form: str):
     ("target", "address"),
     [
         ("gpu-server", "gpu-server:50051"),
+        (" ", "127.0.0.1:50051"),
         ("http://gpu-server/", "gpu-server:50051"),
         ("[::1]", "[::1]:50051"),
         ("[::1]:7", "[::1]:7"),
