@@ -17,6 +17,8 @@ class Verdict(StrEnum):
     OK = "ok"
     FAILED = "FAILED"
     NOT_RUN = "not run"
+    LATE = "late"
+    """The time of its section was over before: it is slow, or hangs."""
     FIGURE = "figure"
     """Nothing is wanted of it."""
 
@@ -30,7 +32,7 @@ class Row:
         seen: what was seen, in some words.
         wanted: what should have been.
         verdict: whether that is so.
-        details: lines that are printed below it when it has failed: what differs.
+        details: lines that are printed below it when it has failed or is late: what differs, or where it was.
         figures: for programs.
     """
 
@@ -58,7 +60,7 @@ class Row:
         for line in range(height):
             parts = [column[line] if line < len(column) else "" for column in columns]
             lines.append("  ".join(part.ljust(width) for part, width in zip(parts, WIDTHS, strict=True)).rstrip())
-        for detail in self.details if self.verdict is Verdict.FAILED else []:
+        for detail in self.details if self.verdict in (Verdict.FAILED, Verdict.LATE) else []:
             lines += textwrap.wrap(detail, DETAIL_WIDTH, initial_indent="    ", subsequent_indent="      ") or [""]
         return lines
 
