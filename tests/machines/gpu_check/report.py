@@ -2,13 +2,15 @@
 
 import json
 import textwrap
-from collections.abc import Iterable, Mapping
+import traceback
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
 WIDTHS = (50, 34, 34, 7)
 DETAIL_WIDTH = 118
+LONGEST_WORDS, LINES_SHOWN = 150, 30
 
 
 class Verdict(StrEnum):
@@ -68,6 +70,15 @@ class Row:
 def judge(check: str, holds: bool, seen: str, wanted: str, details: Iterable[str] = (), **figures: Any) -> Row:
     """A row that is right or wrong."""
     return Row(check, seen, wanted, Verdict.OK if holds else Verdict.FAILED, list(details), figures)
+
+
+def attempt(check: str, look: Callable[[], Row]) -> Row:
+    """The row of a check; one that raises has failed, and those after it are still looked at."""
+    try:
+        return look()
+    except Exception as error:
+        words = f"{type(error).__name__}: {error}"[:LONGEST_WORDS]
+        return judge(check, False, words, "", traceback.format_exc().splitlines()[-LINES_SHOWN:])
 
 
 def not_run(check: str, why: str, wanted: str = "") -> Row:
