@@ -13,7 +13,7 @@ import torch
 
 from tests.machines.gpu_check import accounts, digests, gradients, healing, operations, pausing, start
 from tests.machines.gpu_check.plan import Plan, smallest
-from tests.machines.gpu_check.report import Row, Verdict, judge, the_same
+from tests.machines.gpu_check.report import Row, Verdict, attempt, judge, the_same
 from tests.machines.gpu_check.sections import SECTIONS
 
 MOST_S = 480
@@ -73,6 +73,15 @@ def test_what_differs_is_printed_with_who_saw_it() -> None:
     assert "aaaa: 1 rank; 2 ranks, rank 1" in shown
     assert "bbbb: 2 ranks, rank 0" in shown
     assert the_same("mlp", {"1 rank": "aaaa"}, expected=2).verdict is Verdict.FAILED, "somebody said nothing"
+
+
+def test_a_check_that_raises_has_failed_and_says_where() -> None:
+    def look() -> Row:
+        raise RuntimeError("CUDA error: out of memory")
+
+    row = attempt("mlp", look)
+    assert (row.verdict, row.seen) == (Verdict.FAILED, "RuntimeError: CUDA error: out of memory")
+    assert any("in look" in line for line in row.details)
 
 
 def test_rows_survive_the_way_to_the_table() -> None:

@@ -3,7 +3,7 @@
     python -m tests.machines.gpu_check [--only digests,healing] [--json gpu-check.json] [--device cpu]
 
 Each section runs in a process of its own, so that one that crashes or hangs ends alone. Exits with 0 only when all
-checks that could run have passed.
+checks that could run have passed in time.
 """
 
 import argparse
@@ -129,7 +129,7 @@ def run_apart(section: str, device: str) -> Iterator[Row]:
         errors.seek(0)
         last_words = errors.read()[-3000:].splitlines()
     if is_out_of_time.is_set():
-        row = Row(f"{section}: the rest of it", f"out of its {budget_s:.0f} s", "", Verdict.NOT_RUN, last_words)
+        row = Row(f"{section}: the rest of it", f"out of its {budget_s:.0f} s", "", Verdict.LATE, last_words)
     elif status:
         row = judge(f"{section}: the rest of it", False, f"ended with status {status}", "0", last_words)
     else:
@@ -157,10 +157,11 @@ def end(process: subprocess.Popen[str]) -> None:
 
 def sum_up(rows: dict[str, list[Row]], took_s: float, written_to: Path, device: str) -> int:
     """Print the last lines; returns the exit status."""
-    failed = [(section, row) for section, found in rows.items() for row in found if row.verdict is Verdict.FAILED]
+    wrong = (Verdict.FAILED, Verdict.LATE)
+    failed = [(section, row) for section, found in rows.items() for row in found if row.verdict in wrong]
     count = {verdict: sum(row.verdict is verdict for found in rows.values() for row in found) for verdict in Verdict}
     for section, row in failed:
-        print(f"FAILED  {section}: {row.check}: {row.seen}")
+        print(f"{row.verdict.value:6}  {section}: {row.check}: {row.seen}")
     told = ", ".join(f"{count[verdict]} {verdict.value}" for verdict in Verdict if count[verdict])
     print(f"{told}; {took_s:.0f} s; all of it is in {written_to}")
     if device == "cpu":

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
@@ -9,7 +10,7 @@ from lockstep.workers.engine import Account, Ledger, Phase
 from lockstep.workers.engine.ledger import CudaMarks
 from tests.faults.fleet import Context
 from tests.machines.gpu_check.plan import Plan
-from tests.machines.gpu_check.report import Row, judge, not_run
+from tests.machines.gpu_check.report import Row, attempt, judge, not_run
 from tests.machines.gpu_check.work import Work, fit
 
 TOLERANCE, TOLERANCE_S = 0.02, 0.02
@@ -33,7 +34,7 @@ def check(plan: Plan) -> Iterator[Row]:
             work = plan.work(plan.models[-1], shards=4, steps=4 * plan.steps)
             for rank, (account, took_s) in enumerate(fleet.run(world_size, train, work)):
                 yield adds_up(f"rank {rank} of {world_size}", account, took_s, work.steps)
-    yield events(plan)
+    yield attempt("ledger, CUDA events", partial(events, plan))
 
 
 def adds_up(who: str, account: Account, took_s: float, steps: int) -> Row:

@@ -2,10 +2,11 @@
 
 import hashlib
 from collections.abc import Iterator
+from functools import partial
 
 from tests.faults.fleet import Context, Fleet
 from tests.machines.gpu_check.plan import Plan
-from tests.machines.gpu_check.report import Row, judge, the_same
+from tests.machines.gpu_check.report import Row, attempt, judge, the_same
 from tests.machines.gpu_check.work import Recorder, Work, fit
 
 
@@ -39,10 +40,11 @@ def check(plan: Plan) -> Iterator[Row]:
         yield judge(name, set(ways) == {"host memory"}, " and ".join(sorted(set(ways))), "host memory", map(str, ways))
         for shards in plan.shards:
             for model in plan.models:
-                yield of_one_model(fleet, plan, model, shards)
+                name = f"{model}, {shards} shard{'s' if shards > 1 else ''}"
+                yield attempt(name, partial(of_one_model, name, fleet, plan, model, shards))
 
 
-def of_one_model(fleet: Fleet, plan: Plan, model: str, shards: int) -> Row:
+def of_one_model(name: str, fleet: Fleet, plan: Plan, model: str, shards: int) -> Row:
     """One digest for each number of ranks."""
     work = plan.work(model, shards=shards)
     (alone,) = fleet.run(1, twice, work)
@@ -51,4 +53,4 @@ def of_one_model(fleet: Fleet, plan: Plan, model: str, shards: int) -> Row:
         if world_size <= shards:
             for rank, digest in enumerate(fleet.run(world_size, curve, work)):
                 digests[f"{world_size} ranks, rank {rank}"] = digest
-    return the_same(f"{model}, {shards} shard{'s' if shards > 1 else ''}", digests)
+    return the_same(name, digests)

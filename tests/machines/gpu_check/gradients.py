@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from lockstep.workers.engine import DataModule, Examples, Module, Trainer
 from tests.machines.gpu_check.plan import Plan
-from tests.machines.gpu_check.report import Row, judge
+from tests.machines.gpu_check.report import Row, attempt, judge
 from tests.machines.gpu_check.work import SEED, data_of, examples_of, module_of
 
 EXAMPLES = 128
@@ -44,16 +45,22 @@ class Keep(torch.optim.Optimizer):
 def check(plan: Plan) -> Iterator[Row]:
     """Each model in the types that it can have."""
     for model in plan.models:
-        work = plan.work(model)
-        data = data_of(work)
-        examples = examples_of(work, EXAMPLES)
-        for dtype, largest in LARGEST_ERROR.items():
-            module = without_dropout(module_of(work, data))
-            # A shard has statistics of its own, which are those of the minibatch when there is one.
-            shards = 1 if any(isinstance(layer, nn.BatchNorm2d) for layer in module.modules()) else 4
-            wanted = reference(module, Converted(examples, data.num_classes, torch.float64))
-            seen = of_the_engine(module, Converted(examples, data.num_classes, dtype), dtype, plan.device, shards)
-            yield compare(f"gradient, {model}, {str(dtype).removeprefix('torch.')}", seen, wanted, largest)
+        for dtype in LARGEST_ERROR:
+            name = f"gradient, {model}, {str(dtype).removeprefix('torch.')}"
+            yield attempt(name, partial(of_one, name, plan, model, dtype))
+
+
+def of_one(name: str, plan: Plan, model: str, dtype: torch.dtype) -> Row:
+    """One model in one type."""
+    work = plan.work(model)
+    data = data_of(work)
+    examples = examples_of(work, EXAMPLES)
+    module = without_dropout(module_of(work, data))
+    # A shard has statistics of its own, which are those of the minibatch when there is one.
+    shards = 1 if any(isinstance(layer, nn.BatchNorm2d) for layer in module.modules()) else 4
+    wanted = reference(module, Converted(examples, data.num_classes, torch.float64))
+    seen = of_the_engine(module, Converted(examples, data.num_classes, dtype), dtype, plan.device, shards)
+    return compare(name, seen, wanted, LARGEST_ERROR[dtype])
 
 
 def without_dropout(module: Module) -> Module:

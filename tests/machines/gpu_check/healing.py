@@ -1,11 +1,12 @@
 """A rank is killed with SIGKILL, or joins: the curve is that of an undisturbed run."""
 
 from collections.abc import Iterator
+from functools import partial
 
 from lockstep.workers.engine import Activity
 from tests.faults.fleet import Context, Fault, Fleet
 from tests.machines.gpu_check.plan import Plan
-from tests.machines.gpu_check.report import Row, judge, the_same
+from tests.machines.gpu_check.report import Row, attempt, judge, the_same
 from tests.machines.gpu_check.work import Work, fit
 
 
@@ -33,13 +34,18 @@ def check(plan: Plan) -> Iterator[Row]:
                 place = activity if isinstance(activity, str) else activity.value
                 fault = Fault(world_size - 1, activity, step)
                 name = f"{model}: one of {world_size} killed, in {place}"
-                yield healed(fleet, name, work, world_size, [fault], undisturbed)
-            fault = Fault(0, Activity.EXCHANGE, step)
-            yield healed(fleet, f"{model}: rank 0 of {world_size} killed", work, world_size, [fault], undisturbed)
-            before = max(1, world_size - 1)
-            outcomes = fleet.run(before, train, work, joins_after_step=step)
-            told = {f"rank {rank}": outcome for rank, outcome in enumerate(outcomes)}
-            yield the_same(f"{model}: one joins {before}", {"undisturbed": undisturbed} | told, before + 2)
+                yield attempt(name, partial(healed, fleet, name, work, world_size, [fault], undisturbed))
+            fault, name = Fault(0, Activity.EXCHANGE, step), f"{model}: rank 0 of {world_size} killed"
+            yield attempt(name, partial(healed, fleet, name, work, world_size, [fault], undisturbed))
+            name = f"{model}: one joins {max(1, world_size - 1)}"
+            yield attempt(name, partial(joined, fleet, name, work, max(1, world_size - 1), undisturbed))
+
+
+def joined(fleet: Fleet, name: str, work: Work, before: int, undisturbed: str) -> Row:
+    """One run that another process joins."""
+    outcomes = fleet.run(before, train, work, joins_after_step=work.steps // 2)
+    told = {f"rank {rank}": outcome for rank, outcome in enumerate(outcomes)}
+    return the_same(name, {"undisturbed": undisturbed} | told, before + 2)
 
 
 def healed(fleet: Fleet, name: str, work: Work, world_size: int, faults: list[Fault], undisturbed: str) -> Row:

@@ -1,13 +1,14 @@
 """Layers whose kernels add up in any order: each trains to the same bits again, or is refused by name."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from lockstep.workers.engine import Classifier, ModelError, Trainer
 from tests.machines.gpu_check.plan import Plan
-from tests.machines.gpu_check.report import Row, judge, the_same
+from tests.machines.gpu_check.report import Row, attempt, judge, the_same
 from tests.machines.gpu_check.work import SEED, data_of, momentum
 
 CHANNELS = 4
@@ -83,7 +84,7 @@ class Around(Classifier):
 def check(plan: Plan) -> Iterator[Row]:
     """All layers, and one that would talk to other workers."""
     for name, layer in LAYERS.items():
-        yield of_one(plan, name, layer)
+        yield attempt(name, partial(of_one, plan, name, layer))
     try:
         outcome = train(plan, lambda: nn.SyncBatchNorm(CHANNELS))
     except ModelError as error:

@@ -2,13 +2,15 @@
 
 import json
 import textwrap
-from collections.abc import Iterable, Mapping
+import traceback
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
 WIDTHS = (50, 34, 34, 7)
 DETAIL_WIDTH = 118
+LONGEST_WORDS, LINES_SHOWN = 150, 30
 
 
 class Verdict(StrEnum):
@@ -17,6 +19,8 @@ class Verdict(StrEnum):
     OK = "ok"
     FAILED = "FAILED"
     NOT_RUN = "not run"
+    LATE = "late"
+    """The time of its section was over before: it is slow, or hangs."""
     FIGURE = "figure"
     """Nothing is wanted of it."""
 
@@ -30,7 +34,7 @@ class Row:
         seen: what was seen, in some words.
         wanted: what should have been.
         verdict: whether that is so.
-        details: lines that are printed below it when it has failed: what differs.
+        details: lines that are printed below it when it has failed or is late: what differs, or where it was.
         figures: for programs.
     """
 
@@ -58,7 +62,7 @@ class Row:
         for line in range(height):
             parts = [column[line] if line < len(column) else "" for column in columns]
             lines.append("  ".join(part.ljust(width) for part, width in zip(parts, WIDTHS, strict=True)).rstrip())
-        for detail in self.details if self.verdict is Verdict.FAILED else []:
+        for detail in self.details if self.verdict in (Verdict.FAILED, Verdict.LATE) else []:
             lines += textwrap.wrap(detail, DETAIL_WIDTH, initial_indent="    ", subsequent_indent="      ") or [""]
         return lines
 
@@ -66,6 +70,15 @@ class Row:
 def judge(check: str, holds: bool, seen: str, wanted: str, details: Iterable[str] = (), **figures: Any) -> Row:
     """A row that is right or wrong."""
     return Row(check, seen, wanted, Verdict.OK if holds else Verdict.FAILED, list(details), figures)
+
+
+def attempt(check: str, look: Callable[[], Row]) -> Row:
+    """The row of a check; one that raises has failed, and those after it are still looked at."""
+    try:
+        return look()
+    except Exception as error:
+        words = f"{type(error).__name__}: {error}"[:LONGEST_WORDS]
+        return judge(check, False, words, "", traceback.format_exc().splitlines()[-LINES_SHOWN:])
 
 
 def not_run(check: str, why: str, wanted: str = "") -> Row:

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lockstep.client import Client, Job
 from tests.machines.gpu_check.plan import Plan
-from tests.machines.gpu_check.report import Row, judge, not_run, the_same
+from tests.machines.gpu_check.report import Row, attempt, judge, not_run, the_same
 
 COMMAND = [sys.executable, "-c", "from lockstep.client.cli import main; main()"]
 START_TIMEOUT_S, JOB_TIMEOUT_S = 60, 60
@@ -59,14 +60,16 @@ def check(plan: Plan) -> Iterator[Row]:
     """Jobs one after another on one worker."""
     images = {"idx": {"root": plan.work("softmax_regression").folder}}
     with server(plan.folder / "service", int(plan.is_gpu)) as address, Client(address) as client:
-        yield starts(plan, client, images)
-        yield again("made-up images", client, spec_of(plan, images))
+        yield attempt("first points", partial(starts, plan, client, images))
+        yield attempt("made-up images", partial(again, "made-up images", client, spec_of(plan, images)))
         if importlib.util.find_spec("sklearn") is None:
             yield not_run("digits, two jobs", "scikit-learn is not installed")
         else:
-            yield again("digits", client, spec_of(plan, {"builtin": {"name": "digits"}}))
-        yield killed(client, spec_of(plan, images, max_steps=plan.service_steps))
-        yield nodes(plan, address)
+            digits = spec_of(plan, {"builtin": {"name": "digits"}})
+            yield attempt("digits, two jobs", partial(again, "digits", client, digits))
+        long = spec_of(plan, images, max_steps=plan.service_steps)
+        yield attempt("the only worker of a job killed", partial(killed, client, long))
+        yield attempt("lockstep nodes", partial(nodes, plan, address))
 
 
 def first_point(client: Client, spec: dict[str, Any]) -> float:

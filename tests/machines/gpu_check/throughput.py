@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -12,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lockstep.workers.engine import Listener, Point, Progress
 from lockstep.workers.engine.determinism import fix_arithmetic
 from tests.machines.gpu_check.plan import Plan
-from tests.machines.gpu_check.report import Row
+from tests.machines.gpu_check.report import Row, attempt
 from tests.machines.gpu_check.work import Work, data_of, fit, module_of
 
 MODELS = ("softmax_regression", "mlp", "lenet, relu, max", "convolutions", "deep, in buckets")
@@ -39,7 +40,7 @@ def check(plan: Plan) -> Iterator[Row]:
     try:
         for model in MODELS:
             if model in plan.models:
-                yield compare(plan, model, backend)
+                yield attempt(f"samples/s, {model}", partial(compare, plan, model, backend))
     finally:
         dist.destroy_process_group()
 
