@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from google.protobuf import json_format
 from torch import Tensor
 
+from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.workers.engine import Listener, NotDeterministic, Point, Progress, Trainer
 from lockstep.workers.engine.snapshot import content
 from lockstep.workers.failures import job_error
+from lockstep.workers.training import SMALLEST, build_trainer
 from tests.unit.workers.bent_models import BENT
 from tests.unit.workers.honest_models import HONEST, Images, Numbers, Points, convolutions, sgd
 
@@ -124,3 +127,10 @@ def test_contents_tell_bits_and_their_order() -> None:
     for dtype in (torch.bool, torch.int8, torch.bfloat16, torch.complex64, torch.float64):
         assert content(torch.ones(5, dtype=dtype)) != content(torch.zeros(5, dtype=dtype))
     assert content(torch.empty(0)) == 0
+
+
+def test_the_spec_says_when_to_look_and_one_from_before_it_could_means_the_start() -> None:
+    spec = json_format.ParseDict(SMALLEST, JobSpec())
+    assert build_trainer(spec).audit == "start"
+    spec.training.audit = "always"
+    assert build_trainer(spec).audit == "always"
