@@ -30,7 +30,6 @@ from torch.nn.parallel import DistributedDataParallel
 from lockstep.workers.engine import Classifier, DataModule, Examples, Group, Module, Trainer
 from throughput import WORLD_SIZE, Stopwatch, ratio
 
-WARM_UP = 4
 BATCH_SIZE = 32
 VOCABULARY, LENGTH, LONGEST, WIDTH, HEADS, LAYERS = 65, 64, 1024, 128, 4, 6
 NORMS = 53
@@ -118,19 +117,18 @@ class Noise(DataModule):
 
 
 def lockstep(model: type[Module], data: DataModule, group: Group, steps: int, shards: int) -> float:
-    """Samples per second of the engine between two log points."""
+    """Samples per second of the engine between two log points, of which the second is included."""
     watch = Stopwatch()
-    total = steps - steps % WARM_UP + WARM_UP
     trainer = Trainer(
-        max_steps=total + 1,  # validation follows the last step, which is not timed
+        max_steps=2 * steps + 1,  # validation follows the last step, which is not timed
         batch_size=BATCH_SIZE,
         shards=shards,
-        log_every_steps=WARM_UP,
+        log_every_steps=steps,
         evaluate_every_steps=10**9,
     )
     torch.manual_seed(0)
     trainer.fit(model(), data, partial(torch.optim.SGD, lr=0.01, foreach=False), group=group, listener=watch)
-    return (total - WARM_UP) * BATCH_SIZE / (watch.times[total] - watch.times[WARM_UP])
+    return steps * BATCH_SIZE / (watch.times[2 * steps] - watch.times[steps])
 
 
 def ddp(model: type[Module], data: DataModule, rank: int, steps: int) -> float:
@@ -143,8 +141,8 @@ def ddp(model: type[Module], data: DataModule, rank: int, steps: int) -> float:
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
     module.train()
     began = 0.0
-    for step in range(WARM_UP + steps):
-        if step == WARM_UP:
+    for step in range(2 * steps):
+        if step == steps:
             began = time.perf_counter()
         first = step * BATCH_SIZE % len(order) + rank * own
         inputs, targets = data.take(data.train, order[first : first + own])

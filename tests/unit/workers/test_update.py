@@ -31,6 +31,14 @@ def test_a_parameter_that_is_not_used_is_told_where_it_decays(decay: float, told
     assert all("spare.weight got no gradient" in words and "requires_grad_(False)" in words for words in notes.words)
 
 
+def test_a_hook_that_sees_the_gradient_of_a_shard_is_told() -> None:
+    module, notes = Net(), Notes()
+    module.body[0].bias.register_hook(lambda gradient: gradient.clamp(-1, 1))
+    Trainer(max_steps=2, batch_size=10, audit="off").fit(module, Points(), sgd, listener=notes)
+    assert len(notes.words) == 1
+    assert notes.words[0].startswith("body.0.bias has a hook on its gradient")
+
+
 def stepping_schedule(parameters: Any) -> torch.optim.Optimizer:
     optimizer = torch.optim.SGD(parameters, lr=0.1)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)

@@ -377,7 +377,8 @@ def _known_to_change(module: nn.Module) -> set[str]:
 
 
 def equal(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors of one shape and dtype have the same values; NaN is NaN."""
-    if one.dtype.is_floating_point or one.dtype.is_complex:
-        one, other = (t.contiguous().view(-1).view(torch.uint8) for t in (one, other))
+    """Whether two tensors of one shape and dtype have the same bits."""
+    one, other = (tensor.contiguous().view(-1).view(torch.uint8) for tensor in (one, other))
+    if not (one.numel() % 8 or one.storage_offset() % 8 or other.storage_offset() % 8):
+        one, other = one.view(torch.int64), other.view(torch.int64)  # seven times as fast
     return torch.equal(one, other)

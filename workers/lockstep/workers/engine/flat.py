@@ -120,6 +120,10 @@ class FlatModel:
         """How often the last backward pass has added to each parameter's gradient."""
         return [gradient._version - before for gradient, before in zip(self._gradients, self._additions, strict=True)]
 
+    def hooked(self) -> str | None:
+        """Name of the first parameter on whose gradient the model has a hook."""
+        return next((n for n, p in zip(self.names, self.trainable, strict=True) if p._backward_hooks), None)
+
     def refusing_sparse_gradients(self) -> list[RemovableHandle]:
         """Have a backward pass raise ModelError where a sparse gradient comes, until these are removed."""
 

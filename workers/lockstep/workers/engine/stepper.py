@@ -269,6 +269,11 @@ class Stepper:
                 self.model.gradients_come_whole = self.sums.neighbours_add_up = False
                 self.is_spoilt = True
             return
+        if self.group.rank == 0 and (hooked := self.model.hooked()) is not None:
+            self.listener.noted(
+                f"{hooked} has a hook on its gradient, which sees that of the sum of a shard's losses, not of the mean "
+                "over a minibatch: right for a mask and wrong for a bound; clip with gradient_clip_norm"
+            )
         hooks = self.model.refusing_sparse_gradients()
         try:
             loss.backward()  # type: ignore[no-untyped-call]
