@@ -54,6 +54,7 @@ def test_a_job_is_deleted_so_many_days_after_its_end_and_not_before(tmp_path: Pa
             await launcher.be_ready()
             gang = await finish_a_job(server, launcher, tmp_path / "c")
             waiting = await server.submit(resources={"workers": 2, "min_workers": 2})
+            await launcher.next_start()
             before = await rows(server)
             assert before["metric_points"] == POINTS
             await server.coordinator.tidy(datetime.now(UTC) + timedelta(days=1.9))
