@@ -152,7 +152,8 @@ def test_without_a_server_ids_are_not_completed_and_nothing_is_said():
     assert completions(None, "lockstep describe ") == set()
 
 
-def test_the_completion_of_a_shell_can_be_shown(lockstep: Any):
+def test_the_completion_of_a_shell_can_be_shown(lockstep: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")  # who runs tests need not be a shell
     code, out, err = lockstep("--show-completion", "bash")
     assert (code, err) == (0, "")
     assert "_LOCKSTEP_COMPLETE=complete_bash" in out

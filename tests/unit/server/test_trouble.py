@@ -58,7 +58,7 @@ def test_a_full_disk_is_told_as_such_once_in_the_log_and_forgotten_when_there_is
                     await store.save(job, messages=["a" * 20_000], now=NOW)
             assert [line["log_level"] for line in logs] == ["error"]
             assert "exc_info" not in logs[0]
-            assert len(await store.list_jobs(before=None, limit=1_000, states=[], labels={}, make=list)) == 1 + stored
+            assert len(await store.list_jobs(before=None, limit=1_000, make=list)) == 1 + stored
             with structlog.testing.capture_logs() as logs:
                 await allow_pages(store, 1_000)
                 await store.submit(new_job("job-last"))
