@@ -172,6 +172,8 @@ class Stepper:
                 total = self.add_up(step, minibatch)
             sums, gradient = total
             self.buffers.exchange(self.group, self.placement)
+            # Over NCCL that has only been launched: what it brings is not to be looked at before it has come.
+            wait_for_device(self.device)
             self.group.check()
             self.buffers.check_same(minibatch.active_shards)
         except EngineError:
