@@ -16,10 +16,15 @@ from torch import Tensor, nn
 
 from lockstep.workers.engine.digest import bytes_of
 from lockstep.workers.engine.dtypes import DTYPES
+from lockstep.workers.engine.errors import ModelError
 from lockstep.workers.engine.optimizer_state import OptimizerState, StateMismatch
 
 NOTES = "notes"
 MODEL, BUFFER = "model.", "buffer."
+STATE_DICT_MEND = (
+    "have state_dict() and its hooks leave names and tensors as nn.Module gives them, and convert what was saved or "
+    "will be loaded elsewhere"
+)
 GROUPS, ON_HOST, SHAPES = "param_groups", "on_host", "parameter_shapes"
 
 
@@ -136,6 +141,31 @@ def put_weights(weights: dict[str, Tensor], module: nn.Module) -> None:
     own = module.state_dict()
     check_fit(weights, own)
     copy_into(weights, own)
+
+
+def check_state_dict(module: nn.Module) -> None:
+    """Check that a module's state_dict holds the memory of its parameters and buffers, to be read and to be written.
+
+    Raises:
+        ModelError: it holds copies, or leaves out what is trained; names the first.
+    """
+    own = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    places = {(tensor.data_ptr(), tensor.dtype, tensor.numel()) for _, tensor in own if tensor.numel()}
+    found = set()
+    for name, tensor in module.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise ModelError(f"state_dict has {name}, a {type(tensor).__name__}; {STATE_DICT_MEND}")
+        place = tensor.data_ptr(), tensor.dtype, tensor.numel()
+        if tensor.numel() and place not in places:
+            raise ModelError(
+                f"{name} in state_dict is a copy, or no parameter or buffer, so that nothing can be put back into it; "
+                f"{STATE_DICT_MEND}"
+            )
+        found.add(place)
+    for name, tensor in module.named_parameters():
+        place = tensor.data_ptr(), tensor.dtype, tensor.numel()
+        if tensor.requires_grad and tensor.numel() and place not in found:
+            raise ModelError(f"{name} is trained and is not in state_dict; {STATE_DICT_MEND}")
 
 
 def check_fit(tensors: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> None:

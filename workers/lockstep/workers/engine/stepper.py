@@ -22,6 +22,7 @@ from lockstep.workers.engine.overlap import choose_exchange
 from lockstep.workers.engine.reduce import Exchange, ShardSums, padded
 from lockstep.workers.engine.rehearsal import Modes, check_losses, rehearse
 from lockstep.workers.engine.shards import Placement, part
+from lockstep.workers.engine.state import check_state_dict
 from lockstep.workers.engine.update import OptimizerFactory, Update
 
 # Slots at the front of the exchanged row; each wish is counted, and each rank on which the step cannot be used.
@@ -89,6 +90,7 @@ class Stepper:
         self.modes.train()
         self.model = FlatModel(self.module)
         self.buffers = Buffers(self.module, settings.shards)
+        check_state_dict(self.module)
         fewest = 2 if has_batch_statistics(module) else 1
         self.minibatches = Minibatches(len(self.train_set), settings, fewest, self.device)
         self.steps_per_epoch = self.minibatches.per_epoch
