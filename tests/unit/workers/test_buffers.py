@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lockstep.workers.engine import Group
+from lockstep.workers.engine import Group, ModelError
 from lockstep.workers.engine.buffers import Buffers
-from lockstep.workers.engine.policies import combine_mean, combine_sum
+from lockstep.workers.engine.policies import POLICIES, allowed_for, combine_mean, combine_sum
 from lockstep.workers.engine.shards import Placement
 
 
@@ -115,3 +115,40 @@ def test_sums_of_integers_are_exact_and_wrap_as_they_do() -> None:
     assert combine_sum(rows, before).tolist() == [2**53 + 4, 206]
     down: Tensor = combine_sum(torch.tensor([[199], [198]], dtype=torch.uint8), torch.tensor([200], dtype=torch.uint8))
     assert down.tolist() == [197]
+
+
+DTYPES_OF_BUFFERS = (
+    *(torch.bool, torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+    *(torch.float8_e4m3fn, torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.complex64, torch.complex128),
+)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("dtype", DTYPES_OF_BUFFERS)
+def test_a_policy_is_refused_at_the_start_or_can_be_computed(dtype: torch.dtype, policy: str) -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.buffer_policies = {"value": policy}
+            self.register_buffer("value", torch.zeros(3, dtype=dtype))
+
+    layer = Own()
+    if policy not in allowed_for(dtype):
+        with pytest.raises(ModelError, match=f"buffer_policies says '{policy}' of value"):
+            Buffers(layer, shards=2)
+        return
+    buffers = Buffers(layer, shards=2)
+    for _ in range(2):  # in the first it becomes live
+        buffers.note()
+        for shard in range(2):
+            buffers.restore()
+            layer.value.copy_(torch.ones(3))
+            buffers.keep(shard)
+        if buffers.have_changed():
+            buffers.agree(Group())
+    buffers.check_same(2)
+    buffers.combine(2)
+    expected = 2 if policy == "sum" else 1
+    assert layer.value.tolist() == torch.full((3,), expected, dtype=torch.int64).to(dtype).tolist()

@@ -71,6 +71,20 @@ def test_an_operation_that_torch_refuses_is_told_with_its_layer_and_the_mend() -
     assert "max_unpool2d" in told.traceback, "it shows where the model did that"
 
 
+def test_what_the_engine_itself_finds_is_told_in_its_words_alone() -> None:
+    class Tied(Network):
+        def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            return super().loss(outputs, targets).mean()
+
+    with pytest.raises(ModelError) as refused:
+        train(Tied(nn.ReLU()))
+    told = job_error(refused.value, 1)
+    assert told.message == str(refused.value)
+    assert told.message.startswith("loss returned a single number")
+    assert (told.reason, told.rank) == ("USER_ERROR", 1)
+    assert not told.traceback, "its frames are the engine's"
+
+
 @pytest.mark.parametrize(
     ("kernel", "layer"),
     [

@@ -277,7 +277,9 @@ def test_a_wait_that_is_under_way_is_told_as_one(clock: Clock) -> None:
 
 
 def test_readers_see_whole_steps_while_another_thread_writes() -> None:
+    began = time.perf_counter()
     ledger = Ledger()
+    made = time.perf_counter()
     is_over = threading.Event()
 
     def write() -> None:
@@ -288,8 +290,6 @@ def test_readers_see_whole_steps_while_another_thread_writes() -> None:
             ledger.enter(Phase.EXCHANGE)
             ledger.end_step(0.001, examples=1)
 
-    began = time.perf_counter()
-    ledger = Ledger()
     writer = threading.Thread(target=write)
     writer.start()
     try:
@@ -297,7 +297,7 @@ def test_readers_see_whole_steps_while_another_thread_writes() -> None:
             before = time.perf_counter()
             account = ledger.account()
             after = time.perf_counter()
-            assert before - began - 0.01 <= sum(account.seconds) <= after - began + 1e-6
+            assert before - made - 1e-6 <= sum(account.seconds) <= after - began + 1e-6
             assert sum(account.step_counts) == account.steps == account.examples
     finally:
         is_over.set()
@@ -311,23 +311,25 @@ class EndOfTraining(Listener):
         self.progress = progress
 
 
-def train(**settings: Any) -> tuple[Ledger, float]:
-    """The ledger of a run, and the seconds that it took."""
+def train(**settings: Any) -> Ledger:
+    """The ledger of a run, whose phases add up to no less than it took and to no more than passed around it."""
     data = SyntheticRegression((2.0, -3.4, 1.0), 4.2, 0.01, train_size=1000, validation_size=500, seed=0)
     data.load()
-    began = time.perf_counter()
+    before = time.perf_counter()
     ledger = Ledger()
+    began = time.perf_counter()
     Trainer(**settings).fit(
         LinearRegression(3), data, lambda parameters: torch.optim.SGD(parameters, lr=0.1), ledger=ledger
     )
-    account = ledger.account()
-    took = time.perf_counter() - began
-    assert sum(account.seconds) == pytest.approx(took, rel=0.02)
-    return ledger, took
+    ended = time.perf_counter()
+    total_s = sum(ledger.account().seconds)
+    after = time.perf_counter()
+    assert ended - began - 1e-6 <= total_s <= after - before + 1e-6
+    return ledger
 
 
 def test_the_phases_of_a_run_add_up_to_its_time() -> None:
-    account = train(max_epochs=5, batch_size=30, shards=4, log_every_steps=10)[0].account()
+    account = train(max_epochs=5, batch_size=30, shards=4, log_every_steps=10).account()
     for phase in (Phase.START_UP, Phase.DATA, Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER, Phase.VALIDATION):
         assert account.seconds[phase] > 0, phase
     assert account.seconds[Phase.EXCHANGE_WAIT] == account.seconds[Phase.HEALING] == 0
@@ -337,6 +339,6 @@ def test_the_phases_of_a_run_add_up_to_its_time() -> None:
 
 @pytest.mark.parametrize("batch_size", [30, 33])
 def test_the_operations_of_a_step_are_those_of_its_whole_minibatch(batch_size: int) -> None:
-    account = train(max_steps=3, batch_size=batch_size, shards=4)[0].account()
+    account = train(max_steps=3, batch_size=batch_size, shards=4).account()
     # A multiplication and an addition for each weight, forward and backward: the data needs no gradient.
     assert account.flops_per_step == 2 * 2 * 3 * batch_size

@@ -41,8 +41,9 @@ def job_error(error: BaseException, rank: int) -> JobError:
             message = f"{error}. The promise of equal bits is broken, so the job was stopped; please report this."
             return JobError(reason="RANKS_DISAGREE", message=message, rank=rank)
         case ModelError():
-            cause = error.__cause__ or error
-            return JobError(reason="USER_ERROR", message=str(error), traceback=short_traceback(cause), rank=rank)
+            # The message names the part; without a cause, the frames would be the engine's own.
+            trace = short_traceback(error.__cause__) if error.__cause__ is not None else ""
+            return JobError(reason="USER_ERROR", message=str(error), traceback=trace, rank=rank)
         case ray.exceptions.RayTaskError():
             pass  # what a worker has raised
         case ray.exceptions.OutOfMemoryError():

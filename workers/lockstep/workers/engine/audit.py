@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -21,7 +22,15 @@ from torch.utils._pytree import tree_leaves
 from lockstep.workers.engine.errors import NotDeterministic
 from lockstep.workers.engine.listener import Activity
 from lockstep.workers.engine.shards import part
-from lockstep.workers.engine.snapshot import Registered, attributes, content, joined, registered
+from lockstep.workers.engine.snapshot import (
+    Attribute,
+    Registered,
+    Watch,
+    content,
+    content_if_readable,
+    joined,
+    registered,
+)
 from lockstep.workers.engine.stepper import Stepper
 
 START, ALWAYS, OFF = "start", "always", "off"
@@ -35,8 +44,13 @@ BUFFER_MEND = (
     "one minibatch to the next"
 )
 NUMBER_MEND = (
-    "each worker would count its own calls: keep it in a buffer (register_buffer) and change that in place, or leave "
-    "it out"
+    'each worker would count its own calls; in a buffer, self.register_buffer("{name}", torch.zeros((), '
+    "dtype={dtype})) in the constructor, it counts minibatches with the same code; if nothing that is trained "
+    "depends on it, leave it out or keep it outside of the model"
+)
+DATA_MEND = (
+    "each worker would have its own; make each example from what was read and from torch's generator alone; if nothing "
+    "that is trained depends on it, leave it out or keep it outside of the data"
 )
 GENERATOR_MEND = (
     "draw from torch's own generator, from `random` or from numpy.random, which are seeded for each shard, without a "
@@ -61,7 +75,6 @@ class Audit:
 
     def __init__(self, stepper: Stepper) -> None:
         self._stepper, self._module, self._model = stepper, stepper.module, stepper.model
-        self._modes = [(layer, layer.training) for layer in self._module.modules()]
 
     def run(self, at_step: int, of_step: int) -> None:
         """Compute shards of the minibatch of step `of_step` and a batch of the validation, before step `at_step`.
@@ -78,27 +91,33 @@ class Audit:
             self._stepper.buffers.undo()
             self._stepper.sums.accumulator.zero_()
             self._stepper.is_spoilt = False
-            self._restore_modes()
+            self._stepper.modes.train()
         self._compare(found, bits)
 
     def _look(self) -> tuple[list[str], list[int]]:
         """What is found, in words, and the bits that every rank must have computed."""
-        data = self._stepper.data
-        before = registered(self._module)
+        watch = Watch(self._module, self._stepper.data, self._beat)
+        before = registered(self._module, self._beat)
         validated = self._validate()
-        found = changes(before, registered(self._module), "validation")
+        found = changes(before, registered(self._module, self._beat), "validation")
         trained = self._train()
-        then = attributes(self._module, data)
+        then = watch.now()
         self._train_another()
         again = self._train()
-        now = attributes(self._module, data)
-        found += changes(before, registered(self._module), "training")
-        found += [words_of(self._module, data, name) for name in now if now[name] != then.get(name, now[name])]
+        now = watch.now()
+        found += changes(before, registered(self._module, self._beat), "training")
+        found += [
+            words_of(attribute) for key, (attribute, state) in now.items() if key in then and state != then[key][1]
+        ]
         if not found and again != trained:
             found.append(self._find(self._train, self._train_another, "training"))
         if not found and self._validate() != validated:
             found.append(self._find(self._validate, self._train, "validation"))
         return list(dict.fromkeys(found)), [trained, validated]
+
+    def _beat(self) -> None:
+        """A sign of life, while what is large is read."""
+        self._stepper.listener.entered(Activity.COMPUTE, self._at_step)
 
     def _train(self) -> int:
         """Bits of the loss, the gradient and the changes of buffers of the first shard."""
@@ -112,7 +131,7 @@ class Audit:
         stepper, row = self._stepper, self._stepper.sums.accumulator
         if not self._module.training:
             stepper.modes.train()
-        stepper.listener.entered(Activity.COMPUTE, self._at_step)
+        self._beat()
         row.zero_()
         stepper.compute_shard(step, 0, stepper.minibatches.indices(stepper.minibatches.at(step), 0))
         sums = [row[: stepper.gradient_part.stop]] + ([] if stepper.wide is None else [stepper.wide[0]])
@@ -132,12 +151,7 @@ class Audit:
         self._module.eval()
         sums = stepper.evaluate_shard(examples[: stepper.settings.batch_size], self._at_step)
         stepper.buffers.undo()
-        self._restore_modes()
         return content(sums)
-
-    def _restore_modes(self) -> None:
-        for layer, mode in self._modes:
-            layer.training = mode
 
     def _find(self, compute: Callable[[], int], compute_another: Callable[[], int], kind: str) -> str:
         """Where what is computed a second time differs, in words."""
@@ -202,19 +216,23 @@ def changes(before: dict[str, Registered], now: dict[str, Registered], kind: str
     return found
 
 
-def words_of(module: nn.Module, data: object, name: str) -> str:
+def words_of(attribute: Attribute) -> str:
     """What to tell of an attribute that was not the same after the same shard."""
-    path, _, attribute = name.rpartition(".")
-    owner = data if path == "data" and not hasattr(module, "data") else module.get_submodule(path)
-    value = getattr(owner, attribute)
-    where = f"{name} of {type(owner).__name__}"
-    if isinstance(value, Tensor):
-        return (
-            f"{where} is a tensor that is no buffer, and was another one when a shard was computed again; {BUFFER_MEND}"
-        )
-    if isinstance(value, bool | int | float):
-        return f"{where} is a plain number, and was another one when a shard was computed again; {NUMBER_MEND}"
-    return f"{where} is a {type(value).__name__} of its own, which was drawn from; {GENERATOR_MEND}"
+    where = f"{attribute} of {type(attribute.owner).__name__}"
+    is_layers = isinstance(attribute.owner, nn.Module)
+    match attribute.value:
+        case Tensor():
+            mend = BUFFER_MEND if is_layers else DATA_MEND
+            return f"{where} is a tensor that is no buffer, and was another one when a shard was computed again; {mend}"
+        case bool() | int() | float() as number:
+            dtype = "torch.float32" if isinstance(number, float) else "torch.int64"
+            mend = NUMBER_MEND.format(name=attribute.name, dtype=dtype) if is_layers else DATA_MEND
+            return f"{where} is a plain number, and was another one when a shard was computed again; {mend}"
+        case np.ndarray():
+            mend = BUFFER_MEND if is_layers else DATA_MEND
+            return f"{where} is a NumPy array, and held other values when a shard was computed again; {mend}"
+        case other:
+            return f"{where} is a {type(other).__name__} of its own, which was drawn from; {GENERATOR_MEND}"
 
 
 @dataclass(frozen=True)
@@ -223,8 +241,8 @@ class Call:
 
     path: str
     kind: str
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
+    inputs: tuple[int | None, ...]
+    outputs: tuple[int | None, ...]
 
 
 @contextlib.contextmanager
@@ -254,8 +272,8 @@ def first_difference(first: list[Call], second: list[Call]) -> str:
     return "the loss or its gradient had other bits"
 
 
-def _contents(values: Any) -> tuple[int, ...]:
-    return tuple(content(leaf) for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
+def _contents(values: Any) -> tuple[int | None, ...]:
+    return tuple(content_if_readable(leaf) for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
 
 
 def _signed(word: int) -> int:

@@ -1,10 +1,10 @@
 """What ranks compare between two steps to see that they hold the same bits."""
 
-import torch
 from torch import Tensor
 
 from lockstep.workers.engine.snapshot import content, joined
 from lockstep.workers.engine.stepper import Stepper
+from lockstep.workers.engine.tensor_memory import words
 
 
 class Fingerprint:
@@ -23,15 +23,12 @@ class Fingerprint:
     def now(self) -> bytes:
         """16 bytes."""
         rest = joined(map(self._unless_known, self._others))
-        return wrapped_sum(self._model.parameters) + rest.to_bytes(8, "little")
+        # Their sum, wrapped at 2**64: the least that reading them can cost.
+        parameters = int(words(self._model.parameters).sum().item())
+        return parameters.to_bytes(8, "little", signed=True) + rest.to_bytes(8, "little")
 
     def _unless_known(self, tensor: Tensor) -> int:
         version, told = self._known.get(id(tensor), (-1, 0))
         if version != tensor._version:
             version, told = self._known[id(tensor)] = tensor._version, content(tensor)
         return told
-
-
-def wrapped_sum(vector: Tensor) -> bytes:
-    """Sum of a vector of whole 64-bit words, wrapped at 2**64: the least that reading it can cost."""
-    return int(vector.detach().view(torch.int64).sum().item()).to_bytes(8, "little", signed=True)

@@ -75,4 +75,6 @@ def allowed_for(dtype: torch.dtype) -> tuple[str, ...]:
         return (MEAN, SUM, SAME)
     if dtype.is_floating_point:
         return (SAME,) if dtype.itemsize == 1 else POLICIES
+    if not dtype.is_signed and dtype.itemsize > 1:  # torch has no arithmetic for them
+        return (SAME,)
     return (SUM, MAX, MIN, SAME)

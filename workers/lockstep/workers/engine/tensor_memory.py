@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+WORD_BYTES = 8
+
 
 class Extent(NamedTuple):
     """From the first to the last byte of a named tensor in its storage, and all between."""
@@ -20,6 +22,18 @@ class Extent(NamedTuple):
 def dimensions(tensor: Tensor) -> list[tuple[int, int]]:
     """Size and stride of each dimension."""
     return list(zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def words(tensor: Tensor) -> Tensor:
+    """The bits of a dense tensor in order, as 64-bit integers, (n,), the last one filled up with zeros.
+
+    A view of its memory where that lies in whole words, else a copy.
+    """
+    bytes_ = tensor.detach().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8)
+    rest = -bytes_.numel() % WORD_BYTES
+    if rest or bytes_.storage_offset() % WORD_BYTES:
+        bytes_ = torch.cat((bytes_, bytes_.new_zeros(rest)))
+    return bytes_.view(torch.int64)
 
 
 def strides_of(tensor: Tensor) -> tuple[int, ...]:
