@@ -63,7 +63,7 @@ class CheckpointService(CheckpointServiceServicer):
             while chunk := await run(reader.read, what=what):
                 yield DownloadCheckpointResponse(chunk=chunk)
         finally:
-            reader.close()
+            self._coordinator.files.leave(reader.close)
 
     async def _find(self, request: DownloadCheckpointRequest) -> StoredCheckpoint:
         job_id = required_job_id(request.job_id)
