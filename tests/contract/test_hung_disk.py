@@ -19,11 +19,12 @@ from tests.unit.server.harness import run, serving
 def test_while_nothing_can_be_stored_the_scheduler_waits_between_its_tries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tries = 0
+    tries, has_tried = 0, threading.Event()
 
     def refuse(*_: Any) -> None:
         nonlocal tries
         tries += 1
+        has_tried.set()
         raise sqlite3.OperationalError("database or disk is full")
 
     async def scenario() -> None:
@@ -34,8 +35,7 @@ def test_while_nothing_can_be_stored_the_scheduler_waits_between_its_tries(
             monkeypatch.setattr(writes, "save", refuse)
             launcher = server.launcher()
             await launcher.be_ready()
-            while not tries:  # no event tells of a try
-                await asyncio.sleep(0.01)
+            await asyncio.to_thread(has_tried.wait)
             for _ in range(50):
                 await server.get(job.job_id)
             assert tries == 1

@@ -216,8 +216,8 @@ class Application:
         """Let workers keep what they have, take no more calls, end the cluster's processes, close the store.
 
         Returns:
-            Whether all has ended. Otherwise the disk hangs: threads are left that wait for it, and the data folder stays
-            locked until this process ends, for which it must not wait for them.
+            Whether all has ended. Otherwise the disk hangs: threads are left that wait for it, and the data folder
+            stays locked until this process ends, for which it must not wait for them.
         """
         all_is_stored = True
         for watch in self._watches:

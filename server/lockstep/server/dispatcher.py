@@ -341,6 +341,7 @@ class Dispatcher:
         if not self.cluster_is_ready.is_set():
             log.info("cluster ready", epoch=self._store.epoch)
             self.cluster_is_ready.set()
+            self.trouble = ""
         if self._is_fixed and nodes:  # without any the cluster is broken, not too small
             await self._fail_what_never_fits(nodes)
         running = [entry.running(entry.gang) for entry in self._live.resizable() if entry.gang is not None]
