@@ -13,6 +13,7 @@ from typing import IO
 import structlog
 
 from lockstep.server import descriptors, folder
+from lockstep.server.background import keep_running
 from lockstep.server.cluster import ClusterKeeper, LauncherFacts
 from lockstep.server.coordinator import Coordinator
 from lockstep.server.cpus import available_cpus
@@ -139,8 +140,8 @@ class Application:
         await self._take_up_jobs()
         telemetry.registry.register(SnapshotCollector(Camera(self.coordinator, telemetry, asyncio.get_running_loop())))
         self._watches = [
-            asyncio.create_task(measure_lag(telemetry), name="event loop lag"),
-            asyncio.create_task(descriptors.watch(limit), name="open files"),
+            keep_running(measure_lag(telemetry), name="event loop lag"),
+            keep_running(descriptors.watch(limit), name="open files"),
         ]
         await self._grpc.start()
         self._http.start()

@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 
+from lockstep.server.background import keep_running
 from lockstep.server.launcher_process import LauncherOrders, LauncherProcess
 from lockstep.server.patience import PARTS
 from lockstep.server.ray_head import RayHead
@@ -101,7 +102,7 @@ class ClusterKeeper:
 
     def start(self) -> None:
         """Begin; returns at once."""
-        self._keeping = asyncio.create_task(self._keep(), name="cluster keeper")
+        self._keeping = keep_running(self._keep(), name="cluster keeper")
 
     async def stop(self) -> None:
         """End the launcher, then the embedded Ray."""
@@ -163,6 +164,11 @@ class ClusterKeeper:
             for wait in waits:
                 wait.cancel()
             await asyncio.gather(*waits, return_exceptions=True)
+        for wait in done:
+            if error := wait.exception():  # no file is left to watch it by
+                self._launcher.kill()
+                await self._launcher.stop(0.0)
+                raise error
         if launcher_died in done:
             log.warning("the launcher has died", status=launcher_died.result())
         elif launcher_is_silent in done:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import structlog
 
 from lockstep.server import scheduler
+from lockstep.server.background import keep_running
 from lockstep.server.errors import PermissionDenied, StoreUnwritable
 from lockstep.server.gangs import Entry, Gang, LauncherLine, held_by, nodes_of, warm_on
 from lockstep.server.inventory import take_over
@@ -103,7 +104,7 @@ class Dispatcher:
 
     def start(self) -> None:
         """Begin to schedule; returns at once."""
-        self._scheduling = asyncio.create_task(self._keep_scheduling(), name="scheduler")
+        self._scheduling = keep_running(self._keep_scheduling(), name="scheduler")
 
     async def drain(self) -> None:
         """Start nothing more, and have every gang write a checkpoint and leave; without a launcher nothing is done."""

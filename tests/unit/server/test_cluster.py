@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 from collections.abc import Callable
@@ -105,6 +106,33 @@ def test_a_frozen_launcher_is_killed_before_the_next_one_starts() -> None:
         is_frozen = False
         await keeper.stop()
         assert not launchers()
+
+    run(scenario())
+
+
+def test_a_launcher_that_cannot_be_watched_is_killed_before_the_next_one_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started = 0
+
+    class Launcher(launcher_process.LauncherProcess):
+        def __init__(self, *args: Any) -> None:
+            nonlocal started
+            started += 1
+            super().__init__(*args)
+
+        async def wait(self) -> int:
+            if started == 1:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return await super().wait()
+
+    monkeypatch.setattr(cluster, "LauncherProcess", Launcher)
+
+    async def scenario() -> None:
+        keeper = keeper_of(lambda: 0)
+        keeper.start()
+        await wait_for(lambda: started == 2 and len(launchers()) == 1)
+        await keeper.stop()
 
     run(scenario())
 
