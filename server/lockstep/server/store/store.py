@@ -184,9 +184,10 @@ class Store:
         """Begin a write and read something, as every call does.
 
         Raises:
-            StoreError: it cannot be written, or is closed.
+            StoreUnwritable: it cannot be written.
+            StoreError: it is closed.
         """
-        await self._writer.write(lambda connection: None)
+        await self._writer.try_out()
         await self.read(lambda connection: connection.execute(select(tables.meta).limit(1)).all())
 
     async def get_job(self, job_id: str) -> Job | None:
