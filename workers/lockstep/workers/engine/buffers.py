@@ -23,6 +23,9 @@ from lockstep.workers.engine.reduce import CACHE_LINE_BYTES
 from lockstep.workers.engine.shards import Placement
 from lockstep.workers.engine.tensor_memory import dimensions
 
+WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By the size of an element in bytes."""
+
 
 @dataclass(eq=False)
 class Kept:
@@ -128,7 +131,12 @@ class Buffers:
         self._make_live([kept.name for kept in self.kept if kept.name in _known_to_change(module)])
 
     def enter(self) -> None:
-        """A generation begins; what changes is looked at closely in its first step."""
+        """A generation begins; what changes is looked at closely until a step is applied.
+
+        Raises:
+            ModelError: something has changed in a way that the engine does not see, in a step that was lost.
+        """
+        self.check_unseen()
         self._is_first = True
         self.note()
         for kept in self._still:
@@ -148,22 +156,34 @@ class Buffers:
         for part in self._parts:
             torch._foreach_copy_(part.tensors, part.before)
 
-    def undo(self) -> None:
-        """Set everything to what it was before, whatever the shards or a validation have done."""
+    def undo(self, is_validation: bool = False) -> None:
+        """Set everything to what it was before, whatever the shards or a validation have done.
+
+        What only a validation changes becomes nothing else by it, and need not be exchanged.
+        """
         for kept in self._live:
             if kept.is_replaced():
                 kept.take_back()
         self.restore()
         for kept in self._still:
             if kept.is_touched():
-                kept.is_seen = True
+                kept.is_seen = kept.is_seen or not is_validation
                 kept.take_back()
                 kept.tensor.data.copy_(kept.before)
                 kept.version = kept.tensor._version
 
+    def break_off(self) -> None:
+        """Undo a step that is not applied; in the first one of a generation also what was written without a trace."""
+        self.undo()
+        if self._is_first:
+            for kept in self._still:
+                if not equal(kept.before, kept.tensor):
+                    kept.is_seen = True
+                    kept.tensor.data.copy_(kept.before)
+
     def keep(self, shard: int) -> None:
-        """Keep what a shard has left behind."""
-        for kept in self._live:
+        """Keep what a shard has left behind; no graph of it is left for the next one to come upon."""
+        for kept in self.kept:
             if kept.is_replaced():
                 kept.take_back()
         for part in self._parts:
@@ -173,7 +193,6 @@ class Buffers:
         """Whether this rank's shards have changed what is not live; then the step must be repeated."""
         if self._is_first:
             self._check_names()
-            self._is_first = False
             return any(kept.is_touched() or not equal(kept.before, kept.tensor) for kept in self._still)
         return any(kept.is_touched() for kept in self._still)
 
@@ -235,10 +254,15 @@ class Buffers:
                     )
 
     def combine(self, active_shards: int) -> None:
-        """Set what is live to what the shards that ran have made of it together."""
+        """Set what is live to what the shards that ran have made of it together; the step is applied.
+
+        What none of them has changed stays as it is, to the bit: when a buffer becomes live depends on who was lost.
+        """
+        self._is_first = False
         for part in self._parts:
             rows, before = part.of(self._table[:active_shards]), part.of(self._before)
-            part.of(self._after).copy_(COMBINE[part.policy](rows, before))
+            is_same = (words_of(rows) == words_of(before)).all(0)
+            part.of(self._after).copy_(torch.where(is_same, before, COMBINE[part.policy](rows, before)))
             torch._foreach_copy_(part.tensors, part.after)
 
     def check_unseen(self) -> None:
@@ -374,6 +398,11 @@ def _known_to_change(module: nn.Module) -> set[str]:
         if isinstance(layer, nn.modules.batchnorm._NormBase) and layer.track_running_stats and layer.training
         for name, _ in layer.named_buffers()
     }
+
+
+def words_of(values: Tensor) -> Tensor:
+    """The bits of each element, as an integer of its size."""
+    return values.view(WORDS[values.itemsize])
 
 
 def equal(one: Tensor, other: Tensor) -> bool:
