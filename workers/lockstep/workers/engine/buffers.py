@@ -205,8 +205,11 @@ class Buffers:
         self._is_first = False
         for part in self._parts:
             rows, before = part.of(self._table[:active_shards]), part.of(self._before)
-            is_same = (words_of(rows) == words_of(before)).all(0)
-            part.of(self._after).copy_(torch.where(is_same, before, COMBINE[part.policy](rows, before)))
+            is_same = (words_of(rows) == words_of(before)).all(0)  # looked at before, since sums overwrite the rows
+            combined = COMBINE[part.policy](rows, before)
+            if part.policy != SAME:  # which is bits, and of dtypes that torch computes nothing with
+                combined = torch.where(is_same, before, combined)
+            part.of(self._after).copy_(combined)
             torch._foreach_copy_(part.tensors, part.after)
 
     def check_unseen(self) -> None:
