@@ -136,6 +136,61 @@ class CountsInValidation(Net):
         return outputs
 
 
+class ReassigningLate(Net):
+    """Assigns a buffer anew from the fourth step on, with the graph that has made it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.body(inputs)
+        if self.training:
+            self.calls += 1
+            if self.calls > 3:
+                self.mean = 0.9 * self.mean + 0.1 * outputs.mean(0)
+        return outputs - self.mean
+
+
+class Shown(Net):
+    """Shows the last batch of a validation, once the weights have moved, in what holds negative zeros before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shown", torch.full((4,), -0.0))
+        self.register_buffer("start", self.body[0].weight.detach().clone())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not self.training and (self.body[0].weight - self.start).abs().sum() > 0.05:
+            self.shown.copy_(inputs.mean(0))
+        outputs: Tensor = self.body(inputs)
+        return outputs
+
+
+class Untouched(Net):
+    """Changes some elements, and leaves negative zeros, infinities and what is no number where they are."""
+
+    buffer_policies: Mapping[str, str] = {"total": "sum", "wide": "sum", "largest": "max"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        odd = torch.tensor([-0.0, math.inf, -math.inf, math.nan, 0.0])
+        for name, dtype in (
+            ("mean", torch.float32),
+            ("total", torch.float32),
+            ("wide", torch.float64),
+            ("narrow", torch.bfloat16),
+            ("phase", torch.complex64),
+            ("largest", torch.float16),
+        ):
+            self.register_buffer(name, odd.to(dtype, copy=True))
+
+    def keep(self, inputs: Tensor) -> None:
+        for buffer in self.buffers():
+            buffer[-1] += inputs.abs().mean().to(buffer.dtype)
+
+
 def fit(
     group: Group, kind: type[Net], audit: str, max_steps: int = 6, folder: Path | None = None
 ) -> tuple[str, list[Point], dict[str, Tensor]]:
@@ -165,9 +220,18 @@ def on_any_number(ranks: Any, kind: type[Net], audit: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("audit", ["off", "start"])
-@pytest.mark.parametrize("kind", [Counts, Moving, Reassigning, Seldom, CountsInValidation])
+@pytest.mark.parametrize("kind", [Counts, Moving, Reassigning, ReassigningLate, Seldom, CountsInValidation, Shown])
 def test_buffers_have_the_same_bits_on_any_number_of_workers(ranks: Any, kind: type[Net], audit: str) -> None:
     on_any_number(ranks, kind, audit)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_what_no_shard_changes_keeps_its_bits(ranks: Any, world_size: int) -> None:
+    before = dict(Untouched().named_buffers())
+    for _, _, buffers in ranks.run(world_size, fit, Untouched, "off"):
+        for name, buffer in buffers.items():
+            assert buffer[-1].abs() > 0, "some elements have changed"
+            assert torch.equal(buffer[:-1].view(torch.uint8), before[name][:-1].view(torch.uint8)), name
 
 
 def test_counts_and_extremes_are_those_of_all_examples(ranks: Any) -> None:

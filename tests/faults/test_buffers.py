@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from lockstep.workers.engine import Activity, Group, Point, Trainer, stepper
+from lockstep.workers.engine import Activity, Group, ModelError, Point, Trainer, stepper
 from lockstep.workers.engine.errors import PeerLost
-from tests.distributed.test_buffers import BATCH_SIZE, SEED, Counts, Moving, Net, Points, Seldom
+from tests.distributed.test_buffers import BATCH_SIZE, SEED, Counts, Moving, Net, Points, Seldom, Shown
 from tests.faults.fleet import Context, Fault, Fleet
 
 
@@ -19,7 +20,9 @@ def train_and_tell(context: Context, kind: type[Net]) -> tuple[str, list[Point],
     torch.manual_seed(1)
     module = kind()
     # Without the audit, so that what changes is learnt by repeating a step.
-    trainer = Trainer(max_steps=8, batch_size=BATCH_SIZE, shards=6, seed=SEED, log_every_steps=2, audit="off")
+    trainer = Trainer(
+        max_steps=8, batch_size=BATCH_SIZE, shards=6, seed=SEED, log_every_steps=2, evaluate_every_steps=2, audit="off"
+    )
     result = trainer.fit(
         module,
         Points(),
@@ -49,6 +52,59 @@ def test_a_worker_that_joins_learns_what_changes(fleet: Fleet, kind: type[Net]) 
     outcomes: list[Any] = fleet.run(2, train_and_tell, kind, joins_after_step=3)
     assert len(outcomes) == 3
     assert all(outcome == undisturbed for outcome in outcomes)
+
+
+class Untold(Net):
+    """Writes to a buffer in a way that leaves no trace, in which the engine sees it only when it looks closely."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4))
+
+    def keep(self, inputs: Tensor) -> None:
+        self.mean.data.mul_(0.9).add_(0.1 * inputs.mean(0))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs - self.mean)
+
+
+class UntoldLate(Untold):
+    """Does so from the fourth step on, which fails the job, also if that step is lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def keep(self, inputs: Tensor) -> None:
+        self.calls += 1
+        if self.calls > 3:
+            super().keep(inputs)
+
+
+def test_a_lost_first_step_leaves_no_trace_of_what_was_written_without_one(fleet: Fleet) -> None:
+    (undisturbed,) = fleet.run(1, train_and_tell, Untold)
+    for place in (("swap", 1, 1), ("swap", 1, 2), ("uneven", 1, 3), (Activity.EXCHANGE, 1, 1)):
+        outcomes = fleet.run(3, train_and_tell, Untold, faults=[Fault(1, *place)])
+        assert outcomes == [undisturbed] * 2, place
+
+
+def what_fails(context: Context, kind: type[Net]) -> Any:
+    try:
+        return train_and_tell(context, kind)
+    except ModelError as error:
+        return str(error)
+
+
+def test_what_was_written_without_a_trace_in_a_lost_step_is_not_taken_for_the_truth(fleet: Fleet) -> None:
+    outcomes = fleet.run(2, what_fails, UntoldLate, faults=[Fault(1, Activity.EXCHANGE, 4)])
+    assert len(outcomes) == 1
+    assert "mean was changed in a way that leaves no trace, after the first step" in outcomes[0]
+
+
+def test_what_a_validation_has_written_has_the_same_bits_after_a_loss(fleet: Fleet) -> None:
+    (undisturbed,) = fleet.run(1, train_and_tell, Shown)
+    outcomes = fleet.run(3, train_and_tell, Shown, faults=[Fault(1, "swap", 6, 1)])
+    assert all(repr(outcome) == repr(undisturbed) for outcome in outcomes), "the signs of zeros too"
 
 
 @contextlib.contextmanager

@@ -30,6 +30,12 @@ class Extra(nn.Linear):
         return {"calls": 1}
 
 
+class Precise(Numbers):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("phases", torch.ones(2, dtype=torch.complex128), persistent=False)
+
+
 class Copies(Numbers):
     def state_dict(self, *args: Any, **options: Any) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in super().state_dict(*args, **options).items()}
@@ -70,6 +76,7 @@ def with_bounded_embedding() -> LanguageModel:
         (lambda: nn.Linear(8, 1), Points, "Linear is no lockstep Module; derive it from"),
         (WithoutLoss, Points, r"WithoutLoss has no loss; write loss\(self, outputs, targets\)"),
         (lambda: Numbers(Extra(8, 1)), Points, r"body\.0 \(Extra\) keeps state in get_extra_state.*register_buffer"),
+        (Precise, Points, "phases is torch.complex128, which no checkpoint can hold"),
         (Copies, Points, r"body\.0\.weight in state_dict is a copy, or no parameter or buffer.*have state_dict\(\)"),
         (lambda: hooked(narrowed), Points, r"body\.0\.weight in state_dict is a copy"),
         (lambda: hooked(with_version), Points, "state_dict has version, a int; have"),

@@ -10,73 +10,21 @@ repeat the step.
 import itertools
 import operator
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lockstep.workers.engine.errors import ModelError
+from lockstep.workers.engine.found_buffers import Kept, find, known_to_change
 from lockstep.workers.engine.group import Group
-from lockstep.workers.engine.policies import ATTRIBUTE, COMBINE, MEAN, SAME, allowed_for, check_policy, find_policies
+from lockstep.workers.engine.policies import ATTRIBUTE, COMBINE, SAME, allowed_for
 from lockstep.workers.engine.reduce import CACHE_LINE_BYTES
 from lockstep.workers.engine.shards import Placement
-from lockstep.workers.engine.tensor_memory import dimensions, words
+from lockstep.workers.engine.tensor_memory import words
 
-
-@dataclass(eq=False)
-class Kept:
-    """A buffer, and how it is combined.
-
-    Attributes:
-        name: as `named_buffers` has it.
-        tensor: the tensor; it stays the same object.
-        places: the dictionaries of layers that hold it, and under which name.
-        policy: how what several shards leave behind becomes one.
-        before: what it held before the step.
-        version: how often it had been written to when `before` was noted.
-        part: where it lies when it is live.
-        is_live: whether some shard of some rank has changed it.
-        is_seen: whether this rank has seen it change.
-    """
-
-    name: str
-    tensor: Tensor
-    places: list[tuple[dict[str, Any], str]]
-    policy: str
-    before: Tensor
-    version: int
-    part: "Part | None" = None
-    is_live: bool = False
-    is_seen: bool = False
-
-    @property
-    def dtype_name(self) -> str:
-        return str(self.tensor.dtype)
-
-    def is_replaced(self) -> bool:
-        """Whether a layer holds another tensor in its place."""
-        return any(place[key] is not self.tensor for place, key in self.places)
-
-    def is_touched(self) -> bool:
-        """Whether it was replaced or written to since the last note; writes through `data` are not seen."""
-        return self.tensor._version != self.version or self.is_replaced()
-
-    def take_back(self) -> None:
-        """Have the layers hold the tensor again, with the values of what had taken its place."""
-        for place, key in self.places:
-            other = place[key]
-            if other is self.tensor:
-                continue
-            if not isinstance(other, Tensor) or (other.shape, other.dtype) != (self.tensor.shape, self.tensor.dtype):
-                shown = f"{other.dtype} {list(other.shape)}" if isinstance(other, Tensor) else repr(other)
-                raise ModelError(
-                    f"the buffer {self.name} was replaced by {shown}, but is {self.tensor.dtype} "
-                    f"{list(self.tensor.shape)}; a buffer keeps its shape and dtype"
-                )
-            with torch.no_grad():
-                self.tensor.copy_(other)
-            place[key] = self.tensor
+WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By the size of an element in bytes."""
 
 
 class Part(NamedTuple):
@@ -84,7 +32,8 @@ class Part(NamedTuple):
 
     Attributes:
         start, stop: the bytes.
-        tensors: the buffers.
+        members: the buffers.
+        tensors: theirs.
         before: where in a vector lies what each of them held before the step.
         after: the same of what it is to hold.
         rows: the same of what each shard has left in it, by shard.
@@ -94,6 +43,7 @@ class Part(NamedTuple):
     dtype: torch.dtype
     start: int
     stop: int
+    members: list[Kept]
     tensors: list[Tensor]
     before: list[Tensor]
     after: list[Tensor]
@@ -125,10 +75,15 @@ class Buffers:
         self._parts: list[Part] = []
         self._before = self._after = self._table = torch.empty(0, dtype=torch.uint8)
         self._is_first = True
-        self._make_live([kept.name for kept in self.kept if kept.name in _known_to_change(module)])
+        self._make_live([kept.name for kept in self.kept if kept.name in known_to_change(module)])
 
     def enter(self) -> None:
-        """A generation begins; what changes is looked at closely in its first step."""
+        """A generation begins; what changes is looked at closely until a step is applied.
+
+        Raises:
+            ModelError: something has changed in a way that the engine does not see, in a step that was lost.
+        """
+        self.check_unseen()
         self._is_first = True
         self.note()
         for kept in self._still:
@@ -148,22 +103,34 @@ class Buffers:
         for part in self._parts:
             torch._foreach_copy_(part.tensors, part.before)
 
-    def undo(self) -> None:
-        """Set everything to what it was before, whatever the shards or a validation have done."""
+    def undo(self, is_validation: bool = False) -> None:
+        """Set everything to what it was before, whatever the shards or a validation have done.
+
+        What only a validation changes becomes nothing else by it, and need not be exchanged.
+        """
         for kept in self._live:
             if kept.is_replaced():
                 kept.take_back()
         self.restore()
         for kept in self._still:
             if kept.is_touched():
-                kept.is_seen = True
+                kept.is_seen = kept.is_seen or not is_validation
                 kept.take_back()
                 kept.tensor.data.copy_(kept.before)
                 kept.version = kept.tensor._version
 
+    def break_off(self) -> None:
+        """Undo a step that is not applied; in the first one of a generation also what was written without a trace."""
+        self.undo()
+        if self._is_first:
+            for kept in self._still:
+                if not equal(kept.before, kept.tensor):
+                    kept.is_seen = True
+                    kept.tensor.data.copy_(kept.before)
+
     def keep(self, shard: int) -> None:
-        """Keep what a shard has left behind."""
-        for kept in self._live:
+        """Keep what a shard has left behind; no graph of it is left for the next one to come upon."""
+        for kept in self.kept:
             if kept.is_replaced():
                 kept.take_back()
         for part in self._parts:
@@ -173,7 +140,6 @@ class Buffers:
         """Whether this rank's shards have changed what is not live; then the step must be repeated."""
         if self._is_first:
             self._check_names()
-            self._is_first = False
             return any(kept.is_touched() or not equal(kept.before, kept.tensor) for kept in self._still)
         return any(kept.is_touched() for kept in self._still)
 
@@ -220,12 +186,10 @@ class Buffers:
         for part in self._parts:
             if part.policy != SAME or active_shards == 1:
                 continue
-            words = self._table[:active_shards, part.start : part.stop].view(torch.int64)
-            if bool((words[1:] == words[0]).all()):
+            rows = self._table[:active_shards, part.start : part.stop].view(torch.int64)
+            if bool((rows[1:] == rows[0]).all()):
                 continue
-            for kept, *values in zip(
-                (k for k in self._live if k.part is part), *part.rows[:active_shards], strict=True
-            ):
+            for kept, *values in zip(part.members, *part.rows[:active_shards], strict=True):
                 if not all(equal(value, values[0]) for value in values):
                     raise ModelError(
                         f"the shards of a minibatch left different values in {kept.name}, {part.dtype}, of which all "
@@ -235,10 +199,18 @@ class Buffers:
                     )
 
     def combine(self, active_shards: int) -> None:
-        """Set what is live to what the shards that ran have made of it together."""
+        """Set what is live to what the shards that ran have made of it together; the step is applied.
+
+        What none of them has changed stays as it is, to the bit: when a buffer becomes live depends on who was lost.
+        """
+        self._is_first = False
         for part in self._parts:
             rows, before = part.of(self._table[:active_shards]), part.of(self._before)
-            part.of(self._after).copy_(COMBINE[part.policy](rows, before))
+            is_same = (words_of(rows) == words_of(before)).all(0)  # looked at before, since sums overwrite the rows
+            combined = COMBINE[part.policy](rows, before)
+            if part.policy != SAME:  # which is bits, and of dtypes that torch computes nothing with
+                combined = torch.where(is_same, before, combined)
+            part.of(self._after).copy_(combined)
             torch._foreach_copy_(part.tensors, part.after)
 
     def check_unseen(self) -> None:
@@ -292,6 +264,7 @@ class Buffers:
                 members[0].tensor.dtype,
                 start,
                 stop,
+                members,
                 [kept.tensor for kept in members],
                 places(members, self._before[start:]),
                 places(members, self._after[start:]),
@@ -299,7 +272,7 @@ class Buffers:
             )
             self._parts.append(part)
             for kept, before in zip(members, part.before, strict=True):
-                kept.part, kept.before = part, before.copy_(kept.tensor)
+                kept.before = before.copy_(kept.tensor)
 
 
 def place_bytes(kept: Kept) -> int:
@@ -317,63 +290,15 @@ def places(members: list[Kept], vector: Tensor) -> list[Tensor]:
     return views
 
 
-def find(module: nn.Module) -> Iterator[Kept]:
-    """All buffers of a module, with their policies.
-
-    Raises:
-        ModelError: see `Buffers`.
-    """
-    policies = find_policies(module)
-    found: dict[int, Kept] = {}
-    names: set[str] = set()
-    for path, layer in module.named_modules(remove_duplicate=False):
-        for key, tensor in layer._buffers.items():
-            if tensor is None:
-                continue
-            name = f"{path}.{key}" if path else key
-            names.add(name)
-            if id(tensor) not in found:
-                own = keep(name, tensor)
-                layer._buffers[key] = own.tensor
-                found[id(tensor)] = found[id(own.tensor)] = own
-            kept = found[id(tensor)]
-            if all(place is not layer._buffers or other != key for place, other in kept.places):
-                kept.places.append((layer._buffers, key))
-            kept.policy = policies.get(name, kept.policy)
-    unknown = [name for name in policies if name not in names]
-    if unknown:
-        raise ModelError(f"{ATTRIBUTE} names {unknown[0]}, which is no buffer; those are: {', '.join(sorted(names))}")
-    for kept in dict.fromkeys(found.values()):
-        check_policy(kept.name, kept.tensor.dtype, kept.policy)
-        yield kept
-
-
-def keep(name: str, tensor: Tensor) -> Kept:
-    """A tensor with the default policy: floats are averaged, of all else every shard must make the same."""
-    if tensor.layout != torch.strided:
-        raise ModelError(f"{name} is {tensor.layout}; buffers must be dense")
-    if tensor.is_inference():  # has no count of what is written to it
-        tensor = tensor.clone()
-    if any(stride == 0 and size > 1 for size, stride in dimensions(tensor)):  # expanded: nothing can be written to it
-        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
-    policy = MEAN if tensor.dtype.is_floating_point or tensor.dtype.is_complex else SAME
-    return Kept(name, tensor, [], policy, tensor.detach().clone(), tensor._version)
-
-
 def _names(module: nn.Module) -> set[str]:
     """Of all parameters and buffers, tied ones with all of theirs."""
     everything = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
     return {name for name, _ in everything}
 
 
-def _known_to_change(module: nn.Module) -> set[str]:
-    """Names of the buffers of batch normalisation, for which no step is repeated."""
-    return {
-        f"{path}.{name}" if path else name
-        for path, layer in module.named_modules()
-        if isinstance(layer, nn.modules.batchnorm._NormBase) and layer.track_running_stats and layer.training
-        for name, _ in layer.named_buffers()
-    }
+def words_of(values: Tensor) -> Tensor:
+    """The bits of each element, as an integer of its size."""
+    return values.view(WORDS[values.itemsize])
 
 
 def equal(one: Tensor, other: Tensor) -> bool:

@@ -60,7 +60,7 @@ def rehearse(module: Module, take: Callable[[int], tuple[Tensor, Tensor]], most:
             tensor.copy_(values)
     if most >= 3:
         check_shapes(*shapes)
-    for name, value in module.state_dict().items():
+    for name, value in (*module.state_dict().items(), *module.named_buffers()):
         if isinstance(value, Tensor) and value.dtype not in DTYPES:
             raise ModelError(f"{name} is {value.dtype}, which no checkpoint can hold")
 

@@ -134,6 +134,7 @@ class Stepper:
         """Hold those buffers for live that some rank does; every rank holds the same state now.
 
         Raises:
+            ModelError: a buffer has changed in a way that the engine does not see.
             PeerLost: a rank left.
         """
         self.buffers.enter()
@@ -179,7 +180,7 @@ class Stepper:
             self.group.check()
             self.buffers.check_same(minibatch.active_shards)
         except EngineError:
-            self.buffers.undo()
+            self.buffers.break_off()
             raise
         self.listener.entered(Activity.UPDATE, step)
         self.ledger.enter(Phase.OPTIMIZER)
@@ -358,10 +359,10 @@ class Stepper:
         self.buffers.note()
         table = torch.zeros(self.settings.shards, 3, dtype=torch.float64)
         for shard in self.my_shards:
-            self.buffers.undo()
+            self.buffers.undo(is_validation=True)
             self.seed("validation", step, shard)
             table[shard] = self.evaluate_shard(part(len(self.validation_set), shard, self.settings.shards), step)
-        self.buffers.undo()
+        self.buffers.undo(is_validation=True)
         self.listener.entered(Activity.EXCHANGE, step)
         self.ledger.enter(Phase.EXCHANGE)
         self.group.fill_in(table)
