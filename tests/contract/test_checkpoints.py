@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import grpc
 import pytest
 
 from lockstep.server import checkpoint_files
+from lockstep.server.checkpoint_files import CheckpointFileReader
 from lockstep.v1.checkpoint_service_pb2 import (
     Checkpoint,
     DownloadCheckpointRequest,
@@ -239,6 +242,27 @@ def test_a_place_that_cannot_be_reached_is_told_and_is_no_fault_of_the_server(tm
             assert "is no regular file" in status.details()
 
     run(scenario())
+
+
+def test_files_are_closed_beside_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    close, is_closed, closed_by = CheckpointFileReader.close, threading.Event(), []
+
+    def close_slowly(reader: CheckpointFileReader) -> None:
+        closed_by.append(threading.current_thread())
+        close(reader)
+        is_closed.set()
+
+    monkeypatch.setattr(CheckpointFileReader, "close", close_slowly)
+
+    async def scenario() -> None:
+        async with serving(tmp_path / "server") as server:
+            launcher, gang = await start_job(server)
+            await launcher.report(gang, 1, checkpoints=[write_checkpoint(tmp_path / "c", 1)])
+            await download(server, gang.job_id)
+            assert await asyncio.to_thread(is_closed.wait, 20)
+
+    run(scenario())
+    assert threading.main_thread() not in closed_by
 
 
 def test_a_client_that_leaves_in_the_middle_of_a_file_leaves_nothing_open(tmp_path: Path) -> None:

@@ -70,11 +70,13 @@ def test_the_ledger_of_a_job_names_the_rank_that_the_others_wait_for(tmp_path: P
         async with serving(tmp_path) as server:
             gang = await start_job(server)
             for rank in (1, 0):
-                await report(server, gang, account_of(gang, rank, 1))
+                request = account_of(gang, rank, 1, steps=40)
+                request.step_duration_counts[-2] = 40
+                await report(server, gang, request)
             ledger = await server.metrics.GetLedger(GetLedgerRequest(job_id=gang.job_id))
             assert [rank.rank for rank in ledger.ranks] == [0, 1]
             assert (ledger.ranks[1].seconds.forward_s, ledger.ranks[1].seconds.exchange_wait_s) == (8.0, 2.0)
-            assert (ledger.ranks[0].node_name, ledger.ranks[0].steps) == ("node-a", 4)
+            assert (ledger.ranks[0].node_name, ledger.ranks[0].steps) == ("node-a", 40)
             assert ledger.HasField("straggler_rank")
             assert (ledger.straggler_rank, ledger.flops_per_step) == (0, 1e6)
 

@@ -1,11 +1,16 @@
 """Whoever dies or joins while buffers are learnt, exchanged or combined: they are those of the undisturbed run."""
 
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from lockstep.workers.engine import Activity, Point, Trainer
+from lockstep.workers.engine import Activity, Group, Point, Trainer, stepper
+from lockstep.workers.engine.errors import PeerLost
 from tests.distributed.test_buffers import BATCH_SIZE, SEED, Counts, Moving, Net, Points, Seldom
 from tests.faults.fleet import Context, Fault, Fleet
 
@@ -44,3 +49,52 @@ def test_a_worker_that_joins_learns_what_changes(fleet: Fleet, kind: type[Net]) 
     outcomes: list[Any] = fleet.run(2, train_and_tell, kind, joins_after_step=3)
     assert len(outcomes) == 3
     assert all(outcome == undisturbed for outcome in outcomes)
+
+
+@contextlib.contextmanager
+def launched_buffers() -> Iterator[None]:
+    """As over NCCL: a swap of buffers returns at once, and hangs when a peer is lost, until it is broken off untold."""
+    plain_swap, plain_wait = Group.swap, stepper.wait_for_device
+    launched: list[threading.Thread] = []
+
+    def swap(group: Group, tensors: Any) -> None:
+        if next(iter(tensors.values()))[0].dtype != torch.uint8:
+            return plain_swap(group, tensors)
+
+        def work() -> None:
+            try:
+                plain_swap(group, tensors)
+            except PeerLost:  # which only hangs, until the membership has ended and it is broken off
+                with contextlib.suppress(PeerLost):
+                    while True:
+                        group.check()
+                        time.sleep(0.001)
+
+        launched.append(threading.Thread(target=work))
+        launched[-1].start()
+        return None
+
+    def wait(device: torch.device) -> None:
+        while launched:
+            launched.pop().join()
+        plain_wait(device)
+
+    Group.swap, stepper.wait_for_device = swap, wait  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Group.swap, stepper.wait_for_device = plain_swap, plain_wait  # type: ignore[method-assign]
+
+
+def train_with_launched_buffers(context: Context, kind: type[Net]) -> Any:
+    with launched_buffers():
+        return train_and_tell(context, kind)
+
+
+@pytest.mark.parametrize("kind", [Counts, Moving])
+def test_no_step_is_applied_before_its_buffers_have_come(fleet: Fleet, kind: type[Net]) -> None:
+    (undisturbed,) = fleet.run(1, train_and_tell, kind)
+    for world_size, nth in ((2, 1), (2, 2), (2, 3), (3, 2), (3, 3)):
+        outcomes = fleet.run(world_size, train_with_launched_buffers, kind, faults=[Fault(1, "swap", 5, nth)])
+        assert outcomes, "somebody lives"
+        assert all(outcome == undisturbed for outcome in outcomes), (world_size, nth)

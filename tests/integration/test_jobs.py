@@ -173,7 +173,7 @@ def test_the_model_of_a_job_predicts_raw_images_as_well_as_the_job_did(client: C
     images = load_digits()
     order = np.random.Generator(np.random.PCG64(0)).permutation(len(images.images))[: round(len(images.images) * 0.2)]
     predicted = job.load_model().predict(images.images[order])
-    accuracy = (predicted.numpy() == images.target[order]).mean()
+    accuracy = (predicted == images.target[order]).mean()
     assert accuracy == pytest.approx(job.result.final_metrics["val_accuracy"], abs=1e-9)
 
 

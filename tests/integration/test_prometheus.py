@@ -75,7 +75,7 @@ class Live:
 def live(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """One job has ended, one call was wrong, and one job trains, validates and writes checkpoints."""
     address = re.sub(r"^https?://", "", server.addresses()["http_address"])
-    spec = digits(max_steps=100_000_000) | {"recovery": {"checkpoint_every_steps": 20}}
+    spec = digits(max_steps=10_000_000) | {"recovery": {"checkpoint_every_steps": 20}}
     del spec["training"]["max_epochs"]
     with Prometheus(tmp_path_factory.mktemp("prometheus"), address) as prometheus, server.client() as client:
         prometheus.wait_for("lockstep_build_info")

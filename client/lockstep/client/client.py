@@ -121,21 +121,21 @@ class Client:
             job_service_pb2.ListJobsRequest(job_id_prefix=name[:_LONGEST_ID], page_size=_PAGE_SIZE),
             job_service_pb2.ListJobsRequest(name=name[:_LONGEST_NAME], page_size=_PAGE_SIZE),
         )
-        pages = [self._connection.call(self._jobs.ListJobs, request) for request in requests if name]
-        # A server of an earlier version lists all jobs.
-        found = {
-            job.job_id: Job(self, job)
-            for page in pages
-            for job in page.jobs
-            if job.job_id.startswith(name) or job.spec.name == name
-        }
+        found: dict[str, Job] = {}
+        unseen = 0
+        for request in requests if name else ():
+            page = self._connection.call(self._jobs.ListJobs, request)
+            fitting = [job for job in page.jobs if job.job_id.startswith(name) or job.spec.name == name]
+            found |= {job.job_id: Job(self, job) for job in fitting}
+            if len(fitting) == len(page.jobs):  # else a server of an earlier version has listed and counted all jobs
+                unseen += max(0, page.total_size - len(fitting))
         if not found:
             raise missing
-        if len(found) > 1:
-            lines = [f"\n  {job.job_id}  {job.name}  {job.state.lower()}" for job in found.values()]
-            more = f"\n  and {len(lines) - _MOST_SHOWN:,} more" if len(lines) > _MOST_SHOWN else ""
-            listed = "".join(lines[:_MOST_SHOWN])
-            message = f"{name} may be any of {len(found):,} jobs; name one by its id:{listed}{more}"
+        total = len(found) + unseen
+        if total > 1:
+            lines = [f"\n  {job.job_id}  {job.name}  {job.state.lower()}" for job in found.values()][:_MOST_SHOWN]
+            more = f"\n  and {total - len(lines):,} more" if total > len(lines) else ""
+            message = f"{name} may be any of {total:,} jobs; name one by its id:{''.join(lines)}{more}"
             raise NotFound(message, code=missing.code, reason=missing.reason) from missing
         return next(iter(found.values()))
 
@@ -153,6 +153,13 @@ class Client:
             limit: at most so many, the newest. Default: all.
         """
         return self._list_jobs(states, labels, limit)[0]
+
+    def _newest_jobs(self, job_id_prefix: str, limit: int) -> list[Job]:
+        """The newest jobs whose ids begin so."""
+        request = job_service_pb2.ListJobsRequest(job_id_prefix=job_id_prefix, page_size=limit)
+        found = self._connection.call(self._jobs.ListJobs, request).jobs
+        # A server of an earlier version lists all jobs.
+        return [Job(self, job) for job in found if job.job_id.startswith(job_id_prefix)]
 
     def _list_jobs(
         self,

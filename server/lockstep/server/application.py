@@ -13,6 +13,7 @@ from typing import IO
 import structlog
 
 from lockstep.server import descriptors, folder
+from lockstep.server.background import keep_running
 from lockstep.server.cluster import ClusterKeeper, LauncherFacts
 from lockstep.server.coordinator import Coordinator
 from lockstep.server.cpus import available_cpus
@@ -24,6 +25,7 @@ from lockstep.server.http import HttpServer
 from lockstep.server.launcher_process import launcher_is_installed
 from lockstep.server.log_store import LogStore
 from lockstep.server.orders import Orders, read_secret
+from lockstep.server.patience import done_within
 from lockstep.server.private_files import closed_to_others, write_atomically
 from lockstep.server.ray_head import RayHead
 from lockstep.server.rules import Site
@@ -40,6 +42,8 @@ from lockstep.server.telemetry.collector import SnapshotCollector
 from lockstep.server.telemetry.snapshot import Camera
 
 _CALLS_GRACE_S = 5.0
+# How long the disk may take with what is left, and once more to close all files.
+_DISK_GRACE_S = 10.0
 _LAG_MEASURED_EVERY_S = 0.5
 
 log = structlog.get_logger(__name__)
@@ -136,8 +140,8 @@ class Application:
         await self._take_up_jobs()
         telemetry.registry.register(SnapshotCollector(Camera(self.coordinator, telemetry, asyncio.get_running_loop())))
         self._watches = [
-            asyncio.create_task(measure_lag(telemetry), name="event loop lag"),
-            asyncio.create_task(descriptors.watch(limit), name="open files"),
+            keep_running(measure_lag(telemetry), name="event loop lag"),
+            keep_running(descriptors.watch(limit), name="open files"),
         ]
         await self._grpc.start()
         self._http.start()
@@ -172,6 +176,8 @@ class Application:
         except DAMAGES as error:
             log.error("the store cannot be read", exc_info=True)
             raise StartupError(why_unopenable(error, self._store_path)) from error
+        assert self._store is not None and self._logs is not None
+        await self._logs.forget_all_but(self._store.known)
 
     def _reports_address(self) -> str:
         return self._settings.advertise_address or self.grpc_address
@@ -209,19 +215,25 @@ class Application:
         addresses = {"pid": os.getpid(), "grpc_address": self.grpc_address, "http_address": self.http_address}
         write_atomically(self._data_dir / "server.json", json.dumps(addresses))
 
-    async def stop(self) -> None:
-        """Let workers keep what they have, take no more calls, end the cluster's processes, close the store."""
+    async def stop(self) -> bool:
+        """Let workers keep what they have, take no more calls, end the cluster's processes, close the store.
+
+        Returns:
+            Whether all has ended. Otherwise the disk hangs: threads are left that wait for it, and the data folder
+            stays locked until this process ends, for which it must not wait for them.
+        """
+        all_is_stored = True
         for watch in self._watches:
             watch.cancel()
         if self._http is not None:
             self._http.fail_health()
         if self.coordinator is not None:
-            # What hangs by then is left to itself.
-            closing = asyncio.get_running_loop().call_later(_CALLS_GRACE_S, self.coordinator.files.close)
             await self.coordinator.drain()
+            # Calls have gone on until here. What hangs by then is left to itself.
+            closing = asyncio.get_running_loop().call_later(_CALLS_GRACE_S, self.coordinator.files.close)
             if self._logs is not None:
                 self._logs.bells.close()
-            await self.coordinator.stop()
+            all_is_stored = await done_within(self.coordinator.stop(), _DISK_GRACE_S)
         if self._grpc is not None:
             await self._grpc.stop(_CALLS_GRACE_S)
         if self.coordinator is not None:
@@ -229,12 +241,20 @@ class Application:
             self.coordinator.files.close()
         if self._keeper is not None:
             await self._keeper.stop()
+        has_ended = await done_within(asyncio.to_thread(self._close), _DISK_GRACE_S) and all_is_stored
+        if not has_ended:
+            log.error(
+                "the disk of the data folder hangs; what was not acknowledged is lost", data_dir=str(self._data_dir)
+            )
+        return has_ended
+
+    def _close(self) -> None:
         if self._http is not None:
-            await asyncio.to_thread(self._http.stop)
+            self._http.stop()
         if self._logs is not None:
-            await asyncio.to_thread(self._logs.close)
+            self._logs.close()
         if self._store is not None:
-            await asyncio.to_thread(self._store.close)
+            self._store.close()
         if self._lock is not None:
             (self._data_dir / "server.json").unlink(missing_ok=True)
             self._lock.close()

@@ -112,7 +112,7 @@ class CheckpointFileReader:
             return self._next()
 
     def close(self) -> None:
-        """Close the file, when nobody reads it any more; returns at once."""
+        """Close the file, now or as soon as nobody reads it any more."""
         self._is_closed = True
         self._close_if_asked()
 

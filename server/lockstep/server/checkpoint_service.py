@@ -45,6 +45,7 @@ class CheckpointService(CheckpointServiceServicer):
 
         before = None if position is None else position[0]
         page = await self._coordinator.store.list_checkpoints(job_id, before=before, limit=limit + 1, make=write)
+        await self._coordinator.get(job_id)  # else it was deleted meanwhile
         return as_written(ListCheckpointsResponse, page)
 
     async def DownloadCheckpoint(
@@ -62,7 +63,7 @@ class CheckpointService(CheckpointServiceServicer):
             while chunk := await run(reader.read, what=what):
                 yield DownloadCheckpointResponse(chunk=chunk)
         finally:
-            reader.close()
+            self._coordinator.files.leave(reader.close)
 
     async def _find(self, request: DownloadCheckpointRequest) -> StoredCheckpoint:
         job_id = required_job_id(request.job_id)

@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 
+from lockstep.server.background import keep_running
 from lockstep.server.launcher_process import LauncherOrders, LauncherProcess
 from lockstep.server.patience import PARTS
 from lockstep.server.ray_head import RayHead
@@ -101,7 +102,7 @@ class ClusterKeeper:
 
     def start(self) -> None:
         """Begin; returns at once."""
-        self._keeping = asyncio.create_task(self._keep(), name="cluster keeper")
+        self._keeping = keep_running(self._keep(), name="cluster keeper")
 
     async def stop(self) -> None:
         """End the launcher, then the embedded Ray."""
@@ -149,6 +150,7 @@ class ClusterKeeper:
         A head counts as broken, too, when several launchers in a row have ended before they said a word.
         """
         ray_address, environment = await self._find_ray()
+        self._tell_of_mute_launchers(ray_address)
         self._launcher = LauncherProcess(self._facts.orders(ray_address), environment, self._folder)
         heard = self._launcher_words()
         launcher_died = asyncio.create_task(self._launcher.wait())
@@ -162,6 +164,11 @@ class ClusterKeeper:
             for wait in waits:
                 wait.cancel()
             await asyncio.gather(*waits, return_exceptions=True)
+        for wait in done:
+            if error := wait.exception():  # no file is left to watch it by
+                self._launcher.kill()
+                await self._launcher.stop(0.0)
+                raise error
         if launcher_died in done:
             log.warning("the launcher has died", status=launcher_died.result())
         elif launcher_is_silent in done:
@@ -170,16 +177,20 @@ class ClusterKeeper:
         await self._launcher.stop(self._launcher_grace_s())
         self._launcher = None
         self._mute_launchers = 0 if self._launcher_words() != heard else self._mute_launchers + 1
-        self._told(
-            f"the launcher ends before it can use the Ray at {ray_address}; the server's log says why"
-            if self._mute_launchers
-            else ""
-        )
+        self._tell_of_mute_launchers(ray_address)
         head_died = bool(done - {launcher_died, launcher_is_silent})
         if self._head is not None and (head_died or self._mute_launchers >= _MUTE_LAUNCHERS_PER_HEAD):
             log.warning("the embedded Ray is replaced", has_died=head_died, mute_launchers=self._mute_launchers)
             self._mute_launchers = 0
             await self._head.stop()
+
+    def _tell_of_mute_launchers(self, ray_address: str) -> None:
+        """Say of a Ray that answers whether it is of use, in place of what was said before."""
+        self._told(
+            f"the launcher ends before it can use the Ray at {ray_address}; the server's log says why"
+            if self._mute_launchers
+            else ""
+        )
 
     async def _find_ray(self) -> tuple[str, dict[str, str]]:
         """Return the address of the cluster, which answers there, and the environment of whoever speaks with it."""

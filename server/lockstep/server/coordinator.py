@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -64,7 +64,7 @@ class Coordinator:
         telemetry: Telemetry,
         orders: Orders,
         keep_days: float | None = None,
-        job_forgotten: Callable[[str], None] = lambda job_id: None,
+        job_forgotten: Callable[[str], Awaitable[None]],
     ) -> None:
         """Prepare; nothing is read yet.
 
@@ -92,6 +92,7 @@ class Coordinator:
         self._tidying: asyncio.Task[None] | None = None
         self._tell_forgotten = job_forgotten
         self._retention = Retention(store, keep_days, self._forget)
+        self._deletions = 0
 
     # Life of the process.
 
@@ -110,12 +111,12 @@ class Coordinator:
         self.dispatcher.start()
 
     async def _keep_tidy(self) -> None:
-        while True:
-            await asyncio.sleep(_TIDY_EVERY_S)
+        while True:  # at once at first: a server before may have ended in the middle of deleting a job
             try:
                 await self.tidy(datetime.now(UTC))
             except Exception:
                 log.exception("tidying failed; tried again in a while")
+            await asyncio.sleep(_TIDY_EVERY_S)
 
     async def tidy(self, now: datetime) -> None:
         """Forget what nobody is told of any more, and in the store what is older than the operator wants."""
@@ -123,10 +124,12 @@ class Coordinator:
         self.ledgers.forget(self._telemetry.records.__contains__)
         await self._retention.tidy(now)
 
-    def _forget(self, job_id: str, state: State) -> None:
+    async def _forget(self, job_id: str, state: State) -> None:
+        self._deletions += 1
         self._ended_jobs.forget(job_id)
+        self.ledgers.drop(job_id)
         self._telemetry.job_forgotten(job_id, state)
-        self._tell_forgotten(job_id)
+        await self._tell_forgotten(job_id)
 
     async def drain(self) -> None:
         """Have all workers write checkpoints and leave; calls and streams go on meanwhile."""
@@ -193,21 +196,32 @@ class Coordinator:
         """Read a job.
 
         Raises:
-            NotFound: there is no such job.
+            NotFound: there is no such job, or it is being deleted.
         """
-        entry = self._live.entries.get(job_id)
-        job = entry.job if entry is not None else await self._ended(job_id)
+        job = await self._find(job_id)
         if job is None:
             raise NotFound(f"there is no job {show(job_id)}; list the jobs to see those there are")
         return job
+
+    async def has_job(self, job_id: str) -> bool:
+        """Whether there is a job; one that is being deleted is not there any more."""
+        return await self._find(job_id) is not None
+
+    async def _find(self, job_id: str) -> Job | None:
+        if job_id in self._retention.deleting:
+            return None
+        entry = self._live.entries.get(job_id)
+        return entry.job if entry is not None else await self._ended(job_id)
 
     async def _ended(self, job_id: str) -> Job | None:
         """Read a job that is not live; what has ended stays as it is, and all who followed it ask at once."""
         kept: Job | None = self._ended_jobs.kept(job_id)
         if kept is not None:
             return kept
-        job = await self._ended_jobs.read(job_id, lambda: self.store.get_job(job_id))
-        if job is not None and job.state.has_ended and job_id not in self._live.entries:
+        deletions = self._deletions  # what was read before one is good enough for nobody who asks after it
+        job = await self._ended_jobs.read((job_id, deletions), lambda: self.store.get_job(job_id))
+        is_over = job is not None and job.state.has_ended and job_id not in self._live.entries
+        if job is not None and is_over and deletions == self._deletions:
             self._ended_jobs.keep(job_id, job, job.spec.ByteSize() + _JOB_BYTES)
         return job
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import structlog
 
 from lockstep.server import scheduler
+from lockstep.server.background import keep_running
 from lockstep.server.errors import PermissionDenied, StoreUnwritable
 from lockstep.server.gangs import Entry, Gang, LauncherLine, held_by, nodes_of, warm_on
 from lockstep.server.inventory import take_over
@@ -43,7 +44,7 @@ from lockstep.v1.job_spec_pb2 import ResourcesSpec
 SHUTDOWN_GRACE_S = 20.0
 # What the launcher may take beyond that to kill who did not leave, and to say so.
 _SHUTDOWN_MARGIN_S = 5.0
-_STORE_RETRY_S = 1.0
+_RETRY_S = 1.0
 WORKER_BYTES = 350 << 20
 """What a worker takes that has read nothing yet."""
 
@@ -103,7 +104,7 @@ class Dispatcher:
 
     def start(self) -> None:
         """Begin to schedule; returns at once."""
-        self._scheduling = asyncio.create_task(self._keep_scheduling(), name="scheduler")
+        self._scheduling = keep_running(self._keep_scheduling(), name="scheduler")
 
     async def drain(self) -> None:
         """Start nothing more, and have every gang write a checkpoint and leave; without a launcher nothing is done."""
@@ -113,16 +114,19 @@ class Dispatcher:
         if line is None or not line.is_ready or not self._live.holding:
             return
         log.info("the gangs write checkpoints and leave", gangs=len(self._live.holding), grace_s=SHUTDOWN_GRACE_S)
-        for entry in list(self._live.entries.values()):
-            async with entry.lock:
-                if entry.gang is not None:
-                    keeps = entry.job.state.has_workers and entry.job.state is not State.CANCELLING
-                    stop = Stop(SHUTDOWN_GRACE_S if keeps else CANCEL_GRACE_S, keep=keeps)
-                    self._orders.stop(entry.job.job_id, entry.gang.attempt, stop)
         if not await done_within(self._gangs_have_left(line), SHUTDOWN_GRACE_S + _SHUTDOWN_MARGIN_S):
             log.warning("some gangs have not left", gangs=len(self._live.holding))
 
+    async def _tell_to_leave(self, entry: Entry) -> None:
+        async with entry.lock:
+            if entry.gang is not None:
+                keeps = entry.job.state.has_workers and entry.job.state is not State.CANCELLING
+                stop = Stop(SHUTDOWN_GRACE_S if keeps else CANCEL_GRACE_S, keep=keeps)
+                self._orders.stop(entry.job.job_id, entry.gang.attempt, stop)
+
     async def _gangs_have_left(self, line: LauncherLine) -> None:
+        # All at once: a job's lock is held while it is stored, which takes for ever where the disk hangs.
+        await asyncio.gather(*(self._tell_to_leave(entry) for entry in self._live.entries.values()))
         while self._live.holding and line is self._orders.line:
             self._live.gang_has_left.clear()
             await self._live.gang_has_left.wait()
@@ -318,9 +322,15 @@ class Dispatcher:
             try:
                 await self._live.finish(self._schedule())
             except StoreUnwritable:  # The store says so in the log; until it can be written nobody starts.
-                asyncio.get_running_loop().call_later(_STORE_RETRY_S, self._live.has_changed.set)
+                await self._look_again_later()
             except Exception:
-                log.exception("scheduling failed")
+                log.exception("scheduling failed; tried again in a while")
+                await self._look_again_later()
+
+    async def _look_again_later(self) -> None:
+        # Not by a timer: what has failed gives back what it took, and so asks for another look at once.
+        await asyncio.sleep(_RETRY_S)
+        self._live.has_changed.set()
 
     async def _schedule(self) -> None:
         async with self._planning:
@@ -332,6 +342,7 @@ class Dispatcher:
         if not self.cluster_is_ready.is_set():
             log.info("cluster ready", epoch=self._store.epoch)
             self.cluster_is_ready.set()
+            self.trouble = ""
         if self._is_fixed and nodes:  # without any the cluster is broken, not too small
             await self._fail_what_never_fits(nodes)
         running = [entry.running(entry.gang) for entry in self._live.resizable() if entry.gang is not None]

@@ -7,7 +7,10 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, TypeVar
+
+import structlog
 
 from lockstep.server.errors import FilesHang, ShuttingDown
 
@@ -16,6 +19,8 @@ Work = tuple[Future[Any], Callable[[], Any]]
 
 MOST_THREADS = 32
 DEADLINE_S = 30.0
+
+log = structlog.get_logger(__name__)
 
 
 class FilePool:
@@ -47,7 +52,7 @@ class FilePool:
             work: what to do.
             *args: given to it.
             what: it is, for the error; a sentence's subject such as "reading a.b of job c".
-            drop: takes the result when nobody waits for it any more.
+            drop: takes the result, in a thread too, when nobody waits for it any more.
             deadline_s: seconds that it may take, where that is another time than usual.
 
         Raises:
@@ -71,7 +76,7 @@ class FilePool:
             closing.cancel()
             if not is_taken:
                 if drop is not None:
-                    future.add_done_callback(lambda future: _drop(future, drop))
+                    future.add_done_callback(lambda future: self._drop(future, drop))
                 waiting.cancel()
         if done:
             raise ShuttingDown
@@ -79,6 +84,19 @@ class FilePool:
             f"{what} has not come to an end after {deadline_s:g} s; the file system may hang, or too many others "
             "of these calls do; try again when it answers"
         )
+
+    def leave(self, work: Callable[[], object]) -> None:
+        """Have a piece of work done that nobody waits for, such as closing a file; also when the server stops."""
+        future: Future[object] = Future()
+        future.add_done_callback(_tell_of_trouble)
+        if self._closed.is_set():
+            threading.Thread(target=_do, args=(future, work), name="lockstep-files", daemon=True).start()
+        else:
+            self._put((future, work))
+
+    def _drop(self, future: Future[T], drop: Callable[[T], object]) -> None:
+        if not future.cancelled() and future.exception() is None:
+            self.leave(partial(drop, future.result()))
 
     def close(self) -> None:
         """Tell everyone who waits that the server stops, and end the threads that are idle."""
@@ -114,6 +132,7 @@ def _do(future: Future[Any], work: Callable[[], Any]) -> None:
         future.set_exception(error)
 
 
-def _drop(future: Future[T], drop: Callable[[T], None]) -> None:
-    if not future.cancelled() and future.exception() is None:
-        drop(future.result())
+def _tell_of_trouble(future: Future[object]) -> None:
+    error = future.exception()
+    if error is not None:
+        log.warning("a file could not be put away", error=f"{type(error).__name__}: {error}")

@@ -71,7 +71,7 @@ class Gang:
         """Note that it was ordered to have these workers."""
         self.revision += 1
         self.node_ids = node_ids
-        self.claimed |= Counter(node_ids)
+        self.claimed = self.claimed | Counter(node_ids)  # a new one: other threads may be reading it
 
     def has_become(self, node_ids: Sequence[str], running_workers: int) -> float | None:
         """Note what the launcher says of it.
@@ -125,9 +125,9 @@ class Entry:
 
 
 def held_by(gangs: Iterable[Gang]) -> dict[str, Amount]:
-    """Sum what gangs hold on each node."""
+    """Sum what gangs hold on each node. Any thread may ask."""
     held: dict[str, Amount] = {}
-    for gang in gangs:
+    for gang in list(gangs):  # at once, before there are others
         for node_id, workers in gang.claimed.items():
             held[node_id] = held.get(node_id, Amount()) + gang.each * workers
     return held

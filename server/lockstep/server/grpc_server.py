@@ -9,6 +9,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
+from lockstep.server.background import keep_running
 from lockstep.server.catalog_service import CatalogService
 from lockstep.server.checkpoint_service import CheckpointService
 from lockstep.server.cluster_service import ClusterService
@@ -127,7 +128,7 @@ class GrpcServer:
     async def start(self) -> None:
         """Answer calls."""
         await self._health.look()
-        self._looking = asyncio.create_task(self._health.keep_looking(), name="health")
+        self._looking = keep_running(self._health.keep_looking(), name="health")
         await self._server.start()
 
     async def stop(self, grace_s: float) -> None:

@@ -68,6 +68,8 @@ class InternalService(InternalServiceServicer):
     async def ReportLedger(self, request: ReportLedgerRequest, context: Context) -> ReportLedgerResponse:
         self._coordinator.check_token(request.job_id, request.attempt, _metadata(context, ATTEMPT_TOKEN_KEY))
         check_ledger_report(request)
+        if not await self._coordinator.has_job(request.job_id):
+            raise PermissionDenied(f"there is no job {request.job_id[:80]!r}; stop")
         await self._coordinator.ledgers.report(request)
         return ReportLedgerResponse()
 
@@ -110,7 +112,8 @@ class InternalService(InternalServiceServicer):
     async def ReportLogs(self, request: ReportLogsRequest, context: Context) -> ReportLogsResponse:
         self._coordinator.check_token(request.job_id, request.attempt, _metadata(context, ATTEMPT_TOKEN_KEY))
         check_log_report(request)
-        await self._logs.append(request)
+        if await self._coordinator.has_job(request.job_id):  # else nobody can read the lines, and they may go
+            await self._logs.append(request)
         return ReportLogsResponse()
 
     async def ReportNode(self, request: ReportNodeRequest, context: Context) -> ReportNodeResponse:

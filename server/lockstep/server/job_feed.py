@@ -53,6 +53,7 @@ class JobFeed:
             job_id, after=sequence, up_to=job.event_count, limit=_EVENTS_PER_MESSAGE
         ) if job.event_count > sequence else []  # fmt: skip
         message = WatchJobResponse(job=job_to_proto(job), events=map(event_to_proto, events)).SerializeToString()
+        await self._coordinator.get(job_id)  # else it was deleted meanwhile, and what was read may be a part
         look = Look(message, job, events[-1].sequence if events else sequence, bool(events))
         # A spec beside the message: a job that is kept here may be kept nowhere else.
         self._reads.keep((job_id, sequence), look, 2 * len(message) + 1_000)

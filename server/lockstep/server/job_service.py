@@ -108,8 +108,8 @@ class JobService(JobServiceServicer):
                     yield as_written(WatchJobResponse, look.message)
                     shown, shown_at = job, loop.time()
                     sequence = look.sequence
-                if sequence < job.event_count:
-                    continue
+                if look.brings_events and sequence < job.event_count:
+                    continue  # without any there are none left to wait for: the store may have lost some
                 if job.state.has_ended:
                     return
                 await self._next_change(bell, job, shown_at + _PROGRESS_INTERVAL_S)

@@ -86,7 +86,11 @@ class LauncherProcess:
         self._close_input()
         if self._process.poll() is not None:
             return
-        if not await processes.died_within(self._process.pid, grace_s):
+        try:
+            has_left = await processes.died_within(self._process.pid, grace_s)
+        except OSError:  # no file is left to watch it by
+            has_left = False
+        if not has_left:
             log.warning("the launcher does not leave and is killed", pid=self._process.pid)
             processes.send(self._process.pid, signal.SIGKILL)
         await asyncio.to_thread(self._process.wait)

@@ -20,6 +20,9 @@ SILENT_S = 30.0
 """How long a worker that is told of may have said nothing."""
 LEAST_LAG_RATIO = 0.05
 """By how much less of its time than the others a rank must wait to count as the straggler."""
+LEAST_STEPS = 20
+LEAST_STEPPING_S = 5.0
+"""How many steps a rank must have taken, and for how long, before it is compared: the first ones are no measure."""
 
 _WAIT = PHASES.index("exchange_wait")
 _OF_A_STEP = [
@@ -160,17 +163,23 @@ class JobLedger:
         """The rank that waits least for the others, and by how much less of its steps' time; see ledger.proto.
 
         Only time that is settled counts: a wait that is under way may turn out to have been for a rank that was lost.
+        A rank that has taken less than half as many steps as another one is left out: it was there at another time.
+        Whoever has waited longer than the others by the clock is never named, as people would see in the table.
         """
+        steps = max((account.steps for account in self.ranks.values()), default=0)
         waits = {}
         for rank, account in self.ranks.items():
             stepping = sum(account.seconds[phase] for phase in _OF_A_STEP)
-            if stepping > 0:
+            if account.steps >= max(LEAST_STEPS, steps / 2) and stepping >= LEAST_STEPPING_S:
                 waits[rank] = account.seconds[_WAIT] / stepping
         if len(waits) < 2:
             return None
         slowest = min(waits, key=lambda rank: waits[rank])
-        lag = statistics.median(wait for rank, wait in waits.items() if rank != slowest) - waits[slowest]
-        return (slowest, lag) if lag > LEAST_LAG_RATIO else None
+        others = [rank for rank in waits if rank != slowest]
+        lag = statistics.median(waits[rank] for rank in others) - waits[slowest]
+        shown = statistics.median(self.seconds_of(rank)[_WAIT] for rank in others)
+        is_shown = self.seconds_of(slowest)[_WAIT] < shown
+        return (slowest, lag) if lag > LEAST_LAG_RATIO and is_shown else None
 
     def rank_of(self, attempt: int, number: int) -> int | None:
         """Return the rank that a worker had when it was heard of last; None while it has said nothing."""

@@ -82,6 +82,12 @@ class LedgerBook:
             if job_id not in self._unstored | self._in_hand:
                 del self._ledgers[job_id]
 
+    def drop(self, job_id: str) -> None:
+        """Forget the ledger of a job that was deleted, stored or not."""
+        self._ledgers.pop(job_id, None)
+        self._unstored.discard(job_id)
+        self._in_hand.discard(job_id)
+
     async def _keep_storing(self) -> None:
         while True:
             await asyncio.sleep(_STORED_EVERY_S)

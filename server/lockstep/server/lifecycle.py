@@ -160,9 +160,10 @@ def _reported(job: Job, report: Reported, now: datetime) -> Step:
     if report.checkpoint_steps is not None:
         newest = max(report.checkpoint_steps, default=None)
     hardware = report.hardware_class or job.hardware_class
+    has_begun = report.progress.total_steps > 0  # else rank 0 only tells what it has found, such as its checkpoints
     after = replace(
         job,
-        progress=report.progress,
+        progress=report.progress if has_begun else job.progress,
         hardware_class=hardware,
         placement_failures=0,
         heals=job.heals + report.heals,
@@ -174,8 +175,10 @@ def _reported(job: Job, report: Reported, now: datetime) -> Step:
     notes: list[Command] = [Note(text) for text in report.notes]
     if job.hardware_class not in ("", hardware):
         notes.insert(0, Note(_other_hardware(job.hardware_class, hardware)))
-    if job.state is State.STARTING:
-        words = f"training goes on from step {report.progress.step}" if job.progress.step else "training has begun"
+    if job.state is State.STARTING and has_begun:
+        # From the beginning it starts anew where no checkpoint can be used: its progress is then that of a new job.
+        goes_on = job.progress.step > 0 and report.progress.step > 0
+        words = f"training goes on from step {report.progress.step}" if goes_on else "training has begun"
         after = replace(after, state=State.RUNNING, state_reason=words, start_time=now)
     if job.state is not State.CANCELLING and report.result is not None:
         after = replace(after, result=report.result)  # The job has succeeded once its workers can be had again.

@@ -64,12 +64,14 @@ class LiveJobs:
 
     async def close(self) -> None:
         """Wait for what is being stored, and start no more timers."""
-        while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-        for entry in self.entries.values():
-            entry.end_backoff()
-        for gang in self.holding.values():
-            gang.end_delay()
+        try:
+            while self._tasks:
+                await asyncio.wait(self._tasks)  # who waits for this no longer does not end them
+        finally:
+            for entry in self.entries.values():
+                entry.end_backoff()
+            for gang in self.holding.values():
+                gang.end_delay()
 
     def add(self, job: Job) -> Entry:
         """Take in a job that the store holds already."""

@@ -53,6 +53,7 @@ class LogService(LogServiceServicer):
                     place = part.place
                     if part.message:
                         yield as_written(StreamLogsResponse, part.message)
+                await self._coordinator.get(job_id)  # else it was deleted meanwhile
                 if has_left or not (has_ended or request.follow):
                     return
                 if has_ended and asyncio.get_running_loop().time() >= patience:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -111,18 +111,22 @@ class LogStore:
         self._open.move_to_end(request.job_id)
         opened.users += 1
         try:
-            async with opened.lock:  # one record of a job at a time; those of other jobs are written meanwhile
-                stored = asyncio.get_running_loop().run_in_executor(self._writing, self._append, opened, request)
-                try:
-                    is_new = await asyncio.shield(stored)
-                except asyncio.CancelledError:
-                    await asyncio.wait([stored])  # the next must not begin before
-                    raise
+            is_new = await self._alone(opened, self._append, opened, request)
         finally:
             opened.users -= 1
             self._close_some()
         if is_new:
             self.bells.ring(request.job_id)
+
+    async def _alone(self, opened: _OpenLog, work: Callable[..., T], *args: Any) -> T:
+        """Write to a log: one thing at a time in that of one job; those of other jobs are written meanwhile."""
+        async with opened.lock:
+            written = asyncio.get_running_loop().run_in_executor(self._writing, work, *args)
+            try:
+                return await asyncio.shield(written)
+            except asyncio.CancelledError:
+                await asyncio.wait([written])  # the next must not begin before
+                raise
 
     def _append(self, opened: _OpenLog, request: ReportLogsRequest) -> int:
         try:
@@ -146,10 +150,31 @@ class LogStore:
                 return
             del self._open[job_id]
 
-    def forget(self, job_id: str) -> None:
-        """Remove the log of a job that was deleted; returns at once."""
-        self._open.pop(job_id, None)
-        self._writing.submit(shutil.rmtree, self._folder / job_id, ignore_errors=True)
+    async def forget(self, job_id: str) -> None:
+        """Remove the log of a job that was deleted, after what is being written to it."""
+        opened = self._open.setdefault(job_id, _OpenLog())
+        opened.users += 1
+        try:
+            await self._alone(opened, self._remove, opened, job_id)
+        finally:
+            opened.users -= 1
+            if not opened.users:
+                self._open.pop(job_id, None)
+
+    def _remove(self, opened: _OpenLog, job_id: str) -> None:
+        opened.log = None
+        shutil.rmtree(self._folder / job_id, ignore_errors=True)
+
+    async def forget_all_but(self, known: Callable[[list[str]], Awaitable[set[str]]]) -> None:
+        """Remove the logs that servers before have left of jobs that were deleted.
+
+        Args:
+            known: tells which of some job_ids are those of jobs.
+        """
+        loop = asyncio.get_running_loop()
+        there = await loop.run_in_executor(self._writing, _names_in, self._folder)
+        for job_id in set(there) - await known(there):
+            await self.forget(job_id)
 
     async def read(self, job_id: str, place: Place, wanted: Wanted, make: Callable[[list[LogLine], Place], T]) -> T:
         """Read some of the lines from a place on; a place before the oldest line that is kept gives a notice first.
@@ -222,6 +247,13 @@ class LogStore:
             if not missing:
                 break
         return _joined(parts, end or Place())
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return [path.name for path in folder.iterdir()]
+    except FileNotFoundError:
+        return []
 
 
 def _joined(parts: list[tuple[list[LogLine], Place]], end: Place) -> list[tuple[list[LogLine], Place]]:

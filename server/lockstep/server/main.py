@@ -135,7 +135,8 @@ async def _serve(settings: Settings) -> None:
     try:
         await stop.wait()
     finally:
-        await application.stop()
+        if not await application.stop():
+            os._exit(EXIT_FORCED)  # otherwise Python waits for the threads that hang
     log.info("stopped")
 
 

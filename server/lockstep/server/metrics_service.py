@@ -59,6 +59,7 @@ class MetricsService(MetricsServiceServicer):
             limit=limit + 1,
             make=write,
         )
+        await self._coordinator.get(job_id)  # else it was deleted meanwhile, and what was read may be a part
         return as_written(ListMetricsResponse, page)
 
     async def StreamMetrics(
@@ -88,8 +89,9 @@ class MetricsService(MetricsServiceServicer):
     async def GetLedger(self, request: GetLedgerRequest, context: Context) -> Ledger:
         job_id = required_job_id(request.job_id)
         await self._coordinator.get(job_id)
-        names = self._coordinator.dispatcher.node_names
-        return ledger_to_proto(await self._coordinator.ledgers.read(job_id), names)
+        ledger = await self._coordinator.ledgers.read(job_id)
+        await self._coordinator.get(job_id)  # else it was deleted meanwhile
+        return ledger_to_proto(ledger, self._coordinator.dispatcher.node_names)
 
 
 def _names(names: Iterable[str]) -> list[str]:

@@ -67,6 +67,7 @@ class PointFeed:
         batch = await self._coordinator.store.new_points(
             job_id, names=names, kind=kind, after_seq=seq, limit=_POINTS_PER_MESSAGE, make=write
         )
+        await self._coordinator.get(job_id)  # else it was deleted meanwhile, and what was read may be a part
         if batch.message:
             self._reads.keep(place, batch, len(batch.message) + _KEPT_BESIDE_BYTES)
         return batch

@@ -181,17 +181,20 @@ class RayHead:
             *(f"--num-cpus={self._num_cpus}", f"--num-gpus={self._num_gpus}"),
         ]
         try:
+            made = self._made_of()
             self._process = self._spawn(command)
         except BaseException:
             folder.rmdir()
             raise
-        record = HeadRecord(
-            self._process.pid, f"127.0.0.1:{port}", temp_dir, self._num_cpus, self._num_gpus, self._made_of()
-        )
+        record = HeadRecord(self._process.pid, f"127.0.0.1:{port}", temp_dir, self._num_cpus, self._num_gpus, made)
         self._record = record
-        write_atomically(self._record_path, json.dumps(asdict(record)))
         log.info("starting the embedded Ray", pid=record.pid, cpus=self._num_cpus, gpus=self._num_gpus)
-        await self._wait_until_up(record, port)
+        try:
+            write_atomically(self._record_path, json.dumps(asdict(record)))
+            await self._wait_until_up(record, port)
+        except BaseException:  # nobody would find it again
+            await self.stop()
+            raise
         return record
 
     def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
@@ -223,7 +226,6 @@ class RayHead:
             dead.cancel()
             await asyncio.gather(dead, return_exceptions=True)
         if is_dead or not await processes.port_answers("127.0.0.1", port):
-            await self.stop()
             raise RuntimeError(f"the embedded Ray does not start; {self._data_dir / 'logs' / 'ray.log'} says why")
 
     async def wait_until_dead(self) -> None:

@@ -81,6 +81,21 @@ def test_of_very_many_that_fit_the_newest_are_listed(server: ScriptedServer, cli
     assert (len(lines), lines[-1]) == (7, "  and 25 more")
 
 
+def test_those_that_fit_are_counted_also_where_there_are_more_than_a_page(server: ScriptedServer, client: Client):
+    def list_jobs(request: ListJobsRequest) -> ListJobsResponse:
+        if not request.job_id_prefix:
+            return ListJobsResponse(jobs=[a_job(job_id="other", spec=JobSpec(name="job-"))], total_size=1)
+        newest = [a_job(job_id=f"job-{number:04}") for number in range(request.page_size)]
+        return ListJobsResponse(jobs=newest, total_size=2_345, next_page_token="more")
+
+    server.on("GetJob", get)
+    server.on("ListJobs", list_jobs)
+    with pytest.raises(NotFound, match=r"any of 2,346 jobs") as caught:
+        client.find_job("job-")
+    assert str(caught.value).endswith("\n  and 2,341 more")
+    assert len(server.requests["ListJobs"]) == 2
+
+
 def test_a_server_of_an_earlier_version_that_lists_all_jobs_is_not_believed(server: ScriptedServer, client: Client):
     server.on("GetJob", get)
     server.on("ListJobs", ListJobsResponse(jobs=JOBS))
@@ -148,11 +163,23 @@ def test_a_shell_completes_commands_options_states_and_ids(jobs: ScriptedServer)
     assert completions(jobs, "lockstep describe job-03") == {"job-03aa", "job-03bb"}
 
 
+def test_a_shell_completes_the_ids_of_jobs_that_are_not_among_the_newest(server: ScriptedServer):
+    newer = [a_job(job_id=f"job-1{number:03}") for number in range(200)]
+    server.on(
+        "ListJobs",
+        lambda request: ListJobsResponse(
+            jobs=[job for job in [*newer, *JOBS] if job.job_id.startswith(request.job_id_prefix)][: request.page_size]
+        ),
+    )
+    assert completions(server, "lockstep describe job-04") == {"job-04cc"}
+
+
 def test_without_a_server_ids_are_not_completed_and_nothing_is_said():
     assert completions(None, "lockstep describe ") == set()
 
 
-def test_the_completion_of_a_shell_can_be_shown(lockstep: Any):
+def test_the_completion_of_a_shell_can_be_shown(lockstep: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")  # who runs tests need not be a shell
     code, out, err = lockstep("--show-completion", "bash")
     assert (code, err) == (0, "")
     assert "_LOCKSTEP_COMPLETE=complete_bash" in out

@@ -134,6 +134,17 @@ def test_describe_draws_where_the_time_went_and_names_the_straggler(busy: Script
     assert table[6] == "rank 1 on raptor is the straggler: the others wait for it for 44% of their steps"
 
 
+def test_describe_says_whose_column_is_no_training(busy: ScriptedServer, lockstep: Any) -> None:
+    ledger = Ledger(ranks=[a_rank(0, 100, start_up=2, forward=20), a_rank(1, 0, start_up=9)])
+    update = an_update("RUNNING", (1, "training"), attempt=2)
+    busy.on("GetJob", update.job)
+    busy.on("GetLedger", ledger)
+    busy.on("ListCheckpoints", checkpoints())
+    busy.on("WatchJob", [update])
+    out = lockstep("describe", "j-1")[1].splitlines()
+    assert out[out.index("Events") - 2] == "rank 1 took no step: what is shown of it is no training"
+
+
 def test_top_shows_what_works_for_whom_and_what_is_held_but_idle(
     busy: ScriptedServer, lockstep: Any, monkeypatch: Any
 ) -> None:

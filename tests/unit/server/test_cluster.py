@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 from collections.abc import Callable
@@ -109,6 +110,33 @@ def test_a_frozen_launcher_is_killed_before_the_next_one_starts() -> None:
     run(scenario())
 
 
+def test_a_launcher_that_cannot_be_watched_is_killed_before_the_next_one_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started = 0
+
+    class Launcher(launcher_process.LauncherProcess):
+        def __init__(self, *args: Any) -> None:
+            nonlocal started
+            started += 1
+            super().__init__(*args)
+
+        async def wait(self) -> int:
+            if started == 1:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return await super().wait()
+
+    monkeypatch.setattr(cluster, "LauncherProcess", Launcher)
+
+    async def scenario() -> None:
+        keeper = keeper_of(lambda: 0)
+        keeper.start()
+        await wait_for(lambda: started == 2 and len(launchers()) == 1)
+        await keeper.stop()
+
+    run(scenario())
+
+
 def test_a_launcher_that_has_not_spoken_yet_has_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         keeper = keeper_of(lambda: 0)
@@ -202,8 +230,9 @@ def test_a_launcher_that_says_nothing_before_it_ends_is_told_of(monkeypatch: pyt
         troubles: list[str] = []
         keeper = keeper_of(lambda: 0, told=troubles.append)
         keeper.start()
-        await wait_for(lambda: bool(troubles))
-        assert troubles[0] == "the launcher ends before it can use the Ray at 127.0.0.1:1; the server's log says why"
+        await wait_for(lambda: len(troubles) > 3)
+        words = "the launcher ends before it can use the Ray at 127.0.0.1:1; the server's log says why"
+        assert troubles[:4] == ["", words, words, words], "also while the next one connects"
         await keeper.stop()
 
     run(scenario())
@@ -237,6 +266,53 @@ def test_where_no_ray_answers_no_launcher_is_started_and_nodes_and_jobs_say_so(t
             (listed,) = (await server.jobs.ListJobs(ListJobsRequest())).jobs
             assert listed.state_reason == reason
             await keeper.stop()
+
+    run(scenario())
+
+
+def test_words_about_a_ray_that_does_not_answer_end_when_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            dispatcher = server.coordinator.dispatcher
+            answers = False
+
+            async def ray_answers(address: str) -> bool:
+                return answers
+
+            monkeypatch.setattr(cluster, "ray_answers", ray_answers)
+            keeper = ClusterKeeper(
+                FACTS,
+                launcher_is_up=lambda: False,
+                launcher_words=lambda: 0,
+                launcher_timeout_s=30.0,
+                folder=tmp_path,
+                ray_address="127.0.0.1:1",
+                head=None,
+                told=partial(setattr, dispatcher, "trouble"),
+            )
+            keeper.start()
+            await wait_for(lambda: "no Ray answers" in dispatcher.why_not_ready())
+            answers = True
+            await wait_for(lambda: bool(launchers()))
+            assert dispatcher.why_not_ready() == "no launcher is in service yet; jobs wait until the cluster is up"
+            await keeper.stop()
+
+    run(scenario())
+
+
+def test_words_about_the_cluster_of_before_are_forgotten_when_a_launcher_comes_into_service(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            dispatcher = server.coordinator.dispatcher
+            dispatcher.trouble = "no Ray answers"
+            launcher = server.launcher()
+            await launcher.be_ready()
+            await dispatcher.cluster_is_ready.wait()
+            await launcher.leave()
+            await wait_for(lambda: not dispatcher.has_launcher)
+            assert dispatcher.why_not_ready().startswith("the launcher is gone and is being replaced")
 
     run(scenario())
 

@@ -108,6 +108,31 @@ def test_a_word_is_said_when_open_files_come_near_the_limit_and_when_there_is_ro
     run(scenario())
 
 
+def test_the_watch_goes_on_when_no_file_is_left_to_count_them_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(descriptors, "_LOOK_EVERY_S", 0.0)
+
+    async def scenario() -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        await asyncio.to_thread(descriptors._count)  # what a first use opens is open
+        with capture_logs() as logs:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+            watching = asyncio.create_task(descriptors.watch(1_000))
+            try:
+                await asyncio.wait(
+                    [watching, near := asyncio.create_task(logged(logs, 1))], return_when="FIRST_COMPLETED"
+                )
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                near.cancel()
+            assert not watching.done()
+            await logged(logs, 2)
+            watching.cancel()
+            await asyncio.gather(watching, near, return_exceptions=True)
+        assert [line["log_level"] for line in logs] == ["warning", "info"]
+
+    run(scenario())
+
+
 def test_one_more_client_than_there_is_room_for_is_told_so_and_does_not_hang(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

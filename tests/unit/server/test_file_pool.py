@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from structlog.testing import capture_logs
 
 from lockstep.server.errors import FilesHang, ShuttingDown
 from lockstep.server.file_pool import FilePool
@@ -84,6 +85,50 @@ def test_what_comes_too_late_is_dropped(hang: Callable[[], str]) -> None:
 
     run(scenario())
     assert set(dropped) == {"late"}
+
+
+def test_what_was_done_when_nobody_waited_any_more_is_dropped_beside_the_event_loop(hang: Callable[[], str]) -> None:
+    dropped: list[tuple[str, bool]] = []
+
+    async def scenario() -> None:
+        pool, is_dropped = FilePool(), threading.Event()
+
+        def drop(result: str) -> None:
+            dropped.append((result, threading.current_thread() is threading.main_thread()))
+            is_dropped.set()
+
+        waiting = asyncio.ensure_future(pool.run(lambda: "done", what="reading x", drop=drop))
+        await asyncio.sleep(0)
+        while pool._unfinished:  # and this loop does not learn of it
+            continue
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert await asyncio.to_thread(is_dropped.wait, 20)
+        pool.close()
+
+    run(scenario())
+    assert dropped == [("done", False)]
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_what_is_left_to_the_threads_is_done_also_while_the_server_stops(
+    hang: Callable[[], str], is_closed: bool
+) -> None:
+    async def scenario() -> None:
+        pool, is_done = FilePool(), threading.Event()
+        await pool.run(lambda: None, what="reading y")
+        if is_closed:
+            pool.close()
+        with capture_logs() as logs:
+            pool.leave(lambda: 1 // 0)
+            pool.leave(is_done.set)
+            assert await asyncio.to_thread(is_done.wait, 20)
+            while not logs:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        assert logs[0]["error"].startswith("ZeroDivisionError")
+        pool.close()
+
+    run(scenario())
 
 
 def test_a_server_that_stops_waits_for_nothing_that_hangs(hang: Callable[[], str]) -> None:

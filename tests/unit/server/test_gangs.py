@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import ItemsView
 
 from lockstep.server.gangs import Gang, held_by
 from lockstep.server.scheduler import Amount
@@ -17,6 +18,24 @@ def test_while_an_order_is_not_answered_a_gang_holds_what_it_had_and_what_it_sha
     assert (gang.revision, gang.claimed) == (2, Counter({"a": 2, "b": 1, "c": 2}))
     assert gang.has_become(("a", "c", "c"), 3) is None
     assert held_by([gang]) == {"a": ONE, "c": ONE * 2}
+
+
+def test_what_gangs_hold_can_be_asked_from_a_thread_while_they_come_and_change() -> None:
+    holding: dict[int, Gang] = {}
+
+    class Busy(Counter[str]):
+        """While it is read, another gang comes."""
+
+        def items(self) -> ItemsView[str, int]:
+            holding[len(holding)] = Gang(1, ("b",), ONE)
+            return super().items()
+
+    holding[0] = Gang(1, ("a", "a"), ONE)
+    holding[0].claimed = Busy(holding[0].claimed)
+    assert held_by(holding.values()) == {"a": ONE * 2}
+    read = holding[1].claimed
+    holding[1].resize(("c",))
+    assert read == Counter({"b": 1}), "who is reading it sees one moment"
 
 
 def test_a_gang_that_does_not_become_what_it_should_waits_longer_each_time_up_to_a_minute() -> None:

@@ -158,9 +158,27 @@ def test_the_straggler_is_the_rank_that_waits_much_less_than_the_others(
 ) -> None:
     ledger = JobLedger()
     for rank, wait in enumerate(waits):
-        ledger.add(account(rank, 1, forward=1.0 - wait, exchange_wait=wait, start_up=100.0), NOW)
+        ledger.add(account(rank, 1, forward=10 - 10 * wait, exchange_wait=10 * wait, start_up=100.0, steps=20), NOW)
     found = ledger.straggler()
     assert found == (None if straggler is None else (straggler[0], pytest.approx(straggler[1])))
+
+
+@pytest.mark.parametrize(
+    ("of_rank_0", "of_rank_1"),
+    [
+        ((0.2, 0.0, 100), (0.1, 0.1, 100)),  # it was over in an instant
+        ((9.0, 1.0, 19), (1.0, 9.0, 19)),  # steps so few that the first ones rule
+        ((30.0, 6.0, 400), (3.0, 5.0, 100)),  # rank 1 came late
+        ((60.0, 6.0, 100), (6.0, 5.0, 100)),  # rank 0 has waited for longer, as the table shows
+    ],
+)
+def test_no_straggler_is_named_where_the_accounts_are_short_or_of_other_times(
+    of_rank_0: tuple[float, float, int], of_rank_1: tuple[float, float, int]
+) -> None:
+    ledger = JobLedger()
+    for rank, (forward, wait, steps) in enumerate((of_rank_0, of_rank_1)):
+        ledger.add(account(rank, 1, forward=forward, exchange_wait=wait, steps=steps), NOW)
+    assert ledger.straggler() is None
 
 
 def test_every_phase_was_spent_for_some_cause() -> None:

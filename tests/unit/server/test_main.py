@@ -257,3 +257,21 @@ def test_the_server_imports_neither_ray_nor_torch() -> None:
         "sys.exit(str(wrong) if wrong else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_server_whose_disk_hangs_ends_without_the_threads_that_wait_for_it(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, threading\n"
+        "from lockstep.server import main\n"
+        "stop = main.Application.stop\n"
+        "async def hang(self):\n"
+        "    await stop(self)\n"
+        "    threading.Thread(target=threading.Event().wait).start()\n"
+        "    return False\n"
+        "async def start(self):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "main.Application.start, main.Application.stop = start, hang\n"
+        "main.main()\n"
+    )
+    command = [sys.executable, "-c", script, "--data-dir", str(tmp_path), *ANYWHERE]
+    assert subprocess.run(command, timeout=60, stderr=subprocess.DEVNULL).returncode == main.EXIT_FORCED

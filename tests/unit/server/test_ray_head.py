@@ -229,3 +229,28 @@ def test_a_port_that_does_not_answer_is_no_reason_to_keep_a_head(
             "",
             ["replacing the embedded Ray of the server before it does not answer"],
         )
+
+
+def test_a_head_that_cannot_be_noted_is_ended_as_nobody_would_find_it_again(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads: list[subprocess.Popen[bytes]] = []
+
+    def spawn(self: RayHead, command: list[str]) -> subprocess.Popen[bytes]:
+        (temp_dir,) = (part.removeprefix("--temp-dir=") for part in command if part.startswith("--temp-dir="))
+        Path(temp_dir).mkdir()
+        heads.append(subprocess.Popen([sys.executable, "-c", HEAD, temp_dir], stdout=subprocess.DEVNULL))
+        return heads[-1]
+
+    monkeypatch.setattr(RayHead, "_spawn", spawn)
+    (data_dir / "ray.json").mkdir()  # so that no file can take its place
+    head = RayHead(data_dir, num_cpus=1, num_gpus=0)
+    try:
+        for _ in range(2):
+            with pytest.raises(OSError, match=r"ray\.json"):
+                asyncio.run(head.start())
+        assert [process.poll() for process in heads] == [-signal.SIGKILL] * 2
+    finally:
+        for process in heads:
+            process.kill()
+            process.wait()

@@ -18,6 +18,7 @@ from grpc_status import rpc_status
 
 from lockstep.server.application import Application
 from lockstep.server.errors import AlreadyExists, DiskFull
+from lockstep.server.health import Health
 from lockstep.server.job import State
 from lockstep.server.settings import Settings, StartupError
 from lockstep.server.store import Store
@@ -58,11 +59,44 @@ def test_a_full_disk_is_told_as_such_once_in_the_log_and_forgotten_when_there_is
                     await store.save(job, messages=["a" * 20_000], now=NOW)
             assert [line["log_level"] for line in logs] == ["error"]
             assert "exc_info" not in logs[0]
-            assert len(await store.list_jobs(before=None, limit=1_000, states=[], labels={}, make=list)) == 1 + stored
+            assert len(await store.list_jobs(before=None, limit=1_000, make=list)) == 1 + stored
             with structlog.testing.capture_logs() as logs:
                 await allow_pages(store, 1_000)
                 await store.submit(new_job("job-last"))
             assert [line["event"] for line in logs] == ["the store can be written again"]
+
+    run(scenario())
+
+
+def test_health_says_that_the_disk_is_full_until_there_is_room_and_the_log_says_each_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with open_store(tmp_path) as store:
+            health = Health(store)
+            job, _ = await store.submit(new_job("job-0"))
+            await allow_pages(store, 0)
+            with structlog.testing.capture_logs() as logs:
+                for _ in range(3):
+                    with pytest.raises(DiskFull):
+                        await store.save(job, messages=["a" * 20_000], now=NOW)
+                    assert f"the disk of {tmp_path} is full" in await health.why_unwell()
+                await allow_pages(store, 1_000)
+                assert await health.why_unwell() == "", "nobody else need come with a change"
+            assert [line["event"] for line in logs] == ["nothing can be stored", "the store can be written again"]
+
+    run(scenario())
+
+
+def test_only_commits_that_change_something_count_as_such(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        counted: list[int] = []
+        store = Store(tmp_path / "lockstep.db", lambda changes, seconds: counted.append(changes))
+        try:
+            await store.try_out()
+            await store.submit(new_job("job-0"))
+            await store.try_out()
+            assert counted == [1]
+        finally:
+            store.close()
 
     run(scenario())
 
@@ -144,17 +178,38 @@ def start_and_stop(folder: Path) -> None:
     run(scenario())
 
 
+def fill(disk: Path) -> None:
+    with (disk / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(1024)):
+            continue
+
+
 @pytest.mark.parametrize("has_store", [False, True])
 def test_a_start_on_a_full_disk_says_so(small_disk: Path, has_store: bool) -> None:
     if has_store:
         start_and_stop(small_disk)
-    with (small_disk / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while file.write(bytes(1024)):
-            continue
+    fill(small_disk)
     with pytest.raises(StartupError, match=f"the disk of --data-dir {small_disk} is full; free some space"):
         start_and_stop(small_disk)
     (small_disk / "filler").unlink()
     start_and_stop(small_disk)
+
+
+def test_health_is_bad_while_a_disk_is_full_and_good_again_when_there_is_room(small_disk: Path) -> None:
+    async def scenario() -> None:
+        async with open_store(small_disk) as store:
+            health = Health(store)
+            job, _ = await store.submit(new_job("job-0"))
+            fill(small_disk)
+            with pytest.raises(DiskFull):
+                await store.save(job, messages=["a" * 20_000], now=NOW)
+            for _ in range(3):
+                assert f"the disk of {small_disk} is full" in await health.why_unwell()
+            (small_disk / "filler").unlink()
+            assert await health.why_unwell() == ""
+            await store.submit(new_job("job-1"))
+
+    run(scenario())
 
 
 def crashed_store(folder: Path, jobs: int) -> None:

@@ -184,3 +184,59 @@ def test_weights_that_do_not_fit_are_named_and_change_nothing() -> None:
         assert torch.equal(module.weight, before)
     put_weights(fitting, module)
     assert not module.weight.any()
+
+
+class Buffered(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 3)
+        self.register_buffer("scale", torch.ones(3), persistent=False)
+
+
+def test_a_state_that_does_not_fit_changes_nothing() -> None:
+    def of(groups: int = 1, momentum: float = 0.9) -> tuple[Buffered, torch.optim.Optimizer]:
+        module = Buffered()
+        parameters: Any = [{"params": [p]} for p in module.parameters()] if groups == 2 else module.parameters()
+        optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=momentum)
+        module.layer(torch.randn(2, 4)).sum().backward()
+        optimizer.step()
+        return module, optimizer
+
+    own, optimizer = of()
+    good = TrainState.of(own, optimizer, 1, {})
+    wrong = good.training
+    for bad, words in (
+        (dataclasses.replace(good, training=wrong | {"buffer.other": torch.zeros(3)}), "the model has no other"),
+        (dataclasses.replace(good, training=wrong | {"buffer.scale": torch.zeros(4)}), r"scale has shape \[4\]"),
+        (
+            dataclasses.replace(good, training={n: t for n, t in wrong.items() if n != "buffer.scale"}),
+            "there is no scale",
+        ),
+        (dataclasses.replace(good, training=wrong | {"optimizer.2.mean": torch.zeros(3)}), r"place for optimizer\.2"),
+        (dataclasses.replace(good, training=wrong | {"more": torch.zeros(3)}), "no place for more"),
+        (dataclasses.replace(good, notes=good.notes | {"optimizer": {"7.calls": 1}}), r"place for optimizer\.7\.calls"),
+        (dataclasses.replace(good, model=good.model | {"more": torch.zeros(3)}), "the model has no more"),
+        (TrainState.of(*of(groups=2), 1, {}), r"parameters have shapes \[\[\[3, 4\]\], \[\[3\]\]\], those here"),
+    ):
+        module, optimizer = of()
+        before = TrainState.of(module, optimizer, 1, {})
+        with pytest.raises(StateMismatch, match=words):
+            bad.put_into(module, optimizer)
+        after = TrainState.of(module, optimizer, 1, {})
+        assert_equal(after, before)
+
+
+def test_a_state_that_is_put_back_is_aligned_and_has_the_dtypes_of_before() -> None:
+    module = Buffered()
+    optimizer = torch.optim.Adam(module.parameters())
+    module.layer(torch.randn(2, 4)).sum().backward()
+    optimizer.step()
+    for values in optimizer.state.values():
+        values["exp_avg"] = values["exp_avg"].double()
+        values["flags"] = torch.ones(3, dtype=torch.bool)
+    state = TrainState.from_bytes(TrainState.of(module, optimizer, 1, {}).to_bytes())
+    state.put_into(module, optimizer)
+    assert_equal(TrainState.of(module, optimizer, 1, {}), state)
+    for values in optimizer.state.values():
+        assert (values["exp_avg"].dtype, values["flags"].dtype) == (torch.float64, torch.bool)
+        assert all(tensor.data_ptr() % 64 == 0 for tensor in values.values())

@@ -1,5 +1,6 @@
 """What is wrong with a module or with data is told before anything is computed, with its name and the mend."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -29,6 +30,34 @@ class Extra(nn.Linear):
         return {"calls": 1}
 
 
+class Copies(Numbers):
+    def state_dict(self, *args: Any, **options: Any) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in super().state_dict(*args, **options).items()}
+
+
+def hooked(hook: Callable[[dict[str, Any]], Any], module: nn.Module | None = None) -> nn.Module:
+    """A module with a hook on its state_dict."""
+    module = module or Numbers()
+    module.register_state_dict_post_hook(lambda _, state, *rest: hook(state) and None)
+    return module
+
+
+def without_trained(state: dict[str, Any]) -> None:
+    state.pop(next(name for name in state if name.endswith("weight")))
+
+
+def narrowed(state: dict[str, Any]) -> None:
+    state |= {name: tensor.bfloat16() for name, tensor in state.items()}
+
+
+def with_version(state: dict[str, Any]) -> None:
+    state["version"] = 2
+
+
+def with_more(state: dict[str, Any]) -> None:
+    state["more"] = torch.ones(3)
+
+
 def with_bounded_embedding() -> LanguageModel:
     module = LanguageModel()
     module.embedding = nn.Embedding(28, 16, max_norm=1.0)
@@ -41,6 +70,11 @@ def with_bounded_embedding() -> LanguageModel:
         (lambda: nn.Linear(8, 1), Points, "Linear is no lockstep Module; derive it from"),
         (WithoutLoss, Points, r"WithoutLoss has no loss; write loss\(self, outputs, targets\)"),
         (lambda: Numbers(Extra(8, 1)), Points, r"body\.0 \(Extra\) keeps state in get_extra_state.*register_buffer"),
+        (Copies, Points, r"body\.0\.weight in state_dict is a copy, or no parameter or buffer.*have state_dict\(\)"),
+        (lambda: hooked(narrowed), Points, r"body\.0\.weight in state_dict is a copy"),
+        (lambda: hooked(with_version), Points, "state_dict has version, a int; have"),
+        (lambda: hooked(with_more), Points, "more in state_dict is a copy, or no parameter or buffer"),
+        (lambda: hooked(without_trained), Points, r"body\.0\.weight is trained and is not in state_dict"),
         (with_bounded_embedding, Text, r"embedding \(Embedding\) has max_norm=1\.0, with which forward rewrites"),
     ],
 )
@@ -53,6 +87,12 @@ def test_a_loss_that_is_set_and_not_written_is_one() -> None:
     module = WithoutLoss()
     module.loss = nn.MSELoss(reduction="none")  # type: ignore[method-assign,assignment]
     fit(module)
+
+
+def test_what_is_not_trained_may_be_left_out_of_state_dict() -> None:
+    module = Numbers()
+    module.frozen = nn.Linear(2, 2).requires_grad_(False)
+    fit(hooked(lambda state: [state.pop(name) for name in list(state) if "frozen" in name], module))
 
 
 def points(part: str, inputs: int, targets: int) -> Points:

@@ -296,3 +296,17 @@ def test_a_stop_that_was_refused_is_followed_no_more_and_one_that_may_not_be_ref
     reporter.refuse_stop(6, "")
     assert refused == [(3, "the disk is full"), (5, "the disk is full")], "rank 0 tells it for all"
     reporter.close()
+
+
+def test_the_first_report_of_an_attempt_that_goes_on_tells_the_step_it_goes_on_from(
+    coordinator: tuple[Coordinator, str], reporter: Reporter
+) -> None:
+    reporter.lead(1, leads=True)
+    reporter.noted("going on from the checkpoint of step 38")
+    reporter.started(Progress(38, 100, 3.8), "cpu")
+    for step in range(39, 45):
+        progress(reporter, step)
+    coordinator[0].wait_for(lambda: bool(coordinator[0].taken) and coordinator[0].taken[-1].progress.step == 44)
+    told = [report.progress.step for report in coordinator[0].taken if report.progress.total_steps]
+    assert (told[0], told[-1]) == (38, 44)
+    assert coordinator[0].steps() == [*range(39, 45)]

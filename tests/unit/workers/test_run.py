@@ -113,3 +113,9 @@ def test_each_line_is_valid_json_when_numbers_are_none(tmp_path: Path) -> None:
 
     values = [json.loads(line, parse_constant=refuse).get("value") for line in done.stdout.splitlines()]
     assert {"NaN", "Infinity"} & set(values), done
+
+
+def test_a_quiet_run_prints_the_result_alone(tmp_path: Path) -> None:
+    loud, quiet = run(tmp_path, SPEC), run(tmp_path, SPEC, "--quiet")
+    assert (quiet.returncode, quiet.stderr) == (0, "")
+    assert quiet.stdout.splitlines() == loud.stdout.splitlines()[-1:]

@@ -52,10 +52,21 @@ def test_images_as_bytes_are_prepared_as_they_were_for_training(images: Path, st
     assert torch.allclose(model.prepare(raw), prepared, atol=1e-6)
     with torch.no_grad():
         assert torch.allclose(model(raw), model.module(prepared), atol=1e-5)
-    assert torch.equal(model.predict(raw[:, 0]), model.predict(raw))  # the channel of grey images may be left out
+    assert np.array_equal(model.predict(raw[:, 0]), model.predict(raw))  # the channel of grey images may be left out
 
 
 @pytest.mark.parametrize("preprocessing", [{"inputs": {"one_hot": 3}}, {"text": {"vocabulary": []}}])
 def test_what_was_done_to_the_inputs_and_is_not_known_is_no_silent_difference(preprocessing: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="which this version does not know"):
         TrainedModel(nn.Linear(2, 1), (2,), None, preprocessing)
+
+
+def test_predictions_are_numpy_where_numpy_was_given_and_torch_where_torch_was() -> None:
+    model = TrainedModel(nn.Linear(2, 3), (2,), 3, {})
+    raw = np.random.default_rng(0).normal(size=(5, 2))
+    classes, tensor = model.predict(raw), model.predict(torch.as_tensor(raw))
+    assert isinstance(classes, np.ndarray)
+    assert classes.dtype == np.int64
+    assert (classes == tensor.numpy()).mean() == 1.0
+    assert isinstance(tensor, torch.Tensor)
+    assert isinstance(model.predict(raw.tolist()), np.ndarray)

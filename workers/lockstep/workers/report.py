@@ -62,6 +62,7 @@ class Reporter(Listener):
         self._acknowledged_step = 0
         self._news = ReportProgressRequest()
         self._progress = JobProgress()
+        self._began: JobProgress | None = None  # where an attempt goes on, until that is told
         self._wish = Wish.GO_ON
         self._refusable = self._refused = 0
         self._generation = 0
@@ -84,6 +85,7 @@ class Reporter(Listener):
         """Say who reports in a new generation."""
         with self._changed:
             self._generation, self._sequence, self._leads = generation, 0, leads
+            self._began = None
             if not leads:
                 self._news.ClearField("kept_checkpoints")
             # What was refused was of an earlier generation; if the whole attempt is over, the next report tells.
@@ -157,6 +159,7 @@ class Reporter(Listener):
         with self._changed:
             self._news.hardware_class = hardware
             self._note(progress)
+            self._began = self._progress if progress.step and self._leads else None
 
     def progressed(self, progress: Progress, points: list[Point]) -> None:
         """Leave points in the spool; on rank 0, waits while it is full."""
@@ -302,7 +305,13 @@ class Reporter(Listener):
         if len(points) < len(self._points):  # a step goes whole, or its rest would count as stored
             points = [point for point in points if point.step < self._points[REPORT_POINTS].step] or points
         report, self._news = self._news, ReportProgressRequest()
-        report.progress.CopyFrom(self._progress)
+        began, self._began = self._began, None
+        if began is not None and began != self._progress and not report.HasField("result"):
+            # Steps may have been taken meanwhile. People are told where training went on, then how far it is.
+            report.progress.CopyFrom(began)
+            self._news.progress.CopyFrom(self._progress)
+        else:
+            report.progress.CopyFrom(self._progress)
         if len(points) < len(self._points) and report.HasField("result"):
             self._news.result.CopyFrom(report.result)  # the result goes last
             report.ClearField("result")

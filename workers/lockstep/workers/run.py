@@ -5,7 +5,8 @@
     torchrun --nproc-per-node 2 -m lockstep.workers.run resolved.yaml -o weights
 
 The file is a resolved spec as YAML or JSON: what `lockstep resolve` and `lockstep submit --dry-run` print. It is read
-by the rules of `lockstep submit`. Prints metric points as lines of JSON, then the result.
+by the rules of `lockstep submit`. Prints metric points as lines of JSON, then the result; with --quiet the result
+alone.
 """
 
 import argparse
@@ -36,11 +37,14 @@ ALWAYS_RESOLVED = {
 
 
 class Printer(Listener):
-    """Prints points as lines of JSON, and on stderr what people should know."""
+    """Prints points as lines of JSON, unless it is quiet, and on stderr what people should know."""
+
+    def __init__(self, *, is_quiet: bool = False) -> None:
+        self._is_quiet = is_quiet
 
     def progressed(self, progress: Progress, points: list[Point]) -> None:
         """Print the points."""
-        for point in points:
+        for point in () if self._is_quiet else points:
             numbers = {name: json_number(getattr(point, name)) for name in ("epoch", "value")}
             _print(point._asdict() | numbers)
 
@@ -53,12 +57,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("spec", help="a resolved spec, YAML or JSON")
     parser.add_argument("-o", "--output", metavar="DIR", type=Path, help="keep the trained weights in a folder in DIR")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print the result alone, not the metric points")
     options = parser.parse_args()
     spec = _read(options.spec)
     origin = _origin(spec, options.output)
     group = Group.from_environment(device_of(spec))
     try:
-        result = train(spec, group, Printer() if group.rank == 0 else None, origin=origin)
+        result = train(spec, group, Printer(is_quiet=options.quiet) if group.rank == 0 else None, origin=origin)
     except EngineError as error:
         _end(str(error), FAILED)
     group.leave()

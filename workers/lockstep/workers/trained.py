@@ -84,13 +84,21 @@ class TrainedModel(nn.Module):
         outputs: Tensor = self.module(self.prepare(raw).to(next(self.module.parameters()).device))
         return outputs
 
-    @torch.no_grad()
-    def predict(self, raw: Any) -> Tensor:
+    def predict(self, raw: Any) -> Any:
         """Predict from raw inputs.
 
+        Args:
+            raw: as `prepare` takes it.
+
         Returns:
-            The number of the class of each, int64, (n,); or numbers in the units of the data, (n, 1).
+            The number of the class of each, int64, (n,); or numbers in the units of the data, float32, (n, 1). A tensor
+            where a tensor was given, else a NumPy array.
         """
+        predicted = self._predicted(raw)
+        return predicted if isinstance(raw, Tensor) else predicted.numpy(force=True)
+
+    @torch.no_grad()
+    def _predicted(self, raw: Any) -> Tensor:
         outputs: Tensor = self(raw)
         if self.num_classes is not None:
             return outputs.argmax(dim=1)

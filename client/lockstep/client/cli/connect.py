@@ -11,6 +11,8 @@ from lockstep.client.client import Client
 from lockstep.client.errors import LockstepError
 from lockstep.client.job import Job
 
+_MOST_OFFERED = 100
+
 
 @dataclass(frozen=True)
 class Connect:
@@ -29,10 +31,10 @@ def complete_job(context: typer.Context, incomplete: str) -> list[tuple[str, str
     """The ids of jobs that begin so, each with what it is, for a shell that completes a command."""
     try:
         with Client(context.find_root().params.get("target")) as client:
-            jobs = client.list_jobs(limit=100)
+            jobs = client._newest_jobs(incomplete, _MOST_OFFERED)
     except LockstepError:
         return []
-    return [(job.job_id, f"{job.name}, {job.state.lower()}") for job in jobs if job.job_id.startswith(incomplete)]
+    return [(job.job_id, f"{job.name}, {job.state.lower()}") for job in jobs]
 
 
 def say(message: str) -> None:

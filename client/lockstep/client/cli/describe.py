@@ -9,7 +9,7 @@ from rich.text import Text
 
 from lockstep.client import _yaml
 from lockstep.client.cli import output
-from lockstep.client.cli.ledger import straggler_line, table_of
+from lockstep.client.cli.ledger import idle_ranks_line, straggler_line, table_of
 from lockstep.client.job import Job
 from lockstep.client.ledger import Ledger
 from lockstep.client.progress import describe_epoch, describe_workers
@@ -41,8 +41,8 @@ def print_job(job: Job, events: Sequence[JobEvent], newest: Checkpoint | None, l
     if ledger is not None and ledger.ranks:
         _heading(console, "Time")
         console.print(table_of(ledger))
-        if straggler := straggler_line(ledger):
-            console.print(straggler, soft_wrap=True)
+        for remark in filter(None, (straggler_line(ledger), idle_ranks_line(ledger))):
+            console.print(remark, soft_wrap=True)
     _heading(console, "Events")
     for event in events:
         console.print(output.event_line(event), soft_wrap=True)

@@ -48,6 +48,15 @@ def straggler_line(ledger: Ledger) -> str:
     return f"rank {ledger.straggler}{where} is the straggler: the others wait for it for {lag} of their steps"
 
 
+def idle_ranks_line(ledger: Ledger) -> str:
+    """Whose column is no measure of training, since they have left before their first step; empty for nobody."""
+    trained = any(rank.steps for rank in ledger.ranks)
+    without = [f"rank {rank.rank}" for rank in ledger.ranks if trained and not rank.steps]
+    if not without or len(ledger.ranks) > _RANKS_SHOWN:
+        return ""
+    return f"{', '.join(without)} took no step: what is shown of it is no training"
+
+
 def _columns(ledger: Ledger) -> list[tuple[str, list[RankLedger]]]:
     if len(ledger.ranks) <= _RANKS_SHOWN:
         return [(f"rank {rank.rank}", [rank]) for rank in ledger.ranks]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy import Connection, func, select, tuple_
+from sqlalchemy import JSON, Connection, String, bindparam, exists, func, select, tuple_
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from lockstep.server.job import ENDED, LIVE, Job, State
@@ -45,7 +45,10 @@ log = structlog.get_logger(__name__)
 _MOST_JOBS_OF_A_QUERY = 500
 _READERS = 8
 
-_INSERT_LEDGER = sqlite_insert(tables.ledgers)
+_OF_JOB, _TOLD = bindparam("of_job", type_=String), bindparam("told", type_=JSON)
+_INSERT_LEDGER = sqlite_insert(tables.ledgers).from_select(
+    ["job_id", "ledger"], select(_OF_JOB, _TOLD).where(exists().where(tables.jobs.c.job_id == _OF_JOB))
+)
 _UPSERT_LEDGER = _INSERT_LEDGER.on_conflict_do_update(
     index_elements=["job_id"], set_={"ledger": _INSERT_LEDGER.excluded.ledger}
 )
@@ -150,8 +153,8 @@ class Store:
         )
 
     async def save_ledgers(self, ledgers: Mapping[str, Mapping[str, Any]]) -> None:
-        """Store ledgers by job_id, in place of those before."""
-        rows = [{"job_id": job_id, "ledger": ledger} for job_id, ledger in ledgers.items()]
+        """Store ledgers by job_id, in place of those before; those of jobs that were deleted are left out."""
+        rows = [{"of_job": job_id, "told": ledger} for job_id, ledger in ledgers.items()]
         await self._writer.write(lambda connection: connection.execute(_UPSERT_LEDGER, rows))
 
     async def delete_points(self, job_id: str, limit: int) -> int:
@@ -181,9 +184,10 @@ class Store:
         """Begin a write and read something, as every call does.
 
         Raises:
-            StoreError: it cannot be written, or is closed.
+            StoreUnwritable: it cannot be written.
+            StoreError: it is closed.
         """
-        await self._writer.write(lambda connection: None)
+        await self._writer.try_out()
         await self.read(lambda connection: connection.execute(select(tables.meta).limit(1)).all())
 
     async def get_job(self, job_id: str) -> Job | None:
@@ -210,6 +214,12 @@ class Store:
         if before is not None:
             query = query.where(tables.jobs.c.number < before)
         return await self.read(lambda connection: make([job_of(row) for row in connection.execute(query)]))
+
+    async def known(self, job_ids: Iterable[str]) -> set[str]:
+        """Return those of these that are the ids of jobs."""
+        asked = set(job_ids)
+        query = select(tables.jobs.c.job_id)
+        return await self.read(lambda connection: asked.intersection(connection.execute(query).scalars()))
 
     async def count_jobs(self, which: JobFilter) -> int:
         """Count jobs."""

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import structlog
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, delete, insert
 
+from lockstep.server.store import tables
 from lockstep.server.store.plain import driver_of
 from lockstep.server.store.trouble import StoreError, is_of_the_store, why_unwritable
 
@@ -23,6 +24,7 @@ Operation = Callable[[Connection], T]
 
 MAX_GROUP = 512
 _LONGEST_GATHER_S = 0.001
+_TRIAL_BYTES = 1 << 16
 
 log = structlog.get_logger(__name__)
 
@@ -75,6 +77,14 @@ class Writer:
         outcome: T = await request.future
         return outcome
 
+    async def try_out(self) -> None:
+        """Find out whether it can write: by a change while it could not, since nobody else may come with one.
+
+        Raises:
+            StoreUnwritable: it cannot.
+        """
+        await self.write(_change_something if self._is_failing else _change_nothing)
+
     def _hand_over(self) -> None:
         gathered, self._gathered = self._gathered, []
         if gathered:
@@ -105,21 +115,25 @@ class Writer:
                         break
                     group += more
                 began = time.perf_counter()
-                self._write_group(connection, group)
+                has_changed = self._write_group(connection, group)
                 took_s = time.perf_counter() - began
-                self._committed(len(group), took_s)
+                if has_changed:
+                    self._committed(len(group), took_s)
                 self._tell(group)
                 # Where several came together others are on their way: waiting for them is cheaper than one more commit.
                 gather_s = min(took_s / 4, _LONGEST_GATHER_S) if len(group) > 1 else 0.0
                 if ends:
                     break
 
-    def _write_group(self, connection: Connection, group: list[_Request[Any]]) -> None:
+    def _write_group(self, connection: Connection, group: list[_Request[Any]]) -> bool:
+        """Write what shares a commit; says whether that has changed anything."""
         try:
             with connection.begin():
                 driver = driver_of(connection)
+                before = driver.total_changes
                 for request in group:
                     self._run_one(connection, driver, request)
+                has_changed = driver.total_changes != before
         except Exception as error:
             trouble = why_unwritable(error, self._folder)
             if not self._is_failing:  # once, not with every try
@@ -127,10 +141,11 @@ class Writer:
             self._is_failing = True
             for request in group:
                 request.error = type(trouble)(trouble.message)
-        else:
-            if self._is_failing:
-                log.info("the store can be written again")
+            return False
+        if self._is_failing and has_changed:  # a full disk takes what changes nothing
+            log.info("the store can be written again")
             self._is_failing = False
+        return has_changed
 
     @staticmethod
     def _run_one(connection: Connection, driver: sqlite3.Connection, request: _Request[Any]) -> None:
@@ -156,6 +171,17 @@ class Writer:
                 loop.call_soon_threadsafe(_tell_all, requests)
             except RuntimeError:
                 log.warning("nobody is left to hear of writes", writes=len(requests))
+
+
+def _change_nothing(connection: Connection) -> None:
+    pass
+
+
+def _change_something(connection: Connection) -> None:
+    # Of some pages, so that it does not fit where the next job would not.
+    trial = {"key": "trial", "value": "-" * _TRIAL_BYTES}
+    connection.execute(insert(tables.meta).values(trial))
+    connection.execute(delete(tables.meta).where(tables.meta.c.key == "trial"))
 
 
 def _tell_all(requests: list[_Request[Any]]) -> None:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
+from lockstep.workers.engine.dtypes import DTYPES
 from lockstep.workers.engine.errors import ModelError
 from lockstep.workers.engine.module import Module
-from lockstep.workers.engine.state import DTYPES
 
 MEND = 'return one loss for each example, as functional.cross_entropy(outputs, targets, reduction="none") does'
 

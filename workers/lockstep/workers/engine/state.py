@@ -15,34 +15,17 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from lockstep.workers.engine.digest import bytes_of
-from lockstep.workers.engine.update import CONSTANT
+from lockstep.workers.engine.dtypes import DTYPES
+from lockstep.workers.engine.errors import ModelError
+from lockstep.workers.engine.optimizer_state import OptimizerState, StateMismatch
 
 NOTES = "notes"
-DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.uint16: "U16",
-    torch.uint32: "U32",
-    torch.uint64: "U64",
-    torch.bool: "BOOL",
-    torch.complex64: "C64",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-}
-"""What safetensors calls the types that a state may have."""
-MODEL, OPTIMIZER, BUFFER = "model.", "optimizer.", "buffer."
-GROUPS = "param_groups"
-
-
-class StateMismatch(ValueError):
-    """A state does not fit the model or the optimizer; the message names the entry."""
+MODEL, BUFFER = "model.", "buffer."
+STATE_DICT_MEND = (
+    "have state_dict() and its hooks leave names and tensors as nn.Module gives them, and convert what was saved or "
+    "will be loaded elsewhere"
+)
+GROUPS, ON_HOST, SHAPES = "param_groups", "on_host", "parameter_shapes"
 
 
 @dataclass(frozen=True)
@@ -63,45 +46,42 @@ class TrainState:
 
     @classmethod
     def of(cls, module: nn.Module, optimizer: torch.optim.Optimizer, step: int, notes: dict[str, Any]) -> "TrainState":
-        """A copy, in host memory, of what a module and its optimizer hold now."""
+        """A copy, in host memory, of what a module and its optimizer hold now.
+
+        Raises:
+            ModelError: the optimizer keeps what no checkpoint can hold.
+        """
         kept = module.state_dict()
-        training = {BUFFER + name: tensor for name, tensor in module.named_buffers() if name not in kept}
-        numbers: dict[str, Any] = {}
-        for parameter, values in optimizer.state_dict()["state"].items():
-            for name, value in values.items():
-                if isinstance(value, Tensor):
-                    training[f"{OPTIMIZER}{parameter}.{name}"] = value
-                elif value is not None:
-                    numbers[f"{parameter}.{name}"] = value
+        buffers = {BUFFER + name: tensor for name, tensor in module.named_buffers() if name not in kept}
+        own = OptimizerState.of(optimizer)
         return cls(
             step,
             {name: _copy(tensor) for name, tensor in kept.items()},
-            {name: _copy(tensor) for name, tensor in training.items()},
-            notes | {"optimizer": numbers, GROUPS: [_mutable(group) for group in optimizer.param_groups]},
+            {name: _copy(tensor) for name, tensor in (buffers | dict(own.tensors)).items()},
+            notes | {"optimizer": own.entries, GROUPS: own.groups, ON_HOST: own.on_host, SHAPES: own.shapes},
         )
 
     def put_into(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Set a module and its optimizer to this state; tensors stay where they are, and views stay views.
+        """Set a module and its optimizer to this state; a module's tensors stay where they are, and views stay views.
 
         Raises:
             StateMismatch: names or shapes differ; nothing has changed.
         """
-        put_weights(self.model, module)
-        buffers = dict(module.named_buffers())
-        values: dict[int, dict[str, Any]] = {}
-        with torch.no_grad():
-            for name, tensor in self.training.items():
-                if name.startswith(BUFFER):
-                    buffers[name.removeprefix(BUFFER)].copy_(tensor)
-                else:
-                    parameter, entry = name.removeprefix(OPTIMIZER).split(".", 1)
-                    values.setdefault(int(parameter), {})[entry] = tensor
-        for name, number in self.notes["optimizer"].items():
-            parameter, entry = name.split(".", 1)
-            values.setdefault(int(parameter), {})[entry] = number
-        optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
-        for group, kept in zip(optimizer.param_groups, self.notes.get(GROUPS, []), strict=False):
-            group.update(kept)
+        weights = module.state_dict()
+        check_fit(self.model, weights)
+        buffers = {name: tensor for name, tensor in module.named_buffers() if name not in weights}
+        kept = {n.removeprefix(BUFFER): tensor for n, tensor in self.training.items() if n.startswith(BUFFER)}
+        check_fit(kept, buffers)
+        own = OptimizerState(
+            {name: tensor for name, tensor in self.training.items() if not name.startswith(BUFFER)},
+            self.notes["optimizer"],
+            self.notes.get(GROUPS),
+            self.notes.get(ON_HOST, []),
+            self.notes.get(SHAPES),
+        )
+        own.put_into(optimizer)
+        copy_into(self.model, weights)
+        copy_into(kept, buffers)
 
     def to_bytes(self) -> bytes:
         """All of it as one safetensors file."""
@@ -159,26 +139,56 @@ def put_weights(weights: dict[str, Tensor], module: nn.Module) -> None:
         StateMismatch: names or shapes differ; nothing has changed.
     """
     own = module.state_dict()
-    for name, tensor in own.items():
-        if name not in weights:
-            raise StateMismatch(f"there is no {name}, of shape {list(tensor.shape)}")
-        if weights[name].shape != tensor.shape:
-            raise StateMismatch(f"{name} has shape {list(weights[name].shape)}, the model wants {list(tensor.shape)}")
-    unknown = [name for name in weights if name not in own]
+    check_fit(weights, own)
+    copy_into(weights, own)
+
+
+def check_state_dict(module: nn.Module) -> None:
+    """Check that a module's state_dict holds the memory of its parameters and buffers, to be read and to be written.
+
+    Raises:
+        ModelError: it holds copies, or leaves out what is trained; names the first.
+    """
+    own = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    places = {(tensor.data_ptr(), tensor.dtype, tensor.numel()) for _, tensor in own if tensor.numel()}
+    found = set()
+    for name, tensor in module.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise ModelError(f"state_dict has {name}, a {type(tensor).__name__}; {STATE_DICT_MEND}")
+        place = tensor.data_ptr(), tensor.dtype, tensor.numel()
+        if tensor.numel() and place not in places:
+            raise ModelError(
+                f"{name} in state_dict is a copy, or no parameter or buffer, so that nothing can be put back into it; "
+                f"{STATE_DICT_MEND}"
+            )
+        found.add(place)
+    for name, tensor in module.named_parameters():
+        place = tensor.data_ptr(), tensor.dtype, tensor.numel()
+        if tensor.requires_grad and tensor.numel() and place not in found:
+            raise ModelError(f"{name} is trained and is not in state_dict; {STATE_DICT_MEND}")
+
+
+def check_fit(tensors: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> None:
+    """Check that there is a tensor for each place, of its shape, and none more.
+
+    Raises:
+        StateMismatch: there is not; names the first.
+    """
+    for name, place in places.items():
+        if name not in tensors:
+            raise StateMismatch(f"there is no {name}, of shape {list(place.shape)}")
+        if tensors[name].shape != place.shape:
+            raise StateMismatch(f"{name} has shape {list(tensors[name].shape)}, the model wants {list(place.shape)}")
+    unknown = [name for name in tensors if name not in places]
     if unknown:
         raise StateMismatch(f"the model has no {unknown[0]}")
+
+
+def copy_into(tensors: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> None:
+    """Set each of the places, which stay where they are."""
     with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(weights[name])
-
-
-def _mutable(group: dict[str, Any]) -> dict[str, Any]:
-    """The numbers that an optimizer may keep in a parameter group, beside the options that it is made with."""
-    return {
-        name: value
-        for name, value in group.items()
-        if name not in (*CONSTANT, "params") and isinstance(value, bool | int | float)
-    }
+        for name, place in places.items():
+            place.copy_(tensors[name])
 
 
 def _copy(tensor: Tensor) -> Tensor:

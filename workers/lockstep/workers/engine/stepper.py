@@ -22,6 +22,7 @@ from lockstep.workers.engine.overlap import choose_exchange
 from lockstep.workers.engine.reduce import Exchange, ShardSums, padded
 from lockstep.workers.engine.rehearsal import Modes, check_losses, rehearse
 from lockstep.workers.engine.shards import Placement, part
+from lockstep.workers.engine.state import check_state_dict
 from lockstep.workers.engine.update import OptimizerFactory, Update
 
 # Slots at the front of the exchanged row; each wish is counted, and each rank on which the step cannot be used.
@@ -89,6 +90,7 @@ class Stepper:
         self.modes.train()
         self.model = FlatModel(self.module)
         self.buffers = Buffers(self.module, settings.shards)
+        check_state_dict(self.module)
         fewest = 2 if has_batch_statistics(module) else 1
         self.minibatches = Minibatches(len(self.train_set), settings, fewest, self.device)
         self.steps_per_epoch = self.minibatches.per_epoch
@@ -172,6 +174,8 @@ class Stepper:
                 total = self.add_up(step, minibatch)
             sums, gradient = total
             self.buffers.exchange(self.group, self.placement)
+            # Over NCCL that has only been launched: what it brings is not to be looked at before it has come.
+            wait_for_device(self.device)
             self.group.check()
             self.buffers.check_same(minibatch.active_shards)
         except EngineError:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lockstep.workers.engine.errors import ModelError
 from lockstep.workers.engine.flat import FlatModel
+from lockstep.workers.engine.optimizer_state import Constants
 
 OptimizerFactory = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
 
@@ -26,8 +27,6 @@ ELEMENTWISE: tuple[type[torch.optim.Optimizer], ...] = (
     torch.optim.Rprop,
 )
 """Optimizers that treat each number by itself: for them one flat parameter is as good as many, and faster."""
-CONSTANT = ("lr", "initial_lr", "momentum", "betas", "weight_decay")
-"""Options of a parameter group that belong to the code, not to the state; a schedule would change them."""
 
 
 class Update:
@@ -58,18 +57,14 @@ class Update:
             # A factory that takes the parameters from elsewhere has made the same as before.
             if is_over(flat, [model.parameters]):
                 self.optimizer, self.is_flat = flat, True
-        self._constants = [
-            (group, name, _value(group[name]))
-            for group in self.optimizer.param_groups
-            for name in CONSTANT
-            if name in group
-        ]
+        self._constants = Constants(self.optimizer)
+        self._is_first_step = True
 
     def apply(self, gradient: Tensor) -> None:
         """Update the parameters with a gradient, (size,).
 
         Raises:
-            ModelError: the optimizer has changed its own rate, which is no part of the state.
+            ModelError: the optimizer has changed its own rate, which is no part of the state, or keeps what cannot be.
         """
         model = self._model
         model.parameters.grad = gradient
@@ -80,13 +75,10 @@ class Update:
                 parameter.grad = part
             self.optimizer.step()
             model.put_gradients_back()
-        for group, name, before in self._constants:
-            after = group[name]
-            if after is not before and _value(after) != before:
-                raise ModelError(
-                    f"the optimizer's {name} changed from {before} to {_value(after)}: a schedule that counts steps by "
-                    "itself starts anew when training goes on from a checkpoint, and is not supported"
-                )
+        self._constants.check()
+        if self._is_first_step:
+            self._constants.check_all(gradient)
+            self._is_first_step = False
 
     @property
     def rate(self) -> str:
@@ -143,8 +135,3 @@ def is_over(optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Paramete
         return False
     own = optimizer.param_groups[0]["params"]
     return len(own) == len(parameters) and all(a is b for a, b in zip(own, parameters, strict=True))
-
-
-def _value(option: Any) -> Any:
-    """A number for one that is a tensor, which can change in place."""
-    return option.item() if isinstance(option, Tensor) and option.numel() == 1 else option
