@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lockstep.workers.engine import Ledger, Trainer
 from lockstep.workers.engine.determinism import (
     COMPILED_SHAPES,
     MATH_SETTINGS,
@@ -19,6 +20,7 @@ from lockstep.workers.engine.determinism import (
     hardware_class,
     seed_generators,
 )
+from tests.unit.workers.honest_models import Numbers, Points, sgd
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -135,3 +137,30 @@ def test_a_function_that_is_compiled_for_too_many_shapes_fails_instead_of_going_
     with pytest.raises(Exception, match="recompile_limit"):
         for size in range(2, COMPILED_SHAPES + 4):
             double(torch.ones(size))
+
+
+def test_a_function_that_is_compiled_is_run_compiled_in_every_step() -> None:
+    runs: list[int] = []
+    was_compiled: list[bool] = []
+
+    def counted(graph: Any, inputs: list[Any]) -> Any:
+        def run(*args: Any) -> Any:
+            runs.append(len(args))
+            return graph.forward(*args)
+
+        return run
+
+    activation = torch.compile(lambda inputs: inputs.sigmoid() * inputs.std(), backend=counted)
+
+    class Compiled(Numbers):
+        def forward(self, inputs: Tensor) -> Tensor:
+            before = len(runs)
+            outputs = super().forward(activation(inputs))
+            if inputs.device.type == "cpu" and self.training:  # and not while its operations are counted
+                was_compiled.append(len(runs) > before)
+            return outputs
+
+    ledger = Ledger()
+    Trainer(max_steps=3, batch_size=20, shards=2, audit="off").fit(Compiled(), Points(), sgd, ledger=ledger)
+    assert was_compiled == [True] * 6
+    assert ledger.flops_per_step > 0

@@ -8,14 +8,18 @@ import sys
 import tempfile
 import threading
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from lockstep.workers.engine.determinism import fix_compiler
 from lockstep.workers.reset import CleanSlate, free_memory, memory_bytes, settings
 from lockstep.workers.training import train_once
 from tests.processes import in_a_fresh_process
@@ -281,3 +285,49 @@ def forget_threads() -> bool:
 
 def test_the_threads_of_jobs_before_are_forgotten() -> None:
     assert in_a_fresh_process(forget_threads)
+
+
+def compile_in_two_jobs(spoil: Callable[[Callable[[Tensor], Tensor]], None]) -> list[tuple[int, int]]:
+    """How often a function was compiled and run in each of two jobs; the first does something to it at its end."""
+    compiled: list[str] = []
+
+    def counted(graph: Any, inputs: list[Any]) -> Any:
+        compiled.append("compiled")
+        return lambda *args: (compiled.append("run"), graph.forward(*args))[1]
+
+    shared = torch.compile(lambda inputs: inputs.sin() + 1, backend=counted)
+    slate, counts = CleanSlate(), []
+
+    def job() -> None:
+        slate.expect_threads()
+        fix_compiler()
+        compiled.clear()
+        for size in (2, 3):
+            shared(torch.ones(size))
+        counts.append((compiled.count("compiled"), compiled.count("run")))
+        if len(counts) == 1:
+            spoil(shared)
+        assert slate.put_back() == []
+
+    for _ in range(2):
+        in_a_thread(job)
+    return counts
+
+
+def look_on(shared: Callable[[Tensor], Tensor]) -> None:
+    with FlopCounterMode(display=False):
+        shared(torch.ones(100))
+
+
+def turn_off(shared: Callable[[Tensor], Tensor]) -> None:
+    torch.compiler.set_stance("force_eager")
+
+
+def go(shared: Callable[[Tensor], Tensor]) -> None:
+    """Leave it as it is: the shapes that were compiled count for the limit on them."""
+
+
+@pytest.mark.parametrize("spoil", [look_on, turn_off, go])
+def test_code_that_a_job_has_compiled_or_spoilt_is_compiled_anew_in_the_next(spoil: Callable[..., None]) -> None:
+    first, second = in_a_fresh_process(compile_in_two_jobs, spoil)
+    assert first == second == (2, 2)

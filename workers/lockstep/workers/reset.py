@@ -247,6 +247,7 @@ class CleanSlate:
             left.append("a child process")
         if dist.is_available() and dist.is_initialized():
             left.append("torch's process group")
+        forget_compiled_code()
         free_memory()
         if not self._is_frozen:  # what is imported stays; looking through all of it takes 0.2 s each time
             gc.freeze()
@@ -273,6 +274,16 @@ def _has_children() -> bool:
     except ChildProcessError:
         return False
     return True
+
+
+def forget_compiled_code() -> None:
+    """Have torch.compile begin anew: what it has compiled, or has given up to compile, is kept with the code itself.
+
+    The code of models is imported once, so that the next job would meet it as the one before has left it.
+    """
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.set_stance("default")
+        torch.compiler.reset()
 
 
 def has_cuda() -> bool:

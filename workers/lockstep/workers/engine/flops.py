@@ -7,13 +7,15 @@ import torch
 from torch import Tensor
 
 from lockstep.workers.engine.module import Module
+from lockstep.workers.engine.rehearsal import without_compiling
 
 
 def flops_per_step(module: Module, example: Sequence[Tensor], batch_size: int) -> float:
     """Count those of the matrix products, convolutions and attentions of a minibatch, forward and backward.
 
     Counted on a copy without data ("meta" tensors), between two steps: whoever looks on while a step computes has
-    PyTorch choose other kernels for some operations, and so changes bits.
+    PyTorch choose other kernels for some operations, and so changes bits. Nor may the compiler see a function that is
+    looked at: it would compile it no more, and the steps that follow would compute otherwise than the first.
 
     Args:
         module: whose steps they are; nothing of it is changed.
@@ -29,7 +31,7 @@ def flops_per_step(module: Module, example: Sequence[Tensor], batch_size: int) -
         kept = {id(tensor): _without_data(tensor) for tensor in (*module.parameters(), *module.buffers())}
         double = copy.deepcopy(module, kept)
         inputs, targets = (part.new_empty((batch_size, *part.shape[1:]), device="meta") for part in example)
-        with FlopCounterMode(display=False) as counter:
+        with without_compiling(), FlopCounterMode(display=False) as counter:
             double.loss(double(inputs), targets).sum().backward()  # type: ignore[no-untyped-call]
         return float(counter.get_total_flops())
     except Exception:  # models may do anything
