@@ -17,6 +17,7 @@ import pytest
 from sqlalchemy import delete, func, select
 
 from lockstep.server import retention
+from lockstep.server.errors import DiskFull
 from lockstep.server.store.tables import job_events, jobs, metadata
 from lockstep.v1.checkpoint_service_pb2 import ListCheckpointsRequest
 from lockstep.v1.internal_service_pb2 import ReportLogsRequest, StartGang
@@ -329,8 +330,12 @@ def test_logs_of_a_deleted_job_do_not_come_back(tmp_path: Path) -> None:
             (tmp_path / "logs" / waiting.job_id).mkdir()
         (tmp_path / "logs" / gang.job_id).mkdir()
         (tmp_path / "logs" / gang.job_id / "0").write_bytes(b"x")
+        (tmp_path / "logs" / "ray.log").touch()
+        there = {waiting.job_id, "ray.log"}
+        async with serving(tmp_path):  # without the setting no job is deleted, nor a log that may be wanted
+            assert {path.name for path in (tmp_path / "logs").iterdir()} == there | {gang.job_id}
         async with serving(tmp_path, keep_days=2):
-            assert [folder.name for folder in (tmp_path / "logs").iterdir()] == [waiting.job_id]
+            assert {path.name for path in (tmp_path / "logs").iterdir()} == there
 
     run(scenario())
 
@@ -358,5 +363,32 @@ def test_what_is_being_written_to_a_log_is_removed_with_it(tmp_path: Path, monke
             may_write.set()
             await asyncio.gather(writing, deleting)
         assert not list((tmp_path / "logs").iterdir())
+
+    run(scenario())
+
+
+def test_a_job_of_which_a_part_could_be_deleted_is_not_shown_until_the_rest_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path, keep_days=2) as server:
+            launcher = server.launcher()
+            await launcher.be_ready()
+            gang = await finish_a_job(server, launcher, tmp_path / "c")
+
+            async def fail(job_id: str) -> None:
+                raise DiskFull("the disk is full")
+
+            with monkeypatch.context() as patched:
+                patched.setattr(server.coordinator.store, "delete_job", fail)
+                await delete_all(server)
+            assert (await rows(server))["metric_points"] == 0
+            assert (await status_of(server.get(gang.job_id))).code() is grpc.StatusCode.NOT_FOUND
+        async with serving(tmp_path, keep_days=1e-9) as server:  # at once, not when it is tidied the next time
+            while (await rows(server))["jobs"]:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            assert (await status_of(server.get(gang.job_id))).code() is grpc.StatusCode.NOT_FOUND
+            while (tmp_path / "logs" / gang.job_id).exists():  # noqa: ASYNC110
+                await asyncio.sleep(0)
 
     run(scenario())

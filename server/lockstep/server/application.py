@@ -170,14 +170,14 @@ class Application:
             self._keeper.start()
 
     async def _take_up_jobs(self) -> None:
-        assert self.coordinator is not None
+        assert self.coordinator is not None and self._store is not None and self._logs is not None
         try:
             await self.coordinator.start()
+            if self._settings.keep_days is not None:
+                await self._logs.forget_all_but(self._store.known)
         except DAMAGES as error:
             log.error("the store cannot be read", exc_info=True)
             raise StartupError(why_unopenable(error, self._store_path)) from error
-        assert self._store is not None and self._logs is not None
-        await self._logs.forget_all_but(self._store.known)
 
     def _reports_address(self) -> str:
         return self._settings.advertise_address or self.grpc_address

@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 from google.protobuf.message import Message
 
+from lockstep.server.checkpoint_files import MANIFEST
 from lockstep.server.errors import FilesHang, InvalidSpec, Violation
 from lockstep.server.file_pool import FilePool
 from lockstep.server.foreign_files import link_file, local_path, make_folder, open_folder, remove_folder
@@ -19,7 +20,6 @@ from lockstep.server.store import Store, StoredCheckpoint
 from lockstep.v1.job_spec_pb2 import JobSpec
 
 _MOST_SHOWN_STEPS = 10
-_MANIFEST = "manifest.json"
 _FOLDER = "init-from"
 # Where there are no links, the weights of a large model are copied.
 _KEEPING_S = 3600.0
@@ -93,7 +93,7 @@ def keep_first_weights(job: Job, files: Sequence[str]) -> Job:
     try:
         make_folder(root, *names)
         with open_folder(root, source.parent.name, source.name) as theirs, open_folder(root, *names) as ours:
-            for name in dict.fromkeys([*files, _MANIFEST]):
+            for name in dict.fromkeys([*files, MANIFEST]):
                 link_file(theirs, ours, name)
     except OSError as error:
         remove_folder(root, job.job_id, _FOLDER)

@@ -172,7 +172,7 @@ class LogStore:
             known: tells which of some job_ids are those of jobs.
         """
         loop = asyncio.get_running_loop()
-        there = await loop.run_in_executor(self._writing, _names_in, self._folder)
+        there = await loop.run_in_executor(self._writing, _jobs_in, self._folder)
         for job_id in set(there) - await known(there):
             await self.forget(job_id)
 
@@ -249,10 +249,10 @@ class LogStore:
         return _joined(parts, end or Place())
 
 
-def _names_in(folder: Path) -> list[str]:
+def _jobs_in(folder: Path) -> list[str]:
     try:
-        return [path.name for path in folder.iterdir()]
-    except FileNotFoundError:
+        return [path.name for path in folder.glob("job-*") if path.is_dir()]
+    except OSError:  # there is none yet, or who prints is told why it cannot be used
         return []
 
 
