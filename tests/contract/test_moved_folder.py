@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from lockstep.server.settings import StartupError
 from lockstep.v1.checkpoint_service_pb2 import DownloadCheckpointRequest, ListCheckpointsRequest
 from tests.unit.server.harness import run, serving, write_checkpoint
 
@@ -53,3 +56,19 @@ def test_checkpoints_go_along_with_the_folder_and_others_stay_where_they_are(
                 assert Path(started[job_id].init_from_uri).is_relative_to(new)
 
     run(scenario())
+
+
+def test_a_store_that_cannot_note_where_it_was_moved_to_says_so_in_words(tmp_path: Path) -> None:
+    async def start_and_stop(folder: Path) -> None:
+        async with serving(folder):
+            pass
+
+    run(start_and_stop(tmp_path / "old"))
+    with closing(sqlite3.connect(tmp_path / "old" / "lockstep.db")) as connection:
+        connection.execute(
+            "CREATE TRIGGER refuse BEFORE INSERT ON meta WHEN new.key = 'checkpoint_root' "
+            "BEGIN SELECT raise(ABORT, 'no room'); END"
+        )
+    (tmp_path / "old").rename(tmp_path / "new")
+    with pytest.raises(StartupError, match=r"new/lockstep\.db cannot be opened: no room; put a good copy in its place"):
+        run(start_and_stop(tmp_path / "new"))

@@ -11,7 +11,7 @@ import pytest
 
 from lockstep.server import dispatcher
 from lockstep.server.settings import StartupError
-from lockstep.v1.internal_service_pb2 import GangChanged, StartGang
+from lockstep.v1.internal_service_pb2 import ClusterCapacity, GangChanged, NodeCapacity, StartGang
 from lockstep.v1.job_pb2 import (
     JOB_STATE_CANCELLED,
     JOB_STATE_CANCELLING,
@@ -201,6 +201,28 @@ def test_a_gang_whose_end_could_not_be_stored_is_kept_until_the_next_launcher_te
             second = server.launcher()
             await second.be_ready()
             assert (await second.next_start()).attempt == 2
+
+    run(scenario())
+
+
+def test_what_the_next_launcher_tells_of_a_gang_counts_as_if_it_were_told_later(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            first, gang = await start_job(server)
+            host = NodeCapacity(node_id="node-a", node_name="host-7", cpus=2, total_cpus=2)
+            await first.say(capacity=ClusterCapacity(nodes=[host]))
+            await first.report(gang, 1)
+            await server.jobs.PauseJob(PauseJobRequest(job_id=gang.job_id))
+            await first.next_stop()
+            await first.leave()
+            told = changed(gang, PAIR, message="the disk of node node-a is full")
+            told.refuses_stop = True
+            told.refused_node_ids.append("node-b")
+            await server.launcher().be_ready(gangs=[told])
+            job = await server.reaches(gang.job_id, JOB_STATE_RUNNING)
+            assert job.state_reason == ("the pause has failed, and training goes on: the disk of node host-7 is full")
+            ((_, taken_over),) = server.coordinator._live.holding.items()
+            assert taken_over.refused == {"node-b"}
 
     run(scenario())
 

@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -106,7 +108,8 @@ class Application:
         self._http = HttpServer(http, telemetry.registry, self._why_unwell)
         self._store = _open_store(self._store_path, telemetry)
         checkpoint_root = str(self._data_dir.absolute() / "checkpoints")
-        moved_from = self._store.follow_checkpoint_root(checkpoint_root)
+        with self._naming_damages():
+            moved_from = self._store.follow_checkpoint_root(checkpoint_root)
         if moved_from:
             log.info("the data folder was moved, or is a copy", before=moved_from, now=checkpoint_root)
         orders = Orders(epoch=self._store.epoch, secret=_secret(self._data_dir), checkpoint_root=checkpoint_root)
@@ -137,7 +140,10 @@ class Application:
         bound = self._grpc.bind(listen)
         self.grpc_address, self.http_address = str(bound), str(self._http.address)
         orders.reports_address = self._reports_address()
-        await self._take_up_jobs()
+        with self._naming_damages():
+            await self.coordinator.start()
+            if settings.keep_days is not None:
+                await self._logs.forget_all_but(self._store.known)
         telemetry.registry.register(SnapshotCollector(Camera(self.coordinator, telemetry, asyncio.get_running_loop())))
         self._watches = [
             keep_running(measure_lag(telemetry), name="event loop lag"),
@@ -169,14 +175,12 @@ class Application:
             )
             self._keeper.start()
 
-    async def _take_up_jobs(self) -> None:
-        assert self.coordinator is not None and self._store is not None and self._logs is not None
+    @contextmanager
+    def _naming_damages(self) -> Iterator[None]:
         try:
-            await self.coordinator.start()
-            if self._settings.keep_days is not None:
-                await self._logs.forget_all_but(self._store.known)
+            yield
         except DAMAGES as error:
-            log.error("the store cannot be read", exc_info=True)
+            log.error("the store cannot be used", exc_info=True)
             raise StartupError(why_unopenable(error, self._store_path)) from error
 
     def _reports_address(self) -> str:

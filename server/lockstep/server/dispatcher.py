@@ -168,7 +168,7 @@ class Dispatcher:
             who = "launcher" if self._had_launcher else "server"
             line.is_ready = self._had_launcher = True
             cause = f"the workers were gone when the {who} came back"
-            await take_over(gangs, self._live, self._orders, self._store, cause)
+            await take_over(gangs, self._workers_changed, self._live, self._orders, self._store, cause)
         self._live.has_changed.set()
 
     def launcher_spoke(self, line: LauncherLine) -> None:
@@ -256,9 +256,11 @@ class Dispatcher:
             delay_s = gang.has_become(tuple(told.node_ids), told.running_workers)
             if delay_s is not None:
                 self._live.delay_resize(gang, delay_s)
-        changed = WorkersChanged(told.running_workers, self._for_people(told.message), told.refuses_stop)
-        await self._live.finish(self._live.locked_apply(entry, changed, told.attempt))
+        await self._live.finish(self._live.locked_apply(entry, self._workers_changed(told), told.attempt))
         self._live.has_changed.set()
+
+    def _workers_changed(self, told: GangChanged) -> WorkersChanged:
+        return WorkersChanged(told.running_workers, self._for_people(told.message), told.refuses_stop)
 
     def _for_people(self, words: str) -> str:
         """What the launcher says, with the names of nodes, of which it knows only Ray's ids."""

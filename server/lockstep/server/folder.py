@@ -43,11 +43,11 @@ def take(folder: Path, ports: Iterable[tuple[str, Address]]) -> IO[str]:
         ) from error
     taken = _taken(ports)
     if taken and not (folder / _LOCK).exists():
-        raise StartupError(taken)
+        raise taken
     file = _lock(folder)
     if taken:
         file.close()
-        raise StartupError(taken)
+        raise taken
     try:
         # A server that was killed left its addresses; nobody shall take them for ours.
         (folder / "server.json").unlink(missing_ok=True)
@@ -112,8 +112,8 @@ def _close_to_others(folder: Path) -> None:
         )
 
 
-def _taken(ports: Iterable[tuple[str, Address]]) -> str:
-    """Say which port cannot be listened on; empty when all can."""
+def _taken(ports: Iterable[tuple[str, Address]]) -> StartupError | None:
+    """Say which port cannot be listened on; None when all can."""
     for option, address in ports:
         family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
         try:
@@ -123,5 +123,5 @@ def _taken(ports: Iterable[tuple[str, Address]]) -> str:
                 probe.bind((address.host, address.port))
                 probe.listen()
         except OSError as error:
-            return f"cannot listen on {address}: {error.strerror}; choose another with {option}"
-    return ""
+            return address.cannot_be_taken(error.strerror, option)
+    return None

@@ -21,7 +21,7 @@ from lockstep.server.job_service import JobService
 from lockstep.server.log_service import LogService
 from lockstep.server.log_store import LogStore
 from lockstep.server.metrics_service import MetricsService
-from lockstep.server.settings import Address, StartupError
+from lockstep.server.settings import Address
 from lockstep.server.telemetry import Telemetry
 from lockstep.v1 import (
     catalog_service_pb2,
@@ -120,9 +120,7 @@ class GrpcServer:
         try:
             port = self._server.add_insecure_port(str(address))
         except RuntimeError as error:
-            raise StartupError(
-                f"cannot listen on {address}: the port is taken or may not be used; choose another with --listen"
-            ) from error
+            raise address.cannot_be_taken("the port is taken or may not be used", "--listen") from error
         return Address(address.host, port)
 
     async def start(self) -> None:

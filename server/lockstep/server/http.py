@@ -15,7 +15,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 import structlog
 from prometheus_client import CollectorRegistry, disable_created_metrics, make_wsgi_app
 
-from lockstep.server.settings import Address, StartupError
+from lockstep.server.settings import Address
 from lockstep.server.telemetry.page import KeptPage
 
 _MOST_REQUESTS = 64
@@ -86,7 +86,7 @@ class HttpServer:
                 address.host, address.port, self._respond, server_class=_Server, handler_class=_Handler
             )
         except OSError as error:
-            raise StartupError(f"cannot listen on {address}: {error.strerror}; choose another with --http") from error
+            raise address.cannot_be_taken(error.strerror, "--http") from error
         self.address = Address(address.host, self._server.server_port)
         self._thread = threading.Thread(target=self._serve, name="lockstep-http", daemon=True)
 

@@ -5,7 +5,7 @@ It is the one path for a launcher that was restarted and for a server that was: 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -23,11 +23,19 @@ _AT_ONCE = Stop(0.0)
 log = structlog.get_logger(__name__)
 
 
-async def take_over(told: Sequence[GangChanged], live: LiveJobs, orders: Orders, store: Store, cause: str) -> None:
+async def take_over(
+    told: Sequence[GangChanged],
+    as_change: Callable[[GangChanged], WorkersChanged],
+    live: LiveJobs,
+    orders: Orders,
+    store: Store,
+    cause: str,
+) -> None:
     """Adopt the gangs that are wanted, stop the others, and let jobs whose workers are gone go on without them.
 
     Args:
         told: every gang that there is.
+        as_change: makes of what is told of a gang what changes its job.
         live: the jobs.
         orders: where orders go; the launcher that has told is in service.
         store: knows jobs that have ended.
@@ -42,20 +50,20 @@ async def take_over(told: Sequence[GangChanged], live: LiveJobs, orders: Orders,
         gang = found.get((entry.job.job_id, entry.job.attempt))
         if gang is not None and (entry.gang is not None or entry.job.state.has_workers):
             del found[gang.job_id, gang.attempt]
-            await _adopt(entry, gang, live, orders)
+            await _adopt(entry, gang, as_change(gang), live, orders)
         elif entry.gang is not None or entry.job.state.has_workers:
             await _forget(entry, live, cause)
     for gang in found.values():
         await _send_away(gang, live, orders, store)
 
 
-async def _adopt(entry: Entry, told: GangChanged, live: LiveJobs, orders: Orders) -> None:
+async def _adopt(entry: Entry, told: GangChanged, change: WorkersChanged, live: LiveJobs, orders: Orders) -> None:
     job_id, attempt = told.job_id, told.attempt
     async with entry.lock:
         each = amount_of_worker(entry.job.spec.resources)
-        refused = set() if entry.gang is None else entry.gang.refused
+        refused = {*told.refused_node_ids, *(() if entry.gang is None else entry.gang.refused)}
         live.set_gang(entry, Gang(attempt, tuple(told.node_ids), each, told.revision, refused=refused))
-        await live.apply(entry, WorkersChanged(told.running_workers, told.message))
+        await live.apply(entry, change)
         stop = _AT_ONCE if entry.job.state.has_ended else stop_under_way(entry.job)
         if stop is not None:
             orders.stop(job_id, attempt, stop)

@@ -115,6 +115,10 @@ class Address:
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    def cannot_be_taken(self, why: str | None, option: str) -> StartupError:
+        """Say why nobody can listen there, and which option gives another."""
+        return StartupError(f"cannot listen on {self}: {why}; choose another with {option}")
+
 
 def loopback_address(option: str, text: str) -> Address:
     """Read an address to listen on.
