@@ -226,7 +226,7 @@ def _own_words(code: StatusCode, details: str, *, target: str, was_reached: bool
     match code:
         case StatusCode.UNAVAILABLE if was_reached:
             return f"the Lockstep server at {target} no longer answers: it has stopped, or cannot be reached any more"
-        case StatusCode.CANCELLED | StatusCode.UNKNOWN if was_reached and details != _CLOSED_HERE:
+        case StatusCode.CANCELLED | StatusCode.UNKNOWN if details != _CLOSED_HERE:  # no such answer is ours
             return f"the Lockstep server at {target} has broken off the call, as one does that stops; try again"
         case StatusCode.UNAVAILABLE:
             return (
