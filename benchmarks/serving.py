@@ -39,7 +39,7 @@ class Server:
         command: list[str | Path] = [Path(sys.executable).with_name("lockstep"), "serve", "--data-dir", self.data_dir]
         command += ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--num-cpus", str(self._num_cpus)]
         self._log.touch()
-        ready_before = self._log.read_bytes().count(b"cluster ready")
+        ready_before = self._log.read_bytes().count(b"the cluster is ready")
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, *self._options],
@@ -48,7 +48,7 @@ class Server:
                 start_new_session=True,
             )
         deadline = time.monotonic() + START_TIMEOUT_S
-        while self._log.read_bytes().count(b"cluster ready") == ready_before:
+        while self._log.read_bytes().count(b"the cluster is ready") == ready_before:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(self._log.read_text()[-5000:])
             time.sleep(0.05)

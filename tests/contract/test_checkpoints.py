@@ -179,7 +179,7 @@ def test_a_file_that_is_not_what_was_written_ends_as_data_loss(tmp_path: Path, d
                 async for response in call:
                     sent += response.chunk
             assert (sent, caught.value.code()) == (b"", grpc.StatusCode.DATA_LOSS)
-            assert f"model.safetensors of checkpoint 1 of job {gang.job_id} " in caught.value.details()
+            assert f"model.safetensors of checkpoint 1 of {gang.job_id} " in caught.value.details()
 
     run(scenario())
 
@@ -210,7 +210,7 @@ def test_what_is_not_there_is_not_found_in_words(tmp_path: Path) -> None:
                 assert status.code() is grpc.StatusCode.NOT_FOUND
                 return status.details()
 
-            assert f"job {gang.job_id} has no checkpoint yet" in await error()
+            assert f"{gang.job_id} has no checkpoint yet" in await error()
             written = write_checkpoint(tmp_path / "c", 5)
             await launcher.report(gang, 1, checkpoints=[written])
             assert "has no checkpoint of step 6" in await error(step=6)

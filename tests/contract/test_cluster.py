@@ -7,6 +7,7 @@ from pathlib import Path
 import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from structlog.testing import capture_logs
 
 from lockstep.server import gangs
 from lockstep.v1.cluster_service_pb2 import (
@@ -271,3 +272,26 @@ def test_ids_of_nodes_that_begin_alike_are_shown_as_far_as_it_takes() -> None:
     ids = ("a" * 16 + "1", "a" * 16 + "2", "b" * 17)
     capacity = ClusterCapacity(nodes=[NodeCapacity(node_id=node_id, node_name="vm", cpus=1) for node_id in ids])
     assert [node.name for node in gangs.nodes_of(capacity)] == [f"vm-{ids[0]}", f"vm-{ids[1]}", "vm-bbbbbbbb"]
+
+
+def test_a_server_tells_when_its_cluster_is_ready_and_a_launcher_that_is_gone_unless_it_was_told_to_stop(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as server:
+            await server.launcher().be_ready()
+            await server.coordinator.dispatcher.cluster_is_ready.wait()
+        told = [line["event"] for line in logs]
+        assert "the cluster is ready: 2 CPUs; submit jobs with: lockstep submit -f SPEC" in told
+        assert "the launcher is gone" not in told
+        logs.clear()
+        async with serving(tmp_path) as server:
+            launcher = server.launcher()
+            await launcher.be_ready()
+            await launcher.leave()
+            while server.coordinator.dispatcher.has_launcher:
+                await cluster_of(server)  # lets the server notice
+        assert "the launcher is gone" in [line["event"] for line in logs]
+
+    with capture_logs() as logs:
+        run(scenario())

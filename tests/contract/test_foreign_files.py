@@ -187,9 +187,7 @@ def test_a_read_that_hangs_is_told_after_a_while(tmp_path: Path, monkeypatch: py
             request = DownloadCheckpointRequest(job_id=gang.job_id)
             status = await status_of(server.checkpoints.DownloadCheckpoint(request).read())
             assert status.code() is grpc.StatusCode.UNAVAILABLE
-            words = (
-                f"reading model.safetensors of checkpoint 10 of job {gang.job_id} has not come to an end after 0.1 s"
-            )
+            words = f"reading model.safetensors of checkpoint 10 of {gang.job_id} has not come to an end after 0.1 s"
             assert words in status.details()
 
     try:

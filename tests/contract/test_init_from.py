@@ -102,8 +102,11 @@ def test_weights_that_are_being_removed_are_refused_at_the_submit(tmp_path: Path
 def test_a_job_starts_from_a_folder(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(tmp_path) as server:
-            _, gang = await start_job(server, init_from={"uri": "file:///data/run/step-000000000200"})
-            assert gang.init_from_uri == "file:///data/run/step-000000000200"
+            folder = Path(write_checkpoint(tmp_path / "run", 200).uri)
+            _, gang = await start_job(server, init_from={"uri": f"file://{folder}"})
+            assert gang.init_from_uri == f"file://{folder}"
+            error = await status_of(server.submit(init_from={"uri": f"{tmp_path}/nowhere/step-000000000200"}))
+            assert set(violations_of(error)) == {"init_from.uri"}
 
     run(scenario())
 
@@ -121,7 +124,10 @@ def test_weights_that_are_not_there_are_named_before_anything_is_queued(tmp_path
 
             same: dict[str, Any] = {"model": {"softmax_regression": {}}}
             field, message = await violation(init_from={"job_id": "job-none"})
-            assert (field, '"job-none", and there is no such job' in message) == ("init_from.job_id", True)
+            assert (field, '"job-none", and there is no such job; give the whole id' in message) == (
+                "init_from.job_id",
+                True,
+            )
             field, message = await violation(init_from={"job_id": empty.job_id})
             assert (field, "which has no checkpoint; wait" in message) == ("init_from.job_id", True)
             await launcher.gang_stopped(await launcher.next_start(), "NON_FINITE_LOSS")

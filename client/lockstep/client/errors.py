@@ -39,6 +39,7 @@ from grpc import StatusCode
 if TYPE_CHECKING:
     from lockstep.client.job import Job
 
+_CLOSED_HERE = "Channel closed!"
 _DETAILS_KEY = "grpc-status-details-bin"
 
 
@@ -224,7 +225,9 @@ def _own_words(code: StatusCode, details: str, *, target: str, was_reached: bool
     """The message for a status that grpc itself may have made, in words that help."""
     match code:
         case StatusCode.UNAVAILABLE if was_reached:
-            return f"the Lockstep server at {target} no longer answers ({_first_line(details)})"
+            return f"the Lockstep server at {target} no longer answers: it has stopped, or cannot be reached any more"
+        case StatusCode.CANCELLED | StatusCode.UNKNOWN if details != _CLOSED_HERE:  # no such answer is ours
+            return f"the Lockstep server at {target} has broken off the call, as one does that stops; try again"
         case StatusCode.UNAVAILABLE:
             return (
                 f"no Lockstep server answers at {target}; start one with `lockstep serve` or set LOCKSTEP_TARGET "
@@ -235,10 +238,6 @@ def _own_words(code: StatusCode, details: str, *, target: str, was_reached: bool
         case StatusCode.UNIMPLEMENTED:
             return f"the server at {target} does not know this call: it is older than this client, or not Lockstep"
     return details or f"the server at {target} answered {code.name} without saying why"
-
-
-def _first_line(text: str) -> str:
-    return text.strip().partition("\n")[0] or "no details"
 
 
 def _rich_status(call: grpc.Call) -> status_pb2.Status | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from os import PathLike
 from pathlib import Path
@@ -179,12 +179,32 @@ class Job(JobFacts):
             All points there are, result metrics first, each kind by step and name; or an iterator, if `follow`. It
             opens a broken connection again; no point is lost or comes twice. With its first point and at its end the
             job itself is read again.
+
+        Raises:
+            InvalidRequest: the job has no metric of a name, and will have none; the message lists those that it has.
+                With `follow` that is found at the end.
         """
         chosen = MetricKind(kind.upper()) if kind is not None else MetricKind.UNSPECIFIED
         wanted = [names] if isinstance(names, str) else list(names or ())
         read = metrics.follow_metrics if follow else metrics.list_metrics
         points = read(self._client, self._stored_id(), wanted, after_step, chosen)
-        return self._refreshed_by(points) if follow else list(points)
+        if follow:
+            return self._named(self._refreshed_by(points), wanted)
+        found = list(points)
+        self._check_names(wanted, found)
+        return found
+
+    def _named(self, points: Iterator[MetricPoint], wanted: Sequence[str]) -> Iterator[MetricPoint]:
+        """Yield the same; at its end say so if there is no metric of a name that is wanted."""
+        found: dict[str, MetricPoint] = {}
+        for point in points:
+            found.setdefault(point.name, point)
+            yield point
+        self._check_names(wanted, found.values())
+
+    def _check_names(self, wanted: Iterable[str], found: Iterable[MetricPoint]) -> None:
+        if missing := set(wanted) - {point.name for point in found}:
+            metrics.check_names(self._client, self.job_id, sorted(missing), has_ended=self.state.has_ended)
 
     def ledger(self) -> Ledger:
         """Read where the time of the job's workers went, by rank and phase; a few seconds old while they train."""

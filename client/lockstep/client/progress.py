@@ -34,7 +34,15 @@ _SHOWN_METRICS = {
     "val_accuracy": "val accuracy {:.3f}",
     "samples_per_second": "{:,.0f} samples/s",
 }
-_ON_THE_BAR = ("train_loss", "train_accuracy", "samples_per_second")
+_ON_THE_BAR = (
+    tuple(_SHOWN_METRICS),
+    ("train_loss", "train_accuracy", "val_loss", "val_accuracy"),
+    ("train_loss", "val_loss", "val_accuracy"),
+    ("train_loss", "val_accuracy"),
+)
+"""The first that finds room; what matters least is gone first."""
+_AROUND_METRICS = 22
+"""Columns of the bar, of the time and of the blanks between them."""
 _METRICS_EVERY_S = 0.5
 _LINE_EVERY_S = 5.0
 
@@ -62,6 +70,11 @@ class _LatestMetrics:
 
     def text(self, names: tuple[str, ...] = tuple(_SHOWN_METRICS)) -> str:
         return "  ".join(_SHOWN_METRICS[name].format(self.values[name]) for name in names if name in self.values)
+
+    def fitting(self, width: int) -> str:
+        """As much as has room in so many columns."""
+        texts = [self.text(names) for names in _ON_THE_BAR]
+        return next((text for text in texts if len(text) <= width), texts[-1])
 
 
 def show_progress(job: Job, updates: Iterator[JobUpdate]) -> None:
@@ -132,29 +145,42 @@ def _show_bar(job: Job, updates: Iterator[JobUpdate], console: SafeConsole) -> N
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=10), TextColumn("{task.fields[metrics]}"))
     with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
         task: TaskID = bar.add_task(str(job.state).lower(), total=None, metrics="")
-        for _ in updates:
-            metrics.read(job)
-            bar.update(
-                task,
-                description=escape(_describe(job)),
-                completed=job.progress.step,
-                total=job.progress.total_steps or None,
-                metrics=escape(metrics.text(_ON_THE_BAR)),
-            )
+        try:
+            for _ in updates:
+                metrics.read(job)
+                where = _describe(job)
+                bar.update(
+                    task,
+                    description=escape(where),
+                    completed=job.progress.step,
+                    total=job.progress.total_steps or None,
+                    metrics=escape(metrics.fitting(console.width - len(where) - _AROUND_METRICS)),
+                )
+        except KeyboardInterrupt:
+            # The terminal has written ^C into the line: drawn once more it would be there twice.
+            bar.live.transient = True
+            raise
 
 
 def _show_lines(job: Job, updates: Iterator[JobUpdate], console: SafeConsole) -> None:
     metrics = _LatestMetrics()
-    next_line = 0.0
+    next_line, is_told = 0.0, True
     for update in updates:
         for event in update.events:
             if not event.state.has_ended:  # the end is told once, below or by who waits
                 console.print(f"{event.state.lower()}: {event.message}", soft_wrap=True)
-        if job.state is not JobState.RUNNING or not job.progress.step or time.monotonic() < next_line:
+        if job.state is not JobState.RUNNING or not job.progress.step:
             continue
-        next_line = time.monotonic() + _LINE_EVERY_S
-        metrics.read(job)
-        progress = job.progress
-        of_total = f"/{progress.total_steps}" if progress.total_steps else ""
-        line = f"{_describe(job)}  step {progress.step}{of_total}  {metrics.text()}"
-        console.print(line.rstrip(), soft_wrap=True)
+        is_told = time.monotonic() >= next_line
+        if is_told:
+            next_line = time.monotonic() + _LINE_EVERY_S
+            console.print(_line_of(job, metrics), soft_wrap=True)
+    if not is_told and job.progress.step:  # where it ended, also if that was soon after a line
+        console.print(_line_of(job, metrics), soft_wrap=True)
+
+
+def _line_of(job: Job, metrics: _LatestMetrics) -> str:
+    metrics.read(job)
+    progress = job.progress
+    of_total = f"/{progress.total_steps}" if progress.total_steps else ""
+    return f"{_describe(job)}  step {progress.step}{of_total}  {metrics.text()}".rstrip()

@@ -57,7 +57,7 @@ class CheckpointFileReader:
         if name != MANIFEST and name not in listed:
             known = ", ".join(sorted({*listed, MANIFEST}))
             raise CheckpointNotFound(
-                f"checkpoint {checkpoint.step} of job {checkpoint.job_id} has no file {show(name)}; allowed: {known}"
+                f"checkpoint {checkpoint.step} of {checkpoint.job_id} has no file {show(name)}; allowed: {known}"
             )
         try:
             path = local_path(checkpoint.uri)
@@ -174,7 +174,7 @@ class CheckpointFileReader:
 
 def where(checkpoint: StoredCheckpoint, name: str) -> str:
     """Say which file this is."""
-    return f"{show(name)[1:-1]} of checkpoint {checkpoint.step} of job {checkpoint.job_id}"
+    return f"{show(name)[1:-1]} of checkpoint {checkpoint.step} of {checkpoint.job_id}"
 
 
 def _open_local(step: Path, name: str) -> Any:

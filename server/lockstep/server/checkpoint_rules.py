@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import posixpath
 from importlib.util import find_spec
+from pathlib import Path
 
 from lockstep.server.foreign_files import local_path
-from lockstep.server.rules import CrossRule, Shown, Site, is_path
+from lockstep.server.rules import CrossRule, Shown, Site, is_file, is_path
 from lockstep.v1.job_spec_pb2 import JobSpec
 
 # What can be written to and outlives its writer, with the package that reaches it. fsspec knows more: file systems in
@@ -31,6 +32,7 @@ FOLDER_LIMITS = (
     'without "::" in a URI'
 )
 FOLDER_MEND = "set it to a folder such as /data/checkpoints or s3://bucket/checkpoints"
+_MANIFEST = "manifest.json"
 _FIELDS = ("recovery.checkpoint_uri", "init_from.uri")
 
 
@@ -99,6 +101,19 @@ def _one_source(spec: JobSpec, site: Site, shown: Shown) -> str | None:
     return "init_from has neither job_id nor uri; allowed: one of the two"
 
 
+def _no_checkpoint_there(spec: JobSpec, site: Site, shown: Shown) -> str | None:
+    folder = spec.init_from.uri
+    path = local_path(folder) if folder and site.shares_files_with_workers else None
+    if path is None or is_file(Path(path, _MANIFEST)):
+        return None
+    if site.checkpoint_roots and not any(is_below(folder, root) for root in site.checkpoint_roots):
+        return None  # that alone is told
+    # Why, is not told: a spec shall not be a way to learn which paths there are.
+    return (
+        f"{shown('init_from.uri')}, which is no folder of a checkpoint that can be read; allowed: one with {_MANIFEST}"
+    )
+
+
 def _step_without_job(spec: JobSpec, site: Site, shown: Shown) -> str | None:
     if not spec.init_from.HasField("step") or spec.init_from.job_id:
         return None
@@ -132,6 +147,13 @@ RECOVERY_CROSS_RULES: tuple[CrossRule, ...] = (
         "only with init_from.job_id",
         "remove it; the folder of a checkpoint is of one step",
         _step_without_job,
+    ),
+    CrossRule(
+        "init_from.uri",
+        ("init_from.uri",),
+        "a folder with a checkpoint, where server and workers share files",
+        "set it to the folder of one step, such as /data/job-1/step-000000000200; lockstep checkpoints JOB lists them",
+        _no_checkpoint_there,
     ),
     *(_missing_package(field) for field in _FIELDS),
     *(_outside_of_roots(field) for field in _FIELDS),

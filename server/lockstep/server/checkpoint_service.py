@@ -72,5 +72,5 @@ class CheckpointService(CheckpointServiceServicer):
         checkpoint = await self._coordinator.store.get_checkpoint(job_id, step)
         if checkpoint is None:
             which = "no checkpoint yet" if step is None else f"no checkpoint of step {step}"
-            raise CheckpointNotFound(f"job {job_id} has {which}; list its checkpoints to see those that are kept")
+            raise CheckpointNotFound(f"{job_id} has {which}; list its checkpoints to see those that are kept")
         return checkpoint

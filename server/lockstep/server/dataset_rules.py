@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from lockstep.server.rules import CrossRule, Shown, Site
+from lockstep.server.rules import CrossRule, Shown, Site, is_file
 from lockstep.v1.job_spec_pb2 import JobSpec
 
 CLASSIFICATION = "classification"
@@ -146,14 +145,7 @@ def _missing(spec: JobSpec, site: Site) -> list[str]:
     folder = Path(spec.data.idx.root)
     if not site.shares_files_with_workers:
         return []
-    return [name for name in IDX_FILES if not any(_is_file(folder / (name + end)) for end in ("", ".gz"))]
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return stat.S_ISREG(path.stat().st_mode)
-    except OSError:
-        return False
+    return [name for name in IDX_FILES if not any(is_file(folder / (name + end)) for end in ("", ".gz"))]
 
 
 def _too_many_numbers(spec: JobSpec, site: Site, shown: Shown) -> str | None:

@@ -32,6 +32,7 @@ from lockstep.server.orders import Orders
 from lockstep.server.patience import done_within
 from lockstep.server.scheduler import Node, Placement, Resize
 from lockstep.server.store import Store
+from lockstep.server.words import count
 from lockstep.v1.internal_service_pb2 import (
     ClusterCapacity,
     GangChanged,
@@ -180,7 +181,8 @@ class Dispatcher:
         """Note that the launcher is gone. Its gangs go on; the next launcher tells what has become of them."""
         if line is self._orders.line:
             self._lose_line()
-            log.warning("the launcher is gone")
+            if not self._is_closing:  # else it was told to leave
+                log.warning("the launcher is gone")
 
     def _lose_line(self) -> None:
         self._orders.line = None
@@ -342,7 +344,7 @@ class Dispatcher:
 
     async def _carry_out_plan(self, line: LauncherLine, nodes: tuple[Node, ...]) -> None:
         if not self.cluster_is_ready.is_set():
-            log.info("cluster ready", epoch=self._store.epoch)
+            log.info(f"the cluster is ready: {_all_of(nodes)}; submit jobs with: lockstep submit -f SPEC")
             self.cluster_is_ready.set()
             self.trouble = ""
         if self._is_fixed and nodes:  # without any the cluster is broken, not too small
@@ -388,3 +390,9 @@ class Dispatcher:
         except StoreUnwritable:
             self._live.unchecked.add_all()  # those that were not looked at any more among them
             raise
+
+
+def _all_of(nodes: tuple[Node, ...]) -> str:
+    """What a cluster has, such as "2 CPUs and 1 GPU"."""
+    cpus, gpus = (sum(getattr(node.usable, kind) for node in nodes) / scheduler.UNITS for kind in ("cpu", "gpu"))
+    return count(cpus, "CPU") + (f" and {count(gpus, 'GPU')}" if gpus else "")

@@ -59,7 +59,8 @@ async def _find(spec: JobSpec, store: Store) -> StoredCheckpoint:
     if source is None:
         raise _invalid(
             "init_from.job_id",
-            f"init_from.job_id is {show(job_id)}, and there is no such job; list the jobs to see those there are",
+            f"init_from.job_id is {show(job_id)}, and there is no such job; give the whole id, as "
+            "`lockstep ls` shows it: a name or the beginning of an id is not looked for here",
         )
     step = spec.init_from.step if spec.init_from.HasField("step") else None
     checkpoint = await store.get_checkpoint(job_id, step)
@@ -99,7 +100,7 @@ def keep_first_weights(job: Job, files: Sequence[str]) -> Job:
         remove_folder(root, job.job_id, _FOLDER)
         raise _invalid(
             "init_from.job_id",
-            f"the checkpoint of step {job.spec.init_from.step} of job {job.spec.init_from.job_id} cannot be kept for "
+            f"the checkpoint of step {job.spec.init_from.step} of {job.spec.init_from.job_id} cannot be kept for "
             f"this job ({(error.strerror or str(error)).lower()}): that job may be removing it, or the disk is full; "
             "submit again, for the newest without a step",
         ) from error
@@ -164,7 +165,7 @@ def _no_checkpoint(source: Job, step: int | None, kept: list[StoredCheckpoint]) 
     steps = ", ".join(str(checkpoint.step) for checkpoint in kept)
     return _invalid(
         "init_from.step",
-        f"init_from.step is {step}, and job {job_id} keeps no checkpoint of it; allowed: {steps}; "
+        f"init_from.step is {step}, and {job_id} keeps no checkpoint of it; allowed: {steps}; "
         "leave it out for the newest",
     )
 
@@ -175,7 +176,7 @@ def _differences_of_models(spec: JobSpec, source: Job) -> list[Violation]:
         return [
             Violation(
                 "model",
-                f"model is {kind}, and the checkpoint of job {source.job_id} is of {kind_there}; "
+                f"model is {kind}, and the checkpoint of {source.job_id} is of {kind_there}; "
                 "init_from takes the weights of the same model",
             )
         ]
@@ -186,7 +187,7 @@ def _differences_of_models(spec: JobSpec, source: Job) -> list[Violation]:
         Violation(
             f"model.{kind}.{field.name}",
             f"model.{kind}.{field.name} is {_shown(getattr(here, field.name))}, and "
-            f"{_shown(getattr(there, field.name))} in job {source.job_id}; "
+            f"{_shown(getattr(there, field.name))} in {source.job_id}; "
             "init_from takes the weights of the same model",
         )
         for field in here.DESCRIPTOR.fields

@@ -307,7 +307,7 @@ def _pause_asked(job: Job) -> Step:
         case State.PAUSING | State.PAUSED:
             return job, []
         case State.CANCELLING:
-            raise JobIsStopping(f"job {job.job_id} is being cancelled; it cannot be paused any more")
+            raise JobIsStopping(f"{job.job_id} is being cancelled; it cannot be paused any more")
         case State.SUCCEEDED | State.FAILED | State.CANCELLED:
             raise _has_ended(job, "paused")
 
@@ -319,9 +319,9 @@ def _resume_asked(job: Job) -> Step:
         case State.QUEUED | State.STARTING | State.RUNNING:
             return job, []
         case State.PAUSING:
-            raise JobIsStopping(f"job {job.job_id} is still pausing; wait until it is PAUSED")
+            raise JobIsStopping(f"{job.job_id} is still pausing; wait until it is PAUSED")
         case State.CANCELLING:
-            raise JobIsStopping(f"job {job.job_id} is being cancelled; it cannot be resumed")
+            raise JobIsStopping(f"{job.job_id} is being cancelled; it cannot be resumed")
         case State.SUCCEEDED | State.FAILED | State.CANCELLED:
             raise _has_ended(job, "resumed")
 
@@ -386,7 +386,7 @@ def _with_words(error: JobError, words: str) -> JobError:
 
 
 def _has_ended(job: Job, what: str) -> JobHasEnded:
-    return JobHasEnded(f"job {job.job_id} has {_ENDS[job.state]}; only a job that has not ended can be {what}")
+    return JobHasEnded(f"{job.job_id} has {_ENDS[job.state]}; only a job that has not ended can be {what}")
 
 
 _ENDS = {State.SUCCEEDED: "succeeded", State.FAILED: "failed", State.CANCELLED: "been cancelled"}

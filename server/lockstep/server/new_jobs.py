@@ -37,8 +37,10 @@ async def make_job(
         InvalidSpec: the spec breaks rules.
         ClusterTooSmall: its workers have no room in memory.
     """
-    if submitted.data.HasField("idx"):
-        spec = await files.run(resolve, submitted, site, what="looking at the files in data.idx.root")
+    named = ["data.idx.root"] if submitted.data.HasField("idx") else []
+    named += ["init_from.uri"] if submitted.init_from.uri else []
+    if named:
+        spec = await files.run(resolve, submitted, site, what=f"looking at the files in {' and '.join(named)}")
     else:
         spec = resolve(submitted, site)
     no_memory = why_no_memory(spec.resources.workers)

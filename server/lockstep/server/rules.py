@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -352,3 +353,11 @@ def absolute(path: str, site: Site) -> str:
     """Make a path absolute, from the server's working directory on."""
     # Not Path.resolve: links stay as the user wrote them, since they may lead elsewhere where the workers are.
     return os.path.abspath(site.working_directory / path)  # noqa: PTH100
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file that this user may look at."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False

@@ -197,7 +197,7 @@ FIELD_RULES: tuple[FieldRule, ...] = (
               30.0, _within(1, 86_400)),
 
     FieldRule("init_from.job_id", "string",
-              "the job_id of a job of this server", "list the jobs to see those there are", allows=_is_job_id),
+              "the job_id of a job of this server", "give the whole id, as `lockstep ls` shows it", allows=_is_job_id),
     FieldRule("init_from.step", "integer",
               "0 or greater", "set it to the step of a checkpoint, or leave it out for the newest",
               allows=lambda value: value >= 0),

@@ -35,7 +35,7 @@ def server(folder: Path, gpus: int) -> Iterator[str]:
         process = subprocess.Popen([*COMMAND, "serve", *options], stderr=log, start_new_session=True)
     try:
         deadline = time.monotonic() + START_TIMEOUT_S
-        while b"cluster ready" not in (folder / "server.log").read_bytes():
+        while b"the cluster is ready" not in (folder / "server.log").read_bytes():
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the server did not start:\n{(folder / 'server.log').read_text()[-3000:]}")
             time.sleep(0.05)

@@ -84,7 +84,7 @@ def test_interrupting_a_followed_submit_leaves_the_job_running(server: ScriptedS
     server.on("SubmitJob", a_job())
     code, out, err = lockstep("submit", "-f", spec, "--follow")
     assert (code, out) == (130, "j-1\n")
-    assert "j-1 goes on; follow it with: lockstep watch j-1, stop it with: lockstep cancel j-1" in err
+    assert "j-1 goes on; see its progress again with: lockstep wait j-1, stop it with: lockstep cancel j-1" in err
     assert not server.requests["CancelJob"]
 
 

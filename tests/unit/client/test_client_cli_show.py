@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 
 import yaml
 
@@ -149,3 +150,29 @@ def test_describe_tells_all_events_of_a_job_that_goes_on(server: ScriptedServer,
     _, out, _ = lockstep("describe", "j-1")
     told = [line.rpartition("  ")[2] for line in out.splitlines() if "attempt 1" in line]
     assert told == [f"event {number}" for number in range(1, 1_201)]
+
+
+def test_describe_tells_how_long_a_job_took_over_all_attempts(server: ScriptedServer, lockstep):
+    now = int(datetime.now(UTC).timestamp())
+    times = {
+        "create_time": {"seconds": now - 100},
+        "start_time": {"seconds": now - 15},
+        "end_time": {"seconds": now - 1},
+    }
+    timeline = {
+        "submitted": {"seconds": now - 100},
+        "admitted": {"seconds": now - 17},
+        "placed": {"seconds": now - 16},
+        "first_step": {"seconds": now - 16, "nanos": 400_000},
+    }
+    done = an_update("SUCCEEDED", (1, "training has begun"), attempt=3, timeline=timeline, **times, **SUCCEEDED)
+    done.events[0].time.seconds, done.events[0].state = now - 95, 3
+    server.on("GetJob", done.job)
+    server.on("ListCheckpoints", checkpoints())
+    server.on("WatchJob", [done])
+    _, out, _ = lockstep("describe", "j-1")
+    facts = dict(line.rstrip().split("  ", 1) for line in out.splitlines()[:12] if "  " in line)
+    told = {name: value.strip() for name, value in facts.items()}
+    assert told["took"] == "94 s, over 3 attempts"
+    assert told["started"] in ("95 s ago", "96 s ago")
+    assert told["startup of attempt 3"] == "admitted, placed 1.0 s, first step under 1 ms"

@@ -104,7 +104,19 @@ def test_a_server_that_went_away_is_told_from_one_that_never_was(server: Scripte
     server.on("GetJob", a_job(), UNAVAILABLE)
     client.get_job("j-1")
     monkeypatch.setattr("lockstep.client._connection.RECONNECT_S", 0.2)
-    with pytest.raises(Unavailable, match=r"^the Lockstep server at 127.0.0.1:\d+ no longer answers \(going away\)$"):
+    with pytest.raises(
+        Unavailable, match=r"^the Lockstep server at 127.0.0.1:\d+ no longer answers: it has stopped"
+    ) as caught:
+        client.get_job("j-1")
+    assert "going away" not in str(caught.value)
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN])
+def test_a_server_that_breaks_off_a_call_as_it_stops_is_told_without_the_words_of_grpc(
+    server: ScriptedServer, client: Client, code: grpc.StatusCode
+):
+    server.on("GetJob", Refusal(code, "Stream removed {grpc_status:1}"))
+    with pytest.raises(LockstepError, match=r"^the Lockstep server at .* has broken off the call, .*; try again$"):
         client.get_job("j-1")
 
 

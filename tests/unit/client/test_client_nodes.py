@@ -115,7 +115,7 @@ def test_nodes_shows_gpus_shares_and_what_others_hold(server: ScriptedServer, lo
                 node_id="2",
                 name="one\x1b[2J",
                 held_by_jobs={},
-                held_by_warm_workers={},
+                held_by_warm_workers={"cpus": 1.0},
             ),
         ),
     )
@@ -124,7 +124,7 @@ def test_nodes_shows_gpus_shares_and_what_others_hold(server: ScriptedServer, lo
         "2 nodes, 0 jobs running, 0 waiting",
         "",
         "one\N{REPLACEMENT CHARACTER}[2J",
-        "  0 of 4 CPUs held by jobs",
+        "  0 of 4 CPUs held by jobs, 1 warming up",
         "  warming up, 1 CPU",
         "",
         "two",

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import pytest
@@ -72,30 +72,55 @@ def evil(server: ScriptedServer) -> ScriptedServer:
     return server
 
 
-def on_a_terminal(server: ScriptedServer, *arguments: str) -> str:
-    """Everything that a command shows on a terminal."""
-    ours, theirs = pty.openpty()
-    command = [sys.executable, "-c", "from lockstep.client.cli import main; main()", *arguments]
-    environment = os.environ | {"LOCKSTEP_TARGET": server.target, "TERM": "xterm"}
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
-    os.close(theirs)
-    shown = b""
+class Terminal:
+    """A command on a terminal of its own."""
 
-    def read() -> None:
-        nonlocal shown
+    def __init__(self, server: ScriptedServer, *arguments: str) -> None:
+        self._ours, theirs = pty.openpty()
+        command = [sys.executable, "-c", "from lockstep.client.cli import main; main()", *arguments]
+        environment = os.environ | {"LOCKSTEP_TARGET": server.target, "TERM": "xterm"}
+        self.process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+        os.close(theirs)
+        self._shown = b""
+        self._changed = threading.Condition()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
         while True:
             try:
-                block = os.read(ours, 65536)
+                block = os.read(self._ours, 65536)
             except OSError:  # its end of the terminal is closed
                 return
-            shown += block
+            with self._changed:
+                self._shown += block
+                self._changed.notify_all()
 
-    reader = threading.Thread(target=read)
-    reader.start()
-    process.wait(60)
-    reader.join(60)
-    os.close(ours)
-    return shown.decode()
+    def wait_for(self, words: str) -> None:
+        """Return when it has shown these words."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: words.encode() in self._shown, 60), self._shown
+
+    def end(self) -> str:
+        """Everything that it has shown when it has ended."""
+        self.process.wait(60)
+        self._reader.join(60)
+        return self._shown.decode()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.end()
+        os.close(self._ours)
+
+
+def on_a_terminal(server: ScriptedServer, *arguments: str) -> str:
+    """Everything that a command shows on a terminal."""
+    with Terminal(server, *arguments) as terminal:
+        return terminal.end()
 
 
 COMMANDS = [

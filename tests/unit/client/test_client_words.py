@@ -39,20 +39,46 @@ def a_node_of(cpus: float, gpus: float = 0) -> cluster_service_pb2.Node:
     return cluster_service_pb2.Node(node_id=f"n{cpus}", total={"cpus": cpus, "gpus": gpus})
 
 
-SHORT = "the cluster has room for 8 of the 9 workers: the job runs with 8 until it has more\n"
+SHORT = "the cluster has room for 8 of the 9 workers: the job runs with at most 8 until it has more\n"
+SHORT_LATER = (
+    "the cluster has room for 8 of the 9 workers: once it is its turn, the job starts with at most 8; "
+    "others join when there is room\n"
+)
 
 
 def test_a_submit_for_more_workers_than_there_is_room_for_says_so(server: ScriptedServer, lockstep: Any, spec: str):
     server.on("ListNodes", nodes(a_node_of(0.3), a_node_of(0.55)))  # 3 and 5 of a tenth, by whatever floats say
     server.on("SubmitJob", a_job(spec=wanting(9)), a_job(spec=wanting(8)))
-    assert lockstep("submit", "-f", spec)[2].splitlines()[1] + "\n" == SHORT
-    assert SHORT not in lockstep("submit", "-f", spec)[2]
+    assert lockstep("submit", "-f", spec)[2].splitlines()[1] + "\n" == SHORT_LATER
+    assert "has room for" not in lockstep("submit", "-f", spec)[2]
+
+
+@pytest.mark.parametrize(
+    ("shards", "options", "told"),
+    [
+        (8, [], "resources.shards is 8, since 8 workers need as many; it is part of the curve: "),
+        (8, ["--dry-run"], "resources.shards is 8, since 8 workers need as many; it is part of the curve: "),
+        (2, [], "resources.shards is 2, as many as a batch has examples; it is part of the curve: "),
+        (4, [], ""),
+        (8, ["--set", "resources.shards=8"], ""),
+    ],
+)
+def test_shards_that_follow_from_the_workers_are_told_since_the_curve_depends_on_them(
+    server: ScriptedServer, lockstep: Any, spec: str, shards: int, options: list[str], told: str
+):
+    resolved = wanting(8)
+    resolved.resources.shards = shards
+    server.on("SubmitJob", a_job(spec=resolved))
+    server.on("ListNodes", nodes(a_node_of(8)))
+    said = [line for line in lockstep("submit", "-f", spec, *options)[2].splitlines() if "shards" in line]
+    mend = "set it to compare runs of different numbers of workers"
+    assert said == ([told + mend] if told else [])
 
 
 def test_a_scale_beyond_the_cluster_says_so(server: ScriptedServer, lockstep: Any):
     server.on("ListNodes", nodes(a_node_of(0.8)))
     server.on("GetJob", a_job("RUNNING"))
-    server.on("UpdateJob", a_job("RUNNING", spec=wanting(9)))
+    server.on("UpdateJob", a_job("RUNNING", spec=wanting(9), running_workers=8))
     assert lockstep("scale", "j-1", "--workers", "9") == (0, "", f"j-1 is running, with 9 workers wanted\n{SHORT}")
 
 

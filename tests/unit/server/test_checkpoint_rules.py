@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 from fsspec.registry import known_implementations
@@ -34,6 +35,23 @@ def test_each_package_reaches_what_it_is_named_for() -> None:
         known = known_implementations.get(scheme, {})
         assert known or scheme == "abfss", "which adlfs brings along itself"
         assert package in known.get("err", package), known
+
+
+def test_a_folder_without_a_checkpoint_is_refused_where_server_and_workers_share_files(tmp_path: Path) -> None:
+    site = dataclasses.replace(SITE, shares_files_with_workers=True)
+    good = tmp_path / "step-000000000200"
+    good.mkdir()
+    (good / "manifest.json").write_text("{}")
+    for uri in (str(good), f"file://{good}"):
+        resolve(spec_of(DIGITS, init_from__uri=uri), site)
+    for uri in (str(tmp_path), f"{tmp_path}/none", f"file://{tmp_path}/none", f"{good}/manifest.json"):
+        [violation] = violations_of(spec_of(DIGITS, init_from__uri=uri), site)
+        words = f'init_from.uri is "{uri}", which is no folder of a checkpoint that can be read; '
+        assert violation.message[:60] == words[:60]
+        resolve(spec_of(DIGITS, init_from__uri=uri), SITE)
+    outside = dataclasses.replace(site, checkpoint_roots=("/data",))
+    [violation] = violations_of(spec_of(DIGITS, init_from__uri=f"{tmp_path}/none"), outside)
+    assert "folders below /data" in violation.message
 
 
 @pytest.mark.parametrize(

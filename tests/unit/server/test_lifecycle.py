@@ -174,16 +174,6 @@ def test_the_first_report_starts_the_clock_and_later_ones_leave_it() -> None:
     assert (later.start_time, later.hardware_class, later.progress.step) == (NOW, "cpu x", 2)
 
 
-def test_what_rank_0_notes_before_its_first_step_is_no_start_and_takes_no_progress_back() -> None:
-    job = replace(job_in(State.STARTING), progress=Progress(3900, 9000, 3.9))
-    job, notes = advance(job, Reported(Progress(), notes=("going on from the checkpoint of step 3819",)), NOW)
-    assert (job.state, job.progress, job.start_time) == (State.STARTING, Progress(3900, 9000, 3.9), None)
-    assert notes == [Note("going on from the checkpoint of step 3819")]
-    job, _ = advance(job, Reported(Progress(3819, 9000, 3.8), "cpu"), NOW)
-    assert (job.state, job.state_reason) == (State.RUNNING, "training goes on from step 3819")
-    assert (job.progress.step, job.start_time) == (3819, NOW)
-
-
 ENDS_OF_GANGS = ["gone", "too small", "lost", "broken", "unplaced", "forgotten"]
 
 

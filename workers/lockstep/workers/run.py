@@ -5,8 +5,8 @@
     torchrun --nproc-per-node 2 -m lockstep.workers.run resolved.yaml -o weights
 
 The file is a resolved spec as YAML or JSON: what `lockstep resolve` and `lockstep submit --dry-run` print. It is read
-by the rules of `lockstep submit`. Prints metric points as lines of JSON, then the result; with --quiet the result
-alone.
+by the rules of `lockstep submit`. Prints metric points as lines of JSON, then the result; with --quiet
+the result alone.
 """
 
 import argparse

@@ -10,6 +10,9 @@ from lockstep.client._printable import printable
 from lockstep.client.client import Client
 from lockstep.client.errors import LockstepError
 from lockstep.client.job import Job
+from lockstep.v1.job_spec_pb2 import JobSpec
+
+_USUAL_SHARDS = 4
 
 _MOST_OFFERED = 100
 
@@ -50,7 +53,20 @@ def say_if_short(client: Client, job: Job) -> None:
     except LockstepError:  # this is a remark; the command itself has succeeded
         return
     if max(1, resources.min_workers) <= room < resources.workers:
-        say(
-            f"the cluster has room for {room} of the {resources.workers} workers: the job runs with {room} until it "
-            f"has more"
-        )
+        short = f"the cluster has room for {room} of the {resources.workers} workers"
+        if job.running_workers:
+            say(f"{short}: the job runs with at most {room} until it has more")
+        else:  # others may be before it, or hold a part of that room
+            say(f"{short}: once it is its turn, the job starts with at most {room}; others join when there is room")
+
+
+def say_if_shards_follow(submitted: JobSpec, resolved: JobSpec) -> None:
+    """Say how many shards a job has when nobody has said it and it is not the usual number: the curve depends on it."""
+    shards, workers = resolved.resources.shards, resolved.resources.workers
+    if submitted.resources.shards or shards in (0, _USUAL_SHARDS):
+        return
+    why = f"since {workers} workers need as many" if shards > _USUAL_SHARDS else "as many as a batch has examples"
+    say(
+        f"resources.shards is {shards}, {why}; it is part of the curve: set it to compare runs of different numbers of "
+        "workers"
+    )

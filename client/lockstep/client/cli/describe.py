@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from rich.console import Console
 from rich.text import Text
@@ -14,7 +15,7 @@ from lockstep.client.job import Job
 from lockstep.client.ledger import Ledger
 from lockstep.client.progress import describe_epoch, describe_workers
 from lockstep.client.spec import message_to_dict
-from lockstep.client.types import Checkpoint, Failure, JobEvent, JobState, Result, Timeline
+from lockstep.client.types import Checkpoint, Failure, JobEvent, JobState, Result
 
 
 def print_job(job: Job, events: Sequence[JobEvent], newest: Checkpoint | None, ledger: Ledger | None) -> None:
@@ -30,7 +31,7 @@ def print_job(job: Job, events: Sequence[JobEvent], newest: Checkpoint | None, l
     facts = output.make_table(show_header=False)
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column(overflow="fold")
-    for name, value in _facts(job, newest):
+    for name, value in _facts(job, newest, events):
         if value:
             facts.add_row(name, value)
     console.print(facts)
@@ -50,21 +51,23 @@ def print_job(job: Job, events: Sequence[JobEvent], newest: Checkpoint | None, l
     console.print(_yaml.dump(message_to_dict(job.spec)).rstrip("\n"), soft_wrap=True)
 
 
-def _facts(job: Job, newest: Checkpoint | None) -> list[tuple[str, str | Text]]:
+def _facts(job: Job, newest: Checkpoint | None, events: Sequence[JobEvent]) -> list[tuple[str, str | Text]]:
     progress = job.progress
     steps = f"step {progress.step} of {progress.total_steps}" if progress.total_steps else f"step {progress.step}"
-    took = output.between(job.start_time, job.end_time)
+    first = _first_start(job, events)
+    took = output.between(first, job.end_time)
+    of_attempt = f" of attempt {job.attempt}" if job.attempt > 1 else ""
     return [
         ("job", job.job_id),
         ("name", job.name),
         ("state", output.state_text(job.state)),
         ("why", "" if job.state in _STATES_THAT_SAY_ALL or job.error is not None else job.state_reason),
         ("created", output.ago(job.create_time)),
-        ("started", output.ago(job.start_time)),
+        ("started", output.ago(first)),
         ("ended", output.ago(job.end_time)),
-        ("took", took),
+        ("took", f"{took}, over {job.attempt} attempts" if took and of_attempt else took),
         ("progress", f"{describe_epoch(job)}, {steps}" if progress.step else ""),
-        ("startup", _describe_startup(job.timeline)),
+        (f"startup{of_attempt}", _describe_startup(job)),
         ("workers", describe_workers(job)),
         ("attempt", str(job.attempt or "")),
         ("restarts", str(job.restarts or "")),
@@ -80,10 +83,22 @@ _STATES_THAT_SAY_ALL = (JobState.RUNNING, JobState.SUCCEEDED)
 _LEGS = {"data_ready": "data ready", "first_step": "first step", "first_point": "first point stored"}
 
 
-def _describe_startup(timeline: Timeline) -> str:
-    """The way to the first step, leg by leg; a leg that waits for resources may take days."""
-    legs = [f"{_LEGS.get(name, name)} {output.short_time(seconds)}" for name, seconds in timeline.legs()]
-    return f"submitted, {', '.join(legs)}" if legs else ""
+def _first_start(job: Job, events: Sequence[JobEvent]) -> datetime | None:
+    """When the job first trained, in whichever attempt."""
+    times = [event.time for event in events if event.state is JobState.RUNNING and event.time is not None]
+    return min([*times, *([job.start_time] if job.start_time is not None else [])], default=None)
+
+
+def _describe_startup(job: Job) -> str:
+    """The way to the first step, leg by leg; a leg that waits for resources may take days.
+
+    Later attempts are told from where they were admitted: before that the job trained.
+    """
+    legs = job.timeline.legs()
+    if job.attempt > 1:
+        legs = [leg for leg in legs if leg[0] != "admitted"]
+    told = [f"{_LEGS.get(name, name)} {output.short_time(seconds)}" for name, seconds in legs]
+    return f"{'admitted' if job.attempt > 1 else 'submitted'}, {', '.join(told)}" if told else ""
 
 
 def _describe_checkpoint(checkpoint: Checkpoint) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lockstep.client.cli import exit_codes, output
-from lockstep.client.cli.connect import client_of, complete_job, say, say_if_short
+from lockstep.client.cli.connect import client_of, complete_job, say, say_if_shards_follow, say_if_short
 from lockstep.client.errors import Unimplemented
 from lockstep.client.job import Job
 from lockstep.client.spec import load_spec, message_to_dict
@@ -81,11 +82,13 @@ def submit(
         if dry_run:
             output.write_yaml(message_to_dict(job.spec))
             say(job.state_reason)
+            say_if_shards_follow(spec, job.spec)
             say_if_short(client, job)
             return
         output.write(job.job_id)
         if not follow:
             say(f"{job.name} is {job.state.lower()}; follow it with: lockstep watch {job.job_id}")
+        say_if_shards_follow(spec, job.spec)
         if not job.state.has_ended:
             say_if_short(client, job)
         if follow:
@@ -189,18 +192,20 @@ def wait(
     job_id: JobId,
     timeout: Annotated[float | None, typer.Option(metavar="SECONDS", min=0, help="Give up after this long.")] = None,
 ) -> None:
-    """Wait until a job has ended; the exit code tells how.
+    """Wait until a job has ended; the exit code tells how. On a terminal it shows progress.
 
     A job that is paused has not ended: this waits until it was resumed and is done.
     """
+    is_seen = sys.stderr.isatty()
     with client_of(context) as client:
         job = client.find_job(job_id)
         try:
-            job.wait(timeout)
+            job.wait(timeout, progress=is_seen)
         except KeyboardInterrupt:
             say(f"\n{job.job_id} goes on")
             raise typer.Exit(exit_codes.INTERRUPTED) from None
-        say(f"{job.job_id} succeeded")
+        if not is_seen:  # else that was shown, with the final metrics
+            say(f"{job.job_id} succeeded")
 
 
 def _follow(job: Job) -> None:
@@ -208,7 +213,7 @@ def _follow(job: Job) -> None:
         job.wait(progress=True)
     except KeyboardInterrupt:
         say(
-            f"\n{job.job_id} goes on; follow it with: lockstep watch {job.job_id}, "
+            f"\n{job.job_id} goes on; see its progress again with: lockstep wait {job.job_id}, "
             f"stop it with: lockstep cancel {job.job_id}"
         )
         raise typer.Exit(exit_codes.INTERRUPTED) from None

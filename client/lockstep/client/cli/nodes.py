@@ -80,7 +80,12 @@ def _describe_use(node: Node) -> str:
         if not total:
             continue
         part = f"{part_of(held, usable, kind[:-1].upper())} held by jobs"
+        starting = sum(
+            getattr(worker.resources, kind) for worker in node.workers if worker.state is WorkerState.WARMING_UP
+        )
+        warm = max(0.0, round(warm - starting, 6))
         part += f", {warm:g} warm" if warm else ""
+        part += f", {starting:g} warming up" if starting else ""
         part += f", {total - usable:g} more held by others" if total > usable else ""
         parts.append(part)
     return "; ".join(parts) or "no CPUs"

@@ -103,6 +103,8 @@ def duration(seconds: float) -> str:
 
 def short_time(seconds: float) -> str:
     """A length of time that is mostly far below a second, such as "12 ms", "3.8 s" and "11 s"."""
+    if 0 < seconds < 1e-3:
+        return "under 1 ms"
     if seconds < 1:
         return f"{1e3 * seconds:.0f} ms"
     return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)

@@ -334,4 +334,4 @@ def _legend() -> Text:
 def _share(used: int | None, total: int | None) -> str:
     if used is None or not total:
         return ""
-    return f"{used / 2**30:.1f}/{total / 2**30:.0f} GiB"
+    return f"{used / 1e9:.1f}/{total / 1e9:.0f} GB"
