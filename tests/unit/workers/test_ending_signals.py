@@ -9,7 +9,7 @@ import pytest
 from lockstep.workers.ending_signals import ENDING
 
 WORKER = """
-import os, signal, subprocess, sys, threading
+import os, signal, subprocess, sys, threading, time
 from lockstep.workers.ending_signals import heed_in_children_only, start_children_as_usual
 heed_in_children_only()
 ended = []
@@ -18,9 +18,13 @@ def train():
     executed = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     executed.terminate()
     ended.append(executed.wait())
+    told, tell = os.pipe()
     forked = os.fork()
     if not forked:
-        signal.pause()
+        os.write(tell, b".")
+        while True:
+            time.sleep(0.01)
+    os.read(told, 1)  # before it runs Python forgets the signals that come to a fork
     os.kill(forked, signal.SIGTERM)
     ended.append(os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1]))
 thread = threading.Thread(target=train)
