@@ -33,7 +33,7 @@ def activities(monkeypatch: pytest.MonkeyPatch, validation_size: int) -> list[st
 
 
 def test_a_rank_waits_for_its_device_before_it_waits_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = ["compute", WAIT, "compute", WAIT, "exchange", "update"]
+    step = ["compute", WAIT, "compute", WAIT, "exchange", WAIT, "update"]
     validation = ["evaluate", WAIT, "evaluate", WAIT, "evaluate", WAIT, "exchange"]
     assert activities(monkeypatch, validation_size=20)[: len(step)] == step
     assert activities(monkeypatch, validation_size=20)[len(step) :] == ["evaluate", WAIT, *validation]
