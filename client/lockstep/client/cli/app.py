@@ -52,6 +52,10 @@ class _Group(TyperGroup):
             raise
 
 
+_SIGNALLED = 128
+"""Codes above tell which signal ended a command."""
+
+
 def build() -> typer.Typer:
     """Make the command line anew."""
     app = typer.Typer(
@@ -100,7 +104,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit."""
     _open_what_is_closed()
     clear_up_at_signals()
-    sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
+    code = _run(list(sys.argv[1:] if arguments is None else arguments))
+    if arguments is None and code > _SIGNALLED:
+        # All is cleared up. A call that was broken off may still have a thread of gRPC's, which can crash while the
+        # interpreter is taken apart.
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _open_what_is_closed() -> None:
