@@ -20,6 +20,14 @@ from lockstep.client import Client, Job
 MARK = "LOCKSTEP_TEST_MARK"
 LOCKSTEP = Path(sys.executable).with_name("lockstep")
 START_TIMEOUT_S = 150
+TEST_TIMEOUT_S = 600
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let tests that start a Ray take longer than others: on a busy machine some need more than three minutes."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(TEST_TIMEOUT_S))
 
 
 class Server:
