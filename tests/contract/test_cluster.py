@@ -288,6 +288,7 @@ def test_a_server_tells_when_its_cluster_is_ready_and_a_launcher_that_is_gone_un
         async with serving(tmp_path) as server:
             launcher = server.launcher()
             await launcher.be_ready()
+            await server.coordinator.dispatcher.cluster_is_ready.wait()
             await launcher.leave()
             while server.coordinator.dispatcher.has_launcher:
                 await cluster_of(server)  # lets the server notice

@@ -45,6 +45,14 @@ def left_by(base: Path, job_id: str, text: str = "words\n") -> Spool:
     return spool
 
 
+def noted_by_another_version(base: Path, job_id: str) -> None:
+    """What a worker that is gone has printed, with a note that this version cannot read."""
+    strange = Spool.create(base / "here", Label(job_id, 1, 0, "the token"))
+    note = json.loads(os.pread(strange._note, 9999, 0)) | {"new_field": 1}
+    os.pwrite(strange._note, json.dumps(note).encode(), 0)
+    strange.close()
+
+
 def printed(base: Path, address: str = "127.0.0.1:1") -> WorkerLog:
     order = StartGang(job_id="job-1", attempt=1, attempt_token="the token", coordinator_address=address)
     return WorkerLog(order, 0, base / "here")
@@ -153,13 +161,22 @@ def test_every_job_comes_first_in_some_sweep_and_its_spools_in_their_order(base:
 
 
 def test_a_note_of_another_version_keeps_no_other_spool_from_being_delivered(base: Path, coordinator: Served) -> None:
-    strange = Spool.create(base / "here", Label("job-0", 1, 0, "the token"))
-    note = json.loads(os.pread(strange._note, 9999, 0)) | {"new_field": 1}
-    os.pwrite(strange._note, json.dumps(note).encode(), 0)
-    strange.close()
+    noted_by_another_version(base, "job-0")
     left_by(base, "job-1")
     assert sweep(base / "here", coordinator[1]) == 1
     assert coordinator[0].texts() == ["words"]
+    assert list(base.iterdir()) == []
+
+
+def test_nothing_is_left_of_a_folder_that_held_only_what_nobody_can_deliver(base: Path) -> None:
+    noted_by_another_version(base, "job-0")
+    assert sweep(base / "here", "127.0.0.1:1") == 0
+    assert list(base.iterdir()) == []
+    (base / "here").mkdir()
+    unfinished = base / "here" / "job-0.1.0.00000000"
+    unfinished.touch()
+    os.utime(unfinished, (0, 0))
+    assert sweep(base / "here", "127.0.0.1:1") == 0
     assert list(base.iterdir()) == []
 
 

@@ -158,6 +158,7 @@ class Spool:
                 note_path.unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
                 os.close(note)
+                _remove_if_empty(folder)
                 continue
             yield cls(label, state, data, note, path)
 
@@ -236,6 +237,7 @@ def _remove_unfinished(folder: Path) -> None:
             is_old = time.time() - path.stat().st_mtime > UNFINISHED_S
             if is_old and path.suffix != ".json" and not _note_of(path).exists():
                 path.unlink()
+                _remove_if_empty(folder)
 
 
 def _note_of(path: Path) -> Path:
