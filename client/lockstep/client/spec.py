@@ -20,6 +20,8 @@ from lockstep.v1.job_spec_pb2 import JobSpec
 
 _JOB_SPEC = cast(Descriptor, JobSpec.DESCRIPTOR)
 
+_WIDE = (FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64)
+
 SpecLike: TypeAlias = JobSpec | Mapping[str, Any] | str | os.PathLike[str]
 
 
@@ -54,8 +56,29 @@ def load_spec(spec: SpecLike, overrides: Iterable[str] = ()) -> JobSpec:
 
 
 def message_to_dict(message: Message) -> dict[str, Any]:
-    """The JSON form of a message, with the field names of the contract."""
-    return json_format.MessageToDict(message, preserving_proto_field_name=True)
+    """The JSON form of a message, with the field names of the contract, and every whole number as a number.
+
+    protobuf's own JSON has integers of 64 bits as text; `jq '.progress.step > 100'` wants a number. Both are read back.
+    """
+    form = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    return cast(dict[str, Any], _with_numbers(form, cast(Descriptor, message.DESCRIPTOR)))
+
+
+def _with_numbers(form: Any, descriptor: Descriptor) -> Any:
+    if not isinstance(form, dict):  # a time, a duration
+        return form
+    fields = descriptor.fields_by_name
+    return {name: _with_number(value, fields[name]) for name, value in form.items()}
+
+
+def _with_number(value: Any, field: FieldDescriptor) -> Any:
+    if isinstance(value, list):
+        return [_with_number(item, field) for item in value]
+    if is_map(field):
+        return {key: _with_number(item, map_value(field)) for key, item in value.items()}
+    if field.message_type is not None:
+        return _with_numbers(value, field.message_type)
+    return int(value) if field.cpp_type in _WIDE else value
 
 
 def _read(path: str | os.PathLike[str]) -> Mapping[Any, Any]:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 import structlog
 
 from lockstep.server import cluster_view
+from lockstep.server.background import keep_running
 from lockstep.server.cluster_view import ClusterView
 from lockstep.server.dispatcher import Cluster, Dispatcher
 from lockstep.server.errors import ClusterTooSmall, InvalidRequest, InvalidSpec, NotFound, PermissionDenied
@@ -107,7 +108,7 @@ class Coordinator:
         for job in await self.store.jobs_ended_since(datetime.now(UTC) - timedelta(seconds=KEPT_S)):
             self._telemetry.job_taken_up(job)
         await self.ledgers.start(self._telemetry.records)
-        self._tidying = asyncio.create_task(self._keep_tidy(), name="tidy")
+        self._tidying = keep_running(self._keep_tidy(), name="tidy")
         self.dispatcher.start()
 
     async def _keep_tidy(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
+from lockstep.server.background import keep_running
 from lockstep.server.errors import StoreUnwritable
 from lockstep.server.ledger import JobLedger
 from lockstep.server.store import Store
@@ -35,7 +36,7 @@ class LedgerBook:
         self._ledgers |= {
             job_id: JobLedger.from_json(said) for job_id, said in (await self._store.load_ledgers(job_ids)).items()
         }
-        self._storing = asyncio.create_task(self._keep_storing(), name="ledgers")
+        self._storing = keep_running(self._keep_storing(), name="ledgers")
 
     async def stop(self) -> None:
         """Store what is left."""

@@ -51,7 +51,7 @@ def test_a_dry_run_prints_the_resolved_spec_as_yaml(server: ScriptedServer, lock
     assert yaml.safe_load(out) == {
         "name": "007",
         "model": {"mlp": {"hidden_units": [256]}},
-        "training": {"max_steps": "12"},
+        "training": {"max_steps": 12},
     }
     assert server.requests["SubmitJob"][0].validate_only
 

@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+from google.protobuf import json_format, timestamp_pb2
 
 from lockstep.client import InvalidSpec, JobSpec, load_spec
 from lockstep.client._yaml import dump, parse
 from lockstep.client.spec import message_to_dict
+from lockstep.v1.job_pb2 import Job
 
 WHOLE = """
 name: lenet-mnist
@@ -50,6 +52,22 @@ def test_yaml_json_and_a_mapping_are_the_same_spec(tmp_path: Path):
 def test_a_spec_can_be_printed_as_yaml_and_loaded_again(tmp_path: Path):
     spec = load_text(tmp_path, WHOLE, "name=007", "labels.on=yes", "labels.e=1e3")
     assert load_text(tmp_path, dump(message_to_dict(spec))) == spec
+
+
+def test_every_whole_number_is_printed_as_a_number_wherever_it_stands():
+    job = Job(
+        job_id="j-1",
+        create_time=timestamp_pb2.Timestamp(seconds=1),
+        spec={"model": {"mlp": {"hidden_units": [7, 3]}}, "labels": {"a": "7"}, "training": {"max_steps": 12}},
+        progress={"step": 2**60},
+        result={"final_metrics": {"loss": 2.0}},
+    )
+    form = message_to_dict(job)
+    assert form["spec"]["model"] == {"mlp": {"hidden_units": [7, 3]}}
+    assert (form["spec"]["training"], form["spec"]["labels"]) == ({"max_steps": 12}, {"a": "7"})
+    assert form["result"] == {"final_metrics": {"loss": 2.0}}
+    assert (form["progress"], form["create_time"]) == ({"step": 2**60}, "1970-01-01T00:00:01Z")
+    assert json_format.ParseDict(form, Job()) == job
 
 
 def test_standard_input_is_a_spec_too(monkeypatch: pytest.MonkeyPatch):

@@ -10,7 +10,6 @@ import pytest
 import yaml
 
 from lockstep.client import load_spec
-from lockstep.client.spec import message_to_dict
 from lockstep.workers.engine.checkpoint import read_weights
 from lockstep.workers.engine.digest import digest_of
 
@@ -47,7 +46,7 @@ def test_weights_are_kept_whole_with_spec_and_preprocessing(tmp_path: Path) -> N
     assert folder.name == "step-000000000010"
     assert digest_of(read_weights(str(folder), 1 << 20)) == digest
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["spec"] == message_to_dict(load_spec(tmp_path / "resolved.yaml"))
+    assert load_spec(manifest["spec"]) == load_spec(tmp_path / "resolved.yaml")
     assert manifest["preprocessing"] == {"inputs": {"divide_by": 16.0}}
     again = run(tmp_path, SPEC, "-o", str(tmp_path / "weights"))
     assert (again.returncode, again.stdout) == (2, "")
