@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from lockstep.workers.engine.group import Group
-from lockstep.workers.engine.reduce import ChunkExchange, ShardSums, SwapExchange, padded
-from lockstep.workers.engine.shards import Placement
+from lockstep.workers.engine.exchange.group import Group
+from lockstep.workers.engine.exchange.reduce import ChunkExchange, ShardSums, SwapExchange, padded
+from lockstep.workers.engine.exchange.shards import Placement
 
 WIDTHS = (1_000, 8_000, 50_000, 100_000, 200_000, 1_000_000, 5_000_000, 25_000_000)
 PEER = "gloo all_reduce"

@@ -26,7 +26,7 @@ import throughput
 from lockstep.v1.job_spec_pb2 import ModelSpec
 from lockstep.workers.datasets.idx import IdxDataset
 from lockstep.workers.engine import Activity, Group, Origin
-from lockstep.workers.engine.checkpoint import Checkpoints
+from lockstep.workers.engine.state.checkpoint import Checkpoints
 from throughput import WORLD_SIZE, Stopwatch, ddp, in_memory, lockstep
 
 MODEL = ModelSpec(mlp={"hidden_units": [4608, 4608], "activation": "relu"})

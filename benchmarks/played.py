@@ -106,7 +106,7 @@ class PlayedJob:
 def serve(folder: Path) -> None:
     """Serve until the input of this process ends; says its addresses and tokens in a line of JSON."""
     from lockstep.server.application import Application
-    from lockstep.server.logs import configure
+    from lockstep.server.logging import configure
     from lockstep.server.settings import Settings
 
     configure("json")  # to standard error

@@ -20,12 +20,12 @@ from typing import Any
 import grpc
 
 from lockstep.server.application import Application
-from lockstep.server.job import Job, State
-from lockstep.server.logs import configure
-from lockstep.server.rules import Site
+from lockstep.server.jobs.job import Job, State
+from lockstep.server.logging import configure
 from lockstep.server.settings import Settings
+from lockstep.server.spec.rules import Site
+from lockstep.server.spec.validation import resolve
 from lockstep.server.store import NewJob, Store
-from lockstep.server.validation import resolve
 from lockstep.v1.cluster_service_pb2 import GetClusterRequest
 from lockstep.v1.cluster_service_pb2_grpc import ClusterServiceStub
 from lockstep.v1.job_service_pb2 import ListJobsRequest, PauseJobRequest, ResumeJobRequest, UpdateJobRequest
@@ -67,9 +67,9 @@ async def fill(path: Path, jobs: int) -> None:
     store = Store(path)
     spec = resolve(SPEC, Site(Path.cwd(), shares_files_with_workers=False))
     first = Job("", 0, spec, State.QUEUED, "waits for resources", datetime.now(UTC), "2", "c")
-    news = [NewJob(replace(first, job_id=f"job-{number:012}"), "local", "", "d") for number in range(jobs)]
+    status = [NewJob(replace(first, job_id=f"job-{number:012}"), "local", "", "d") for number in range(jobs)]
     for start in range(0, jobs, 500):
-        await asyncio.gather(*(store.submit(new) for new in news[start : start + 500]))
+        await asyncio.gather(*(store.submit(new) for new in status[start : start + 500]))
     store.close()
 
 

@@ -1,5 +1,6 @@
 """What all tests share: where real data lies, and an end that leaves nothing behind."""
 
+import inspect
 import os
 import signal
 from pathlib import Path
@@ -32,3 +33,11 @@ def mnist_root() -> Path:
     if not root.is_dir():
         pytest.skip(f"MNIST is not at {root}; set LOCKSTEP_TEST_DATA to the folder that holds mnist/")
     return root
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have an asynchronous test that waits for what never comes fail soon: nothing in one takes long."""
+    for item in items:
+        is_asynchronous = isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.function)
+        if is_asynchronous and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(60))

@@ -26,7 +26,7 @@ import matplotlib.pyplot as plt
 ROOT = Path(__file__).parents[2]
 sys.path += [str(ROOT), str(ROOT / "benchmarks")]
 
-from tests.prometheus import Prometheus  # noqa: E402
+from tests.support.prometheus import Prometheus  # noqa: E402
 
 from lockstep.client import Client, Job  # noqa: E402
 from serving import Server  # noqa: E402

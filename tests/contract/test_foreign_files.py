@@ -13,12 +13,15 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from lockstep.server import application, checkpoint_files, coordinator, file_pool, init_from
+from lockstep.server import application
+from lockstep.server.checkpoints import files, init_from
+from lockstep.server.coordinator import coordinator
+from lockstep.server.process import file_pool
 from lockstep.v1.checkpoint_service_pb2 import Checkpoint, DownloadCheckpointRequest
 from lockstep.v1.job_service_pb2 import CancelJobRequest, ListJobsRequest
 from lockstep.v1.metrics_service_pb2 import ListMetricsRequest
 from tests.contract.test_checkpoints import start_job
-from tests.unit.server.harness import Running, fetch, run, serving, status_of, violations_of, write_checkpoint
+from tests.support.server import Running, fetch, serving, status_of, violations_of, write_checkpoint
 
 SECRET = b"s" * 500
 
@@ -70,35 +73,29 @@ def put_a_device(step: Path, secret: Path) -> None:
         (link_it_hard, grpc.StatusCode.DATA_LOSS),
     ],
 )
-def test_nothing_is_sent_of_what_was_put_in_the_place_of_a_file(
+async def test_nothing_is_sent_of_what_was_put_in_the_place_of_a_file(
     tmp_path: Path, attack: Callable[[Path, Path], None], code: grpc.StatusCode
 ) -> None:
-    async def scenario() -> None:
-        async with serving(tmp_path / "data") as server:
-            launcher, gang = await start_job(server)
-            written = write_checkpoint(tmp_path / "c" / "job", 10)
-            await launcher.report(gang, 1, checkpoints=[written])
-            (tmp_path / "private").mkdir(mode=0o700)
-            secret = tmp_path / "private" / "model.safetensors"
-            secret.write_bytes(SECRET)
-            attack(Path(written.uri), secret)
-            assert await refused(server, gang.job_id, "model.safetensors") == (b"", code)
-
-    run(scenario())
+    async with serving(tmp_path / "data") as server:
+        launcher, gang = await start_job(server)
+        written = write_checkpoint(tmp_path / "c" / "job", 10)
+        await launcher.report(gang, 1, checkpoints=[written])
+        (tmp_path / "private").mkdir(mode=0o700)
+        secret = tmp_path / "private" / "model.safetensors"
+        secret.write_bytes(SECRET)
+        attack(Path(written.uri), secret)
+        assert await refused(server, gang.job_id, "model.safetensors") == (b"", code)
 
 
-def test_no_manifest_is_sent_but_that_which_the_worker_has_told(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with serving(tmp_path / "data") as server:
-            launcher, gang = await start_job(server)
-            written = write_checkpoint(tmp_path / "c", 10)
-            await launcher.report(gang, 1, checkpoints=[written])
-            manifest = Path(written.uri) / "manifest.json"
-            for wrong in (b"root:x:0:0", b"", manifest.read_bytes().replace(b"2", b"3")):
-                manifest.write_bytes(wrong)
-                assert await refused(server, gang.job_id, "manifest.json") == (b"", grpc.StatusCode.DATA_LOSS)
-
-    run(scenario())
+async def test_no_manifest_is_sent_but_that_which_the_worker_has_told(tmp_path: Path) -> None:
+    async with serving(tmp_path / "data") as server:
+        launcher, gang = await start_job(server)
+        written = write_checkpoint(tmp_path / "c", 10)
+        await launcher.report(gang, 1, checkpoints=[written])
+        manifest = Path(written.uri) / "manifest.json"
+        for wrong in (b"root:x:0:0", b"", manifest.read_bytes().replace(b"2", b"3")):
+            manifest.write_bytes(wrong)
+            assert await refused(server, gang.job_id, "manifest.json") == (b"", grpc.StatusCode.DATA_LOSS)
 
 
 async def refused(server: Running, job_id: str, name: str) -> tuple[bytes, grpc.StatusCode]:
@@ -111,15 +108,12 @@ async def refused(server: Running, job_id: str, name: str) -> tuple[bytes, grpc.
     return sent, caught.value.code()
 
 
-def test_a_server_that_has_stopped_leaves_no_threads(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with serving(tmp_path / "data") as server:
-            await with_checkpoint(server, tmp_path / "c")
-            job_id = (await server.jobs.ListJobs(ListJobsRequest())).jobs[0].job_id
-            call = server.checkpoints.DownloadCheckpoint(DownloadCheckpointRequest(job_id=job_id))
-            assert [response async for response in call]
-
-    run(scenario())
+async def test_a_server_that_has_stopped_leaves_no_threads(tmp_path: Path) -> None:
+    async with serving(tmp_path / "data") as server:
+        await with_checkpoint(server, tmp_path / "c")
+        job_id = (await server.jobs.ListJobs(ListJobsRequest())).jobs[0].job_id
+        call = server.checkpoints.DownloadCheckpoint(DownloadCheckpointRequest(job_id=job_id))
+        assert [response async for response in call]
     for thread in threading.enumerate():
         if thread.name == "lockstep-files":
             thread.join(timeout=20)
@@ -149,7 +143,7 @@ def test_reads_that_hang_hold_up_nobody_and_not_the_stop(tmp_path: Path, monkeyp
         is_over.wait()
         raise FileNotFoundError(name)
 
-    monkeypatch.setattr(checkpoint_files, "_open_local", hang)
+    monkeypatch.setattr(files, "_open_local", hang)
     monkeypatch.setattr(application, "_CALLS_GRACE_S", 0.5)
 
     async def scenario() -> None:
@@ -170,7 +164,7 @@ def test_reads_that_hang_hold_up_nobody_and_not_the_stop(tmp_path: Path, monkeyp
             assert {error.code() for error in errors} <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
 
     try:
-        run(scenario())
+        asyncio.run(scenario())
     finally:
         is_over.set()
 
@@ -178,7 +172,7 @@ def test_reads_that_hang_hold_up_nobody_and_not_the_stop(tmp_path: Path, monkeyp
 def test_a_read_that_hangs_is_told_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     is_over = threading.Event()
     monkeypatch.setattr(coordinator, "FilePool", lambda: file_pool.FilePool(4, deadline_s=0.1))
-    monkeypatch.setattr(checkpoint_files, "_open_local", lambda step, name: is_over.wait())
+    monkeypatch.setattr(files, "_open_local", lambda step, name: is_over.wait())
 
     async def scenario() -> None:
         async with serving(tmp_path / "data") as server:
@@ -191,37 +185,34 @@ def test_a_read_that_hangs_is_told_after_a_while(tmp_path: Path, monkeypatch: py
             assert words in status.details()
 
     try:
-        run(scenario())
+        asyncio.run(scenario())
     finally:
         is_over.set()
 
 
-def test_health_is_that_of_the_store(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with serving(tmp_path) as server:
-            may_go_on, store = threading.Event(), server.coordinator.store
-            assert server.application._health is not None
-            server.application._health.deadline_s = 0.1
-            writing = asyncio.ensure_future(store._writer.write(lambda connection: may_go_on.wait()))
-            service = "lockstep.v1.JobService"
-            watch = health_pb2_grpc.HealthStub(server.channel).Watch(health_pb2.HealthCheckRequest(service=service))
-            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
-            assert await fetch(server.application.http_address, "/healthz") == (
-                503,
-                "the store has not answered for 0.1 s\n",
-            )
-            assert await health_of(server) == await health_of(server, service)
-            assert await health_of(server) == health_pb2.HealthCheckResponse.NOT_SERVING
-            assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
-            server.application._health.deadline_s = 20.0
-            may_go_on.set()
-            await writing
-            assert await fetch(server.application.http_address, "/healthz") == (200, "ok\n")
-            assert await health_of(server, service) == health_pb2.HealthCheckResponse.SERVING
-            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
-            watch.cancel()
-
-    run(scenario())
+async def test_health_is_that_of_the_store(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        may_go_on, store = threading.Event(), server.coordinator.store
+        assert server.application._health is not None
+        server.application._health.deadline_s = 0.1
+        writing = asyncio.ensure_future(store._writer.write(lambda connection: may_go_on.wait()))
+        service = "lockstep.v1.JobService"
+        watch = health_pb2_grpc.HealthStub(server.channel).Watch(health_pb2.HealthCheckRequest(service=service))
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        assert await fetch(server.application.http_address, "/healthz") == (
+            503,
+            "the store has not answered for 0.1 s\n",
+        )
+        assert await health_of(server) == await health_of(server, service)
+        assert await health_of(server) == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        server.application._health.deadline_s = 20.0
+        may_go_on.set()
+        await writing
+        assert await fetch(server.application.http_address, "/healthz") == (200, "ok\n")
+        assert await health_of(server, service) == health_pb2.HealthCheckResponse.SERVING
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        watch.cancel()
 
 
 async def with_checkpoint(server: Running, root: Path) -> tuple[str, Checkpoint]:
@@ -231,58 +222,49 @@ async def with_checkpoint(server: Running, root: Path) -> tuple[str, Checkpoint]
     return gang.job_id, written
 
 
-def test_only_the_files_of_a_checkpoint_are_kept_for_a_job_that_starts_from_it(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with serving(tmp_path / "data") as server:
-            source, written = await with_checkpoint(server, tmp_path / "c")
-            step = Path(written.uri)
-            (step / "more").symlink_to("/etc/passwd")
-            (step / "all").symlink_to("/etc")
-            job = await server.submit(init_from={"job_id": source})
-            [kept] = (tmp_path / "c" / job.job_id / "init-from").iterdir()
-            assert {path.name for path in kept.iterdir()} == {file.name for file in written.files}
-
-    run(scenario())
+async def test_only_the_files_of_a_checkpoint_are_kept_for_a_job_that_starts_from_it(tmp_path: Path) -> None:
+    async with serving(tmp_path / "data") as server:
+        source, written = await with_checkpoint(server, tmp_path / "c")
+        step = Path(written.uri)
+        (step / "more").symlink_to("/etc/passwd")
+        (step / "all").symlink_to("/etc")
+        job = await server.submit(init_from={"job_id": source})
+        [kept] = (tmp_path / "c" / job.job_id / "init-from").iterdir()
+        assert {path.name for path in kept.iterdir()} == {file.name for file in written.files}
 
 
 @pytest.mark.parametrize("attack", [link_the_file, link_the_step, link_the_job, put_a_pipe])
-def test_nothing_is_kept_of_what_was_put_in_the_place_of_a_file(
+async def test_nothing_is_kept_of_what_was_put_in_the_place_of_a_file(
     tmp_path: Path, attack: Callable[[Path, Path], None]
 ) -> None:
-    async def scenario() -> None:
-        async with serving(tmp_path / "data") as server:
-            source, written = await with_checkpoint(server, tmp_path / "c")
-            (tmp_path / "private").mkdir(mode=0o700)
-            secret = tmp_path / "private" / "model.safetensors"
-            for file in written.files:
-                (secret.parent / file.name).write_bytes(SECRET)
-            attack(Path(written.uri), secret)
-            error = await status_of(server.submit(init_from={"job_id": source}))
-            assert set(violations_of(error)) == {"init_from.job_id"}
-            left = [path for path in (tmp_path / "c").rglob("*") if path.is_file() and not path.is_symlink()]
-            assert all(path.read_bytes() != SECRET for path in left)
-            assert not list((tmp_path / "c").glob("*/init-from"))
-
-    run(scenario())
+    async with serving(tmp_path / "data") as server:
+        source, written = await with_checkpoint(server, tmp_path / "c")
+        (tmp_path / "private").mkdir(mode=0o700)
+        secret = tmp_path / "private" / "model.safetensors"
+        for file in written.files:
+            (secret.parent / file.name).write_bytes(SECRET)
+        attack(Path(written.uri), secret)
+        error = await status_of(server.submit(init_from={"job_id": source}))
+        assert set(violations_of(error)) == {"init_from.job_id"}
+        left = [path for path in (tmp_path / "c").rglob("*") if path.is_file() and not path.is_symlink()]
+        assert all(path.read_bytes() != SECRET for path in left)
+        assert not list((tmp_path / "c").glob("*/init-from"))
 
 
-def test_a_copy_where_there_are_no_links_is_nobody_elses_to_read(
+async def test_a_copy_where_there_are_no_links_is_nobody_elses_to_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_links(*_: Any, **__: Any) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    async def scenario() -> None:
-        async with serving(tmp_path / "data") as server:
-            source, written = await with_checkpoint(server, tmp_path / "c")
-            monkeypatch.setattr(os, "link", no_links)
-            job = await server.submit(init_from={"job_id": source})
-            kept = tmp_path / "c" / job.job_id / "init-from" / Path(written.uri).name
-            for file in written.files:
-                assert (kept / file.name).read_bytes() == (Path(written.uri) / file.name).read_bytes()
-                assert (kept / file.name).stat().st_mode & 0o777 == 0o600
-
-    run(scenario())
+    async with serving(tmp_path / "data") as server:
+        source, written = await with_checkpoint(server, tmp_path / "c")
+        monkeypatch.setattr(os, "link", no_links)
+        job = await server.submit(init_from={"job_id": source})
+        kept = tmp_path / "c" / job.job_id / "init-from" / Path(written.uri).name
+        for file in written.files:
+            assert (kept / file.name).read_bytes() == (Path(written.uri) / file.name).read_bytes()
+            assert (kept / file.name).stat().st_mode & 0o777 == 0o600
 
 
 def test_what_a_link_leads_to_is_not_removed_with_the_weights_that_were_kept(tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from lockstep.server import application, dispatcher
+from lockstep.server import application
+from lockstep.server.coordinator import dispatcher
 from lockstep.server.store import writes
-from tests.unit.server.harness import run, serving
+from tests.support.server import serving
 
 
-def test_while_nothing_can_be_stored_the_scheduler_waits_between_its_tries(
+async def test_while_nothing_can_be_stored_the_scheduler_waits_between_its_tries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries, has_tried = 0, threading.Event()
@@ -27,24 +28,21 @@ def test_while_nothing_can_be_stored_the_scheduler_waits_between_its_tries(
         has_tried.set()
         raise sqlite3.OperationalError("database or disk is full")
 
-    async def scenario() -> None:
-        async with serving(tmp_path) as server:
-            job = await server.submit()
-            await server.submit()
-            monkeypatch.setattr(dispatcher, "_RETRY_S", 3600.0)
-            monkeypatch.setattr(writes, "save", refuse)
-            launcher = server.launcher()
-            await launcher.be_ready()
-            await asyncio.to_thread(has_tried.wait)
-            for _ in range(50):
-                await server.get(job.job_id)
-            assert tries == 1
-            monkeypatch.undo()
-
-    run(scenario())
+    async with serving(tmp_path) as server:
+        job = await server.submit()
+        await server.submit()
+        monkeypatch.setattr(dispatcher, "_RETRY_S", 3600.0)
+        monkeypatch.setattr(writes, "save", refuse)
+        launcher = server.launcher()
+        await launcher.be_ready()
+        await asyncio.to_thread(has_tried.wait)
+        for _ in range(50):
+            await server.get(job.job_id)
+        assert tries == 1
+        monkeypatch.undo()
 
 
-def test_a_server_ends_though_its_disk_hangs_and_tells_the_other_gangs_to_leave(
+async def test_a_server_ends_though_its_disk_hangs_and_tells_the_other_gangs_to_leave(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module, name in ((dispatcher, "SHUTDOWN_GRACE_S"), (application, "_CALLS_GRACE_S")):
@@ -58,46 +56,40 @@ def test_a_server_ends_though_its_disk_hangs_and_tells_the_other_gangs_to_leave(
         answers.wait()
         return save(*arguments)
 
-    async def scenario() -> None:
-        async with serving(tmp_path) as server:
-            launcher = server.launcher()
-            await launcher.be_ready()
-            await server.submit()
-            first = await launcher.next_start()
-            await server.submit()
-            second = await launcher.next_start()
-            await launcher.report(first, 1)
-            monkeypatch.setattr(writes, "save", hang)
-            reporting = asyncio.ensure_future(launcher.report(first, 2))
-            await asyncio.to_thread(hangs.wait)
-            try:
-                stopping = asyncio.ensure_future(server.application.stop())
-                await launcher.next_drain()
-                assert (await launcher.next_stop()).job_id == second.job_id
-                assert not await stopping
-                assert (tmp_path / "server.json").exists(), "the folder is still its own"
-            finally:
-                answers.set()
-            await asyncio.gather(reporting, return_exceptions=True)
-            assert await server.application.stop()
-
-    run(scenario())
-
-
-def test_work_on_files_goes_on_while_the_gangs_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(application, "_CALLS_GRACE_S", 0.1)
-
-    async def scenario() -> None:
-        async with serving(tmp_path) as server:
-            launcher = server.launcher()
-            await launcher.be_ready()
-            await server.submit()
-            gang = await launcher.next_start()
+    async with serving(tmp_path) as server:
+        launcher = server.launcher()
+        await launcher.be_ready()
+        await server.submit()
+        first = await launcher.next_start()
+        await server.submit()
+        second = await launcher.next_start()
+        await launcher.report(first, 1)
+        monkeypatch.setattr(writes, "save", hang)
+        reporting = asyncio.ensure_future(launcher.report(first, 2))
+        await asyncio.to_thread(hangs.wait)
+        try:
             stopping = asyncio.ensure_future(server.application.stop())
             await launcher.next_drain()
-            await launcher.next_stop()
-            await server.coordinator.files.run(time.sleep, 0.5, what="a download")
-            await launcher.gang_stopped(gang)
-            assert await stopping
+            assert (await launcher.next_stop()).job_id == second.job_id
+            assert not await stopping
+            assert (tmp_path / "server.json").exists(), "the folder is still its own"
+        finally:
+            answers.set()
+        await asyncio.gather(reporting, return_exceptions=True)
+        assert await server.application.stop()
 
-    run(scenario())
+
+async def test_work_on_files_goes_on_while_the_gangs_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(application, "_CALLS_GRACE_S", 0.1)
+
+    async with serving(tmp_path) as server:
+        launcher = server.launcher()
+        await launcher.be_ready()
+        await server.submit()
+        gang = await launcher.next_start()
+        stopping = asyncio.ensure_future(server.application.stop())
+        await launcher.next_drain()
+        await launcher.next_stop()
+        await server.coordinator.files.run(time.sleep, 0.5, what="a download")
+        await launcher.gang_stopped(gang)
+        assert await stopping

@@ -12,7 +12,7 @@ from lockstep.v1.job_pb2 import JOB_STATE_FAILED, JOB_STATE_RUNNING
 from lockstep.v1.ledger_pb2 import PhaseSeconds
 from tests.contract.test_internal import start_job
 from tests.contract.test_node_reports import ready
-from tests.unit.server.harness import Running, fetch, run, serving
+from tests.support.server import Running, fetch, serving
 
 
 async def page_of(server: Running) -> str:
@@ -25,57 +25,48 @@ def times_in(page: str, name: str) -> dict[str, float]:
     return {labels: float(seconds) for labels, seconds in found}
 
 
-def test_when_and_why_a_job_ended_is_seen_also_after_the_server_was_started_again(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with serving(tmp_path) as server:
-            launcher, gang = await start_job(server)
-            await launcher.report(gang, 1)
-            assert times_in(await page_of(server), "end") == {}
-            began = time.time()
-            await launcher.gang_stopped(gang, "USER_ERROR")
-            await server.reaches(gang.job_id, JOB_STATE_FAILED)
-            ends = times_in(await page_of(server), "end")
-            assert list(ends) == [f'job_id="{gang.job_id}",reason="USER_ERROR",state="failed"']
-            assert began - 1 <= min(ends.values()) <= time.time()
-        async with serving(tmp_path) as server:
-            page = await page_of(server)
-            assert times_in(page, "end") == ends
-            assert "lockstep_jobs_finished_total{" not in page, "that counts what this process has seen"
-
-    run(scenario())
+async def test_when_and_why_a_job_ended_is_seen_also_after_the_server_was_started_again(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        launcher, gang = await start_job(server)
+        await launcher.report(gang, 1)
+        assert times_in(await page_of(server), "end") == {}
+        began = time.time()
+        await launcher.gang_stopped(gang, "USER_ERROR")
+        await server.reaches(gang.job_id, JOB_STATE_FAILED)
+        ends = times_in(await page_of(server), "end")
+        assert list(ends) == [f'job_id="{gang.job_id}",reason="USER_ERROR",state="failed"']
+        assert began - 1 <= min(ends.values()) <= time.time()
+    async with serving(tmp_path) as server:
+        page = await page_of(server)
+        assert times_in(page, "end") == ends
+        assert "lockstep_jobs_finished_total{" not in page, "that counts what this process has seen"
 
 
-def test_when_a_job_began_to_train_is_seen_from_then_on(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with serving(tmp_path) as server:
-            launcher, gang = await start_job(server)
-            assert times_in(await page_of(server), "start") == {}
-            began = time.time()
-            await launcher.report(gang, 1)
-            await server.reaches(gang.job_id, JOB_STATE_RUNNING)
-            starts = times_in(await page_of(server), "start")
-            assert list(starts) == [f'job_id="{gang.job_id}"']
-            assert began - 1 <= min(starts.values()) <= time.time()
-
-    run(scenario())
+async def test_when_a_job_began_to_train_is_seen_from_then_on(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        launcher, gang = await start_job(server)
+        assert times_in(await page_of(server), "start") == {}
+        began = time.time()
+        await launcher.report(gang, 1)
+        await server.reaches(gang.job_id, JOB_STATE_RUNNING)
+        starts = times_in(await page_of(server), "start")
+        assert list(starts) == [f'job_id="{gang.job_id}"']
+        assert began - 1 <= min(starts.values()) <= time.time()
 
 
-def test_the_time_of_a_jobs_gpus_is_not_told_as_0_while_it_is_not_known(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with serving(tmp_path) as server:
-            launcher = await ready(server)
-            await server.submit(resources={"workers": 1, "gpus_per_worker": 1})
-            gang = await launcher.next_start()
-            await launcher.report(gang, 1)
-            row = rf'lockstep_gpu_seconds_total\{{cause="productive",job_id="{gang.job_id}"\}} (\S+)'
-            page = await page_of(server)
-            assert "lockstep_gpu_seconds_total{" in page
-            assert re.findall(row, page) == []
-            told = ReportLedgerRequest(job_id=gang.job_id, attempt=gang.attempt, sequence=1, node_id="node-a")
-            told.seconds.CopyFrom(PhaseSeconds(forward_s=8.0))
-            told.step_duration_counts.extend([0] * 16)
-            metadata = (("lockstep-attempt-token", gang.attempt_token),)
-            await InternalServiceStub(server.channel).ReportLedger(told, metadata=metadata)
-            assert re.findall(row, await page_of(server)) == ["8.0"]
-
-    run(scenario())
+async def test_the_time_of_a_jobs_gpus_is_not_told_as_0_while_it_is_not_known(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        launcher = await ready(server)
+        await server.submit(resources={"workers": 1, "gpus_per_worker": 1})
+        gang = await launcher.next_start()
+        await launcher.report(gang, 1)
+        row = rf'lockstep_gpu_seconds_total\{{cause="productive",job_id="{gang.job_id}"\}} (\S+)'
+        page = await page_of(server)
+        assert "lockstep_gpu_seconds_total{" in page
+        assert re.findall(row, page) == []
+        told = ReportLedgerRequest(job_id=gang.job_id, attempt=gang.attempt, sequence=1, node_id="node-a")
+        told.seconds.CopyFrom(PhaseSeconds(forward_s=8.0))
+        told.step_duration_counts.extend([0] * 16)
+        metadata = (("lockstep-attempt-token", gang.attempt_token),)
+        await InternalServiceStub(server.channel).ReportLedger(told, metadata=metadata)
+        assert re.findall(row, await page_of(server)) == ["8.0"]

@@ -18,7 +18,7 @@ from lockstep.v1.job_pb2 import (
     Job,
 )
 from lockstep.v1.job_service_pb2 import CancelJobRequest, ListJobsRequest, UpdateJobRequest
-from tests.unit.server.harness import Running, ScriptedLauncher, changed, run, serving, status_of
+from tests.support.server import Running, ScriptedLauncher, changed, serving, status_of
 
 PAIR = ["node-a", "node-a"]
 
@@ -46,77 +46,57 @@ async def has_succeeded(server: Running, job_id: str) -> None:
     ("reason", "is_too_small"),
     [("", False), ("", True), ("WORKER_LOST", False), ("PLACEMENT_FAILED", False), ("USER_ERROR", False)],
 )
-def test_a_result_is_shown_when_the_workers_are_gone_whatever_became_of_them(
+async def test_a_result_is_shown_when_the_workers_are_gone_whatever_became_of_them(
     tmp_path: Path, reason: str, is_too_small: bool
 ) -> None:
-    async def scenario() -> None:
-        async with serving(tmp_path) as server:
-            launcher, gang = await start_job(server)
-            await launcher.report(gang, 1, digest="abc")
-            assert shows_nothing_yet(await server.get(gang.job_id))
-            [listed] = (await server.jobs.ListJobs(ListJobsRequest())).jobs
-            assert shows_nothing_yet(listed)
-            await launcher.gang_changed(gang, ["node-a"], message="a worker was lost")
-            assert "a worker was lost" in await server.messages(gang.job_id, 4)
-            assert shows_nothing_yet(await server.get(gang.job_id))
-            await launcher.gang_stopped(gang, reason, is_too_small=is_too_small)
-            await has_succeeded(server, gang.job_id)
-
-    run(scenario())
+    async with serving(tmp_path) as server:
+        launcher, gang = await start_job(server)
+        await launcher.report(gang, 1, digest="abc")
+        assert shows_nothing_yet(await server.get(gang.job_id))
+        [listed] = (await server.jobs.ListJobs(ListJobsRequest())).jobs
+        assert shows_nothing_yet(listed)
+        await launcher.gang_changed(gang, ["node-a"], message="a worker was lost")
+        assert "a worker was lost" in await server.messages(gang.job_id, 4)
+        assert shows_nothing_yet(await server.get(gang.job_id))
+        await launcher.gang_stopped(gang, reason, is_too_small=is_too_small)
+        await has_succeeded(server, gang.job_id)
 
 
-def test_a_job_that_has_its_result_is_not_resized(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with serving(tmp_path) as server:
-            launcher, gang = await start_job(server)
-            await launcher.report(gang, 1, digest="abc")
-            await launcher.offer({"node-a": (3, 0)})
-            for workers in (3, 1):
-                await server.jobs.UpdateJob(UpdateJobRequest(job_id=gang.job_id, workers=workers))
-            other = await server.submit()
-            # The next order would have been to resize it.
-            assert (await launcher.next_start()).job_id == other.job_id
-
-    run(scenario())
+async def test_a_job_that_has_its_result_is_not_resized(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        launcher, gang = await start_job(server)
+        await launcher.report(gang, 1, digest="abc")
+        await launcher.offer({"node-a": (3, 0)})
+        for workers in (3, 1):
+            await server.jobs.UpdateJob(UpdateJobRequest(job_id=gang.job_id, workers=workers))
+        other = await server.submit()
+        # The next order would have been to resize it.
+        assert (await launcher.next_start()).job_id == other.job_id
 
 
 @pytest.mark.parametrize("is_stopped_first", [False, True])
-def test_a_job_that_is_cancelled_after_its_result_shows_none(tmp_path: Path, is_stopped_first: bool) -> None:
-    async def scenario() -> None:
-        async with serving(tmp_path) as server:
-            launcher, gang = await start_job(server)
-            await launcher.report(gang, 1, digest="abc")
-            cancelling = await server.jobs.CancelJob(CancelJobRequest(job_id=gang.job_id))
-            assert (cancelling.state, cancelling.HasField("result")) == (JOB_STATE_CANCELLING, False)
-            await launcher.next_stop()
-            if is_stopped_first:
-                await launcher.report(gang, 2, digest="abc")
-            await launcher.gang_stopped(gang)
-            job = await server.reaches(gang.job_id, JOB_STATE_CANCELLED)
-            assert not job.HasField("result")
-        async with serving(tmp_path) as server:
-            job = await server.get(gang.job_id)
-            assert (job.state, job.HasField("result")) == (JOB_STATE_CANCELLED, False)
-
-    run(scenario())
+async def test_a_job_that_is_cancelled_after_its_result_shows_none(tmp_path: Path, is_stopped_first: bool) -> None:
+    async with serving(tmp_path) as server:
+        launcher, gang = await start_job(server)
+        await launcher.report(gang, 1, digest="abc")
+        cancelling = await server.jobs.CancelJob(CancelJobRequest(job_id=gang.job_id))
+        assert (cancelling.state, cancelling.HasField("result")) == (JOB_STATE_CANCELLING, False)
+        await launcher.next_stop()
+        if is_stopped_first:
+            await launcher.report(gang, 2, digest="abc")
+        await launcher.gang_stopped(gang)
+        job = await server.reaches(gang.job_id, JOB_STATE_CANCELLED)
+        assert not job.HasField("result")
+    async with serving(tmp_path) as server:
+        job = await server.get(gang.job_id)
+        assert (job.state, job.HasField("result")) == (JOB_STATE_CANCELLED, False)
 
 
 @pytest.mark.parametrize("who", ["server", "launcher"])
 @pytest.mark.parametrize("are_there", [True, False])
-def test_a_job_with_a_result_succeeds_also_when_server_or_launcher_change_meanwhile(
+async def test_a_job_with_a_result_succeeds_also_when_server_or_launcher_change_meanwhile(
     tmp_path: Path, who: str, are_there: bool
 ) -> None:
-    async def scenario() -> None:
-        async with serving(tmp_path) as server:
-            launcher, gang = await start_job(server)
-            await launcher.report(gang, 1, digest="abc")
-            await launcher.leave()
-            if who == "launcher":
-                await come_back(server, gang)
-        if who == "server":
-            async with serving(tmp_path) as server:
-                await come_back(server, gang)
-
     async def come_back(server: Running, gang: StartGang) -> None:
         launcher = server.launcher()
         # The answer to the last report was lost, and it comes again.
@@ -135,21 +115,26 @@ def test_a_job_with_a_result_succeeds_also_when_server_or_launcher_change_meanwh
         await server.messages(waiting.job_id)  # until it has ended
         await has_succeeded(server, gang.job_id)
 
-    run(scenario())
+    async with serving(tmp_path) as server:
+        launcher, gang = await start_job(server)
+        await launcher.report(gang, 1, digest="abc")
+        await launcher.leave()
+        if who == "launcher":
+            await come_back(server, gang)
+    if who == "server":
+        async with serving(tmp_path) as server:
+            await come_back(server, gang)
 
 
 @pytest.mark.parametrize("reason", ["", "WORKER_LOST"])
-def test_a_job_with_a_result_succeeds_during_a_shutdown(tmp_path: Path, reason: str) -> None:
-    async def scenario() -> None:
-        async with serving(tmp_path) as server:
-            launcher, gang = await start_job(server)
-            await launcher.report(gang, 1, digest="abc")
-            stopping = asyncio.ensure_future(server.application.stop())
-            await launcher.next_drain()
-            await launcher.next_stop()
-            await launcher.gang_stopped(gang, reason)
-            await stopping
-        async with serving(tmp_path) as server:
-            await has_succeeded(server, gang.job_id)
-
-    run(scenario())
+async def test_a_job_with_a_result_succeeds_during_a_shutdown(tmp_path: Path, reason: str) -> None:
+    async with serving(tmp_path) as server:
+        launcher, gang = await start_job(server)
+        await launcher.report(gang, 1, digest="abc")
+        stopping = asyncio.ensure_future(server.application.stop())
+        await launcher.next_drain()
+        await launcher.next_stop()
+        await launcher.gang_stopped(gang, reason)
+        await stopping
+    async with serving(tmp_path) as server:
+        await has_succeeded(server, gang.job_id)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from lockstep.workers.engine import Group
-from lockstep.workers.engine.group import Via
-from lockstep.workers.engine.transport import Endpoint
-from tests.processes import forking_context
+from lockstep.workers.engine.exchange.group import Via
+from lockstep.workers.engine.exchange.transport import Endpoint
+from tests.support.processes import forking_context
 
 MOST_RANKS = 4
 TASK_TIMEOUT_S = 120

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lockstep.workers.engine import EngineError, Examples, Group, Listener, NotDeterministic, Point, Progress, Trainer
-from tests.unit.workers.honest_models import HONEST, Numbers, Points, sgd
+from tests.support.honest_models import HONEST, Numbers, Points, sgd
 
 
 class Recorder(Listener):
@@ -109,7 +109,7 @@ def test_a_rank_whose_math_library_is_set_otherwise_is_refused(ranks: Any) -> No
     assert words[1].endswith("ONEDNN_MAX_CPU_ISA=AVX2")
 
 
-def test_data_and_models_that_each_worker_makes_otherwise_are_told_with_the_mend(ranks: Any) -> None:
+def test_data_and_models_that_each_worker_makes_otherwise_are_told_with_the_hint(ranks: Any) -> None:
     for told in ranks.run(2, words_of_refusal, Unseeded, "", 0):
         assert told.startswith("DataError: data: the SHA-256 of the data differs between workers")
         assert "make it with a generator of a fixed seed" in told

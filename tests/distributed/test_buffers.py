@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lockstep.workers.engine import DataModule, Examples, Group, ModelError, Origin, Point, Regressor, Trainer
-from lockstep.workers.engine.checkpoint import Checkpoints
 from lockstep.workers.engine.order import EpochOrder
+from lockstep.workers.engine.state.checkpoint import Checkpoints
 from tests.distributed.test_one_curve import Recorder
 
 EXAMPLES, BATCH_SIZE, SEED = 50, 22, 7  # minibatches of 22, 22 and 6: shards of 4 ranks are unequal, and of 6 too

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.workers.engine import Classifier, DataModule, Examples, Group, Listener, Point, Progress, Trainer
-from lockstep.workers.engine.reduce import ChunkExchange, Exchange, ShardSums, SwapExchange, padded
-from lockstep.workers.engine.shards import Placement, root, tree_sum
+from lockstep.workers.engine.exchange.reduce import ChunkExchange, Exchange, ShardSums, SwapExchange, padded
+from lockstep.workers.engine.exchange.shards import Placement, root, tree_sum
 from lockstep.workers.training import train
 
 SGD = {"sgd": {"learning_rate": 0.05, "momentum": 0.9, "weight_decay": 0.001}}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lockstep.workers.engine import Examples, Group, ModelError, Origin, Regressor, Trainer
-from lockstep.workers.engine.checkpoint import Checkpoints
+from lockstep.workers.engine.state.checkpoint import Checkpoints
 from tests.distributed.test_buffers import BATCH_SIZE, SEED, Points
 from tests.distributed.test_one_curve import Recorder
 

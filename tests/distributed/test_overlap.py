@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lockstep.workers.engine import Classifier, DataModule, Examples, Group, Point, Trainer
-from lockstep.workers.engine.overlap import OverlappedExchange
+from lockstep.workers.engine.exchange.overlap import OverlappedExchange
 from tests.distributed.test_one_curve import Recorder
 
 WIDTH = 1024

@@ -22,7 +22,7 @@ from lockstep.workers.engine import (
     Trainer,
     Wish,
 )
-from lockstep.workers.engine.digest import weights_digest
+from lockstep.workers.engine.state.digest import weights_digest
 from lockstep.workers.failures import job_error
 from lockstep.workers.models.linear import SoftmaxRegression
 from tests.distributed.test_one_curve import RandomImages

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lockstep.workers.engine import Group
-from lockstep.workers.engine.staging import Staging
+from lockstep.workers.engine.exchange.staging import Staging
 from tests.distributed.test_one_curve import DIGITS, spec_of, train_spec
 from tests.distributed.test_overlap import Deep, train
 from tests.distributed.test_ranks_together import die, train_until

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.fleet import Fleet
+from tests.support.process_fleet import Fleet
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from torch import Tensor
 from lockstep.workers.engine import Activity, Group, ModelError, Point, Trainer, stepper
 from lockstep.workers.engine.errors import PeerLost
 from tests.distributed.test_buffers import BATCH_SIZE, SEED, Counts, Moving, Net, Points, Seldom, Shown
-from tests.faults.fleet import Context, Fault, Fleet
+from tests.support.process_fleet import Context, Fault, Fleet
 
 
 def train_and_tell(context: Context, kind: type[Net]) -> tuple[str, list[Point], dict[str, list[float]]]:

@@ -10,10 +10,10 @@ from google.protobuf import json_format
 
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.workers.engine import Activity, Origin, Point, Wish
-from lockstep.workers.engine.checkpoint import MANIFEST_FILE, MODEL_FILE, Checkpoints
+from lockstep.workers.engine.state.checkpoint import MANIFEST_FILE, MODEL_FILE, Checkpoints
 from lockstep.workers.training import train
-from tests.faults.fleet import Context, Fault, Fleet
 from tests.faults.test_healing import SPEC, STEPS, assert_undisturbed, train_and_tell
+from tests.support.process_fleet import Context, Fault, Fleet
 
 
 def train_with_checkpoints(

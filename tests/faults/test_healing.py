@@ -11,8 +11,8 @@ from torch import Tensor
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.workers.engine import Activity, NotDeterministic, Point, Trainer
 from lockstep.workers.training import train
-from tests.faults.fleet import Context, Fault, Fleet
-from tests.unit.workers.honest_models import Numbers, Points, sgd
+from tests.support.honest_models import Numbers, Points, sgd
+from tests.support.process_fleet import Context, Fault, Fleet
 
 STEPS = 12
 SPEC = {

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from lockstep.workers.engine import Activity, Point
-from tests.faults.fleet import Fault, Fleet
 from tests.faults.test_healing import SPEC, STEPS, assert_undisturbed, train_and_tell
+from tests.support.process_fleet import Fault, Fleet
 
 LARGE = SPEC | {"model": {"mlp": {"hidden_units": [1024, 1024, 1024], "activation": "relu"}}}
 SWAPS = 6

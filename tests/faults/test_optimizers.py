@@ -8,7 +8,7 @@ import torch
 from lockstep.workers.engine import Trainer
 from tests.distributed.test_buffers import BATCH_SIZE, SEED
 from tests.distributed.test_optimizers import OPTIMIZERS, Net, points
-from tests.faults.fleet import Context, Fault, Fleet
+from tests.support.process_fleet import Context, Fault, Fleet
 
 
 def train_and_tell(context: Context, optimizer: str, dtype: torch.dtype) -> tuple[str, list[Any]]:

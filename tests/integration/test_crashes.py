@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from lockstep.client import JobState
-from tests.integration.alone import assert_curve_of_the_engine_alone
 from tests.integration.conftest import Server, endless, quick, wait_for_step
-from tests.integration.foreign_ray import ForeignRay, foreign_ray
+from tests.support.alone import assert_curve_of_the_engine_alone
+from tests.support.foreign_ray import ForeignRay, foreign_ray
 
 MakeServer = Callable[..., Server]
 

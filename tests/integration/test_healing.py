@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from lockstep.client import Client, Job, JobFailed
-from lockstep.workers.engine.digest import digest_of
+from lockstep.workers.engine.state.digest import digest_of
 from tests.distributed.test_ranks_together import write_idx
-from tests.integration.alone import assert_curve_of_the_engine_alone
 from tests.integration.conftest import Server, digits, endless, quick, wait_for_event, wait_for_state, wait_for_step
+from tests.support.alone import assert_curve_of_the_engine_alone
 
 LONG = {"max_epochs": 150}
 

@@ -12,8 +12,8 @@ import yaml
 from sklearn.datasets import load_digits
 
 from lockstep.client import Client, FailedPrecondition, JobCancelled, JobFailed, JobState, MetricKind
-from tests.integration.alone import assert_curve_of_the_engine_alone
 from tests.integration.conftest import LOCKSTEP, Server, digits, endless, quick, wait_for_state, wait_for_step
+from tests.support.alone import assert_curve_of_the_engine_alone
 
 BUF = Path(sys.executable).with_name("buf")
 
@@ -97,7 +97,7 @@ def test_mnist_by_yaml_by_python_and_by_a_client_in_another_language(
     assert [point["value"] for point in json.loads(answer)["points"]] == [results[0].final_metrics["val_loss"]]
 
 
-def test_a_loss_that_explodes_fails_the_job_with_the_step_and_the_mend(client: Client) -> None:
+def test_a_loss_that_explodes_fails_the_job_with_the_step_and_the_hint(client: Client) -> None:
     spec = digits()
     spec["model"] = {"linear_regression": {}}
     spec["data"] = {"builtin": {"name": "diabetes"}}

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.integration.alone import assert_curve_of_the_engine_alone
 from tests.integration.conftest import Server, quick, wait_for_event, wait_for_step
-from tests.integration.foreign_ray import ForeignRay, foreign_ray
+from tests.support.alone import assert_curve_of_the_engine_alone
+from tests.support.foreign_ray import ForeignRay, foreign_ray
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lockstep.client import Client, NotFound
-from tests.boards import Query, metrics, queries, rules, variables
-from tests.gpu_cluster import JOB, page_of_a_gpu_cluster
 from tests.integration.conftest import Server, digits, quick, wait_for_state
-from tests.prometheus import Prometheus, Sample, promtool
+from tests.support.boards import Query, metrics, queries, rules, variables
+from tests.support.gpu_cluster import JOB, page_of_a_gpu_cluster
+from tests.support.prometheus import Prometheus, Sample, promtool
 
 NEEDS = {
     "fleet: Held and idle: which, and by whom A": "a worker that is idle",

@@ -8,7 +8,7 @@ import pytest
 
 from lockstep.client import NodeTelemetry
 from tests.integration.conftest import LOCKSTEP, Server
-from tests.nvml.fake import FakeDriver
+from tests.support.nvml.fake import FakeDriver
 
 AGENT = "ray::NodeAgent"
 GIB = 1 << 30

@@ -7,9 +7,9 @@ import psutil
 import pytest
 
 from lockstep.client import Client
-from tests.integration.alone import assert_curve_of_the_engine_alone
 from tests.integration.conftest import Server, digits, quick
-from tests.integration.foreign_ray import foreign_ray
+from tests.support.alone import assert_curve_of_the_engine_alone
+from tests.support.foreign_ray import foreign_ray
 
 MakeServer = Callable[..., Server]
 

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from lockstep.server.ledger import PHASES, JobLedger
+from lockstep.contract.facts import PHASES
+from lockstep.server.ledger.ledger import JobLedger
 from lockstep.v1.internal_service_pb2 import ReportLedgerRequest
 from lockstep.v1.ledger_pb2 import PhaseSeconds
 from lockstep.workers.engine import Ledger, Phase

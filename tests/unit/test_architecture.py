@@ -1,13 +1,12 @@
 """The import rules, each seen in a fresh process, and the shape of the tree."""
 
+import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-from lockstep.server.spec import ENGINE_VERSION
-from lockstep.workers import engine
 
 ROOT = Path(__file__).parents[2]
 LONGEST_FILE = 400
@@ -58,8 +57,109 @@ def test_the_roots_are_one_namespace_package() -> None:
         assert not (ROOT / root / "lockstep" / "__init__.py").exists()
 
 
-def test_server_and_engine_name_the_same_arithmetic() -> None:
-    assert engine.ENGINE_VERSION == ENGINE_VERSION
+# Which package may import which, below each root. An arrow never runs up: no package imports, over others or at once,
+# one that imports it. Everything may import the contract. A new edge is a decision; a note beside it says why it is
+# needed where that is not plain.
+ALLOWED = {
+    "server": {
+        "errors": "",
+        "process": "errors",
+        "spec": "errors process",
+        "jobs": "errors spec",
+        "scheduling": "",
+        "settings": "spec",
+        "data_folder": "process settings",
+        "logging": "",
+        "store": "errors jobs",
+        "watching": "errors",
+        "checkpoints": "errors jobs process spec store",
+        "ledger": "errors process store",
+        "logs": "errors watching",
+        "cluster": "errors jobs process scheduling spec",
+        "coordinator": "checkpoints cluster errors jobs ledger process scheduling spec store watching",
+        "telemetry": "cluster coordinator jobs ledger scheduling",  # it listens to the coordinator
+        "health": "store",
+        "rpc": "checkpoints cluster coordinator errors health jobs ledger logs process scheduling settings spec store "
+        "telemetry watching",
+        "http": "settings telemetry",
+        "application": "cluster coordinator data_folder health http logs process rpc scheduling settings spec store "
+        "telemetry",
+        "main": "application logging process settings",
+    },
+    "workers": {
+        "engine": "",
+        "connection": "",
+        "calls": "",
+        "failures": "engine",
+        "logs": "connection",
+        "models": "engine",
+        "datasets": "engine",
+        "optimizers": "",
+        "training": "datasets engine models optimizers",
+        "run": "engine training",
+        "trained": "engine models",
+        "node": "connection failures",
+        "actor": "calls connection datasets engine failures logs training",
+        "launcher": "actor calls connection engine failures logs node",  # of the actor the class alone, to make some
+    },
+}
+
+
+def edges_of(root: str) -> dict[tuple[str, str], str]:
+    """Which packages of a root import which others, and a file that does."""
+    base = ROOT / root / "lockstep" / root
+    found = {}
+    for path in sorted(base.rglob("*.py")):
+        package = path.relative_to(base).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text())):
+            for name in imported(node):
+                parts = name.split(".")
+                if parts[:2] == ["lockstep", root] and len(parts) > 2 and parts[2] != package != "__init__":
+                    found[package, parts[2]] = str(path.relative_to(ROOT))
+    return found
+
+
+def imported(node: ast.AST) -> list[str]:
+    match node:
+        case ast.Import(names):
+            return [alias.name for alias in names]
+        case ast.ImportFrom(module, names) if module is not None:
+            return [f"{module}.{alias.name}" for alias in names]
+    return []
+
+
+@pytest.mark.parametrize("root", ALLOWED)
+def test_packages_import_what_they_may(root: str) -> None:
+    allowed = {(package, other) for package, others in ALLOWED[root].items() for other in others.split()}
+    found = edges_of(root)
+    wrong = [f"{found[edge]}: {edge[0]} may not import {edge[1]}" for edge in sorted(found.keys() - allowed)]
+    assert not wrong
+    unused = [f"{package} -> {other}: nothing needs it any more" for package, other in sorted(allowed - found.keys())]
+    assert not unused
+
+
+@pytest.mark.parametrize("root", ALLOWED)
+def test_no_arrow_between_packages_runs_up(root: str) -> None:
+    graph = {package: set(others.split()) for package, others in ALLOWED[root].items()}
+    assert list(graphlib.TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize("package", ["spec", "jobs", "scheduling"])
+def test_what_decides_knows_neither_loop_nor_database(package: str) -> None:
+    folder = ROOT / "server" / "lockstep" / "server" / package
+    names = {
+        (path.name, name.split(".")[0])
+        for path in folder.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        for name in imported(node)
+    }
+    assert not [(file, name) for file, name in sorted(names) if name in {"asyncio", "sqlalchemy", "threading"}]
+
+
+def test_only_the_fleet_knows_the_class_of_the_actors() -> None:
+    launcher = ROOT / "workers" / "lockstep" / "workers" / "launcher"
+    knowing = [path.name for path in launcher.glob("*.py") if "lockstep.workers.actor" in path.read_text()]
+    assert knowing == ["fleet.py"]
 
 
 def test_no_file_holds_more_than_one_thing_could_need() -> None:

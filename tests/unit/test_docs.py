@@ -10,9 +10,9 @@ import typer
 
 from lockstep.client import Client, Job, load_spec
 from lockstep.client.cli import app
-from lockstep.server.rules import Site
 from lockstep.server.settings import Settings
-from lockstep.server.validation import CHOICE_RULES, CROSS_RULES, FIELD_RULES, resolve
+from lockstep.server.spec.rules import Site
+from lockstep.server.spec.validation import CHOICE_RULES, CROSS_RULES, FIELD_RULES, resolve
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -98,8 +98,8 @@ def _fit_field(value: Any, field: FieldDescriptor, path: str, violations: list[V
         return _fit_map(value, field, path, violations)
     if field.is_repeated:
         if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-            mend = f"; write [{_show(value)}]" if isinstance(value, str | int | float) else ""
-            violations.append(Violation(path, f"must be a list, got {_show(value)}{mend}"))
+            hint = f"; write [{_show(value)}]" if isinstance(value, str | int | float) else ""
+            violations.append(Violation(path, f"must be a list, got {_show(value)}{hint}"))
             return []
         return [_fit_single(item, field, f"{path}[{index}]", violations) for index, item in enumerate(value)]
     return _fit_single(value, field, path, violations)
@@ -125,7 +125,7 @@ def _fit_single(value: Any, field: FieldDescriptor, path: str, violations: list[
     if field.message_type is not None:
         if isinstance(value, Mapping):
             return _fit_message(value, field.message_type, path, violations)
-        violations.append(Violation(path, f"must be a mapping, got {_show(value)}{_mapping_mend(value, field)}"))
+        violations.append(Violation(path, f"must be a mapping, got {_show(value)}{_mapping_hint(value, field)}"))
         return {}
     try:
         return _fit_scalar(value, field)
@@ -152,12 +152,12 @@ def _fit_scalar(value: Any, field: FieldDescriptor) -> Any:
 
 def _fit_text(value: Any) -> str:
     if not isinstance(value, str):
-        mend = ""
+        hint = ""
         if isinstance(value, bool):
-            mend = "; write it in quotes"  # whether it was true or True is not known
+            hint = "; write it in quotes"  # whether it was true or True is not known
         elif isinstance(value, Real):
-            mend = f'; write it in quotes: "{_show(value)}"'
-        raise MisfitError(f"must be text, got {_show(value)}{mend}")
+            hint = f'; write it in quotes: "{_show(value)}"'
+        raise MisfitError(f"must be text, got {_show(value)}{hint}")
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -233,7 +233,7 @@ def _two_choices(oneof: OneofDescriptor, names: Sequence[str]) -> str:
     return f"set exactly one of {', '.join(allowed)}, not {given}"
 
 
-def _mapping_mend(value: Any, field: FieldDescriptor) -> str:
+def _mapping_hint(value: Any, field: FieldDescriptor) -> str:
     """How to write {mlp: {}} for someone who wrote mlp."""
     assert field.message_type is not None
     inside = field.message_type.fields_by_name.get(value) if isinstance(value, str) else None

@@ -20,9 +20,9 @@ from rich.progress import (
 )
 
 from lockstep.client._console import SafeConsole
-from lockstep.client._words import count, part_of
 from lockstep.client.errors import LockstepError
 from lockstep.client.types import JobState, JobUpdate, Result
+from lockstep.contract.wording import count, part_of
 
 if TYPE_CHECKING:
     from lockstep.client.job import Job

@@ -183,8 +183,8 @@ def _parse_value(text: str, field: FieldDescriptor | None, path: str) -> Any:
     is_single = field is not None and field.message_type is None and not field.is_repeated
     wants_text = is_single and field is not None and field.cpp_type == FieldDescriptor.CPPTYPE_STRING
     if not text.strip():
-        mend = f" for an empty text write {path}='\"\"'" if wants_text else ""
-        raise InvalidSpec([Violation(path, f"has no value in --set; is a shell variable empty?{mend}")])
+        hint = f" for an empty text write {path}='\"\"'" if wants_text else ""
+        raise InvalidSpec([Violation(path, f"has no value in --set; is a shell variable empty?{hint}")])
     if field is None or (wants_text and not text.startswith(("'", '"'))):
         return text
     if is_single and not wants_text and "#" in text:

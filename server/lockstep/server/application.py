@@ -14,23 +14,23 @@ from typing import IO
 
 import structlog
 
-from lockstep.server import descriptors, folder
-from lockstep.server.background import keep_running
-from lockstep.server.cluster import ClusterKeeper, LauncherFacts
-from lockstep.server.coordinator import Coordinator
-from lockstep.server.cpus import available_cpus
-from lockstep.server.dispatcher import Cluster
-from lockstep.server.gangs import single_node
-from lockstep.server.grpc_server import GrpcServer
+from lockstep.server import data_folder
+from lockstep.server.cluster.keeper import ClusterKeeper, LauncherFacts
+from lockstep.server.cluster.launcher_process import launcher_is_installed
+from lockstep.server.cluster.ray_head import RayHead
+from lockstep.server.coordinator.coordinator import Coordinator
+from lockstep.server.coordinator.dispatcher import Cluster
+from lockstep.server.coordinator.orders import Orders, read_secret
 from lockstep.server.health import DEADLINE_S, Health
 from lockstep.server.http import HttpServer
-from lockstep.server.launcher_process import launcher_is_installed
-from lockstep.server.log_store import LogStore
-from lockstep.server.orders import Orders, read_secret
-from lockstep.server.patience import done_within
-from lockstep.server.private_files import closed_to_others, write_atomically
-from lockstep.server.ray_head import RayHead
-from lockstep.server.rules import Site
+from lockstep.server.logs.store import LogStore
+from lockstep.server.process import open_files
+from lockstep.server.process.background import keep_running
+from lockstep.server.process.cpus import available_cpus
+from lockstep.server.process.patience import done_within
+from lockstep.server.process.private_files import closed_to_others, write_atomically
+from lockstep.server.rpc.server import GrpcServer
+from lockstep.server.scheduling.capacity import single_node
 from lockstep.server.settings import (
     Settings,
     StartupError,
@@ -38,6 +38,7 @@ from lockstep.server.settings import (
     available_memory_bytes,
     loopback_address,
 )
+from lockstep.server.spec.rules import Site
 from lockstep.server.store import DAMAGES, Store, StoreError, is_full_disk, why_unopenable
 from lockstep.server.telemetry import Telemetry
 from lockstep.server.telemetry.collector import SnapshotCollector
@@ -100,8 +101,8 @@ class Application:
         listen, http = loopback_address("--listen", settings.listen), loopback_address("--http", settings.http)
         if self._keeps_cluster and not launcher_is_installed():
             raise StartupError("the workers are not installed here; run: pip install 'lockstep-train[workers]'")
-        self._lock = folder.take(self._data_dir, ports=(("--listen", listen), ("--http", http)))
-        limit = descriptors.raise_limit()
+        self._lock = data_folder.take(self._data_dir, ports=(("--listen", listen), ("--http", http)))
+        limit = open_files.raise_limit()
         is_embedded = settings.ray_address is None
         num_cpus, num_gpus = settings.num_cpus or available_cpus(), _gpus(settings)
         telemetry = Telemetry()
@@ -123,7 +124,7 @@ class Application:
             cluster=Cluster(True, single_node(num_cpus, num_gpus), available_memory_bytes())
             if is_embedded
             else Cluster(False),
-            telemetry=telemetry,
+            listener=telemetry,
             orders=orders,
             keep_days=settings.keep_days,
             job_forgotten=self._logs.forget,
@@ -135,7 +136,7 @@ class Application:
             telemetry,
             self._health,
             self.launcher_token,
-            descriptors.most_connections(limit),
+            open_files.most_connections(limit),
         )
         bound = self._grpc.bind(listen)
         self.grpc_address, self.http_address = str(bound), str(self._http.address)
@@ -147,7 +148,7 @@ class Application:
         telemetry.registry.register(SnapshotCollector(Camera(self.coordinator, telemetry, asyncio.get_running_loop())))
         self._watches = [
             keep_running(measure_lag(telemetry), name="event loop lag"),
-            keep_running(descriptors.watch(limit), name="open files"),
+            keep_running(open_files.watch(limit), name="open files"),
         ]
         await self._grpc.start()
         self._http.start()
@@ -194,7 +195,7 @@ class Application:
             reports_address=self._reports_address(),
             launcher_token=self.launcher_token,
             epoch=self._store.epoch,
-            namespace=f"lockstep-{self._store.instance_id}-{folder.identity(self._data_dir)}",
+            namespace=f"lockstep-{self._store.instance_id}-{data_folder.identity(self._data_dir)}",
             log_format=settings.log_format,
             warm_ttl_s=settings.warm_ttl_s,
             warm_workers=settings.warm_workers,
@@ -236,7 +237,7 @@ class Application:
             # Calls have gone on until here. What hangs by then is left to itself.
             closing = asyncio.get_running_loop().call_later(_CALLS_GRACE_S, self.coordinator.files.close)
             if self._logs is not None:
-                self._logs.bells.close()
+                self._logs.notifier.close()
             all_is_stored = await done_within(self.coordinator.stop(), _DISK_GRACE_S)
         if self._grpc is not None:
             await self._grpc.stop(_CALLS_GRACE_S)

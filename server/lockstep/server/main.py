@@ -12,8 +12,9 @@ from typing import Annotated
 import structlog
 import typer
 
-from lockstep.server import logs, processes
+from lockstep.server import logging
 from lockstep.server.application import Application
+from lockstep.server.process import children
 from lockstep.server.settings import Settings, StartupError, load
 
 EXIT_USAGE = 2
@@ -82,7 +83,7 @@ def serve(
 
     Every option can also be set by a variable: LOCKSTEP_ and its name, such as LOCKSTEP_DATA_DIR.
     """
-    logs.open_closed_streams()
+    logging.open_closed_streams()
     try:
         settings = load(
             listen=listen,
@@ -104,7 +105,7 @@ def serve(
             checkpoint_roots=checkpoint_roots,
             log_format=log_format,
         )
-        logs.configure(settings.log_format)
+        logging.configure(settings.log_format)
         asyncio.run(_serve(settings))
     except StartupError as error:
         sys.stderr.write(f"lockstep serve: {error}\n")
@@ -125,12 +126,12 @@ async def _serve(settings: Settings) -> None:
         stop.set()
 
     loop = asyncio.get_running_loop()
-    for number in processes.ENDING_SIGNALS:
+    for number in children.ENDING_SIGNALS:
         # With nohup it is ignored, so that the server outlives its terminal.
         if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             loop.add_signal_handler(number, on_signal, number)
     # Whoever has started this process may have had them blocked, and that is inherited.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, processes.ENDING_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, children.ENDING_SIGNALS)
     await application.start()
     try:
         await stop.wait()

@@ -8,10 +8,10 @@ import torch
 
 from lockstep.workers.engine import Account, Ledger, Phase
 from lockstep.workers.engine.ledger import CudaMarks
-from tests.faults.fleet import Context
 from tests.machines.gpu_check.plan import Plan
 from tests.machines.gpu_check.report import Row, attempt, judge, not_run
 from tests.machines.gpu_check.work import Work, fit
+from tests.support.process_fleet import Context
 
 TOLERANCE, TOLERANCE_S = 0.02, 0.02
 PARTS = (Phase.DATA, Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER)

@@ -4,10 +4,10 @@ import hashlib
 from collections.abc import Iterator
 from functools import partial
 
-from tests.faults.fleet import Context, Fleet
 from tests.machines.gpu_check.plan import Plan
 from tests.machines.gpu_check.report import Row, attempt, judge, the_same
 from tests.machines.gpu_check.work import Recorder, Work, fit
+from tests.support.process_fleet import Context, Fleet
 
 
 def curve(context: Context, work: Work) -> str:

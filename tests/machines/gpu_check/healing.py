@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from functools import partial
 
 from lockstep.workers.engine import Activity
-from tests.faults.fleet import Context, Fault, Fleet
 from tests.machines.gpu_check.plan import Plan
 from tests.machines.gpu_check.report import Row, attempt, judge, the_same
 from tests.machines.gpu_check.work import Work, fit
+from tests.support.process_fleet import Context, Fault, Fleet
 
 
 def train(context: Context, work: Work) -> str:

@@ -6,14 +6,14 @@ from functools import partial
 import torch
 
 from lockstep.workers.engine import Activity, Listener, Origin, Stopped, Wish
-from lockstep.workers.engine.checkpoint import Checkpoints
-from lockstep.workers.engine.digest import weights_digest
 from lockstep.workers.engine.flat import FlatModel
-from lockstep.workers.engine.state import TrainState
-from tests.faults.fleet import Context, Fault, Fleet
+from lockstep.workers.engine.state.checkpoint import Checkpoints
+from lockstep.workers.engine.state.digest import weights_digest
+from lockstep.workers.engine.state.state import TrainState
 from tests.machines.gpu_check.plan import Plan
 from tests.machines.gpu_check.report import Row, attempt, judge, the_same
 from tests.machines.gpu_check.work import Work, data_of, fit, module_of, momentum
+from tests.support.process_fleet import Context, Fault, Fleet
 
 
 class Pauses(Listener):

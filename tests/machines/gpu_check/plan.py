@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from lockstep.workers.engine.group import Via
-from tests.faults.fleet import Fleet
+from lockstep.workers.engine.exchange.group import Via
 from tests.machines.gpu_check.work import CATALOGUE, OWN, Work, write_images
+from tests.support.process_fleet import Fleet
 
 
 @dataclass(frozen=True)

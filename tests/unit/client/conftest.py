@@ -7,7 +7,7 @@ import pytest
 
 from lockstep.client import Client, _connection
 from lockstep.client.cli import main
-from tests.unit.client.scripted_server import ScriptedServer
+from tests.support.scripted_server import ScriptedServer
 
 
 @pytest.fixture(autouse=True)

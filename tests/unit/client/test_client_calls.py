@@ -9,7 +9,7 @@ import lockstep.client
 from lockstep.client import Client, DeadlineExceeded, Job, JobState, LockstepError, MetricKind, MetricPoint, errors
 from lockstep.v1 import catalog_service_pb2, job_pb2, job_service_pb2, metrics_service_pb2
 from lockstep.v1.job_spec_pb2 import JobSpec
-from tests.unit.client.scripted_server import (
+from tests.support.scripted_server import (
     UNAVAILABLE,
     Refusal,
     ScriptedServer,

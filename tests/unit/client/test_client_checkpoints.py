@@ -24,7 +24,7 @@ from lockstep.client import (
 )
 from lockstep.client.job import Job
 from lockstep.v1.checkpoint_service_pb2 import DownloadCheckpointRequest
-from tests.unit.client.scripted_server import (
+from tests.support.scripted_server import (
     FILES,
     MANIFEST,
     UNAVAILABLE,
@@ -35,7 +35,7 @@ from tests.unit.client.scripted_server import (
     a_file,
     a_job,
 )
-from tests.unit.client.scripted_server import checkpoints as a_page
+from tests.support.scripted_server import checkpoints as a_page
 
 WHOLE = {**FILES, "manifest.json": MANIFEST}
 

@@ -12,7 +12,7 @@ from lockstep.v1.catalog_service_pb2 import ListDatasetsResponse, ListModelsResp
 from lockstep.v1.job_service_pb2 import ListJobsResponse
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.metrics_service_pb2 import ListMetricsResponse
-from tests.unit.client.scripted_server import (
+from tests.support.scripted_server import (
     Refusal,
     ScriptedServer,
     a_job,

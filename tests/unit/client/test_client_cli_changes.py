@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from lockstep.v1.job_spec_pb2 import JobSpec
-from tests.unit.client.scripted_server import (
+from tests.support.scripted_server import (
     Refusal,
     ScriptedServer,
     a_checkpoint,

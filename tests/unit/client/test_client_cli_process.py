@@ -15,7 +15,7 @@ import pytest
 from lockstep.client.cli import plugins
 from lockstep.v1.job_service_pb2 import ListJobsResponse
 from lockstep.v1.metrics_service_pb2 import ListMetricsResponse
-from tests.unit.client.scripted_server import ScriptedServer, a_download, a_job, a_point, an_update
+from tests.support.scripted_server import ScriptedServer, a_download, a_job, a_point, an_update
 
 LOCKSTEP = [sys.executable, "-c", "from lockstep.client.cli import main; main()"]
 

@@ -9,7 +9,7 @@ import yaml
 
 from lockstep.v1.job_service_pb2 import ListJobsResponse
 from lockstep.v1.job_spec_pb2 import JobSpec
-from tests.unit.client.scripted_server import ScriptedServer, a_checkpoint, a_job, an_update, checkpoints
+from tests.support.scripted_server import ScriptedServer, a_checkpoint, a_job, an_update, checkpoints
 from tests.unit.client.test_client_cli import SUCCEEDED
 
 
@@ -85,7 +85,7 @@ def test_get_prints_the_json_form_with_the_field_names_of_the_contract(server: S
     _, as_yaml, _ = lockstep("get", "j-1", "-o", "yaml")
     job = json.loads(as_json)
     assert job["job_id"] == "j-1"
-    assert job["progress"] == {"step": "60", "total_steps": "60", "epoch": 3.0}
+    assert job["progress"] == {"step": 60, "total_steps": 60, "epoch": 3.0}
     assert job["result"] == {"weights_digest": "ab12", "final_metrics": {"val_accuracy": 0.97}}
     assert yaml.safe_load(as_yaml) == job
 

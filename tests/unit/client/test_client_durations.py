@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from lockstep.client._words import count, part_of
 from lockstep.client.cli import output
 from lockstep.client.types import Timeline
+from lockstep.contract.wording import count, part_of
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 

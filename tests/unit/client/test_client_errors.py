@@ -9,7 +9,7 @@ from lockstep.client import Client, errors
 from lockstep.client.cli import exit_codes
 from lockstep.client.errors import EXCEPTION_BY_STATUS, InvalidRequest, InvalidSpec, LockstepError, Unavailable
 from lockstep.v1.job_spec_pb2 import JobSpec
-from tests.unit.client.scripted_server import UNAVAILABLE, Refusal, ScriptedServer, a_job, violations
+from tests.support.scripted_server import UNAVAILABLE, Refusal, ScriptedServer, a_job, violations
 
 STATUSES = [status for status in grpc.StatusCode if status is not grpc.StatusCode.OK]
 EXCEPTIONS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, LockstepError)]

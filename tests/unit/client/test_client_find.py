@@ -14,7 +14,7 @@ from lockstep.client import Client, NotFound
 from lockstep.v1.job_pb2 import Job
 from lockstep.v1.job_service_pb2 import GetJobRequest, ListJobsRequest, ListJobsResponse
 from lockstep.v1.job_spec_pb2 import JobSpec
-from tests.unit.client.scripted_server import Refusal, ScriptedServer, a_job
+from tests.support.scripted_server import Refusal, ScriptedServer, a_job
 
 JOBS = [
     a_job("RUNNING", "job-03aa", spec=JobSpec(name="digits")),

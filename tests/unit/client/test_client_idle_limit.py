@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tests.stopping import stop_and_go_on
+from tests.support.stopping import stop_and_go_on
 
 LIMIT_S = 2.0
 SCRIPT = f"""

@@ -17,7 +17,7 @@ from lockstep.v1.job_service_pb2 import ListJobsRequest, ListJobsResponse
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.ledger_pb2 import Ledger, PhaseSeconds, RankLedger
 from lockstep.v1.telemetry_pb2 import GpuTelemetry, HostTelemetry, NodeTelemetry
-from tests.unit.client.scripted_server import ScriptedServer, a_job, an_update, checkpoints, nodes
+from tests.support.scripted_server import ScriptedServer, a_job, an_update, checkpoints, nodes
 
 GIB = 2**30
 

@@ -13,7 +13,7 @@ from lockstep.client import Client, Job, LogLine
 from lockstep.v1.job_service_pb2 import ListJobsResponse
 from lockstep.v1.log_service_pb2 import LogLine as LogLineMessage
 from lockstep.v1.log_service_pb2 import StreamLogsResponse
-from tests.unit.client.scripted_server import UNAVAILABLE, Refusal, ScriptedServer, a_job
+from tests.support.scripted_server import UNAVAILABLE, Refusal, ScriptedServer, a_job
 
 NOON = datetime(2026, 1, 31, 12, 0, 0, 123_000, UTC)
 

@@ -9,7 +9,7 @@ import pytest
 from lockstep.client import Client
 from lockstep.client.errors import InvalidRequest
 from lockstep.v1.metrics_service_pb2 import ListMetricsRequest, ListMetricsResponse
-from tests.unit.client.scripted_server import ScriptedServer, a_job, a_point, points
+from tests.support.scripted_server import ScriptedServer, a_job, a_point, points
 
 
 def known_metrics(*names: str) -> Callable[[ListMetricsRequest], ListMetricsResponse]:

@@ -14,15 +14,15 @@ from sklearn import datasets
 
 from lockstep.client import Client, LockstepError, MissingPackage, _parts
 from lockstep.client.job import Job
-from lockstep.server.offline import resolve_here
+from lockstep.server.spec.offline import resolve_here
 from lockstep.v1.checkpoint_service_pb2 import DownloadCheckpointRequest
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.workers.engine import Origin
-from lockstep.workers.engine.checkpoint import MANIFEST_FILE, Checkpoints
 from lockstep.workers.engine.listener import Result
-from lockstep.workers.engine.manifest import decode, encode
+from lockstep.workers.engine.state.checkpoint import MANIFEST_FILE, Checkpoints
+from lockstep.workers.engine.state.manifest import decode, encode
 from lockstep.workers.training import train
-from tests.unit.client.scripted_server import ScriptedServer, a_checkpoint, a_download, a_job
+from tests.support.scripted_server import ScriptedServer, a_checkpoint, a_download, a_job
 
 
 def trained(root: Path, data: str, model: str, steps: int, learning_rate: float = 0.1) -> tuple[Result, Path]:

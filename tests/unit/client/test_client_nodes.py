@@ -13,7 +13,7 @@ from lockstep.client import Client, Resources, WorkerState
 from lockstep.client import telemetry as client_types
 from lockstep.v1 import cluster_service_pb2 as pb
 from lockstep.v1.telemetry_pb2 import GpuTelemetry, HostTelemetry, NodeTelemetry
-from tests.unit.client.scripted_server import ScriptedServer, nodes
+from tests.support.scripted_server import ScriptedServer, nodes
 
 FOUR = {"cpus": 4.0}
 MEGABYTE = 10**6

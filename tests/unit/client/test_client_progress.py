@@ -10,7 +10,7 @@ import pytest
 from lockstep.client import Client
 from lockstep.client.job import Job
 from lockstep.v1.metrics_service_pb2 import ListMetricsResponse
-from tests.unit.client.scripted_server import ScriptedServer, a_job, a_point, an_update
+from tests.support.scripted_server import ScriptedServer, a_job, a_point, an_update
 from tests.unit.client.test_client_terminal import Terminal
 
 

@@ -168,7 +168,7 @@ BAD_FIELDS = [
 
 
 @pytest.mark.parametrize(("text", "message"), BAD_FIELDS, ids=[text[:40] for text, _ in BAD_FIELDS])
-def test_a_value_that_does_not_fit_is_named_with_the_mend(tmp_path: Path, text: str, message: str):
+def test_a_value_that_does_not_fit_is_named_with_the_hint(tmp_path: Path, text: str, message: str):
     assert refusal_of(tmp_path, text) == message
 
 
@@ -313,7 +313,7 @@ def test_a_number_can_be_taken_back_to_its_default():
 
 @pytest.mark.parametrize("text", ["3.10", "12e4567", "1_000", "1e3", "0.10", "-7.50"])
 @pytest.mark.parametrize("suffix", ["yaml", "json"])
-def test_the_mend_for_a_number_that_should_be_text_keeps_how_it_was_written(tmp_path: Path, text: str, suffix: str):
+def test_the_hint_for_a_number_that_should_be_text_keeps_how_it_was_written(tmp_path: Path, text: str, suffix: str):
     if suffix == "json" and "_" in text:
         return
     path = tmp_path / f"job.{suffix}"

@@ -9,7 +9,7 @@ from lockstep.client import Client, JobCancelled, JobFailed, JobState, LockstepE
 from lockstep.client.job import Job
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.metrics_service_pb2 import ListMetricsResponse
-from tests.unit.client.scripted_server import (
+from tests.support.scripted_server import (
     UNAVAILABLE,
     Refusal,
     ScriptedServer,

@@ -22,7 +22,7 @@ from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.ledger_pb2 import Ledger
 from lockstep.v1.log_service_pb2 import LogLine, StreamLogsResponse
 from lockstep.v1.metrics_service_pb2 import ListMetricsResponse
-from tests.unit.client.scripted_server import (
+from tests.support.scripted_server import (
     Refusal,
     ScriptedServer,
     a_checkpoint,

@@ -13,7 +13,7 @@ from lockstep.client import _parts, load_spec
 from lockstep.v1 import cluster_service_pb2
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.ledger_pb2 import Ledger
-from tests.unit.client.scripted_server import ScriptedServer, a_job, an_update, checkpoints, nodes
+from tests.support.scripted_server import ScriptedServer, a_job, an_update, checkpoints, nodes
 
 SPEC = """
 name: digits
@@ -71,8 +71,8 @@ def test_shards_that_follow_from_the_workers_are_told_since_the_curve_depends_on
     server.on("SubmitJob", a_job(spec=resolved))
     server.on("ListNodes", nodes(a_node_of(8)))
     said = [line for line in lockstep("submit", "-f", spec, *options)[2].splitlines() if "shards" in line]
-    mend = "set it to compare runs of different numbers of workers"
-    assert said == ([told + mend] if told else [])
+    hint = "set it to compare runs of different numbers of workers"
+    assert said == ([told + hint] if told else [])
 
 
 def test_a_scale_beyond_the_cluster_says_so(server: ScriptedServer, lockstep: Any):

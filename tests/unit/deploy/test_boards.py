@@ -12,7 +12,19 @@ import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from tests.boards import DASHBOARDS, DOCS, ROOT, RULE_FILES, board, metrics, names_in, panels, queries, rules, variables
+from tests.support.boards import (
+    DASHBOARDS,
+    DOCS,
+    ROOT,
+    RULE_FILES,
+    board,
+    metrics,
+    names_in,
+    panels,
+    queries,
+    rules,
+    variables,
+)
 
 IDS = [path.stem for path in DASHBOARDS]
 RECORDED = {rule["record"] for rule in rules() if "record" in rule}

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import yaml
 
-from tests.boards import RULE_FILES, queries
-from tests.prometheus import promtool
+from tests.support.boards import RULE_FILES, queries
+from tests.support.prometheus import promtool
 
 GPU = 'node="gpu-1", gpu="0", uuid="GPU-0"'
 INFO = {'lockstep_job_info{job_id="job-a", name="resnet", device="gpu"}': "1x200"}

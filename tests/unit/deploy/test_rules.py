@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.boards import RULE_FILES, RULE_TESTS, rules
-from tests.prometheus import CONFIG, promtool
+from tests.support.boards import RULE_FILES, RULE_TESTS, rules
+from tests.support.prometheus import CONFIG, promtool
 
 ALERTS = sorted({rule["alert"] for rule in rules() if "alert" in rule})
 

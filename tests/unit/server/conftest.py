@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from lockstep.server import logs
+from lockstep.server import logging
 
 
 @pytest.fixture(autouse=True)
 def plain_logs() -> None:
-    logs.configure("console")
+    logging.configure("console")

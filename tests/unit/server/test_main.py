@@ -17,11 +17,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from lockstep.server import application, main, processes
+from lockstep.server import application, main
+from lockstep.server.process import children
 from lockstep.server.settings import Settings, StartupError
 from lockstep.v1.job_service_pb2 import ListJobsRequest, SubmitJobRequest
 from lockstep.v1.job_service_pb2_grpc import JobServiceStub
-from tests.unit.server.harness import digits_spec
+from tests.support.server import digits_spec
 
 # Nothing listens there: the server serves, and waits for a cluster.
 NO_RAY = "127.0.0.1:1"
@@ -52,7 +53,7 @@ def server(data_dir: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[s
         process.wait()
 
 
-@pytest.mark.parametrize("number", sorted(processes.ENDING_SIGNALS))
+@pytest.mark.parametrize("number", sorted(children.ENDING_SIGNALS))
 def test_a_signal_ends_the_server_in_order(tmp_path: Path, number: signal.Signals) -> None:
     with server(tmp_path) as (process, _):
         assert json.loads((tmp_path / "server.json").read_text())["pid"] == process.pid
@@ -90,7 +91,7 @@ def test_a_server_that_was_told_to_outlive_its_terminal_does(tmp_path: Path) -> 
 
 
 def test_signals_that_were_blocked_by_whoever_started_the_server_reach_it(tmp_path: Path) -> None:
-    with processes.ending_signals_blocked(), server(tmp_path) as (process, _):
+    with children.ending_signals_blocked(), server(tmp_path) as (process, _):
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 0
 
@@ -109,7 +110,7 @@ def test_a_server_whose_log_nobody_reads_any_more_goes_on(tmp_path: Path) -> Non
 @pytest.mark.parametrize("before", ["pass", "sys.stdin = open(os.devnull); sys.stderr = open(os.devnull, 'w')"])
 def test_streams_that_were_closed_at_the_start_are_open_for_whatever_is_started(before: str) -> None:
     code = (
-        f"import os, sys; {before}; from lockstep.server.logs import open_closed_streams; open_closed_streams(); "
+        f"import os, sys; {before}; from lockstep.server.logging import open_closed_streams; open_closed_streams(); "
         "report = os.open(sys.argv[1], os.O_WRONLY); "
         "print('lost'); print('lost', file=sys.stderr); read = sys.stdin.read(); "
         "os.write(report, repr((report > 2, read, [os.get_inheritable(n) for n in range(3)])).encode())"
@@ -219,8 +220,8 @@ def test_processes_are_found_by_their_mark_and_ours_is_never_among_them() -> Non
     try:
         assert marked.stdout is not None
         assert marked.stdout.readline() == b"up\n"
-        assert processes.pids_that_name(mark) == [marked.pid]
-        assert os.getpid() not in processes.pids_that_name(sys.executable)
+        assert children.pids_that_name(mark) == [marked.pid]
+        assert os.getpid() not in children.pids_that_name(sys.executable)
     finally:
         marked.communicate(b"\n")
 
@@ -230,7 +231,7 @@ def test_a_process_that_hides_its_command_line_is_found_by_its_open_files(tmp_pa
     with mark.open("w") as output:
         hidden = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stdout=output)
     try:
-        assert processes.pids_that_name(mark.name) == [hidden.pid]
+        assert children.pids_that_name(mark.name) == [hidden.pid]
     finally:
         hidden.communicate(b"\n")
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from lockstep.workers import log_spool, log_sweep
-from lockstep.workers import pool as pool_module
-from lockstep.workers.log_spool import Spool
-from tests.unit.workers.log_stage import LABEL, Coordinator, serving_logs
-from tests.unit.workers.pool_stage import Clock, Make, PoolStage
+from lockstep.workers.launcher import pool as pool_module
+from lockstep.workers.logs import spool as spool_module
+from lockstep.workers.logs import sweep as sweep_module
+from lockstep.workers.logs.spool import Spool
+from tests.support.log_stage import LABEL, Coordinator, serving_logs
+from tests.support.pool_stage import Clock, Make, PoolStage
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def stage(make: Make) -> PoolStage:
 
 @pytest.fixture
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for module in (log_spool, log_sweep):
+    for module in (spool_module, sweep_module):
         monkeypatch.setattr(module, "BASE", tmp_path / "spools")
     return tmp_path / "spools"
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from lockstep.client import load_spec
-from lockstep.workers.engine.checkpoint import read_weights
-from lockstep.workers.engine.digest import digest_of
+from lockstep.workers.engine.state.checkpoint import read_weights
+from lockstep.workers.engine.state.digest import digest_of
 
 SPEC = """
 name: d

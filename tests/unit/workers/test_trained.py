@@ -12,7 +12,7 @@ from torch import nn
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.workers.datasets import build_data
 from lockstep.workers.engine import Origin
-from lockstep.workers.engine.checkpoint import Checkpoints
+from lockstep.workers.engine.state.checkpoint import Checkpoints
 from lockstep.workers.trained import TrainedModel, load_model
 from lockstep.workers.training import train
 

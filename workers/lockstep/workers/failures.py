@@ -35,8 +35,8 @@ def job_error(error: BaseException, rank: int) -> JobError:
         case PeerLost():
             return JobError(reason="WORKER_LOST", message=str(error), rank=rank)
         case HardwareDiffers():
-            mend = "equal bits need nodes of one class; take the others out of the cluster, or set fewer workers"
-            return JobError(reason="RANKS_DISAGREE", message=f"{error}; {mend}", rank=rank)
+            hint = "equal bits need nodes of one class; take the others out of the cluster, or set fewer workers"
+            return JobError(reason="RANKS_DISAGREE", message=f"{error}; {hint}", rank=rank)
         case RanksDisagree():
             message = f"{error}. The promise of equal bits is broken, so the job was stopped; please report this."
             return JobError(reason="RANKS_DISAGREE", message=message, rank=rank)

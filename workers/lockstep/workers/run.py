@@ -18,12 +18,13 @@ from typing import Any
 
 from google.protobuf import json_format
 
+from lockstep.contract.facts import ENGINE_VERSION
 from lockstep.v1.job_spec_pb2 import JobSpec
-from lockstep.workers.engine import ENGINE_VERSION, EngineError, Group, Listener, Origin, Point, Progress
-from lockstep.workers.engine.checkpoint import Checkpoints, NotOurs
+from lockstep.workers.engine import EngineError, Group, Listener, Origin, Point, Progress
 from lockstep.workers.engine.determinism import hardware_class
-from lockstep.workers.engine.manifest import json_number
-from lockstep.workers.engine.places import followed
+from lockstep.workers.engine.state.checkpoint import Checkpoints, NotOurs
+from lockstep.workers.engine.state.manifest import json_number
+from lockstep.workers.engine.state.places import followed
 from lockstep.workers.training import device_of, train
 
 FAILED, REFUSED = 1, 2
@@ -84,8 +85,8 @@ def _read(path: str) -> JobSpec:
     for part, names in ALWAYS_RESOLVED.items():
         for name in names:
             if not getattr(getattr(spec, part), name):
-                mend = "lockstep resolve -f SPEC > resolved.yaml, or lockstep submit -f SPEC --dry-run > resolved.yaml"
-                _end(f"{path} is no resolved spec, since it has no {part}.{name}; make one: {mend}", REFUSED)
+                hint = "lockstep resolve -f SPEC > resolved.yaml, or lockstep submit -f SPEC --dry-run > resolved.yaml"
+                _end(f"{path} is no resolved spec, since it has no {part}.{name}; make one: {hint}", REFUSED)
     return spec
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.workers.engine import DataModule
-from lockstep.workers.engine import manifest as manifests
-from lockstep.workers.engine.checkpoint import MANIFEST_FILE, MODEL_FILE, read_weights
+from lockstep.workers.engine.state import manifest as manifests
+from lockstep.workers.engine.state.checkpoint import MANIFEST_FILE, MODEL_FILE, read_weights
 from lockstep.workers.models import build_model
 
 _KNOWN_STEPS = {"divide_by", "mean", "std"}

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from lockstep.client._words import count
 from lockstep.client.cli import exit_codes
 from lockstep.client.cli.connect import client_of, say, say_if_short
 from lockstep.client.cli.jobs import JobId
 from lockstep.client.errors import FailedPrecondition
 from lockstep.client.job import Job
 from lockstep.client.types import JobState
+from lockstep.contract.wording import count
 
 
 def add_to(app: typer.Typer) -> None:

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from lockstep.client._words import count, part_of
 from lockstep.client.cli import output
 from lockstep.client.cli.connect import client_of
 from lockstep.client.cli.telemetry import telemetry_lines
 from lockstep.client.cluster import Cluster, Node, Worker, WorkerState
+from lockstep.contract.wording import count, part_of
 
 
 def add_to(app: typer.Typer) -> None:

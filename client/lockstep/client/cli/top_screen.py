@@ -11,13 +11,13 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from lockstep.client._words import count, part_of
 from lockstep.client.cli import output
 from lockstep.client.cluster import Cluster, Node, Worker, WorkerState
 from lockstep.client.job import Job
 from lockstep.client.ledger import Ledger
 from lockstep.client.telemetry import GpuTelemetry
 from lockstep.client.types import JobState
+from lockstep.contract.wording import count, part_of
 
 BAR_CELLS = 10
 TIME_CELLS = 20

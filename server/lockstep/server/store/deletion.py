@@ -6,7 +6,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, delete, select
 
-from lockstep.server.job import State
+from lockstep.server.jobs.job import State
 from lockstep.server.store import tables
 from lockstep.server.store.rows import to_microseconds
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import ColumnElement, select
 
-from lockstep.server.job import State
+from lockstep.server.jobs.job import State
 from lockstep.server.store import tables
 
 

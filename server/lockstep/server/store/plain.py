@@ -16,9 +16,10 @@ from sqlalchemy import Connection, Executable, Table, bindparam, insert, select,
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-from lockstep.server.job import Job
+from lockstep.server.jobs.job import Job
+from lockstep.server.jobs.records import StoredPoint
 from lockstep.server.store import tables
-from lockstep.server.store.rows import StoredPoint, changing_columns, fixed_columns, to_microseconds
+from lockstep.server.store.rows import changing_columns, fixed_columns, to_microseconds
 
 _POINT_COLUMNS = ("job_id", "name", "step", "kind", "epoch", "value")
 

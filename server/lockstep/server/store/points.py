@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, Select, select
 
+from lockstep.server.jobs.records import StoredPoint
 from lockstep.server.store import tables
 from lockstep.server.store.plain import driver_of, insert_new_points
-from lockstep.server.store.rows import StoredPoint
 from lockstep.v1.metrics_service_pb2 import METRIC_KIND_RESULT
 
 

@@ -2,79 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Row
 
-from lockstep.server.job import Job, Progress, State
-from lockstep.server.timeline import Timeline
+from lockstep.server.jobs.job import Job, Progress, State
+from lockstep.server.jobs.records import StoredCheckpoint, StoredEvent, StoredFile, StoredPoint
+from lockstep.server.jobs.timeline import Timeline
 from lockstep.v1.job_pb2 import JobError, JobResult
 from lockstep.v1.job_spec_pb2 import JobSpec
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-@dataclass(frozen=True)
-class StoredEvent:
-    """One row of a job's log of events."""
-
-    sequence: int
-    time: datetime
-    state: State
-    attempt: int
-    message: str
-
-
-@dataclass(frozen=True)
-class StoredPoint:
-    """One metric point; `kind` is the number of the contract's MetricKind, `seq` the place in order of storing."""
-
-    name: str
-    step: int
-    epoch: float
-    value: float
-    kind: int
-    seq: int = 0
-
-
-@dataclass(frozen=True)
-class StoredFile:
-    """One file of a checkpoint; `sha256` is that of its bytes, hex."""
-
-    name: str
-    size_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class StoredCheckpoint:
-    """One checkpoint that is kept: the folder `uri`, with its files."""
-
-    job_id: str
-    step: int
-    uri: str
-    create_time: datetime
-    weights_digest: str
-    files: tuple[StoredFile, ...]
-
-
-@dataclass(frozen=True)
-class News:
-    """What a report brings besides the job's own state.
-
-    Attributes:
-        points: new metric points.
-        checkpoints: all that are whole now; None when nothing was said about them.
-    """
-
-    points: Sequence[StoredPoint] = ()
-    checkpoints: Sequence[StoredCheckpoint] | None = None
-
-
-NOTHING_NEW = News()
 
 
 def to_microseconds(time: datetime) -> int:

@@ -14,25 +14,14 @@ import structlog
 from sqlalchemy import JSON, Connection, String, bindparam, exists, func, select, tuple_
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-from lockstep.server.job import ENDED, LIVE, Job, State
+from lockstep.server.jobs.job import ENDED, LIVE, Job, State
+from lockstep.server.jobs.records import NOTHING_NEW, Status, StoredCheckpoint, StoredEvent, StoredPoint
 from lockstep.server.store import deletion, tables, writes
 from lockstep.server.store.engines import migrate, reading_engine, writing_engine
 from lockstep.server.store.filters import ANY_JOB, JobFilter
 from lockstep.server.store.moving import follow_checkpoint_root
 from lockstep.server.store.points import select_points
-from lockstep.server.store.rows import (
-    NOTHING_NEW,
-    News,
-    StoredCheckpoint,
-    StoredEvent,
-    StoredPoint,
-    checkpoint_of,
-    event_of,
-    from_microseconds,
-    job_of,
-    point_of,
-    to_microseconds,
-)
+from lockstep.server.store.rows import checkpoint_of, event_of, from_microseconds, job_of, point_of, to_microseconds
 from lockstep.server.store.trouble import DAMAGES, StoreError, why_unopenable
 from lockstep.server.store.wal import Committed, committed_frames, lost_frames
 from lockstep.server.store.writer import Writer
@@ -140,7 +129,7 @@ class Store:
         *,
         messages: Sequence[str] = (),
         now: datetime,
-        news: News = NOTHING_NEW,
+        status: Status = NOTHING_NEW,
         writes_spec: bool = False,
     ) -> Saved:
         """Store a job as it is now, with an event for each message and with what a report brought.
@@ -149,7 +138,7 @@ class Store:
         of one curve: the first one stays, and an event says so. A checkpoint that is there already is replaced.
         """
         return await self._writer.write(
-            lambda connection: writes.save(connection, job, messages, now, news, writes_spec)
+            lambda connection: writes.save(connection, job, messages, now, status, writes_spec)
         )
 
     async def save_ledgers(self, ledgers: Mapping[str, Mapping[str, Any]]) -> None:

@@ -9,10 +9,11 @@ from datetime import datetime
 from sqlalchemy import Connection, bindparam, delete, func, insert, select
 
 from lockstep.server.errors import AlreadyExists
-from lockstep.server.job import Job
+from lockstep.server.jobs.job import Job
+from lockstep.server.jobs.records import Status, StoredCheckpoint
 from lockstep.server.store import plain, tables
 from lockstep.server.store.points import insert_points
-from lockstep.server.store.rows import News, StoredCheckpoint, checkpoint_columns, job_of
+from lockstep.server.store.rows import checkpoint_columns, job_of
 
 _NEWEST_CHECKPOINT = (
     select(func.max(tables.checkpoints.c.step))
@@ -81,13 +82,13 @@ def submit(connection: Connection, new: NewJob) -> tuple[Job, bool]:
 
 
 def save(
-    connection: Connection, job: Job, messages: Sequence[str], now: datetime, news: News, writes_spec: bool
+    connection: Connection, job: Job, messages: Sequence[str], now: datetime, status: Status, writes_spec: bool
 ) -> Saved:
     driver = plain.driver_of(connection)
     # Disagreements come before the state's own event, so that the event of the end stays the last one.
-    disagreements, new_points = insert_points(connection, job.job_id, news.points)
-    if news.checkpoints is not None:
-        _replace_checkpoints(connection, job.job_id, news.checkpoints)
+    disagreements, new_points = insert_points(connection, job.job_id, status.points)
+    if status.checkpoints is not None:
+        _replace_checkpoints(connection, job.job_id, status.checkpoints)
     for text in (*disagreements, *messages):
         job = replace(job, event_count=job.event_count + 1)
         plain.insert_event(driver, job, text, now)

@@ -11,13 +11,12 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 
-from lockstep.server.job import Job, State
-from lockstep.server.spec import ENGINE_VERSION
-from lockstep.server.store import News, StoredPoint
+from lockstep.contract.facts import ENGINE_VERSION
+from lockstep.server.coordinator.listener import KEPT_S
+from lockstep.server.jobs.job import Job, State
+from lockstep.server.jobs.records import Status, StoredPoint
 from lockstep.v1.metrics_service_pb2 import METRIC_KIND_RESULT
 
-KEPT_S = 900.0
-"""How long a job that has ended is told of."""
 MOST_METRICS = 20
 """Result metrics of one job that are told of."""
 
@@ -147,22 +146,22 @@ class Telemetry:
         self.jobs[State.QUEUED] += 1
         self.records[job.job_id] = JobRecord(queued_since=time.monotonic())
 
-    def job_changed(self, before: Job, after: Job, news: News, stored_points: int) -> None:
+    def job_changed(self, before: Job, after: Job, status: Status, stored_points: int) -> None:
         """Count what has happened to a job.
 
         Args:
             before: as it was.
             after: as it is stored now.
-            news: what a report brought.
+            status: what a report brought.
             stored_points: how many of its points are new.
         """
         record = self.records.setdefault(after.job_id, JobRecord())
         self._points.inc(stored_points)
-        self._repeated.inc(len(news.points) - stored_points)
-        for point in news.points:
+        self._repeated.inc(len(status.points) - stored_points)
+        for point in status.points:
             self._note_point(record, point)
-        if news.checkpoints is not None:
-            record.checkpoint_time = max((kept.create_time for kept in news.checkpoints), default=None)
+        if status.checkpoints is not None:
+            record.checkpoint_time = max((kept.create_time for kept in status.checkpoints), default=None)
         if before.state is not after.state:
             self._note_state(record, before, after)
         first_step = after.timeline.first_step

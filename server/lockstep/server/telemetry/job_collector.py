@@ -7,8 +7,9 @@ from datetime import datetime
 
 from prometheus_client.core import HistogramMetricFamily, Metric
 
-from lockstep.server.job import PRINCIPAL, Job, State
-from lockstep.server.ledger import PHASES, SILENT_S, STEP_BOUNDS_S, RankAccount
+from lockstep.contract.facts import PHASES, STEP_BOUNDS_S
+from lockstep.server.jobs.job import PRINCIPAL, Job, State
+from lockstep.server.ledger.ledger import SILENT_S, RankAccount
 from lockstep.server.telemetry.families import Row, counter, gauge
 from lockstep.server.telemetry.snapshot import JobView, Snapshot
 

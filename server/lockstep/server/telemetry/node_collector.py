@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client.core import Metric
 
-from lockstep.server.cluster_view import worker_state
-from lockstep.server.scheduler import UNITS
+from lockstep.server.cluster.view import worker_state
+from lockstep.server.scheduling.scheduler import UNITS
 from lockstep.server.telemetry.families import Row, counter, gauge
 from lockstep.server.telemetry.gpu_peaks import peak_flops
 from lockstep.server.telemetry.snapshot import Snapshot

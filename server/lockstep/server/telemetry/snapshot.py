@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from lockstep.server.cluster_view import ClusterView
-from lockstep.server.job import Job, State
-from lockstep.server.ledger import JobLedger
-from lockstep.server.node_telemetry import GpuUse
+from lockstep.server.cluster.nodes import GpuUse
+from lockstep.server.cluster.view import ClusterView
+from lockstep.server.jobs.job import Job, State
+from lockstep.server.ledger.ledger import JobLedger
 from lockstep.server.telemetry.counters import JobRecord, Telemetry
 from lockstep.v1.telemetry_pb2 import NodeTelemetry as NodeTelemetryMessage
 
 if TYPE_CHECKING:
-    from lockstep.server.coordinator import Coordinator
+    from lockstep.server.coordinator.coordinator import Coordinator
 
 MOST_WAITING = 100
 """Jobs that have never had workers and are told of one by one: those that have waited for longest."""
@@ -121,7 +121,7 @@ class Camera:
             max((time.monotonic() - since for since in waits), default=0.0),
             coordinator.look_at_cluster(),
             coordinator.dispatcher.has_launcher,
-            coordinator.bells.count(),
+            coordinator.notifier.count(),
             samples,
             {node_id: nodes.gpu_uses(node_id) for node_id, sample in samples.items() if sample.gpus},
         )

@@ -8,7 +8,7 @@ import pytest
 from lockstep.workers.node import agents as agents_module
 from lockstep.workers.node.agent import Duty
 from lockstep.workers.node.agents import AGAIN_AFTER_S, START_AFTER_S, NodeAgents
-from tests.unit.workers.played_fleet import PlayedActor
+from tests.support.played_fleet import PlayedActor
 
 
 class Timer:

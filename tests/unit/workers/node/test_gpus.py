@@ -7,7 +7,7 @@ import pytest
 
 from lockstep.v1.telemetry_pb2 import GpuTelemetry
 from lockstep.workers.node.gpus import LOOK_AGAIN_S
-from tests.nvml.fake import FakeDriver
+from tests.support.nvml.fake import FakeDriver
 
 NOT_SUPPORTED, DRIVER_NOT_LOADED, FUNCTION_NOT_FOUND, UNKNOWN = 3, 9, 13, 999
 GIB = 1 << 30

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lockstep.workers.engine import DataError
-from lockstep.workers.engine.places import open_regular
+from lockstep.workers.engine.state.places import open_regular
 
 FIELD = "data.idx.root"
 UNSIGNED_BYTE = 8

@@ -1,5 +1,6 @@
 """The exact engine: pure torch, no Ray. It runs alone, under torchrun, or inside a Ray actor."""
 
+from lockstep.contract.facts import ENGINE_VERSION, STEP_BOUNDS_S, Phase
 from lockstep.workers.engine.data_module import DataModule, Examples
 from lockstep.workers.engine.errors import (
     DataError,
@@ -14,13 +15,13 @@ from lockstep.workers.engine.errors import (
     RanksDisagree,
     Stopped,
 )
-from lockstep.workers.engine.group import Group
-from lockstep.workers.engine.ledger import STEP_BOUNDS_S, Account, Ledger, Phase
+from lockstep.workers.engine.exchange.group import Group
+from lockstep.workers.engine.ledger import Account, Ledger
 from lockstep.workers.engine.listener import Activity, Listener, Result, Wish
 from lockstep.workers.engine.loop import Origin, Regroup
 from lockstep.workers.engine.metrics import Point, Progress
 from lockstep.workers.engine.module import Classifier, Module, Regressor
-from lockstep.workers.engine.trainer import ENGINE_VERSION, Trainer, initialisation_seed
+from lockstep.workers.engine.trainer import Trainer, initialisation_seed
 
 __all__ = [
     "ENGINE_VERSION",

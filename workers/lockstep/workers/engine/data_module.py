@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lockstep.workers.engine.digest import digest_of
+from lockstep.workers.engine.state.digest import digest_of
 
 
 class Examples(NamedTuple):

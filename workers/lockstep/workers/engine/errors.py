@@ -1,8 +1,8 @@
 """What can go wrong in the engine.
 
 EngineError
-├── DataError            the data, or a spec that does not fit it; names the field and the mend
-├── ModelError           the module does what training cannot be exact with; names the part and the mend
+├── DataError            the data, or a spec that does not fit it; names the field and the hint
+├── ModelError           the module does what training cannot be exact with; names the part and the hint
 ├── NonFiniteLoss        the loss became infinite or not a number
 ├── NonFiniteGradient    the loss is finite, its gradient is not
 ├── NonFiniteParameters  a step has made parameters infinite or not a number
@@ -13,7 +13,7 @@ EngineError
 └── Stopped              training was asked to stop, and stopped between two steps
 """
 
-MEND = "Try a lower {rate} or set training.gradient_clip_norm."
+HINT = "Try a lower {rate} or set training.gradient_clip_norm."
 
 
 class EngineError(Exception):
@@ -33,7 +33,7 @@ class DataError(EngineError):
 
 
 class ModelError(EngineError):
-    """The module or its optimizer does what training cannot be exact with; the message names the part and the mend."""
+    """The module or its optimizer does what training cannot be exact with; the message names the part and the hint."""
 
 
 class NonFiniteLoss(EngineError):
@@ -41,7 +41,7 @@ class NonFiniteLoss(EngineError):
 
     def __init__(self, step: int, loss: float, rate: str) -> None:
         words = f"train_loss is {loss} at step {step}; the parameters are those of step {step - 1}."
-        super().__init__(f"{words} {MEND.format(rate=rate)}")
+        super().__init__(f"{words} {HINT.format(rate=rate)}")
         self.step = step
 
 
@@ -61,12 +61,12 @@ class NonFiniteParameters(EngineError):
     """A step has made parameters infinite or not a number; `name` is the first of them."""
 
     def __init__(self, step: int, name: str, rate: str) -> None:
-        super().__init__(f"{name} is not finite after step {step}. {MEND.format(rate=rate)}")
+        super().__init__(f"{name} is not finite after step {step}. {HINT.format(rate=rate)}")
         self.step = step
 
 
 class NotDeterministic(EngineError):
-    """What a shard gives depends on what was computed before it, or on the rank; names the part and the mend."""
+    """What a shard gives depends on what was computed before it, or on the rank; names the part and the hint."""
 
 
 class PeerLost(EngineError):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lockstep.workers.engine.errors import ModelError
-from lockstep.workers.engine.reduce import ALIGNMENT_ELEMENTS, CACHE_LINE_BYTES
+from lockstep.workers.engine.exchange.reduce import ALIGNMENT_ELEMENTS, CACHE_LINE_BYTES
 from lockstep.workers.engine.tensor_memory import overlaps, strides_of
 
 NORM_BLOCK = 4096

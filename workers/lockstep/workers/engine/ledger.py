@@ -10,35 +10,17 @@ import contextlib
 import itertools
 import threading
 from collections.abc import Mapping
-from enum import IntEnum
 from time import perf_counter
 from typing import NamedTuple, Protocol
 
 import torch
 
+from lockstep.contract.facts import STEP_BOUNDS_S, Phase
+
 SAMPLED_EVERY, SAMPLED_EVERY_S = 64, 1.0
 """Steps between two that are looked into; fewer where they take long."""
 WEIGHT_OF_OLD = 0.75
 """How much the samples before count, each time a new one comes."""
-STEP_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-"""Bounds of the counts of step durations; the server publishes them under the same bounds."""
-
-
-class Phase(IntEnum):
-    """What a rank's time is spent on; ledger.proto says what belongs where."""
-
-    START_UP = 0
-    DATA = 1
-    HOST_TO_DEVICE = 2
-    FORWARD = 3
-    BACKWARD = 4
-    EXCHANGE = 5
-    EXCHANGE_WAIT = 6
-    OPTIMIZER = 7
-    VALIDATION = 8
-    CHECKPOINT = 9
-    HEALING = 10
-    IDLE = 11
 
 
 PARTS = (Phase.DATA, Phase.HOST_TO_DEVICE, Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from enum import Enum, IntEnum
 from typing import NamedTuple
 
-from lockstep.workers.engine.checkpoint import Checkpoint
 from lockstep.workers.engine.metrics import Point, Progress
+from lockstep.workers.engine.state.checkpoint import Checkpoint
 
 
 class Wish(IntEnum):

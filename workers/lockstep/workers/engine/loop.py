@@ -8,26 +8,26 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lockstep.workers.engine.agreement import agree_on_data, agree_on_hardware, agree_on_model
-from lockstep.workers.engine.audit import ALWAYS, START, Audit
-from lockstep.workers.engine.checkpoint import Checkpoints, Damaged, NotOurs, read_weights
+from lockstep.contract.facts import Phase
+from lockstep.workers.engine.audit.agreement import agree_on_data, agree_on_hardware, agree_on_model
+from lockstep.workers.engine.audit.audit import ALWAYS, START, Audit
+from lockstep.workers.engine.audit.fingerprint import Fingerprint
 from lockstep.workers.engine.determinism import hardware_class
-from lockstep.workers.engine.digest import weights_digest
 from lockstep.workers.engine.errors import (
     DataError,
     NonFiniteParameters,
     PeerLost,
     Stopped,
 )
-from lockstep.workers.engine.fingerprint import Fingerprint
-from lockstep.workers.engine.group import Group
-from lockstep.workers.engine.ledger import Phase
+from lockstep.workers.engine.exchange.group import Group
 from lockstep.workers.engine.listener import Activity, Listener, Result
 from lockstep.workers.engine.metrics import Point, Progress, Window
 from lockstep.workers.engine.schedule import Schedule
-from lockstep.workers.engine.state import StateMismatch, TrainState, first_non_finite, put_weights
+from lockstep.workers.engine.state.checkpoint import Checkpoints, Damaged, NotOurs, read_weights
+from lockstep.workers.engine.state.digest import weights_digest
+from lockstep.workers.engine.state.state import StateMismatch, TrainState, first_non_finite, put_weights
+from lockstep.workers.engine.state.writer import Writer
 from lockstep.workers.engine.stepper import Stepper
-from lockstep.workers.engine.writer import Writer
 
 SPARE_BYTES = 16 << 20
 """Room for the names and shapes in a file of weights."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lockstep.workers.engine.shards import part
+from lockstep.workers.engine.exchange.shards import part
 
 ROUNDS = 4
 # Minibatches whose order is computed at once: enough to make the work per minibatch vanish.

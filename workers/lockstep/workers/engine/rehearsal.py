@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
-from lockstep.workers.engine.dtypes import DTYPES
 from lockstep.workers.engine.errors import ModelError
 from lockstep.workers.engine.module import Module
+from lockstep.workers.engine.state.dtypes import DTYPES
 
-MEND = 'return one loss for each example, as functional.cross_entropy(outputs, targets, reduction="none") does'
+HINT = 'return one loss for each example, as functional.cross_entropy(outputs, targets, reduction="none") does'
 
 
 class Modes:
@@ -82,9 +82,9 @@ def check_losses(losses: Tensor) -> None:
         ModelError: it cannot.
     """
     if not isinstance(losses, Tensor):
-        raise ModelError(f"loss returned {losses!r}, which is no tensor; {MEND}")
+        raise ModelError(f"loss returned {losses!r}, which is no tensor; {HINT}")
     if losses.dim() == 0:
-        raise ModelError(f"loss returned a single number, which is a mean or sum already; {MEND}")
+        raise ModelError(f"loss returned a single number, which is a mean or sum already; {HINT}")
 
 
 def check_shapes(of_two: torch.Size, of_three: torch.Size) -> None:
@@ -94,11 +94,11 @@ def check_shapes(of_two: torch.Size, of_three: torch.Size) -> None:
         ModelError: they do not have a loss for each example.
     """
     if of_two.numel() == of_three.numel() == 1:
-        raise ModelError(f"loss returned one loss for any number of examples; {MEND}")
+        raise ModelError(f"loss returned one loss for any number of examples; {HINT}")
     if of_two == (2, 2) and of_three == (3, 3):
         raise ModelError(
             "loss returned a loss for each pair of examples, of shape (n, n): outputs and targets have shapes, such as "
-            f"(n, 1) and (n,), that are compared each with each; {MEND}"
+            f"(n, 1) and (n,), that are compared each with each; {HINT}"
         )
 
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import torch
 
-from lockstep.workers.engine.audit import AUDITS, START
-from lockstep.workers.engine.checks import check_data, check_module
+from lockstep.workers.engine.audit.audit import AUDITS, START
+from lockstep.workers.engine.audit.checks import check_data, check_module
+from lockstep.workers.engine.audit.layers import operations_told_by_name
 from lockstep.workers.engine.data_module import DataModule
 from lockstep.workers.engine.determinism import fix_arithmetic, fix_compiler
-from lockstep.workers.engine.group import Group
-from lockstep.workers.engine.layers import operations_told_by_name
+from lockstep.workers.engine.exchange.group import Group
 from lockstep.workers.engine.ledger import Ledger
 from lockstep.workers.engine.listener import Listener, Result
 from lockstep.workers.engine.loop import Loop, Origin, Regroup
@@ -24,9 +24,6 @@ from lockstep.workers.engine.order import Settings, derive_seed
 from lockstep.workers.engine.schedule import Schedule
 from lockstep.workers.engine.stepper import Stepper
 from lockstep.workers.engine.update import OptimizerFactory
-
-ENGINE_VERSION = "2"
-"""Version of the arithmetic. It changes whenever the same spec and data would give other bits than before."""
 
 BILLION = 1_000_000_000
 MOST = {
@@ -125,7 +122,7 @@ class Trainer:
         Raises:
             DataError: the data, or the weights to start from, do not fit these settings, or the data is not that of
                 the other ranks or of the checkpoint.
-            ModelError: the module or its optimizer does what cannot be trained exactly; names the part and the mend.
+            ModelError: the module or its optimizer does what cannot be trained exactly; names the part and the hint.
             NonFiniteLoss: the loss left the finite numbers.
             NonFiniteGradient: the gradient did.
             NonFiniteParameters: the parameters did.

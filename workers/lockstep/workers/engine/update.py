@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lockstep.workers.engine.errors import ModelError
 from lockstep.workers.engine.flat import FlatModel
-from lockstep.workers.engine.optimizer_state import Constants
+from lockstep.workers.engine.state.optimizer_state import Constants
 
 OptimizerFactory = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
 

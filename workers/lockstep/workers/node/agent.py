@@ -14,6 +14,7 @@ import grpc
 import ray
 import structlog
 
+from lockstep.contract.metadata import NODE_TOKEN
 from lockstep.v1.internal_service_pb2 import ReportNodeRequest
 from lockstep.v1.telemetry_pb2 import NodeTelemetry
 from lockstep.workers.connection import Connection
@@ -79,7 +80,7 @@ class NodeAgent:
         """Measure and tell once. What cannot be told is left: the next sample says more."""
         try:
             request = ReportNodeRequest(node_id=self._duty.node_id, telemetry=self._sample())
-            metadata = (("lockstep-node-token", self._duty.node_token),)
+            metadata = ((NODE_TOKEN, self._duty.node_token),)
             stub = self._connection.stub(self._duty.coordinator_address)
             answer = stub.ReportNode(request, timeout=ANSWER_TIMEOUT_S, metadata=metadata)
         except grpc.RpcError as error:

@@ -1,0 +1,1 @@
+"""Files of checkpoints as the server reads them, and what a job starts from."""

@@ -1,0 +1,1 @@
+"""What workers print: taken, kept on disk, and read again."""

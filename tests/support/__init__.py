@@ -1,0 +1,1 @@
+"""What tests stand on: servers, fleets, launchers and clusters, real or scripted."""

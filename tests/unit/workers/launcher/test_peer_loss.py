@@ -1,0 +1,66 @@
+"""Workers that live and lose each other are brought together again, as long as that helps."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from lockstep.workers.launcher import peer_loss
+from lockstep.workers.launcher.peer_loss import MAX_PEER_LOSSES, PeerLosses
+from tests.support.scripted_fleet import Stage
+
+FAILED_MEETING_S = 62.0
+
+
+class Clock:
+    now = 1000.0
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    monkeypatch.setattr(peer_loss, "PEER_LOSS_S", 0.0)
+    stage = Stage()
+    yield stage
+    stage.close()
+
+
+def lose_each_other(stage: Stage, generation: int, has_finished_a_step: bool = False) -> None:
+    """Have the workers lose each other in this generation, once they know of it."""
+    stage.fleet.wait_for(lambda: all(len(actor.told("form")) == generation for actor in stage.fleet.actors))
+    for actor in stage.fleet.actors:
+        actor.tell(lost_generation=generation, **({"went_on_in": generation} if has_finished_a_step else {}))
+
+
+def test_each_time_is_told_and_after_the_last_one_the_attempt_is_given_up(stage: Stage) -> None:
+    stage.begin()
+    for count in range(1, MAX_PEER_LOSSES + 1):
+        lose_each_other(stage, generation=count)
+        change = stage.next_change("brought together again")
+        assert f"{count} of at most {MAX_PEER_LOSSES} times without a finished step" in change.message
+        assert change.running_workers == 2
+    lose_each_other(stage, generation=MAX_PEER_LOSSES + 1)
+    stage.fleet.wait_for(lambda: all(actor.told("dismiss") for actor in stage.fleet.actors))
+    stage.close()
+    error = stage.end().error
+    assert (error.reason, "cannot reach each other" in error.message) == ("WORKER_LOST", True)
+
+
+def test_workers_that_get_on_in_between_are_never_given_up(stage: Stage) -> None:
+    stage.begin()
+    for generation in range(1, 2 * MAX_PEER_LOSSES):
+        lose_each_other(stage, generation, has_finished_a_step=True)
+        assert f"1 of at most {MAX_PEER_LOSSES} times" in stage.next_change("brought together again").message
+    stage.close()
+    assert not stage.end().HasField("error")
+
+
+def test_however_long_a_failed_meeting_takes_there_are_not_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, seen = Clock(), PeerLosses()
+    monkeypatch.setattr(peer_loss.awake, "now", lambda: clock.now)
+    for _ in range(MAX_PEER_LOSSES):
+        seen.begin()
+        clock.now += FAILED_MEETING_S
+        assert seen.is_due(clock.now)
+        assert not seen.is_hopeless()
+    seen.begin()
+    assert seen.is_hopeless()
+    assert seen.deadline is None, "it is counted once"

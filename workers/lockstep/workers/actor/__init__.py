@@ -1,0 +1,1 @@
+"""The worker process: a Ray actor that does one assignment after another."""

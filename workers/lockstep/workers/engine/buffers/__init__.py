@@ -1,0 +1,1 @@
+"""The buffers of a module, and what the shards of a step make of them."""

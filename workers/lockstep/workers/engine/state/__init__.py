@@ -1,0 +1,1 @@
+"""Everything that the rest of a training run depends on, in memory and in checkpoints."""

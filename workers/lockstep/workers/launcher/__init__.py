@@ -1,0 +1,1 @@
+"""The launcher: Lockstep's Ray driver, which places the workers of attempts, watches and heals them."""
