@@ -90,6 +90,6 @@ async def test_work_on_files_goes_on_while_the_gangs_leave(tmp_path: Path, monke
         stopping = asyncio.ensure_future(server.application.stop())
         await launcher.next_drain()
         await launcher.next_stop()
-        await server.coordinator.files.run(time.sleep, 0.5, what="a download")
+        await server.parts.files.run(time.sleep, 0.5, what="a download")
         await launcher.gang_stopped(gang)
         assert await stopping

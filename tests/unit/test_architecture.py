@@ -156,6 +156,21 @@ def test_what_decides_knows_neither_loop_nor_database(package: str) -> None:
     assert not [(file, name) for file, name in sorted(names) if name in {"asyncio", "sqlalchemy", "threading"}]
 
 
+@pytest.mark.parametrize("package", ["rpc", "telemetry"])
+def test_nothing_reaches_through_the_coordinator(package: str) -> None:
+    """What a service may ask is a method of the coordinator, or a part that it was given."""
+    folder = ROOT / "server" / "lockstep" / "server" / package
+    through = [
+        f"{path.name}:{node.lineno}: {ast.unparse(node)}"
+        for path in folder.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Attribute)
+        and ast.unparse(node.value.value).split(".")[-1].strip("_") == "coordinator"
+    ]
+    assert not through
+
+
 def test_only_the_fleet_knows_the_class_of_the_actors() -> None:
     launcher = ROOT / "workers" / "lockstep" / "workers" / "launcher"
     knowing = [path.name for path in launcher.glob("*.py") if "lockstep.workers.actor" in path.read_text()]

@@ -18,9 +18,9 @@ from lockstep.server import data_folder
 from lockstep.server.cluster.keeper import ClusterKeeper, LauncherFacts
 from lockstep.server.cluster.launcher_process import launcher_is_installed
 from lockstep.server.cluster.ray_head import RayHead
-from lockstep.server.coordinator.coordinator import Coordinator
 from lockstep.server.coordinator.dispatcher import Cluster
 from lockstep.server.coordinator.orders import Orders, read_secret
+from lockstep.server.coordinator.parts import Parts, assemble
 from lockstep.server.health import DEADLINE_S, Health
 from lockstep.server.http import HttpServer
 from lockstep.server.logs.store import LogStore
@@ -80,7 +80,7 @@ class Application:
         self._health: Health | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watches: list[asyncio.Task[None]] = []
-        self.coordinator: Coordinator | None = None
+        self.parts: Parts | None = None
 
     async def start(self) -> None:
         """Serve gRPC and HTTP; the cluster comes up in the background.
@@ -116,7 +116,7 @@ class Application:
         orders = Orders(epoch=self._store.epoch, secret=_secret(self._data_dir), checkpoint_root=checkpoint_root)
         self.node_token = orders.node_token()
         self._logs = LogStore(self._data_dir / "logs", settings.log_bytes_per_job)
-        self.coordinator = Coordinator(
+        self.parts = assemble(
             self._store,
             site=Site(
                 Path.cwd(), is_embedded, _checkpoint_roots(settings, orders.checkpoint_root), settings.points_per_job
@@ -131,7 +131,7 @@ class Application:
         )
         self._health, self._loop = Health(self._store), asyncio.get_running_loop()
         self._grpc = GrpcServer(
-            self.coordinator,
+            self.parts,
             self._logs,
             telemetry,
             self._health,
@@ -142,10 +142,10 @@ class Application:
         self.grpc_address, self.http_address = str(bound), str(self._http.address)
         orders.reports_address = self._reports_address()
         with self._naming_damages():
-            await self.coordinator.start()
+            await self.parts.coordinator.start()
             if settings.keep_days is not None:
                 await self._logs.forget_all_but(self._store.known)
-        telemetry.registry.register(SnapshotCollector(Camera(self.coordinator, telemetry, asyncio.get_running_loop())))
+        telemetry.registry.register(SnapshotCollector(Camera(self.parts, telemetry, asyncio.get_running_loop())))
         self._watches = [
             keep_running(measure_lag(telemetry), name="event loop lag"),
             keep_running(open_files.watch(limit), name="open files"),
@@ -162,7 +162,7 @@ class Application:
             pid=os.getpid(),
         )
         if self._keeps_cluster:
-            dispatcher = self.coordinator.dispatcher
+            dispatcher = self.parts.dispatcher
             head = RayHead(self._data_dir, num_cpus=num_cpus, num_gpus=num_gpus) if is_embedded else None
             self._keeper = ClusterKeeper(
                 self._launcher_facts(),
@@ -232,18 +232,18 @@ class Application:
             watch.cancel()
         if self._http is not None:
             self._http.fail_health()
-        if self.coordinator is not None:
-            await self.coordinator.drain()
+        if self.parts is not None:
+            await self.parts.coordinator.drain()
             # Calls have gone on until here. What hangs by then is left to itself.
-            closing = asyncio.get_running_loop().call_later(_CALLS_GRACE_S, self.coordinator.files.close)
+            closing = asyncio.get_running_loop().call_later(_CALLS_GRACE_S, self.parts.files.close)
             if self._logs is not None:
                 self._logs.notifier.close()
-            all_is_stored = await done_within(self.coordinator.stop(), _DISK_GRACE_S)
+            all_is_stored = await done_within(self.parts.coordinator.stop(), _DISK_GRACE_S)
         if self._grpc is not None:
             await self._grpc.stop(_CALLS_GRACE_S)
-        if self.coordinator is not None:
+        if self.parts is not None:
             closing.cancel()
-            self.coordinator.files.close()
+            self.parts.files.close()
         if self._keeper is not None:
             await self._keeper.stop()
         has_ended = await done_within(asyncio.to_thread(self._close), _DISK_GRACE_S) and all_is_stored

@@ -118,7 +118,7 @@ async def refusal(server: Running, labels: dict[str, str]) -> grpc.aio.AioRpcErr
 
 async def test_calls_say_that_the_disk_is_full_and_what_waits_goes_on_when_it_is_not(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
-        store = server.coordinator.store
+        store = server.parts.store
         launcher = server.launcher()
         job = await server.submit()
         await allow_pages(store, 0)
@@ -276,6 +276,6 @@ def test_an_empty_store_beside_what_a_server_has_left_is_refused(tmp_path: Path,
 async def test_a_full_disk_does_not_stop_reading(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         job = await server.submit()
-        await allow_pages(server.coordinator.store, 0)
+        await allow_pages(server.parts.store, 0)
         assert (await server.get(job.job_id)).job_id == job.job_id
         assert (await fetch(server.application.http_address, "/metrics"))[0] == 200
