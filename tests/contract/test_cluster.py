@@ -9,7 +9,7 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from structlog.testing import capture_logs
 
-from lockstep.server.scheduling.capacity import nodes_of
+from lockstep.server.scheduling import capacity as capacity_module
 from lockstep.v1.cluster_service_pb2 import (
     WORKER_STATE_STARTING,
     WORKER_STATE_WARM,
@@ -247,7 +247,7 @@ async def test_nodes_whose_hosts_are_called_alike_are_told_apart_wherever_people
 def test_ids_of_nodes_that_begin_alike_are_shown_as_far_as_it_takes() -> None:
     ids = ("a" * 16 + "1", "a" * 16 + "2", "b" * 17)
     capacity = ClusterCapacity(nodes=[NodeCapacity(node_id=node_id, node_name="vm", cpus=1) for node_id in ids])
-    assert [node.name for node in nodes_of(capacity)] == [f"vm-{ids[0]}", f"vm-{ids[1]}", "vm-bbbbbbbb"]
+    assert [node.name for node in capacity_module.nodes_of(capacity)] == [f"vm-{ids[0]}", f"vm-{ids[1]}", "vm-bbbbbbbb"]
 
 
 async def test_a_server_tells_when_its_cluster_is_ready_and_a_launcher_that_is_gone_unless_it_was_told_to_stop(
