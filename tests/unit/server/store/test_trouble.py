@@ -167,14 +167,14 @@ def fill(disk: Path) -> None:
 
 
 @pytest.mark.parametrize("has_store", [False, True])
-def test_a_start_on_a_full_disk_says_so(small_disk: Path, has_store: bool) -> None:
+async def test_a_start_on_a_full_disk_says_so(small_disk: Path, has_store: bool) -> None:
     if has_store:
-        start_and_stop(small_disk)
+        await start_and_stop(small_disk)
     fill(small_disk)
     with pytest.raises(StartupError, match=f"the disk of --data-dir {small_disk} is full; free some space"):
-        start_and_stop(small_disk)
+        await start_and_stop(small_disk)
     (small_disk / "filler").unlink()
-    start_and_stop(small_disk)
+    await start_and_stop(small_disk)
 
 
 async def test_health_is_bad_while_a_disk_is_full_and_good_again_when_there_is_room(small_disk: Path) -> None:
@@ -210,7 +210,7 @@ async def known_jobs(folder: Path) -> int:
 
 @pytest.mark.parametrize("damage", ["none", "cut", "flipped"])
 async def test_acknowledged_changes_that_are_lost_are_told(tmp_path: Path, damage: str) -> None:
-    crashed_store(tmp_path, jobs=30)
+    await crashed_store(tmp_path, jobs=30)
     log = tmp_path / "lockstep.db-wal"
     data = bytearray(log.read_bytes())
     half = len(data) // 2
@@ -235,11 +235,11 @@ async def test_acknowledged_changes_that_are_lost_are_told(tmp_path: Path, damag
     assert logs == []
 
 
-def test_a_damaged_store_ends_the_start_in_words_or_starts(tmp_path: Path) -> None:
+async def test_a_damaged_store_ends_the_start_in_words_or_starts(tmp_path: Path) -> None:
     """Wherever bytes are damaged: SQLite does not notice all of it, but nothing ends with a traceback."""
     draw = random.Random(0)
     whole = tmp_path / "whole"
-    start_and_stop(whole)
+    await start_and_stop(whole)
 
     async def fill() -> None:
         async with open_store(whole) as store:
@@ -247,7 +247,7 @@ def test_a_damaged_store_ends_the_start_in_words_or_starts(tmp_path: Path) -> No
                 job, _ = await store.submit(new_job(f"job-{number}", f"key-{number}", team="x"))
                 await store.save(replace(job, state=State.PAUSED), now=NOW, messages=["paused"])
 
-    asyncio.run(fill())
+    await fill()
     data = (whole / "lockstep.db").read_bytes()
     refused = 0
     for number in range(25):
@@ -258,7 +258,7 @@ def test_a_damaged_store_ends_the_start_in_words_or_starts(tmp_path: Path) -> No
             damaged[draw.randrange(100, len(data))] = draw.randrange(256)
         (folder / "lockstep.db").write_bytes(damaged)
         try:
-            start_and_stop(folder)
+            await start_and_stop(folder)
         except StartupError as error:
             refused += 1
             assert "put a good copy in its place" in str(error)
@@ -266,11 +266,11 @@ def test_a_damaged_store_ends_the_start_in_words_or_starts(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("is_there", [True, False])
-def test_an_empty_store_beside_what_a_server_has_left_is_refused(tmp_path: Path, is_there: bool) -> None:
-    start_and_stop(tmp_path)
+async def test_an_empty_store_beside_what_a_server_has_left_is_refused(tmp_path: Path, is_there: bool) -> None:
+    await start_and_stop(tmp_path)
     (tmp_path / "lockstep.db").write_bytes(b"") if is_there else (tmp_path / "lockstep.db").unlink()
     with pytest.raises(StartupError, match="beside it lies what an earlier server has left; put a good copy"):
-        start_and_stop(tmp_path)
+        await start_and_stop(tmp_path)
 
 
 async def test_a_full_disk_does_not_stop_reading(tmp_path: Path) -> None:
