@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from lockstep.contract.bounds import LENET_LEAST_PIXELS
 from lockstep.server.spec.rules import CrossRule, Shown, Site, is_file
 from lockstep.v1.job_spec_pb2 import JobSpec
 
@@ -45,7 +46,6 @@ BUILTINS = {
 }
 
 MOST_SYNTHETIC_NUMBERS = 1_000_000_000
-LENET_LEAST_PIXELS = 12
 
 IDX_FILES = (
     "train-images-idx3-ubyte",

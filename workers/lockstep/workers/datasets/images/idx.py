@@ -7,7 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lockstep.workers.datasets.idx_file import FIELD, by, check_idx, find_idx, read_idx
+from lockstep.v1.job_spec_pb2 import IdxData
+from lockstep.workers.datasets.images.idx_file import FIELD, by, check_idx, find_idx, read_idx
+from lockstep.workers.datasets.registry import builds
 from lockstep.workers.engine import DataError, DataModule, Examples
 
 WHITE = 255.0
@@ -95,3 +97,8 @@ def pixel_statistics(images: Tensor) -> tuple[float, float]:
     mean = float(counts @ values / counts.sum())
     variance = float(counts @ (values - mean) ** 2 / counts.sum())
     return mean, variance**0.5 or 1.0
+
+
+@builds("idx", places=("root",))
+def build(spec: IdxData) -> DataModule:
+    return IdxDataset(spec.root, spec.standardize)
