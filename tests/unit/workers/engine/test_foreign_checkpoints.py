@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from lockstep.contract.checkpoints import MANIFEST_FILE, MODEL_FILE
 from lockstep.workers.datasets.synthetic import SyntheticRegression
 from lockstep.workers.engine import DataError, Origin, Trainer
 from lockstep.workers.engine.state.checkpoint import (
-    MANIFEST_FILE,
-    MODEL_FILE,
     Checkpoints,
     Damaged,
     NotOurs,
