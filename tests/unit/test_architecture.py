@@ -2,11 +2,14 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from lockstep.v1.job_spec_pb2 import JobSpec
 
 ROOT = Path(__file__).parents[2]
 LONGEST_FILE = 400
@@ -155,6 +158,20 @@ def test_what_decides_knows_neither_loop_nor_database(package: str) -> None:
         for name in imported(node)
     }
     assert not [(file, name) for file, name in sorted(names) if name in {"asyncio", "sqlalchemy", "threading"}]
+
+
+def test_the_engine_names_no_field_of_a_spec() -> None:
+    paths = {
+        f"{section.name}.{field.name}"
+        for section in JobSpec.DESCRIPTOR.fields
+        if section.message_type is not None
+        for field in section.message_type.fields
+    }
+    files = sorted((ROOT / "workers" / "lockstep" / "workers" / "engine").rglob("*.py"))
+    named = {
+        (file.name, path) for file in files for path in paths if re.search(rf"\b{re.escape(path)}\b", file.read_text())
+    }
+    assert not named
 
 
 def test_only_the_fleet_knows_the_class_of_the_actors() -> None:
