@@ -21,7 +21,7 @@ from typing import Any
 from google.protobuf import json_format
 
 from lockstep.server.jobs.job import Job, Progress, State
-from lockstep.server.jobs.records import Status, StoredCheckpoint, StoredEvent, StoredFile, StoredPoint
+from lockstep.server.jobs.records import NOTHING_NEW, Status, StoredCheckpoint, StoredEvent, StoredFile, StoredPoint
 from lockstep.server.jobs.timeline import Timeline
 from lockstep.server.store import NewJob, Store
 from lockstep.v1.job_pb2 import JobError, JobResult
@@ -43,7 +43,7 @@ class Saving:
     now: datetime
     changes: Mapping[str, Any]
     messages: Sequence[str] = ()
-    status: Status = Status()
+    status: Status = NOTHING_NEW
     writes_spec: bool = False
 
 
@@ -211,7 +211,9 @@ RUNNING = Sample(
     ),
     "request-2",
     [
-        Saving(after(30), {"spec": _job("job-running", 3, resources={"workers": 4}).spec}, ["4 workers"], Status(), True),
+        Saving(
+            after(30), {"spec": _job("job-running", 3, resources={"workers": 4}).spec}, ["4 workers"], Status(), True
+        ),
         Saving(after(31), _RUNNING | {"start_time": after(31)}, ["trains on 4 workers"], Status(_points(range(1, 3)))),
     ],
 )
@@ -224,7 +226,7 @@ async def fill(store: Store) -> None:
     """Write the samples, as the server does: all submits, then what became of them."""
     store.follow_checkpoint_root(CHECKPOINT_ROOT)
     for sample in SAMPLES:
-        await store.submit(NewJob(sample.submitted, "local", sample.request_id, "5d" * 32))
+        await store.submit(NewJob(sample.submitted, sample.request_id, "5d" * 32))
     for sample in SAMPLES:
         job = await store.get_job(sample.submitted.job_id)
         assert job is not None

@@ -125,8 +125,8 @@ class Coordinator:
 
     # What users ask for.
 
-    async def submit(self, submitted: JobSpec, *, principal: str, request_id: str, validate_only: bool) -> Job:
-        """Check, store and queue a job.
+    async def submit(self, submitted: JobSpec, *, owner: str, request_id: str, validate_only: bool) -> Job:
+        """Check, store and queue a job of `owner`, whose request_id makes the call safe to repeat.
 
         Returns:
             The job; without a job_id when it was only checked.
@@ -139,16 +139,16 @@ class Coordinator:
         digest = submit_digest(submitted)
         try:
             why_no_memory = self._dispatcher.why_no_memory
-            job, first_files = await make_job(submitted, self._site, self._files, self._store, why_no_memory)
+            job, first_files = await make_job(submitted, owner, self._site, self._files, self._store, why_no_memory)
             too_small = self._dispatcher.why_it_never_fits(job.spec.resources)
             if not validate_only:
                 if too_small is not None:
                     raise ClusterTooSmall(too_small)
-                new = NewJob(job, principal, request_id, digest)
+                new = NewJob(job, request_id, digest)
                 return await self._live.finish(self._store_new(new, first_files))
         except (InvalidSpec, ClusterTooSmall):
             # A repeated call is answered as the first one was, even when files or nodes have gone since.
-            earlier = await self._store.find_request(principal, request_id, digest) if request_id else None
+            earlier = await self._store.find_request(owner, request_id, digest) if request_id else None
             if earlier is None or validate_only:
                 raise
             return await self.get(earlier.job_id)

@@ -33,7 +33,7 @@ from lockstep.v1.job_service_pb2 import (
 from lockstep.v1.job_service_pb2_grpc import JobServiceServicer
 
 _MAX_REQUEST_ID = 128
-_MAX_JOB_ID, _MAX_NAME = 64, 63
+_MAX_JOB_ID, _MAX_NAME, _MAX_OWNER = 64, 63, 128
 _PROGRESS_INTERVAL_S = 0.2
 
 
@@ -53,7 +53,7 @@ class JobService(JobServiceServicer):
     async def SubmitJob(self, request: SubmitJobRequest, context: Context) -> job_pb2.Job:
         job = await self._coordinator.submit(
             request.spec,
-            principal=PRINCIPAL,
+            owner=PRINCIPAL,
             request_id=_request_id(request.request_id),
             validate_only=request.validate_only,
         )
@@ -81,7 +81,7 @@ class JobService(JobServiceServicer):
         limit = page_size(request.page_size, default=100, most=1000)
         which, store = _filter(request), self._store
         states = sorted(state.value for state in which.states)
-        scope = ["jobs", states, dict(which.labels), which.job_id_prefix, which.name]
+        scope = ["jobs", states, dict(which.labels), which.job_id_prefix, which.name, which.owner]
         position = read_token(request.page_token, "page_token", scope, (int,))
 
         def write(jobs: list[Job]) -> tuple[bytes, int]:
@@ -163,7 +163,7 @@ def _filter(request: ListJobsRequest) -> JobFilter:
         states.append(state)
     if len(request.labels) > MAX_LABELS:
         raise InvalidRequest.of("labels", f"has {len(request.labels):,} items; allowed: at most {MAX_LABELS}")
-    for field, most in (("job_id_prefix", _MAX_JOB_ID), ("name", _MAX_NAME)):
+    for field, most in (("job_id_prefix", _MAX_JOB_ID), ("name", _MAX_NAME), ("owner", _MAX_OWNER)):
         if len(getattr(request, field)) > most:
             raise InvalidRequest.of(field, f"has {len(getattr(request, field)):,} characters; allowed: at most {most}")
-    return JobFilter(tuple(states), dict(request.labels), request.job_id_prefix, request.name)
+    return JobFilter(tuple(states), dict(request.labels), request.job_id_prefix, request.name, request.owner)

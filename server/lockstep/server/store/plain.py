@@ -42,8 +42,8 @@ _UPDATE_JOB, _UPDATE_JOB_AND_SPEC = (
         [column.name for column in tables.jobs.columns if column.name not in ("number", "job_id", *left_out)],
     )
     for left_out in (
-        ("name", "create_time", "spec", "engine_version", "curve_digest", "init_from_uri"),
-        ("name", "create_time", "engine_version", "curve_digest", "init_from_uri"),
+        ("name", "create_time", "spec", "engine_version", "curve_digest", "init_from_uri", "owner"),
+        ("name", "create_time", "engine_version", "curve_digest", "init_from_uri", "owner"),
     )
 )
 _INSERT_POINT = _sql(

@@ -60,6 +60,7 @@ def fixed_columns(job: Job) -> dict[str, Any]:
         "engine_version": job.engine_version,
         "curve_digest": job.curve_digest,
         "init_from_uri": job.init_from_uri,
+        "owner": job.owner,
     }
 
 
@@ -89,6 +90,7 @@ def job_of(row: Row[Any]) -> Job:
         sequence=row.report_sequence,
         newest_checkpoint=row.newest_checkpoint,
         init_from_uri=row.init_from_uri,
+        owner=row.owner,
         timeline=Timeline(**{stage: from_microseconds(time) for stage, time in (row.timeline or {}).items()}),
     )
 

@@ -86,6 +86,7 @@ jobs = Table(
     Column("report_sequence", BigInteger, nullable=False, server_default="0"),
     Column("init_from_uri", Text, nullable=False, server_default=""),
     Column("timeline", JSON),
+    Column("owner", String(128), nullable=False, server_default="local"),
     Index(None, "state", "number"),
     sqlite_autoincrement=True,
 )

@@ -30,12 +30,11 @@ class NewJob:
     """A job to store, with the caller's key that makes the call safe to repeat.
 
     Attributes:
-        request_id: the key; empty for none.
+        request_id: the key, one of the job's owner; empty for none.
         spec_digest: digest of the spec as submitted, to tell whether a repeated call is the same.
     """
 
     job: Job
-    principal: str
     request_id: str
     spec_digest: str
 
@@ -69,7 +68,7 @@ def find_request(connection: Connection, principal: str, request_id: str, spec_d
 
 def submit(connection: Connection, new: NewJob) -> tuple[Job, bool]:
     if new.request_id:
-        earlier = find_request(connection, new.principal, new.request_id, new.spec_digest)
+        earlier = find_request(connection, new.job.owner, new.request_id, new.spec_digest)
         if earlier is not None:
             return earlier, False
     driver = plain.driver_of(connection)
@@ -77,7 +76,7 @@ def submit(connection: Connection, new: NewJob) -> tuple[Job, bool]:
     plain.insert_event(driver, job, "submitted", job.create_time)
     plain.insert_labels(driver, job.job_id, job.spec.labels)
     if new.request_id:
-        plain.insert_request(driver, new.principal, new.request_id, new.spec_digest, job.job_id)
+        plain.insert_request(driver, new.job.owner, new.request_id, new.spec_digest, job.job_id)
     return job, True
 
 

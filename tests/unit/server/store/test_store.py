@@ -46,7 +46,7 @@ def new_job(job_id: str, request_id: str = "", digest: str = "d", **labels: str)
         engine_version="1",
         curve_digest="c",
     )
-    return NewJob(job, "local", request_id, digest)
+    return NewJob(job, request_id, digest)
 
 
 def point(step: int, value: float, name: str = "train_loss", kind: int = 1) -> StoredPoint:
