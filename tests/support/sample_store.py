@@ -224,14 +224,14 @@ SAMPLES = (SUCCEEDED, FAILED, CANCELLED, PAUSED, RUNNING, QUEUED)
 
 async def fill(store: Store) -> None:
     """Write the samples, as the server does: all submits, then what became of them."""
-    store.follow_checkpoint_root(CHECKPOINT_ROOT)
+    store.cluster.follow_checkpoint_root(CHECKPOINT_ROOT)
     for sample in SAMPLES:
-        await store.submit(NewJob(sample.submitted, sample.request_id, "5d" * 32))
+        await store.jobs.submit(NewJob(sample.submitted, sample.request_id, "5d" * 32))
     for sample in SAMPLES:
-        job = await store.get_job(sample.submitted.job_id)
+        job = await store.jobs.get_job(sample.submitted.job_id)
         assert job is not None
         for saving in sample.savings:
-            saved = await store.save(
+            saved = await store.jobs.save(
                 replace(job, **saving.changes),
                 messages=saving.messages,
                 now=saving.now,
@@ -239,7 +239,7 @@ async def fill(store: Store) -> None:
                 writes_spec=saving.writes_spec,
             )
             job = saved.job
-    await store.save_ledgers({sample.submitted.job_id: sample.ledger for sample in SAMPLES if sample.ledger})
+    await store.ledgers.save_ledgers({sample.submitted.job_id: sample.ledger for sample in SAMPLES if sample.ledger})
 
 
 def dump(path: Path) -> bytes:

@@ -15,7 +15,7 @@ from lockstep.server.rpc.messages import job_to_proto, state_from_proto
 from lockstep.server.rpc.paging import make_token, not_negative, page_size, read_token
 from lockstep.server.spec.rules import show
 from lockstep.server.spec.validation import MAX_LABELS
-from lockstep.server.store import JobFilter, Store
+from lockstep.server.store import JobFilter, JobStore
 from lockstep.server.watching.notifier import Notifier
 from lockstep.v1 import job_pb2
 from lockstep.v1.job_service_pb2 import (
@@ -40,10 +40,10 @@ _PROGRESS_INTERVAL_S = 0.2
 class JobService(JobServiceServicer):
     """Submit, find, watch, change, pause and cancel jobs."""
 
-    def __init__(self, coordinator: Coordinator, store: Store, shown: ShownJobs, notifier: Notifier) -> None:
+    def __init__(self, coordinator: Coordinator, stored: JobStore, shown: ShownJobs, notifier: Notifier) -> None:
         self._coordinator = coordinator
-        self._feed = JobFeed(coordinator, store, shown, notifier)
-        self._store = store
+        self._feed = JobFeed(coordinator, stored, shown, notifier)
+        self._stored = stored
         self._shown_jobs = shown
         self._notifier = notifier
 
@@ -79,7 +79,7 @@ class JobService(JobServiceServicer):
 
     async def ListJobs(self, request: ListJobsRequest, context: Context) -> ListJobsResponse:
         limit = page_size(request.page_size, default=100, most=1000)
-        which, store = _filter(request), self._store
+        which = _filter(request)
         states = sorted(state.value for state in which.states)
         scope = ["jobs", states, dict(which.labels), which.job_id_prefix, which.name, which.owner]
         position = read_token(request.page_token, "page_token", scope, (int,))
@@ -92,9 +92,9 @@ class JobService(JobServiceServicer):
             return response.SerializeToString(), len(jobs)
 
         before = None if position is None else position[0]
-        page, found = await store.list_jobs(before=before, limit=limit + 1, which=which, make=write)
+        page, found = await self._stored.list_jobs(before=before, limit=limit + 1, which=which, make=write)
         if before is None:
-            size = await store.count_jobs(which) if found > limit else found
+            size = await self._stored.count_jobs(which) if found > limit else found
             page += ListJobsResponse(total_size=size).SerializeToString()  # messages in a row are one message
         return as_written(ListJobsResponse, page)
 

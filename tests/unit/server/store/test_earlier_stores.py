@@ -29,32 +29,32 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 
 async def test_its_tables_are_those_of_today(store: Store) -> None:
-    assert await store.read(lambda c: compare_metadata(MigrationContext.configure(c), metadata)) == []
+    assert await store.database.read(lambda c: compare_metadata(MigrationContext.configure(c), metadata)) == []
 
 
 async def test_its_jobs_are_as_they_were(store: Store) -> None:
-    jobs = await store.list_jobs(before=None, limit=99, make=list)
+    jobs = await store.jobs.list_jobs(before=None, limit=99, make=list)
     expected = [replace(sample.job, number=number) for number, sample in enumerate(SAMPLES, 1)]
     assert list(map(repr, reversed(jobs))) == list(map(repr, expected))  # by repr: a metric is NaN
-    assert [job.job_id for job in await store.live_jobs()] == ["job-paused", "job-running", "job-queued"]
+    assert [job.job_id for job in await store.jobs.live_jobs()] == ["job-paused", "job-running", "job-queued"]
 
 
 async def test_their_events_points_checkpoints_and_ledgers_are_as_they_were(store: Store) -> None:
     for sample in SAMPLES:
         job_id = sample.submitted.job_id
-        assert await store.list_events(job_id, after=0, up_to=99, limit=99) == sample.events
-        points = await store.new_points(job_id, names=[], kind=0, after_seq=0, limit=99, make=list)
+        assert await store.jobs.list_events(job_id, after=0, up_to=99, limit=99) == sample.events
+        points = await store.metrics.new_points(job_id, names=[], kind=0, after_seq=0, limit=99, make=list)
         assert [repr(replace(point, seq=0)) for point in points] == list(map(repr, sample.points))
-        checkpoints = await store.list_checkpoints(job_id, before=None, limit=99, make=list)
+        checkpoints = await store.checkpoints.list_checkpoints(job_id, before=None, limit=99, make=list)
         assert checkpoints == list(reversed(sample.checkpoints))
     ledgers = {sample.submitted.job_id: sample.ledger for sample in SAMPLES if sample.ledger}
-    assert await store.load_ledgers(sample.submitted.job_id for sample in SAMPLES) == ledgers
+    assert await store.ledgers.load_ledgers(sample.submitted.job_id for sample in SAMPLES) == ledgers
 
 
 async def test_a_call_that_is_repeated_finds_the_job_that_it_made(store: Store) -> None:
     for sample in SAMPLES:
         if sample.request_id:
-            found = await store.find_request("local", sample.request_id, "5d" * 32)
+            found = await store.jobs.find_request("local", sample.request_id, "5d" * 32)
             assert found is not None
             assert found.job_id == sample.submitted.job_id
 
@@ -67,7 +67,7 @@ def test_it_is_the_same_instance_in_its_next_epoch_with_its_checkpoint_root(tmp_
         connection.close()
         store = Store(tmp_path / dump.stem)
         try:
-            assert (store.instance_id, store.epoch) == (before["instance_id"], int(before["epoch"]) + 1)
-            assert store.follow_checkpoint_root(CHECKPOINT_ROOT) == ""
+            assert (store.cluster.instance_id, store.cluster.epoch) == (before["instance_id"], int(before["epoch"]) + 1)
+            assert store.cluster.follow_checkpoint_root(CHECKPOINT_ROOT) == ""
         finally:
             store.close()
