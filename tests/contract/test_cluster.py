@@ -53,7 +53,7 @@ async def nodes_of(server: Running) -> list[Node]:
 
 async def be_ready(server: Running, launcher: ScriptedLauncher, capacity: ClusterCapacity) -> None:
     """Have a launcher come into service with these nodes; returns when the server has heard of them."""
-    await launcher.say(ready=LauncherReady(epoch=server.parts.store.epoch))
+    await launcher.say(ready=LauncherReady(epoch=server.parts.store.cluster.epoch))
     await launcher.say(capacity=capacity)
     await server.parts.dispatcher.cluster_is_ready.wait()
 

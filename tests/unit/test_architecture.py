@@ -160,6 +160,19 @@ def test_what_decides_knows_neither_loop_nor_database(package: str) -> None:
     assert not [(file, name) for file, name in sorted(names) if name in {"asyncio", "sqlalchemy", "threading"}]
 
 
+def test_what_is_the_own_of_a_database_lies_in_one_file() -> None:
+    base = ROOT / "server" / "lockstep" / "server"
+    found = {
+        (str(path.relative_to(base)), name)
+        for path in base.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        for name in imported(node)
+    }
+    assert {file for file, name in found if name.startswith(("sqlite3", "sqlalchemy.dialects"))} == {"store/sqlite.py"}
+    users = {file for file, name in found if name.startswith("lockstep.server.store.sqlite")}
+    assert users == {"store/dialect.py"}, "the others take these names from store/dialect.py"
+
+
 @pytest.mark.parametrize("package", ["rpc", "telemetry"])
 def test_nothing_reaches_through_the_coordinator(package: str) -> None:
     """What a service may ask is a method of the coordinator, or a part that it was given."""

@@ -110,10 +110,12 @@ class Application:
         self._store = _open_store(self._store_path, telemetry)
         checkpoint_root = str(self._data_dir.absolute() / "checkpoints")
         with self._naming_damages():
-            moved_from = self._store.follow_checkpoint_root(checkpoint_root)
+            moved_from = self._store.cluster.follow_checkpoint_root(checkpoint_root)
         if moved_from:
             log.info("the data folder was moved, or is a copy", before=moved_from, now=checkpoint_root)
-        orders = Orders(epoch=self._store.epoch, secret=_secret(self._data_dir), checkpoint_root=checkpoint_root)
+        orders = Orders(
+            epoch=self._store.cluster.epoch, secret=_secret(self._data_dir), checkpoint_root=checkpoint_root
+        )
         self.node_token = orders.node_token()
         self._logs = LogStore(self._data_dir / "logs", settings.log_bytes_per_job)
         self.parts = assemble(
@@ -144,7 +146,7 @@ class Application:
         with self._naming_damages():
             await self.parts.coordinator.start()
             if settings.keep_days is not None:
-                await self._logs.forget_all_but(self._store.known)
+                await self._logs.forget_all_but(self._store.jobs.known)
         telemetry.registry.register(SnapshotCollector(Camera(self.parts, telemetry, asyncio.get_running_loop())))
         self._watches = [
             keep_running(measure_lag(telemetry), name="event loop lag"),
@@ -158,7 +160,7 @@ class Application:
             grpc=self.grpc_address,
             http=self.http_address,
             data_dir=str(self._data_dir),
-            epoch=self._store.epoch,
+            epoch=self._store.cluster.epoch,
             pid=os.getpid(),
         )
         if self._keeps_cluster:
@@ -194,8 +196,8 @@ class Application:
             coordinator_address=self.grpc_address,
             reports_address=self._reports_address(),
             launcher_token=self.launcher_token,
-            epoch=self._store.epoch,
-            namespace=f"lockstep-{self._store.instance_id}-{data_folder.identity(self._data_dir)}",
+            epoch=self._store.cluster.epoch,
+            namespace=f"lockstep-{self._store.cluster.instance_id}-{data_folder.identity(self._data_dir)}",
             log_format=settings.log_format,
             warm_ttl_s=settings.warm_ttl_s,
             warm_workers=settings.warm_workers,
