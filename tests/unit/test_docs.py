@@ -18,6 +18,9 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 PAGES = sorted(path for path in ROOT.rglob("*.md") if not any(part.startswith(".") for part in path.parts))
 ELSEWHERE = Site(ROOT, shares_files_with_workers=False)
+FILE_NAME = re.compile(r"[\w./-]+\.(?:py|proto|md|toml|ya?ml|json|txt|c|svg|png)")
+# What users and programs write, and what Python has; no file of ours.
+NO_FILE_OF_OURS = {"manifest.json", "ray.json", "server.json", "gpu-check.json", "random.py", "own.py"}
 BYTES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
@@ -102,10 +105,26 @@ def test_every_link_leads_somewhere(path: Path) -> None:
             assert not anchor or anchor in anchors(there), target
 
 
-def test_every_page_can_be_reached_from_the_readme() -> None:
-    tracked = subprocess.run(["git", "ls-files", "docs/*.md"], cwd=ROOT, capture_output=True, text=True)
-    if tracked.returncode != 0:
+def tracked(pattern: str) -> list[str]:
+    listed = subprocess.run(["git", "ls-files", pattern], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode != 0:
         pytest.skip("this is no git checkout")
+    return listed.stdout.split()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_that_a_page_names_is_found_by_that_name(path: Path) -> None:
+    """A name is a path from the root, or the end of one path and of no other."""
+    files = tracked("*")
+    text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+    for name in re.findall(r"`([^`\n]+)`", text):
+        if FILE_NAME.fullmatch(name) and Path(name).name not in NO_FILE_OF_OURS | {"__init__.py"}:
+            ends = [file for file in files if file.endswith("/" + name)]
+            assert name in files or len(ends) == 1, f"{name}: {ends or 'there is no such file'}"
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    pages = tracked("docs/*.md")
     seen, left = set(), [ROOT / "README.md"]
     while left:
         here = left.pop()
@@ -114,4 +133,4 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
         seen.add(here)
         names = re.findall(r"\]\(([^)\s#]+\.md)", here.read_text())
         left += [(here.parent / name).resolve() for name in names if "://" not in name]
-    assert {ROOT / name for name in tracked.stdout.split()} <= seen
+    assert {ROOT / name for name in pages} <= seen
