@@ -1,5 +1,6 @@
 """What README, docs and examples say is true."""
 
+import ast
 import inspect
 import re
 import subprocess
@@ -121,6 +122,42 @@ def test_every_file_that_a_page_names_is_found_by_that_name(path: Path) -> None:
         if FILE_NAME.fullmatch(name) and Path(name).name not in NO_FILE_OF_OURS | {"__init__.py"}:
             ends = [file for file in files if file.endswith("/" + name)]
             assert name in files or len(ends) == 1, f"{name}: {ends or 'there is no such file'}"
+
+
+def symbols(path: Path) -> set[str]:
+    """Names of classes, functions, methods and constants, or of messages, services and calls."""
+    if path.suffix == ".proto":
+        return set(re.findall(r"^\s*(?:message|enum|service|rpc) (\w+)", path.read_text(), re.MULTILINE))
+    found: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        match node:
+            case ast.ClassDef():
+                found |= {node.name} | {f"{node.name}.{name}" for name in bound(node.body)}
+            case _:
+                found |= bound([node])
+    return found
+
+
+def bound(nodes: list[ast.stmt]) -> set[str]:
+    found = set()
+    for node in nodes:
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                found.add(name)
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                found.add(name)
+    return found
+
+
+LINKS_TO_CODE = re.compile(r"\[`([^`]+)`\]\(([^)\s]+\.(?:py|proto))\)")
+
+
+def test_every_hop_in_the_life_of_a_job_is_in_the_file_that_its_link_leads_to() -> None:
+    path = ROOT / "docs" / "design" / "life-of-a-job.md"
+    hops = LINKS_TO_CODE.findall(path.read_text())
+    assert len(hops) > 40
+    wrong = [(symbol, target) for symbol, target in hops if symbol not in symbols(path.parent / target)]
+    assert not wrong
 
 
 def test_every_page_can_be_reached_from_the_readme() -> None:
