@@ -14,6 +14,7 @@ from lockstep.client.cli import app
 from lockstep.server.settings import Settings
 from lockstep.server.spec.rules import Site
 from lockstep.server.spec.validation import CHOICE_RULES, CROSS_RULES, FIELD_RULES, resolve
+from tests.unit.test_architecture import ALLOWED
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -122,6 +123,23 @@ def test_every_file_that_a_page_names_is_found_by_that_name(path: Path) -> None:
         if FILE_NAME.fullmatch(name) and Path(name).name not in NO_FILE_OF_OURS | {"__init__.py"}:
             ends = [file for file in files if file.endswith("/" + name)]
             assert name in files or len(ends) == 1, f"{name}: {ends or 'there is no such file'}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_folder_that_a_page_names_is_there(path: Path) -> None:
+    named = re.findall(r"`((?:proto|client|server|workers|tests|docs|deploy|benchmarks)/[\w./-]*/)`", path.read_text())
+    assert [name for name in named if not (ROOT / name).is_dir()] == []
+
+
+@pytest.mark.parametrize("root", ALLOWED)
+def test_the_map_of_the_packages_is_the_table_of_imports(root: str) -> None:
+    table = (ROOT / "CONTRIBUTING.md").read_text().split(f"<!-- packages of {root} -->")[1].split("\n\n")[0]
+    mapped = {}
+    for row in table.strip().splitlines()[2:]:
+        packages, _, imports = row.strip("|").split("|")
+        for package in re.findall(r"`([a-z_]+)/?`", packages):
+            mapped[package] = set(re.findall(r"`([a-z_]+)`", imports))
+    assert mapped == {package: set(others.split()) for package, others in ALLOWED[root].items()}
 
 
 def symbols(path: Path) -> set[str]:
