@@ -2,8 +2,8 @@
 
     python benchmarks/exchange.py [--ranks 2 3 4]
 
-All run in the same processes, interleaved; medians, and their ratio to gloo's. `engine/exchange/reduce.py` takes its choice from
-this table.
+All run in the same processes, interleaved; medians, and their ratio to gloo's. `engine/exchange/reduce.py` takes its
+choice from this table.
 """
 
 import argparse

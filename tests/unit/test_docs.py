@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
 from lockstep.client import Client, Job, load_spec
 from lockstep.client.cli import app
@@ -140,6 +141,17 @@ def test_the_map_of_the_packages_is_the_table_of_imports(root: str) -> None:
         for package in re.findall(r"`([a-z_]+)/?`", packages):
             mapped[package] = set(re.findall(r"`([a-z_]+)`", imports))
     assert mapped == {package: set(others.split()) for package, others in ALLOWED[root].items()}
+
+
+def test_what_runs_before_a_commit_is_what_make_check_runs() -> None:
+    rule = (ROOT / "Makefile").read_text().split("\ncheck:")[1].split("\n\n")[0]
+    checks = [line.replace("$(BIN)/", ".venv/bin/") for line in re.findall(r"^\t(.*)$", rule, re.MULTILINE)]
+    (repo,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    hooks = [hook["entry"] for hook in repo["hooks"]]
+    last_release = '"$(ls proto/released/*.binpb | sort -V | tail -1)"'
+    assert [
+        hook.removeprefix("sh -c '").removesuffix("'").replace(last_release, "$(LAST_RELEASE)") for hook in hooks
+    ] == checks
 
 
 def symbols(path: Path) -> set[str]:
