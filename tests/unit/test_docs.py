@@ -4,6 +4,7 @@ import ast
 import inspect
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,15 @@ def test_what_runs_before_a_commit_is_what_make_check_runs() -> None:
     assert [
         hook.removeprefix("sh -c '").removesuffix("'").replace(last_release, "$(LAST_RELEASE)") for hook in hooks
     ] == checks
+
+
+def test_the_newest_version_of_the_changelog_is_the_packages_and_has_its_release_note() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    titles = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert titles[0] == "Unreleased"
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+ - \d{4}-\d\d-\d\d", title) for title in titles[1:])
+    assert titles[1].split()[0] == version
+    assert page(f"releases/{version}.md").startswith(f"# Lockstep {version}\n")
 
 
 def symbols(path: Path) -> set[str]:
