@@ -200,6 +200,14 @@ def test_every_hop_in_the_life_of_a_job_is_in_the_file_that_its_link_leads_to() 
     assert not wrong
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "design").glob("*.md")), ids=lambda path: path.name)
+def test_every_member_that_a_design_note_names_is_in_the_file_of_its_class(path: Path) -> None:
+    sources = [(ROOT / name).read_text() for name in (*tracked("*.py"), *tracked("*.proto")) if "_pb2" not in name]
+    for owner, member in re.findall(r"`([A-Z]\w+)\.(\w+)(?:\([^`]*\))?`", path.read_text()):
+        homes = [text for text in sources if re.search(rf"^(?:class|message|service) {owner}\b", text, re.MULTILINE)]
+        assert any(re.search(rf"\b{member}\b", text) for text in homes), f"{owner}.{member}"
+
+
 def test_every_page_can_be_reached_from_the_readme() -> None:
     pages = tracked("docs/*.md")
     seen, left = set(), [ROOT / "README.md"]
