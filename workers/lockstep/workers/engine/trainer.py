@@ -1,7 +1,7 @@
 """Synchronous minibatch SGD whose result does not depend on the number of workers.
 
-The argument why is in docs/design/one-curve.md. A step is computed in `stepper.py`; `loop.py` takes one after another,
-through the deaths of ranks.
+The argument why is in docs/design/one-curve.md. A step is computed in `engine/stepper.py`; `engine/loop.py` takes one
+after another, through the deaths of ranks.
 """
 
 import math
