@@ -304,9 +304,11 @@ class Loop:
         self.listener.entered(Activity.CHECKPOINT, self.position.step)
         self.ledger.enter(Phase.CHECKPOINT)
         if and_wait:
-            self.writer.wait()
+            self.writer.wait(self.group.check)
+            if self.writer.written == self.position.step:  # and then a worker died or came, so that all meet again
+                return
         if self.writer.write(self.position.step, self.state, is_last=and_wait) and and_wait:
-            self.writer.wait()
+            self.writer.wait(self.group.check)
             self.writer.check()
 
     def not_written(self, step: int, error: Exception) -> None:

@@ -65,7 +65,7 @@ class Ending:
         self.deadline = min(limit, self.deadline or limit)
 
     def agree(self) -> None:
-        """A worker that trained is done: all have its result, or have kept what they had when they were told to stop."""
+        """A worker that trained is done: all have its result, or have kept what they had on a stop."""
         self.is_agreed = True
         self._has_left_in_order = self._has_left_in_order or self.is_stopping
         self.deadline = self.deadline or awake.now() + LAST_GRACE_S
