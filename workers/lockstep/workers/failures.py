@@ -10,9 +10,8 @@ from lockstep.workers.engine import (
     DataError,
     HardwareDiffers,
     ModelError,
-    NonFiniteGradient,
-    NonFiniteLoss,
     NonFiniteParameters,
+    NonFiniteStep,
     NotDeterministic,
     PeerLost,
     RanksDisagree,
@@ -28,7 +27,7 @@ def job_error(error: BaseException, rank: int) -> JobError:
     match error:
         case DataError():
             return JobError(reason="DATA_INVALID", message=str(error), field=error.field, rank=rank)
-        case NonFiniteLoss() | NonFiniteGradient() | NonFiniteParameters():
+        case NonFiniteStep() | NonFiniteParameters():
             return JobError(reason="NON_FINITE_LOSS", message=str(error), rank=rank)
         case NotDeterministic():
             return JobError(reason="NOT_DETERMINISTIC", message=str(error), rank=rank)

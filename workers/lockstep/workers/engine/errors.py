@@ -3,8 +3,9 @@
 EngineError
 ├── DataError            the data, or a spec that does not fit it; names the field and the hint
 ├── ModelError           the module does what training cannot be exact with; names the part and the hint
-├── NonFiniteLoss        the loss became infinite or not a number
-├── NonFiniteGradient    the loss is finite, its gradient is not
+├── NonFiniteStep        a step cannot be applied; the parameters are those of the step before
+│   ├── NonFiniteLoss      the loss became infinite or not a number
+│   └── NonFiniteGradient  the loss is finite, its gradient is not
 ├── NonFiniteParameters  a step has made parameters infinite or not a number
 ├── NotDeterministic     a shard gave other bits than before, or on one rank than on another; names the part
 ├── PeerLost             a rank left during a collective; no parameter of this rank has changed
@@ -36,25 +37,41 @@ class ModelError(EngineError):
     """The module or its optimizer does what training cannot be exact with; the message names the part and the hint."""
 
 
-class NonFiniteLoss(EngineError):
+class NonFiniteStep(EngineError):
+    """A step cannot be applied, since its loss or gradient is not finite; the parameters are those of the step before.
+
+    Attributes:
+        step: that cannot be applied.
+        is_kept: the step before it is in a checkpoint.
+    """
+
+    def __init__(self, step: int, what: str, hint: str) -> None:
+        super().__init__(step, what, hint)
+        self.step, self.is_kept = step, False
+
+    def __str__(self) -> str:
+        step, what, hint = self.args
+        where = ", of which there is a checkpoint" if self.is_kept else ""
+        return f"{what}; the parameters are those of step {step - 1}{where}. {hint}"
+
+
+class NonFiniteLoss(NonFiniteStep):
     """The loss became infinite or not a number."""
 
     def __init__(self, step: int, loss: float, rate: str) -> None:
-        words = f"train_loss is {loss} at step {step}; the parameters are those of step {step - 1}."
-        super().__init__(f"{words} {HINT.format(rate=rate)}")
-        self.step = step
+        super().__init__(step, f"train_loss is {loss} at step {step}", HINT.format(rate=rate))
 
 
-class NonFiniteGradient(EngineError):
+class NonFiniteGradient(NonFiniteStep):
     """The loss is finite, and the gradient of the parameter `name` is infinite or not a number."""
 
     def __init__(self, step: int, name: str, loss: float) -> None:
         super().__init__(
-            f"the gradient of {name} is not finite at step {step}, whose train_loss is {loss}; the parameters are "
-            f"those of step {step - 1}. Look for a square root, a logarithm, a norm or a division at 0 in forward or "
-            "loss, and for a sum that is too large for a 16-bit dtype."
+            step,
+            f"the gradient of {name} is not finite at step {step}, whose train_loss is {loss}",
+            "Look for a square root, a logarithm, a norm or a division at 0 in forward or loss, and for a sum that is "
+            "too large for a 16-bit dtype.",
         )
-        self.step = step
 
 
 class NonFiniteParameters(EngineError):

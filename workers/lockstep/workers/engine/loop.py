@@ -16,6 +16,7 @@ from lockstep.workers.engine.determinism import hardware_class
 from lockstep.workers.engine.errors import (
     DataError,
     NonFiniteParameters,
+    NonFiniteStep,
     PeerLost,
     Stopped,
 )
@@ -218,6 +219,9 @@ class Loop:
                 if self.refuses(stopped):
                     continue
                 raise
+            except NonFiniteStep as error:
+                error.is_kept = self.keeps_what_was_before()
+                raise
             self.settle()
             if not self.has_counted_flops:  # not before the first points are told, for which people wait
                 self.ledger.enter(Phase.IDLE)
@@ -274,6 +278,21 @@ class Loop:
             return False
         self.listener.refuse_stop(number, self.why_not_kept)
         return True
+
+    def keeps_what_was_before(self) -> bool:
+        """Before the end with a step that is not finite: write a checkpoint of the one before, for who wants to see it.
+
+        Returns:
+            Whether it is there, the same on every rank; everybody stays until it is written.
+        """
+        self.ledger.leave_step()
+        self.ledger.enter(Phase.IDLE)
+        step = self.position.step
+        is_of_use = step > 0 and first_non_finite(self.trainable.items()) is None
+        if is_of_use:
+            self.write_checkpoint(and_wait=True)
+        is_written = self.writer is not None and self.writer.written == step
+        return is_of_use and bool(self.group.gather(torch.tensor([int(is_written)]))[0])
 
     def state(self) -> TrainState:
         """A copy of this rank's state."""
