@@ -156,6 +156,22 @@ def test_validation_is_the_mean_over_the_validation_set() -> None:
     assert recorder.values("val_loss")[5] == pytest.approx(expected, rel=1e-12)
 
 
+class Counting(Net):
+    """Says of every output that it is right."""
+
+    def count_correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return torch.tensor(float(len(outputs)))
+
+
+@pytest.mark.parametrize(("model", "expected"), [(Net, {}), (Counting, {3: 1.0})])
+def test_a_model_that_counts_no_right_answers_has_no_accuracy(model: type[Net], expected: dict[int, float]) -> None:
+    data, recorder = Numbers(), Recorder()
+    data.num_classes = 2
+    trainer = Trainer(max_steps=3, batch_size=8, log_every_steps=3)
+    trainer.fit(model(), data, lambda parameters: torch.optim.SGD(parameters, lr=0.1), listener=recorder)
+    assert recorder.values("train_accuracy") == recorder.values("val_accuracy") == expected
+
+
 def test_epochs_are_counted_with_their_fraction() -> None:
     recorder = Recorder()
     trainer = Trainer(max_steps=4, batch_size=8, log_every_steps=1)

@@ -71,17 +71,13 @@ class Loop:
     Args:
         stepper: takes the steps.
         schedule: when something is due.
-        has_accuracy: whether the model is judged by its right answers.
         listener: told of the progress.
         origin: checkpoints, to go on from and to write.
         audit: when to look for what gives other bits on another number of ranks; see `Trainer`.
     """
 
-    def __init__(
-        self, stepper: Stepper, schedule: Schedule, has_accuracy: bool, listener: Listener, origin: Origin, audit: str
-    ) -> None:
-        self.stepper, self.schedule, self.has_accuracy = stepper, schedule, has_accuracy
-        self.listener, self.origin = listener, origin
+    def __init__(self, stepper: Stepper, schedule: Schedule, listener: Listener, origin: Origin, audit: str) -> None:
+        self.stepper, self.schedule, self.listener, self.origin = stepper, schedule, listener, origin
         self.module, self.optimizer, self.ledger = stepper.module, stepper.optimizer, stepper.ledger
         self.trainable = {name: value for name, value in self.module.named_parameters() if value.requires_grad}
         self.data, self.data_digest = stepper.data, stepper.data.digest()
@@ -364,7 +360,7 @@ class Loop:
         if self.schedule.is_logged(step):
             metrics, timings = self.training_metrics()
         if self.schedule.is_evaluated(step):
-            metrics |= self.stepper.evaluate(step).means("val", self.has_accuracy)
+            metrics |= self.stepper.evaluate(step).means("val", self.stepper.has_accuracy)
         if metrics:
             self.report(step, metrics, timings)
         if self.schedule.is_logged(step):
@@ -375,7 +371,7 @@ class Loop:
 
     def training_metrics(self) -> tuple[dict[str, float], dict[str, float]]:
         """Result metrics and timings of the steps since the last time."""
-        metrics = self.window.sums.means("train", self.has_accuracy)
+        metrics = self.window.sums.means("train", self.stepper.has_accuracy)
         metrics["grad_norm"] = self.gradient_norm
         metrics["learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
         return metrics, self.window.timings()
