@@ -70,9 +70,7 @@ class TrainedModel(nn.Module):
         wanted = f"allowed: any number of examples, each {' by '.join(map(str, self.input_shape))}"
         inputs = _numbers(raw, wanted)
         if inputs.ndim < 2 or inputs[:1].numel() != min(len(inputs), 1) * numbers:
-            raise ValueError(
-                f"inputs have the shape {tuple(inputs.shape)}; {wanted}; write [example] for a single one"
-            )
+            raise ValueError(f"inputs have the shape {tuple(inputs.shape)}; {wanted}; write [example] for a single one")
         steps = self.preprocessing.get("inputs", {})
         if "mean" in steps:
             inputs = (inputs - torch.tensor(steps["mean"]).double()) / torch.tensor(steps["std"]).double()
