@@ -11,9 +11,8 @@ from lockstep.workers.engine import (
     DataError,
     HardwareDiffers,
     ModelError,
-    NonFiniteGradient,
-    NonFiniteLoss,
     NonFiniteParameters,
+    NonFiniteStep,
     NotDeterministic,
     PeerLost,
     RanksDisagree,
@@ -29,7 +28,7 @@ def job_error(error: BaseException, rank: int) -> JobError:
     match error:
         case DataError():
             return JobError(reason=FailureReason.DATA_INVALID, message=str(error), field=error.field, rank=rank)
-        case NonFiniteLoss() | NonFiniteGradient() | NonFiniteParameters():
+        case NonFiniteStep() | NonFiniteParameters():
             return JobError(reason=FailureReason.NON_FINITE_LOSS, message=str(error), rank=rank)
         case NotDeterministic():
             return JobError(reason=FailureReason.NOT_DETERMINISTIC, message=str(error), rank=rank)

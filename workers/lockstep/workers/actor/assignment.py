@@ -92,7 +92,7 @@ class Assignment:
     def form(self, generation: int, rank: int, addresses: list[str], why: str) -> None:
         """Belong to a new generation; see `Membership.form`. `why` is what to tell people when training goes on."""
         with self._forming:  # two calls may come at once, each in a thread
-            if generation > self.membership.current.number:
+            if generation > self.membership.current.number and not self._status.has_finished:
                 self.reporter.pauses(why)
                 self.reporter.lead(generation, rank == 0)
                 self._printed.mark_rank(rank)
@@ -154,6 +154,7 @@ class Assignment:
             except Stopped:
                 log.info("stopped, as it was asked for")
                 self.reporter.flush()
+            self._tell(has_finished=True)
         except Dismissed:
             log.info("left the job: this worker is not needed any more")
             was_dismissed = True

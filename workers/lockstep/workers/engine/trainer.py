@@ -148,7 +148,7 @@ class Trainer:
                 log_every=self.log_every_steps,
                 evaluate_every=self.evaluate_every_steps or stepper.steps_per_epoch,
             )
-            loop = Loop(stepper, schedule, data.num_classes is not None, listener, origin or Origin(), self.audit)
+            loop = Loop(stepper, schedule, listener, origin or Origin(), self.audit)
             return loop.run(group, regroup)
 
 
