@@ -270,10 +270,18 @@ def test_watch_prints_a_line_for_each_event_and_exits_by_the_outcome(server: Scr
     assert (code, out.split()[-1], err) == (0, "done", "")
 
 
+def test_watch_says_what_a_job_failed_of(server: ScriptedServer, lockstep):
+    server.on("GetJob", a_job())
+    error = {"reason": "DATA_INVALID", "field": "data.idx.root", "message": "/x is damaged\nat its end"}
+    server.on("WatchJob", [an_update("FAILED", (1, "DATA_INVALID"), error=error)])
+    _, out, _ = lockstep("watch", "j-1")
+    assert out.rstrip().endswith("attempt 1   DATA_INVALID: data.idx.root: /x is damaged")
+
+
 def test_wait_says_how_the_job_ended(server: ScriptedServer, lockstep):
     server.on("GetJob", a_job("RUNNING"))
-    server.on("WatchJob", [an_update("SUCCEEDED")], [an_update("CANCELLED")])
-    assert lockstep("wait", "j-1") == (0, "", "j-1 succeeded\n")
+    server.on("WatchJob", [an_update("SUCCEEDED", **SUCCEEDED)], [an_update("CANCELLED")])
+    assert lockstep("wait", "j-1") == (0, "", "succeeded; val_accuracy 0.97\nweights ab12\n")
     assert lockstep("wait", "j-1") == (1, "", "lockstep: j-1 was cancelled\n")
 
 

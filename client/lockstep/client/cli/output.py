@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lockstep.client._printable import printable as printable
 from lockstep.client._printable import write as write
 from lockstep.client.job import Job
-from lockstep.client.types import JobEvent, JobState
+from lockstep.client.types import Failure, JobEvent, JobState
 
 if TYPE_CHECKING:  # rich is imported where something is drawn, so that `lockstep --help` answers at once
     from rich.table import Table
@@ -133,8 +133,15 @@ def clock(moment: datetime | None) -> str:
     return local.strftime("%H:%M:%S" if local.date() == datetime.now(UTC).astimezone().date() else "%Y-%m-%d %H:%M:%S")
 
 
-def event_line(event: JobEvent) -> str:
-    """One event in one line."""
+def event_line(event: JobEvent, error: Failure | None = None) -> str:
+    """One event in one line.
+
+    Args:
+        event: what happened.
+        error: what the job has failed of, if it has: its end says the reason alone.
+    """
     attempt = f"attempt {event.attempt}" if event.attempt else ""
-    message = printable(" ".join(event.message.split()))
-    return f"{clock(event.time)}  {event.state:<10}  {attempt:<10}  {message}".rstrip()
+    message = " ".join(event.message.split())
+    if error is not None and event.state is JobState.FAILED and message == error.reason and error.message.strip():
+        message += f": {str(error).strip().splitlines()[0]}"
+    return f"{clock(event.time)}  {event.state:<10}  {attempt:<10}  {printable(message)}".rstrip()
