@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from lockstep.server.spec.idx_header import TRAINING_IMAGES
 from lockstep.server.spec.rules import CrossRule, Shown, Site, is_file
 from lockstep.v1.job_spec_pb2 import JobSpec
 
@@ -48,7 +49,7 @@ MOST_SYNTHETIC_NUMBERS = 1_000_000_000
 LENET_LEAST_PIXELS = 12
 
 IDX_FILES = (
-    "train-images-idx3-ubyte",
+    TRAINING_IMAGES,
     "train-labels-idx1-ubyte",
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",

@@ -1,0 +1,44 @@
+"""What the header of an IDX file says, where the server can read the files of a spec."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+from lockstep.server.spec.rules import Site
+from lockstep.v1.job_spec_pb2 import JobSpec
+
+TRAINING_IMAGES = "train-images-idx3-ubyte"
+
+_HEADER = struct.Struct(">4I")  # what it is, images, height, width
+_IMAGES = 0x803
+
+
+class Images(NamedTuple):
+    """The number of images in a file, and their size in pixels."""
+
+    number: int
+    height: int
+    width: int
+
+
+def training_images(spec: JobSpec, site: Site) -> Images | None:
+    """Read what a resolved spec with IDX files trains on; None when that cannot be read here.
+
+    16 bytes are read, and what is wrong with a file is left to the workers, who read all of it.
+    """
+    if not site.shares_files_with_workers:
+        return None
+    images = Path(spec.data.idx.root) / TRAINING_IMAGES
+    try:
+        for path, read in ((images, open), (images.with_name(f"{images.name}.gz"), gzip.open)):
+            if path.is_file():
+                with read(path, "rb") as file:
+                    magic, *shape = _HEADER.unpack(file.read(_HEADER.size))
+                return Images(*shape) if magic == _IMAGES else None
+    except (OSError, EOFError, struct.error, zlib.error):
+        pass
+    return None
