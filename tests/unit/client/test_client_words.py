@@ -140,7 +140,7 @@ def test_without_the_rules_it_is_said_what_to_install(lockstep: Any, spec: str, 
     code, out, err = lockstep("resolve", "-f", spec)
     assert (code, out) == (1, "")
     assert err.startswith("lockstep: `lockstep resolve` needs ")
-    assert err.endswith("not installed: pip install 'lockstep-train[all]', or pip install '.[all]' in a checkout\n")
+    assert err.endswith("not installed: pip install '.[server]' in a checkout of Lockstep\n")
 
 
 @pytest.mark.parametrize(

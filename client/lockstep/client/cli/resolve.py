@@ -29,7 +29,7 @@ def resolve(file: SpecFile, overrides: Overrides = None) -> None:
     there is `lockstep submit --dry-run`.
     """
     spec = load_spec(file, overrides or ())
-    apply_rules = load_part(GROUP, "resolve", "`lockstep resolve`")
+    apply_rules = load_part(GROUP, "resolve", "`lockstep resolve`", "server")
     resolved, violations = apply_rules(spec)
     if violations:
         raise InvalidSpec([Violation(*violation) for violation in violations])

@@ -82,6 +82,7 @@ class Dispatcher:
         trouble: what stands in the way of the cluster while no launcher is in service, in words; empty when nothing is
             known to.
         node_names: what people call each node that was ever there, by node_id.
+        submit_with: the command that reaches this server.
     """
 
     def __init__(self, live: LiveJobs, orders: Orders, store: Store, cluster: Cluster) -> None:
@@ -91,6 +92,7 @@ class Dispatcher:
         self.nodes_seen: tuple[Node, ...] = ()
         self.trouble = ""
         self.node_names: dict[str, str] = {}
+        self.submit_with = "lockstep submit -f SPEC"
         self._live = live
         self._orders = orders
         self._store = store
@@ -346,7 +348,7 @@ class Dispatcher:
 
     async def _carry_out_plan(self, line: LauncherLine, nodes: tuple[Node, ...]) -> None:
         if not self.cluster_is_ready.is_set():
-            log.info(f"the cluster is ready: {_all_of(nodes)}; submit jobs with: lockstep submit -f SPEC")
+            log.info(f"the cluster is ready: {_all_of(nodes)}; submit jobs with: {self.submit_with}")
             self.cluster_is_ready.set()
             self.trouble = ""
         if self._is_fixed and nodes:  # without any the cluster is broken, not too small
