@@ -14,11 +14,13 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TransferSpeedColumn,
 )
+from rich.text import Text
 
 from lockstep.client._console import SafeConsole
 from lockstep.client.errors import LockstepError
@@ -154,6 +156,25 @@ def describe_heals(job: Job) -> str:
     return count(job.heals, "heal") if job.heals else ""
 
 
+def describe_size(size_bytes: float) -> str:
+    """A number of bytes as people say it, such as "4.2 MiB"."""
+    if size_bytes < 1024:
+        return f"{size_bytes:.0f} bytes" if size_bytes != 1 else "1 byte"
+    for unit in ("KiB", "MiB", "GiB"):
+        size_bytes /= 1024
+        if size_bytes < 1023.95:  # else it would be rounded to 1024.0
+            return f"{size_bytes:.1f} {unit}"
+    return f"{size_bytes / 1024:,.1f} TiB"
+
+
+class _Speed(ProgressColumn):
+    """Bytes a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{describe_size(speed)}/s", style="progress.data.speed")
+
+
 @contextmanager
 def download_bar() -> Iterator[Callable[[int, int], None]]:
     """Show how far a download is; yields what is to be told the bytes that have come and the bytes in all.
@@ -161,7 +182,7 @@ def download_bar() -> Iterator[Callable[[int, int], None]]:
     Off a terminal nothing is shown.
     """
     console = SafeConsole(stderr=True)
-    columns = (BarColumn(bar_width=10), DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn())
+    columns = (BarColumn(bar_width=10), DownloadColumn(binary_units=True), _Speed(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
         yield lambda done_bytes, total_bytes: bar.update(task, completed=done_bytes, total=total_bytes)

@@ -124,7 +124,7 @@ def test_an_absent_server_exits_with_5(lockstep, unreachable: str):
     assert err.startswith(f"lockstep: no Lockstep server answers at {unreachable}; start one with `lockstep serve`")
 
 
-CHANGES = [["scale", "j-1"], ["scale", "j-1", "--workers", "0"], ["download", "j-1"], ["pause"]]
+CHANGES = [["scale", "j-1"], ["scale", "j-1", "--workers", "0"], ["download"], ["pause"]]
 
 
 @pytest.mark.parametrize("arguments", [["submit"], ["nonsense"], ["ls", "--nonsense"], ["ls", "-l", "team"], *CHANGES])
@@ -326,3 +326,19 @@ def test_the_catalog_is_listed_with_types_limits_and_defaults(server: ScriptedSe
 )
 def test_times_are_said_as_people_say_them(seconds: float, said: str):
     assert output.duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "said"),
+    [
+        (0, "0 bytes"),
+        (1, "1 byte"),
+        (1023, "1023 bytes"),
+        (6_000, "5.9 KiB"),
+        ((1 << 20) - 1, "1.0 MiB"),
+        (3 << 30, "3.0 GiB"),
+        (5 << 50, "5,120.0 TiB"),
+    ],
+)
+def test_sizes_have_binary_units(size_bytes: int, said: str):
+    assert output.size(size_bytes) == said

@@ -120,8 +120,8 @@ def test_checkpoints_are_listed_as_a_table(server: ScriptedServer, lockstep):
     assert (code, err) == (0, "")
     assert [line.split() for line in out.splitlines()] == [
         ["STEP", "SIZE", "CREATED", "WEIGHTS"],
-        ["100400", "5.9", "kB", "now", "abababababababab"],
-        ["200", "5.9", "kB", "now", "abababababababab"],
+        ["100400", "5.8", "KiB", "now", "abababababababab"],
+        ["200", "5.8", "KiB", "now", "abababababababab"],
     ]
 
 
@@ -166,7 +166,7 @@ def test_a_download_on_a_terminal_shows_a_bar(server: ScriptedServer, lockstep, 
     server.on("DownloadCheckpoint", lambda request: a_download(request.file_name))
     code, out, err = lockstep("download", "j-1", "-o", str(tmp_path))
     assert (code, out) == (0, f"{tmp_path}/step-000000000200\n")
-    assert "5.9/5.9 kB" in err
+    assert "5.8/5.8 KiB" in err
 
 
 def test_downloads_that_cannot_be_say_why(server: ScriptedServer, lockstep, tmp_path: Path):

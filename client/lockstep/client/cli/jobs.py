@@ -28,7 +28,8 @@ Overrides = Annotated[
     typer.Option(
         "--set",
         metavar="PATH=VALUE",
-        help="Set a field over the file's: --set training.seed=7, --set model.lenet={}; may be repeated.",
+        help="Set a field over the file's: --set training.seed=7; may be repeated. Another kind, as in "
+        "--set model.lenet={}, takes the place of the file's.",
     ),
 ]
 _SHOWN_IN_A_TABLE = 50
@@ -231,7 +232,7 @@ def _table_of(jobs: list[Job]) -> Table:
         table.add_column("HEALS", no_wrap=True, justify="right")
     table.add_column("CREATED", no_wrap=True)
     for job in jobs:
-        workers = f"{job.running_workers}/{job.spec.resources.workers}" if job.running_workers else ""
+        workers = output.workers_text(job)
         heals = [str(job.heals or "")] if some_healed else []
         name, state, done = job.name, output.state_text(job.state), output.progress_text(job)
         table.add_row(job.job_id, name, state, done, workers, *heals, output.ago(job.create_time))

@@ -111,10 +111,10 @@ def short_time(seconds: float) -> str:
 
 
 def size(size_bytes: int) -> str:
-    """A number of bytes as people say it, such as "4.2 MB"."""
-    from rich.filesize import decimal
+    """A number of bytes as people say it, such as "4.2 MiB"."""
+    from lockstep.client.progress import describe_size
 
-    return decimal(size_bytes)
+    return describe_size(size_bytes)
 
 
 def progress_text(job: Job) -> str:
@@ -123,6 +123,18 @@ def progress_text(job: Job) -> str:
     if progress.total_steps:
         return f"{100 * progress.step // progress.total_steps} %"
     return f"step {progress.step}" if progress.step else ""
+
+
+def workers_text(job: Job) -> str:
+    """How many workers run of those that a job wants, such as "2/3"; empty where it is to have none.
+
+    A server that has just started does not know yet how many of a running job there are, which is "?/3".
+    """
+    wanted = job.spec.resources.workers
+    if not wanted or job.state.has_ended or job.state is JobState.PAUSED:
+        return ""
+    unknown = "?" if job.state is JobState.RUNNING else "0"
+    return f"{job.running_workers or unknown}/{wanted}"
 
 
 def clock(moment: datetime | None) -> str:
