@@ -8,13 +8,11 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+from lockstep.contract import idx
 from lockstep.server.spec.rules import Site
 from lockstep.v1.job_spec_pb2 import JobSpec
 
-TRAINING_IMAGES = "train-images-idx3-ubyte"
-
-_HEADER = struct.Struct(">4I")  # what it is, images, height, width
-_IMAGES = 0x803
+_HEADER = struct.Struct(">4s3I")  # what it is, images, height, width
 
 
 class Images(NamedTuple):
@@ -32,13 +30,13 @@ def training_images(spec: JobSpec, site: Site) -> Images | None:
     """
     if not site.shares_files_with_workers:
         return None
-    images = Path(spec.data.idx.root) / TRAINING_IMAGES
+    images = Path(spec.data.idx.root) / idx.FILES[0]
     try:
         for path, read in ((images, open), (images.with_name(f"{images.name}.gz"), gzip.open)):
             if path.is_file():
                 with read(path, "rb") as file:
                     magic, *shape = _HEADER.unpack(file.read(_HEADER.size))
-                return Images(*shape) if magic == _IMAGES else None
+                return Images(*shape) if magic == idx.magic(3) else None
     except (OSError, EOFError, struct.error, zlib.error):
         pass
     return None
