@@ -79,8 +79,7 @@ class Dispatcher:
         launcher_words: how often a launcher has said something.
         processes: the worker processes that there are; none while no launcher is in service.
         nodes_seen: the nodes that a launcher told of last, also while none is in service.
-        trouble: what stands in the way of the cluster while no launcher is in service, in words; empty when nothing is
-            known to.
+        trouble: what stands in the way of the cluster while no launcher is in service, in words; may be empty.
         node_names: what people call each node that was ever there, by node_id.
         submit_with: the command that reaches this server.
     """
@@ -96,8 +95,7 @@ class Dispatcher:
         self._live = live
         self._orders = orders
         self._stored, self._epoch = stored, epoch
-        self._is_fixed = cluster.is_fixed
-        self._known_nodes = cluster.nodes
+        self._is_fixed, self._known_nodes = cluster.is_fixed, cluster.nodes
         self._memory_bytes = cluster.memory_bytes
         self._nodes: tuple[Node, ...] | None = None
         self._had_launcher = False
