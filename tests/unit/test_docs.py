@@ -1,13 +1,17 @@
 """What README, docs and examples say is true."""
 
 import ast
+import contextlib
+import dataclasses
 import inspect
 import re
 import subprocess
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import typer
 import yaml
 
@@ -17,6 +21,8 @@ from lockstep.contract.failures import FailureReason
 from lockstep.server.settings import Settings
 from lockstep.server.spec.rules import Site
 from lockstep.server.spec.validation import CHOICE_RULES, CROSS_RULES, FIELD_RULES, resolve
+from lockstep.workers.engine import Trainer
+from lockstep.workers.engine.state.digest import digest_of
 from tests.unit.test_architecture import ALLOWED
 
 ROOT = Path(__file__).parents[2]
@@ -73,12 +79,34 @@ def test_a_spec_that_a_page_shows_is_a_valid_one(name: str, tmp_path: Path) -> N
     assert resolve(load_spec(path), ELSEWHERE).training.max_epochs
 
 
-def test_a_model_of_your_own_trains_as_the_readme_says(capsys: pytest.CaptureFixture[str]) -> None:
-    (block,) = [block for block in code_blocks(README, "python") if "class Blobs" in block]
-    exec(block, {"__name__": "readme"})
-    accuracy = re.search(r"'val_accuracy': ([\d.]+)", capsys.readouterr().out)
-    assert accuracy is not None
-    assert float(accuracy[1]) > 0.9
+@pytest.fixture(scope="module")
+def own_models(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What the scripts of the page on models of one's own leave, each run in an empty folder."""
+    blocks = code_blocks(page("own-models.md"), "python")
+    left: list[dict[str, Any]] = [{"__name__": "own"} for _ in blocks]
+    with contextlib.chdir(tmp_path_factory.mktemp("own")):
+        for block, names in zip(blocks, left, strict=True):
+            exec(block, names)
+        left[0]["saved"] = torch.load("net.pt")
+    return left
+
+
+def test_a_model_of_your_own_trains_and_is_saved_as_its_page_says(own_models: list[dict[str, Any]]) -> None:
+    names = own_models[0]
+    assert names["result"].final_metrics["val_accuracy"] > 0.9
+    assert digest_of(names["saved"]) == digest_of(names["net"].state_dict()) == names["result"].weights_digest
+
+
+def test_a_model_of_your_own_masks_counts_and_augments_as_its_page_says(own_models: list[dict[str, Any]]) -> None:
+    names = own_models[1]
+    assert int(names["model"].seen) == 20 * 500
+    assert names["result"].final_metrics["val_loss"] < 1.0
+
+
+def test_the_page_on_own_models_names_every_argument_of_the_trainer() -> None:
+    table = page("own-models.md").split("## The trainer")[1].split("## The module")[0]
+    named = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE)))
+    assert set(named) - {"Trainer"} == {field.name for field in dataclasses.fields(Trainer)}
 
 
 def test_the_page_of_the_command_line_shows_every_command_and_no_other() -> None:

@@ -100,8 +100,12 @@ class Application:
     async def _start(self) -> None:
         settings = self._settings
         listen, http = loopback_address("--listen", settings.listen), loopback_address("--http", settings.http)
+        if listen.port and listen == http:
+            raise StartupError(f"--listen and --http are the same, {listen}; give each a port of its own")
         if self._keeps_cluster and not launcher_is_installed():
-            raise StartupError("the workers are not installed here; run: pip install 'lockstep-train[workers]'")
+            raise StartupError(
+                "the workers are not installed here; run: pip install '.[workers]' in a checkout of Lockstep"
+            )
         self._lock = data_folder.take(self._data_dir, ports=(("--listen", listen), ("--http", http)))
         limit = open_files.raise_limit()
         here = settings.num_cpus or available_cpus(), _gpus(settings)
@@ -124,6 +128,8 @@ class Application:
         bound = self._grpc.bind(listen)
         self.grpc_address, self.http_address = str(bound), str(self._http.address)
         orders.reports_address = self._reports_address()
+        if self.grpc_address != Settings.model_fields["listen"].default:
+            self.parts.dispatcher.submit_with = f"lockstep --target {self.grpc_address} submit -f SPEC"
         with self._naming_damages():
             await self.parts.coordinator.start()
             if settings.keep_days is not None:

@@ -57,6 +57,17 @@ def job_error(error: BaseException, rank: int) -> JobError:
     return JobError(reason=FailureReason.USER_ERROR, message=message, traceback=short_traceback(error), rank=rank)
 
 
+def is_of_the_user(error: BaseException) -> bool:
+    """Whether its message says all that its user can mend, so that where it came up in this code helps nobody."""
+    match error:
+        case ModelError():
+            return error.__cause__ is None
+        case DataError() | NonFiniteLoss() | NonFiniteGradient() | NonFiniteParameters():
+            return True
+        case _:
+            return False
+
+
 def is_with_node(error: BaseException) -> bool:
     """Whether a node is gone, and all that was there with it."""
     match error:

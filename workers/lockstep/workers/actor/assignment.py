@@ -23,7 +23,7 @@ from lockstep.workers.engine.exchange.membership import Dismissed, Membership
 from lockstep.workers.engine.exchange.transport import Endpoint
 from lockstep.workers.engine.state.checkpoint import Checkpoints
 from lockstep.workers.engine.state.places import followed
-from lockstep.workers.failures import job_error
+from lockstep.workers.failures import is_of_the_user, job_error
 from lockstep.workers.training import device_of, train
 
 LAST_WORDS_S = 5.0
@@ -159,8 +159,12 @@ class Assignment:
             log.info("left the job: this worker is not needed any more")
             was_dismissed = True
         except BaseException as error:
-            log.exception("this worker cannot go on")
-            error_bytes = job_error(error, self.membership.current.rank).SerializeToString()
+            failure = job_error(error, self.membership.current.rank)
+            if is_of_the_user(error):
+                log.error("this worker cannot go on: %s: %s", failure.reason, failure.message)
+            else:
+                log.exception("this worker cannot go on")
+            error_bytes = failure.SerializeToString()
         try:
             self._ledger.leave_step()  # an error may have come in the middle of one
             self._ledger.enter(Phase.IDLE)
