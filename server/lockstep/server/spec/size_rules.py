@@ -6,32 +6,20 @@ import gzip
 import math
 import struct
 import zlib
-from itertools import pairwise
 from pathlib import Path
 
-from lockstep.server.spec.dataset_rules import BUILTINS, IDX_FILES, train_size
-from lockstep.server.spec.rules import CrossRule, Shown, Site
+from lockstep.contract.spec.builtin import train_size
+from lockstep.contract.spec.data_cross import WEIGHTS_HINT, WEIGHTS_LIMITS, too_many_weights
+from lockstep.contract.spec.walk import Shown
+from lockstep.server.spec.dataset_rules import IDX_FILES
+from lockstep.server.spec.rules import Site, SiteRule
 from lockstep.v1.job_spec_pb2 import JobSpec
 
 _IDX_HEADER = struct.Struct(">4I")  # what it is, images, height, width
 _IDX_IMAGES = 0x803
-MOST_WEIGHTS = 1_000_000_000
 METRICS_PER_POINT = 6
 """train_loss, train_accuracy, grad_norm, learning_rate, samples_per_second and step_seconds."""
 METRICS_PER_VALIDATION = 2
-
-
-def _inputs(spec: JobSpec, site: Site) -> int:
-    """Count the inputs of a model as far as the data is known; 1 where only the workers can know."""
-    match spec.data.WhichOneof("kind"):
-        case "synthetic_regression":
-            return len(spec.data.synthetic_regression.w)
-        case "builtin":
-            return BUILTINS[spec.data.builtin.name].inputs
-        case "idx" if site.shares_files_with_workers:
-            return _pixels(Path(spec.data.idx.root) / IDX_FILES[0])
-        case _:
-            return 1
 
 
 def _pixels(images: Path) -> int:
@@ -47,21 +35,9 @@ def _pixels(images: Path) -> int:
     return 1
 
 
-def _outputs(spec: JobSpec) -> int:
-    return BUILTINS[spec.data.builtin.name].outputs if spec.data.HasField("builtin") else 1
-
-
 def _too_many_weights(spec: JobSpec, site: Site, shown: Shown) -> str | None:
-    if not spec.model.HasField("mlp"):
-        return None
-    widths = [_inputs(spec, site), *spec.model.mlp.hidden_units, _outputs(spec)]
-    weights = sum(inputs * outputs for inputs, outputs in pairwise(widths))
-    if weights <= MOST_WEIGHTS:
-        return None
-    return (
-        f"model.mlp.hidden_units makes {weights:,} weights, with {widths[0]:,} inputs; "
-        f"allowed: at most {MOST_WEIGHTS:,}"
-    )
+    pixels = _pixels(Path(spec.data.idx.root) / IDX_FILES[0]) if site.shares_files_with_workers else 1
+    return too_many_weights(spec, pixels)
 
 
 def steps_of(spec: JobSpec) -> int | None:
@@ -103,23 +79,22 @@ _DATA = (
     ("data.idx.root",),
 )
 
-SIZE_CROSS_RULES: tuple[CrossRule, ...] = tuple(
-    rule
-    for data in _DATA
-    for rule in (
-        CrossRule(
-            "model.mlp.hidden_units",
-            ("model.mlp.hidden_units", *data),
-            "at most 1,000,000,000 weights, those of the inputs among them",
-            "make the layers narrower or fewer",
-            _too_many_weights,
-        ),
-        CrossRule(
+SIZE_RULES: tuple[SiteRule, ...] = (
+    SiteRule(
+        "model.mlp.hidden_units",
+        ("model.mlp.hidden_units", "data.idx.root"),
+        WEIGHTS_LIMITS,
+        WEIGHTS_HINT,
+        _too_many_weights,
+    ),
+    *(
+        SiteRule(
             "training.log_every_steps",
             (*_TRAINING, *data),
             "no more points in all than the server takes of a job",
             "log and validate less often, or take fewer steps",
             _too_many_points,
-        ),
-    )
+        )
+        for data in _DATA
+    ),
 )

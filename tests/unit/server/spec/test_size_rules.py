@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from lockstep.server.spec.dataset_rules import BUILTINS, IDX_FILES
+from lockstep.contract.spec.builtin import BUILTINS
+from lockstep.server.spec.dataset_rules import IDX_FILES
 from lockstep.server.spec.size_rules import points_of
 from lockstep.server.spec.validation import resolve
 from tests.support.specs import DIGITS, LENET, SITE, SYNTHETIC, spec_of, violations_of
