@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The Python that has torch: the one that is asked for, else that of .venv, else the machine's.
 GPU_PYTHON = $(if $(findstring command,$(origin PYTHON)),$(PYTHON),$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)))
 
-.PHONY: help setup demo test test-faults check protos dashboards bench gpu-check gpu-kit clean
+.PHONY: help setup demo test test-faults check protos docs dashboards bench gpu-check gpu-kit clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -28,16 +28,20 @@ test: setup  ## run the whole test suite
 test-faults: setup  ## run the whole table of faults: every place, rank and number of workers
 	@exec $(BIN)/python -m pytest tests/faults tests/integration -m "exhaustive or not exhaustive"
 
-check: setup  ## formatting, lint, types, generated code and boards, contract
+check: setup  ## formatting, lint, types, generated code, tables and boards, contract
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python proto/generate.py --check
+	$(BIN)/python docs/generate.py --check
 	$(BIN)/python deploy/grafana/generate.py --check
 	$(BIN)/buf lint
 
 protos: setup  ## generate the code of the contract
 	$(BIN)/python proto/generate.py
+
+docs: setup  ## write the table of the spec's fields
+	$(BIN)/python docs/generate.py
 
 dashboards: setup  ## generate the boards of Grafana
 	$(BIN)/python deploy/grafana/generate.py

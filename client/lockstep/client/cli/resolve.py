@@ -9,10 +9,11 @@ from __future__ import annotations
 import typer
 
 from lockstep.client._parts import load_part
+from lockstep.client._spec_check import check_spec
 from lockstep.client.cli import output
 from lockstep.client.cli.jobs import Overrides, SpecFile
 from lockstep.client.errors import InvalidSpec, Violation
-from lockstep.client.spec import load_spec, message_to_dict
+from lockstep.client.spec import message_to_dict, read_spec
 
 GROUP = "lockstep.rules"
 
@@ -28,7 +29,9 @@ def resolve(file: SpecFile, overrides: Overrides = None) -> None:
     server knows, such as the job that init_from names and whether the cluster is large enough, is not checked: for that
     there is `lockstep submit --dry-run`.
     """
-    spec = load_spec(file, overrides or ())
+    spec, misfits = read_spec(file, overrides or ())
+    if misfits:
+        check_spec(spec, misfits)
     apply_rules = load_part(GROUP, "resolve", "`lockstep resolve`")
     resolved, violations = apply_rules(spec)
     if violations:

@@ -105,6 +105,8 @@ def _task(reads: str, hint: str) -> CrossRule:
     return CrossRule("model", (reads,), "a model for the task of the data", hint, _task_mismatch)
 
 
+_LEAST_SIDES = [(kind, facts.least_image_side) for kind, facts in kinds_of("model").items() if facts.least_image_side]
+
 DATA_CROSS_RULES: tuple[CrossRule, ...] = (
     _task("data.synthetic_regression.*", "choose linear_regression or mlp for it, or data with classes"),
     _task("data.builtin.name", "choose another model or other data; mlp fits both tasks"),
@@ -112,14 +114,14 @@ DATA_CROSS_RULES: tuple[CrossRule, ...] = (
     CrossRule(
         "model",
         ("data.builtin.name",),
-        "lenet only with images",
+        "; ".join(f"{model} only with images" for model, _ in _LEAST_SIDES),
         "choose softmax_regression or mlp for tables, or image data such as idx",
         _no_images,
     ),
     CrossRule(
         "model",
         ("data.builtin.name",),
-        "lenet only with images of at least 12 by 12 pixels",
+        "; ".join(f"{model} only with images of at least {least} by {least} pixels" for model, least in _LEAST_SIDES),
         "choose softmax_regression or mlp, or larger images such as MNIST by idx",
         _small_images,
     ),
