@@ -138,6 +138,17 @@ def test_packages_import_what_they_may(root: str) -> None:
     assert not unused
 
 
+def test_the_facts_of_both_sides_import_nothing_and_the_rules_of_a_spec_only_the_contract() -> None:
+    folder = ROOT / "proto" / "lockstep" / "contract"
+    for path in folder.rglob("*.py"):
+        names = [name for node in ast.walk(ast.parse(path.read_text())) for name in imported(node)]
+        foreign = {name for name in names if name.split(".")[0] not in (*sys.stdlib_module_names, "google", "lockstep")}
+        ours = {".".join(name.split(".")[1:3]) for name in names if name.startswith("lockstep.")}
+        allowed = {"contract.spec", "contract.wording"} if path.parent != folder else set()
+        assert not foreign, path
+        assert {part for part in ours - allowed if not (allowed and part.startswith("v1."))} == set(), path
+
+
 @pytest.mark.parametrize("root", ALLOWED)
 def test_no_arrow_between_packages_runs_up(root: str) -> None:
     graph = {package: set(others.split()) for package, others in ALLOWED[root].items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lockstep.contract.spec.judge import CHOICE_RULES, FIELD_RULES, SPEC_RULES, fill_in_defaults, judge
-from lockstep.contract.spec.rules import place_of
+from lockstep.contract.spec.rules import kinds_of, place_of
 from lockstep.contract.spec.walk import CrossRule, Resolution
 from lockstep.server.errors import InvalidSpec, Violation
 from lockstep.server.spec.checkpoint_rules import CHECKPOINT_RULES
@@ -12,7 +12,15 @@ from lockstep.server.spec.rules import Site, SiteRule, absolute, apply_site_rule
 from lockstep.server.spec.size_rules import SIZE_RULES
 from lockstep.v1.job_spec_pb2 import JobSpec
 
-__all__ = ["CHOICE_RULES", "CROSS_RULES", "FIELD_RULES", "MAX_LABELS", "fill_in_defaults", "resolve"]
+__all__ = [
+    "CHOICE_RULES",
+    "CROSS_RULES",
+    "FIELD_RULES",
+    "MAX_LABELS",
+    "fields_with_files",
+    "fill_in_defaults",
+    "resolve",
+]
 
 SITE_RULES: tuple[SiteRule, ...] = (*DATASET_RULES, *CHECKPOINT_RULES, *SIZE_RULES)
 CROSS_RULES: tuple[CrossRule | SiteRule, ...] = (*SPEC_RULES, *SITE_RULES)
@@ -41,6 +49,14 @@ def resolve(submitted: JobSpec, site: Site) -> JobSpec:
     if resolution.violations:
         raise InvalidSpec([Violation(path, message) for path, message in resolution.violations])
     return resolution.spec
+
+
+def fields_with_files(submitted: JobSpec) -> list[str]:
+    """List the fields of a spec at whose files `resolve` will look."""
+    data = submitted.data.WhichOneof("kind")
+    reads_files = data is not None and kinds_of("data")[data].reads_files
+    named = [path for path in _PATHS if reads_files and path.startswith(f"data.{data}.")]
+    return named + (["init_from.uri"] if submitted.init_from.uri else [])
 
 
 def _make_absolute(resolution: Resolution, site: Site) -> None:
