@@ -10,8 +10,8 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+from lockstep.contract.spec.fields import FieldRule, kinds_of, meanings_of_sections
 from lockstep.contract.spec.judge import CHOICE_RULES, FIELD_RULES
-from lockstep.contract.spec.rules import FieldRule, kinds_of, meanings_of_sections
 from lockstep.server.spec.validation import CROSS_RULES
 
 PAGE = Path(__file__).parent / "spec.md"

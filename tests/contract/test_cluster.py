@@ -9,7 +9,7 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from structlog.testing import capture_logs
 
-from lockstep.server.coordinator import gangs
+from lockstep.server.scheduling import capacity as capacity_module
 from lockstep.v1.cluster_service_pb2 import (
     WORKER_STATE_STARTING,
     WORKER_STATE_WARM,
@@ -53,9 +53,9 @@ async def nodes_of(server: Running) -> list[Node]:
 
 async def be_ready(server: Running, launcher: ScriptedLauncher, capacity: ClusterCapacity) -> None:
     """Have a launcher come into service with these nodes; returns when the server has heard of them."""
-    await launcher.say(ready=LauncherReady(epoch=server.coordinator.store.epoch))
+    await launcher.say(ready=LauncherReady(epoch=server.parts.store.cluster.epoch))
     await launcher.say(capacity=capacity)
-    await server.coordinator.dispatcher.cluster_is_ready.wait()
+    await server.parts.dispatcher.cluster_is_ready.wait()
 
 
 def working(gang: StartGang, number: int, **fields: object) -> WorkerProcess:
@@ -174,7 +174,7 @@ async def test_while_the_launcher_is_away_what_jobs_hold_is_still_known(tmp_path
         launcher = server.launcher()
         await tell(launcher, working(gang, 0), working(gang, 1))
         await launcher.be_ready(cpus=3, gangs=[changed(gang, ["node-a", "node-a"])])
-        await server.coordinator.dispatcher.cluster_is_ready.wait()
+        await server.parts.dispatcher.cluster_is_ready.wait()
         (node,) = await nodes_of(server)
         assert (node.held_by_jobs, [worker.pid for worker in node.workers]) == (cpus(2), [100, 101])
         assert (await cluster_of(server)).is_ready
@@ -239,7 +239,7 @@ async def test_nodes_whose_hosts_are_called_alike_are_told_apart_wherever_people
         await launcher.gang_changed(gang, ["77"], message=words.format("44dd55ee66ff"))
         assert words.format("vm-44dd55ee") in await server.messages(gang.job_id, 4)
         await launcher.say(capacity=ClusterCapacity(nodes=[capacity.nodes[2]]))
-        await server.coordinator.dispatcher.cluster_is_ready.wait()
+        await server.parts.dispatcher.cluster_is_ready.wait()
         ledger = await server.metrics.GetLedger(GetLedgerRequest(job_id=gang.job_id))
         assert ledger.ranks[0].node_name == "vm-44dd55ee", "also when it is gone"
 
@@ -247,7 +247,7 @@ async def test_nodes_whose_hosts_are_called_alike_are_told_apart_wherever_people
 def test_ids_of_nodes_that_begin_alike_are_shown_as_far_as_it_takes() -> None:
     ids = ("a" * 16 + "1", "a" * 16 + "2", "b" * 17)
     capacity = ClusterCapacity(nodes=[NodeCapacity(node_id=node_id, node_name="vm", cpus=1) for node_id in ids])
-    assert [node.name for node in gangs.nodes_of(capacity)] == [f"vm-{ids[0]}", f"vm-{ids[1]}", "vm-bbbbbbbb"]
+    assert [node.name for node in capacity_module.nodes_of(capacity)] == [f"vm-{ids[0]}", f"vm-{ids[1]}", "vm-bbbbbbbb"]
 
 
 async def test_a_server_tells_when_its_cluster_is_ready_and_a_launcher_that_is_gone_unless_it_was_told_to_stop(
@@ -256,7 +256,7 @@ async def test_a_server_tells_when_its_cluster_is_ready_and_a_launcher_that_is_g
     with capture_logs() as logs:
         async with serving(tmp_path) as server:
             await server.launcher().be_ready()
-            await server.coordinator.dispatcher.cluster_is_ready.wait()
+            await server.parts.dispatcher.cluster_is_ready.wait()
         told = [line["event"] for line in logs]
         assert "the cluster is ready: 2 CPUs; submit jobs with: lockstep submit -f SPEC" in told
         assert "the launcher is gone" not in told
@@ -264,8 +264,8 @@ async def test_a_server_tells_when_its_cluster_is_ready_and_a_launcher_that_is_g
         async with serving(tmp_path) as server:
             launcher = server.launcher()
             await launcher.be_ready()
-            await server.coordinator.dispatcher.cluster_is_ready.wait()
+            await server.parts.dispatcher.cluster_is_ready.wait()
             await launcher.leave()
-            while server.coordinator.dispatcher.has_launcher:
+            while server.parts.dispatcher.has_launcher:
                 await cluster_of(server)  # lets the server notice
         assert "the launcher is gone" in [line["event"] for line in logs]

@@ -240,7 +240,7 @@ async def test_resources_are_free_only_when_the_gang_is_gone(tmp_path: Path) -> 
 
 async def test_a_launcher_that_hangs_up_in_the_middle_of_its_goodbye_is_gone(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
-        dispatcher = server.coordinator.dispatcher
+        dispatcher = server.parts.dispatcher
         for _ in range(20):
             launcher = server.launcher()
             await launcher.be_ready()

@@ -289,7 +289,7 @@ async def test_watchers_that_leave_are_forgotten(tmp_path: Path) -> None:
         call = server.jobs.WatchJob(WatchJobRequest(job_id=job.job_id))
         await call.read()
         call.cancel()
-        while server.coordinator.notifier.count():
+        while server.parts.notifier.count():
             await server.jobs.GetJob(GetJobRequest(job_id=job.job_id))
 
 

@@ -195,14 +195,13 @@ async def test_of_a_job_whose_workers_have_said_nothing_no_time_is_told(tmp_path
 async def test_a_job_that_ended_long_ago_is_told_of_no_more_and_its_ledger_is_in_the_store(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         gang = await finish_a_job(server)
-        coordinator = server.application.coordinator
-        assert coordinator is not None
-        await coordinator.ledgers.store_all()
+        parts = server.parts
+        await parts.ledgers.store_all()
         for minutes, is_told_of in ((10, True), (20, False)):
-            await coordinator.tidy(datetime.now(UTC) + timedelta(minutes=minutes))
+            await parts.coordinator.tidy(datetime.now(UTC) + timedelta(minutes=minutes))
             page = (await fetch(server.application.http_address, "/metrics"))[1]
             assert (f'lockstep_steps_total{{job_id="{gang.job_id}"}}' in page) == is_told_of
-            assert (gang.job_id in coordinator.ledgers.newest()) == is_told_of
+            assert (gang.job_id in parts.ledgers.newest()) == is_told_of
         ledger = await server.metrics.GetLedger(GetLedgerRequest(job_id=gang.job_id))
         assert ledger.ranks[0].steps == 4
 

@@ -140,7 +140,7 @@ async def test_only_the_job_that_has_changed_is_asked_whether_it_can_ever_fit(
         await launcher.be_ready(cpus=2)
         jobs = [await server.submit(resources={"workers": 2, "shards": 4}) for _ in range(20)]
         await launcher.next_start()
-        from lockstep.server.scheduling import unchecked
+        from lockstep.server.coordinator import unchecked
 
         asked = counted(monkeypatch, unchecked, "why_it_never_fits")
         await server.jobs.PauseJob(PauseJobRequest(job_id=jobs[5].job_id))

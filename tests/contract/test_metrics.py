@@ -136,7 +136,7 @@ async def test_a_shutdown_ends_a_stream_as_unavailable(tmp_path: Path) -> None:
         await launcher.leave()
         call = server.metrics.StreamMetrics(StreamMetricsRequest(job_id=gang.job_id))
         ended = asyncio.ensure_future(status_of(call.read()))
-        while not server.coordinator.notifier.count():
+        while not server.parts.notifier.count():
             await server.metrics.ListMetrics(ListMetricsRequest(job_id=gang.job_id))
         await server.application.stop()
         assert (await ended).code() is grpc.StatusCode.UNAVAILABLE

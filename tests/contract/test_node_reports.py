@@ -52,7 +52,7 @@ async def ready(server: Running, *node_ids: str) -> ScriptedLauncher:
     await launcher.be_ready(gpus=4)
     if node_ids:
         await launcher.offer(dict.fromkeys(node_ids, (4.0, 4.0)))
-    await server.coordinator.dispatcher.cluster_is_ready.wait()
+    await server.parts.dispatcher.cluster_is_ready.wait()
     return launcher
 
 
@@ -116,7 +116,7 @@ async def test_gpus_are_told_with_the_jobs_that_use_them(tmp_path: Path) -> None
         answer = await report(server, *(gpu(index) for index in range(4)))
         uses = [(0, "job-a"), (1, "job-a"), (1, "job-b"), (2, "job-b"), (3, "job-b")]
         assert list(answer.gpu_uses) == [GpuUse(index=index, job_id=job_id) for index, job_id in uses]
-        told = server.coordinator.node_telemetry.gpu_uses("node-a")
+        told = server.parts.node_samples.gpu_uses("node-a")
         assert (told[0].uuid, told[0].attempt, told[0].number) == ("GPU-0abc-def", 2, 4)
         _, node = await nodes_of(server)
         held = {worker.pid: list(worker.gpu_indexes) for worker in node.workers}
@@ -137,7 +137,7 @@ async def test_a_sample_is_forgotten_when_no_other_comes_or_the_node_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving(tmp_path) as server:
-        telemetry = server.coordinator.node_telemetry
+        telemetry = server.parts.node_samples
         time_s = 100.0
         monkeypatch.setattr(telemetry, "_now", lambda: time_s)
         launcher = await ready(server, "node-a", "node-b")
@@ -175,7 +175,7 @@ async def test_samples_of_others_are_refused(tmp_path: Path) -> None:
         for token in ("", "wrong", server.application.launcher_token):
             error = await status_of(report(server, token=token))
             assert error.code() is grpc.StatusCode.PERMISSION_DENIED
-        assert server.coordinator.node_telemetry.all() == {}
+        assert server.parts.node_samples.all() == {}
 
 
 async def test_the_token_outlives_the_server_as_jobs_do_and_is_no_attempts(tmp_path: Path) -> None:

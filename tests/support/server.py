@@ -61,8 +61,8 @@ class ScriptedLauncher:
     """The launcher's side of the line, and the workers', moved by the test step by step."""
 
     def __init__(self, application: Application, channel: grpc.aio.Channel) -> None:
-        assert application.coordinator is not None
-        self._epoch = application.coordinator.store.epoch
+        assert application.parts is not None
+        self._epoch = application.parts.store.cluster.epoch
         self._stub = InternalServiceStub(channel)
         self.call: Any = self._stub.ConnectLauncher(metadata=(("lockstep-launcher-token", application.launcher_token),))
 
@@ -201,9 +201,10 @@ class Running:
     """A running server with stubs to call it."""
 
     def __init__(self, application: Application, channel: grpc.aio.Channel) -> None:
-        assert application.coordinator is not None
+        assert application.parts is not None
         self.application = application
-        self.coordinator = application.coordinator
+        self.parts = application.parts
+        self.coordinator = application.parts.coordinator
         self.channel = channel
         self.jobs = JobServiceStub(channel)
         self.metrics = MetricsServiceStub(channel)

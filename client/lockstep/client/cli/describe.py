@@ -60,6 +60,7 @@ def _facts(job: Job, newest: Checkpoint | None, events: Sequence[JobEvent]) -> l
     return [
         ("job", job.job_id),
         ("name", job.name),
+        ("owner", job.owner),
         ("state", output.state_text(job.state)),
         ("why", "" if job.state in _STATES_THAT_SAY_ALL or job.error is not None else job.state_reason),
         ("created", output.ago(job.create_time)),

@@ -105,6 +105,7 @@ def ls(
         typer.Option("--label", "-l", metavar="LABEL=VALUE", help="Only jobs with this label; may be repeated."),
     ] = None,
     state: States = None,
+    owner: Annotated[str | None, typer.Option(metavar="NAME", help="Only jobs that this owner submitted.")] = None,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -117,18 +118,18 @@ def ls(
     ] = None,
     all_of_them: Annotated[bool, typer.Option("--all", "-a", help="All, however many there are.")] = False,
 ) -> None:
-    """List jobs, newest first."""
+    """List jobs, newest first; with their owners, if those listed have more than one."""
     if all_of_them and limit is not None:
         raise typer.BadParameter("cannot be given together with --all", param_hint="--limit")
     labels = dict(_label(text) for text in label or ())
     if limit is None and not all_of_them and form is output.TableOrJson.table:
         limit = _SHOWN_IN_A_TABLE
     with client_of(context) as client:
-        jobs, total = client._list_jobs(state, labels, limit)
+        jobs, total = client._list_jobs(state, labels, limit, owner)
     if form is output.TableOrJson.json:
         output.write_json([message_to_dict(job.proto) for job in jobs])
     elif not jobs:
-        say("no jobs" if not (labels or state) else "no such jobs")
+        say("no jobs" if not (labels or state or owner) else "no such jobs")
     else:
         output.console().print(_table_of(jobs))
     if total > len(jobs):
@@ -232,6 +233,8 @@ def _table_of(jobs: list[Job]) -> Table:
     table = output.make_table()
     table.add_column("JOB", no_wrap=True, min_width=max(len(job.job_id) for job in jobs))
     table.add_column("NAME", overflow="ellipsis")  # the only one that may give way
+    if has_owners := len({job.owner for job in jobs}) > 1:
+        table.add_column("OWNER", no_wrap=True)
     table.add_column("STATE", no_wrap=True)
     table.add_column("DONE", no_wrap=True, justify="right")
     table.add_column("WORKERS", no_wrap=True, justify="right")
@@ -241,6 +244,7 @@ def _table_of(jobs: list[Job]) -> Table:
     for job in jobs:
         workers = f"{job.running_workers}/{job.spec.resources.workers}" if job.running_workers else ""
         heals = [str(job.heals or "")] if some_healed else []
-        name, state, done = job.name, output.state_text(job.state), output.progress_text(job)
-        table.add_row(job.job_id, name, state, done, workers, *heals, output.ago(job.create_time))
+        owner = [job.owner] if has_owners else []
+        state, done = output.state_text(job.state), output.progress_text(job)
+        table.add_row(job.job_id, job.name, *owner, state, done, workers, *heals, output.ago(job.create_time))
     return table

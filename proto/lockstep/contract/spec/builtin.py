@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lockstep.contract.spec.rules import kinds_of
+from lockstep.contract.spec.fields import kinds_of
 from lockstep.v1.job_spec_pb2 import JobSpec
 
 CLASSIFICATION = "classification"

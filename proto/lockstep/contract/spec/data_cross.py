@@ -14,7 +14,7 @@ from lockstep.contract.spec.builtin import (
     task_of_data,
     train_size,
 )
-from lockstep.contract.spec.rules import kinds_of
+from lockstep.contract.spec.fields import kinds_of
 from lockstep.contract.spec.walk import CrossRule, Shown
 from lockstep.v1.job_spec_pb2 import JobSpec
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from lockstep.contract.bounds import MOST_SHARDS
 from lockstep.contract.spec.cross import CROSS_RULES
 from lockstep.contract.spec.data_cross import DATA_CROSS_RULES
-from lockstep.contract.spec.rules import SECTIONS_WITH_KINDS, field_rules
+from lockstep.contract.spec.fields import SECTIONS_WITH_KINDS, field_rules
 from lockstep.contract.spec.walk import (
     ChoiceRule,
     ComputedDefault,
@@ -34,7 +35,7 @@ def _max_epochs(spec: JobSpec) -> int | None:
 def _shards(spec: JobSpec) -> int:
     workers, batch_size = spec.resources.workers, spec.training.batch_size
     wanted = 4 if workers <= 4 else 1 << (workers - 1).bit_length()
-    return max(1, min(wanted, batch_size, 1024))
+    return max(1, min(wanted, batch_size, MOST_SHARDS))
 
 
 FIELD_RULES = field_rules()

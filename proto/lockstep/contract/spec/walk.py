@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import groupby
 from typing import Any
 
-from lockstep.contract.spec.rules import FieldRule, Place, kinds_of, place_of
+from lockstep.contract.spec.fields import FieldRule, Place, kinds_of, place_of
 from lockstep.contract.spec.values import show
 from lockstep.contract.wording import count
 from lockstep.v1.job_spec_pb2 import JobSpec

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from lockstep.server.scheduling.scheduler import Node
 from lockstep.v1.internal_service_pb2 import WorkerProcess
-from lockstep.v1.telemetry_pb2 import NodeTelemetry as NodeTelemetryMessage
+from lockstep.v1.telemetry_pb2 import NodeTelemetry
 
 FORGOTTEN_AFTER_S = 10.0
 """How long a sample counts: five times the time between two."""
@@ -38,10 +38,10 @@ class _Sample(NamedTuple):
     """A sample, and when it was taken."""
 
     taken_at: float
-    message: NodeTelemetryMessage
+    message: NodeTelemetry
 
 
-class NodeTelemetry:
+class NodeSamples:
     """The newest sample of each node, for a while. The event loop writes; any thread may read.
 
     Nothing is kept on disk: after a restart of the server the next samples come within seconds.
@@ -66,9 +66,9 @@ class NodeTelemetry:
         # A sample is replaced and never changed, since readers may be in another thread.
         self._samples: dict[str, _Sample] = {}
 
-    def take(self, node_id: str, telemetry: NodeTelemetryMessage) -> None:
+    def take(self, node_id: str, telemetry: NodeTelemetry) -> None:
         """Keep a sample that was checked, in place of the one before."""
-        message = NodeTelemetryMessage()
+        message = NodeTelemetry()
         message.CopyFrom(telemetry)
         message.receive_time.GetCurrentTime()
         self._samples[node_id] = _Sample(self._now(), message)
@@ -76,13 +76,13 @@ class NodeTelemetry:
             valid = self.all()
             self._samples = {node_id: sample for node_id, sample in self._samples.items() if node_id in valid}
 
-    def newest(self, node_id: str) -> NodeTelemetryMessage | None:
+    def newest(self, node_id: str) -> NodeTelemetry | None:
         """Return the newest sample of a node; None when nothing has come for a while, or there is no such node."""
         sample = self._samples.get(node_id)
         is_there = any(node.node_id == node_id for node in self._nodes())
         return sample.message if sample is not None and is_there and self._counts(sample) else None
 
-    def all(self) -> dict[str, NodeTelemetryMessage]:
+    def all(self) -> dict[str, NodeTelemetry]:
         """Return the newest samples of all nodes that have sent one lately, by node_id."""
         there = {node.node_id for node in self._nodes()}
         return {
@@ -113,7 +113,7 @@ class NodeTelemetry:
         return sorted(uses, key=lambda use: (use.index, use.job_id, use.attempt, use.number))
 
 
-def gpu_indexes(process: WorkerProcess, sample: NodeTelemetryMessage | None) -> list[int]:
+def gpu_indexes(process: WorkerProcess, sample: NodeTelemetry | None) -> list[int]:
     """Return the numbers of the GPUs that a process holds, as NVML counts.
 
     Args:

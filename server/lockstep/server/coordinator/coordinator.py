@@ -13,16 +13,14 @@ import structlog
 from lockstep.contract.spec.values import show
 from lockstep.server.checkpoints.init_from import forget_beside, forget_what_is_over, keep_beside
 from lockstep.server.cluster import view
-from lockstep.server.cluster.nodes import NodeTelemetry
 from lockstep.server.cluster.view import ClusterView
-from lockstep.server.coordinator.dispatcher import Cluster, Dispatcher
+from lockstep.server.coordinator.dispatcher import Dispatcher
 from lockstep.server.coordinator.gangs import Entry, held_by
 from lockstep.server.coordinator.listener import KEPT_S, JobListener
 from lockstep.server.coordinator.live_jobs import LiveJobs
 from lockstep.server.coordinator.new_jobs import make_job
 from lockstep.server.coordinator.orders import Orders
 from lockstep.server.coordinator.retention import Retention
-from lockstep.server.coordinator.shown_jobs import ShownJobs
 from lockstep.server.errors import ClusterTooSmall, InvalidRequest, InvalidSpec, NotFound, PermissionDenied
 from lockstep.server.jobs.job import CancelAsked, Event, Job, PauseAsked, ResumeAsked, Scaled, State
 from lockstep.server.jobs.reports import Report
@@ -45,72 +43,52 @@ log = structlog.get_logger(__name__)
 
 
 class Coordinator:
-    """The live jobs, and everything that happens to them.
-
-    Attributes:
-        store: what is known of all jobs.
-        files: threads for the files that users name.
-        notifier: wake who watches a job.
-        ledgers: where the time of workers went.
-        dispatcher: the launcher's side.
-        shown: jobs as they are shown.
-        node_telemetry: what the nodes do.
-    """
+    """The live jobs, and everything that happens to them. Its parts are put together by `assemble`."""
 
     def __init__(
         self,
         store: Store,
-        *,
+        live: LiveJobs,
+        dispatcher: Dispatcher,
+        ledgers: LedgerBook,
+        files: FilePool,
+        notifier: Notifier,
         site: Site,
-        cluster: Cluster,
         listener: JobListener,
         orders: Orders,
-        keep_days: float | None = None,
+        keep_days: float | None,
         job_forgotten: Callable[[str], Awaitable[None]],
     ) -> None:
-        """Prepare; nothing is read yet.
-
-        Args:
-            store: of the jobs.
-            site: what the rules of specs may know.
-            cluster: what is known of it before it speaks.
-            listener: told of everything that happens to jobs.
-            orders: writes to the launcher.
-            keep_days: how long jobs are kept after their end; None for ever.
-            job_forgotten: told of each that was deleted.
-        """
-        self.store = store
-        self.files = FilePool()
-        self.notifier = Notifier()
-        self.ledgers = LedgerBook(store)
-        self._orders = orders
-        self._live = LiveJobs(store, self.files, self.notifier, listener, orders)
-        self.dispatcher = Dispatcher(self._live, orders, store, cluster)
-        self.shown = ShownJobs(self._live, self.dispatcher)
-        self.node_telemetry = NodeTelemetry(lambda: self.dispatcher.nodes_seen, lambda: self.dispatcher.processes)
-        self._ended_jobs = SharedReads()
+        self._store = store
+        self._live = live
+        self._dispatcher = dispatcher
+        self._ledgers = ledgers
+        self._files = files
+        self._notifier = notifier
         self._site = site
         self._listener = listener
+        self._orders = orders
+        self._ended_jobs = SharedReads()
         self._tidying: asyncio.Task[None] | None = None
         self._tell_forgotten = job_forgotten
-        self._retention = Retention(store, keep_days, self._forget)
+        self._retention = Retention(store.jobs, store.metrics, keep_days, self._forget)
         self._deletions = 0
 
     # Life of the process.
 
     async def start(self) -> None:
         """Take up what the store knows. The launcher will tell which jobs still have their workers."""
-        self._listener.set_counts(await self.store.count_by_state())
-        await forget_what_is_over(self.store, self.files, self._orders.checkpoint_root)
-        checkpoint_times = await self.store.newest_checkpoints()
-        for job in await self.store.live_jobs():
+        self._listener.set_counts(await self._store.jobs.count_by_state())
+        await forget_what_is_over(self._store.jobs, self._files, self._orders.checkpoint_root)
+        checkpoint_times = await self._store.checkpoints.newest_checkpoints()
+        for job in await self._store.jobs.live_jobs():
             self._live.add(replace(job, spec=fill_in_defaults(job.spec)))
             self._listener.job_taken_up(job, checkpoint_times.get(job.job_id))
-        for job in await self.store.jobs_ended_since(datetime.now(UTC) - timedelta(seconds=KEPT_S)):
+        for job in await self._store.jobs.jobs_ended_since(datetime.now(UTC) - timedelta(seconds=KEPT_S)):
             self._listener.job_taken_up(job)
-        await self.ledgers.start(self._listener.records)
+        await self._ledgers.start(self._listener.records)
         self._tidying = keep_running(self._keep_tidy(), name="tidy")
-        self.dispatcher.start()
+        self._dispatcher.start()
 
     async def _keep_tidy(self) -> None:
         while True:  # at once at first: a server before may have ended in the middle of deleting a job
@@ -123,33 +101,33 @@ class Coordinator:
     async def tidy(self, now: datetime) -> None:
         """Forget what nobody is told of any more, and in the store what is older than the operator wants."""
         self._listener.forget_old_jobs(now)
-        self.ledgers.forget(self._listener.records.__contains__)
+        self._ledgers.forget(self._listener.records.__contains__)
         await self._retention.tidy(now)
 
     async def _forget(self, job_id: str, state: State) -> None:
         self._deletions += 1
         self._ended_jobs.forget(job_id)
-        self.ledgers.drop(job_id)
+        self._ledgers.drop(job_id)
         self._listener.job_forgotten(job_id, state)
         await self._tell_forgotten(job_id)
 
     async def drain(self) -> None:
         """Have all workers write checkpoints and leave; calls and streams go on meanwhile."""
-        await self.dispatcher.drain()
+        await self._dispatcher.drain()
 
     async def stop(self) -> None:
         """End the streams and stop scheduling; jobs stay as they are stored."""
         if self._tidying is not None:
             self._tidying.cancel()
-        self.notifier.close()
-        await self.dispatcher.stop()
+        self._notifier.close()
+        await self._dispatcher.stop()
         await self._live.close()
-        await self.ledgers.stop()
+        await self._ledgers.stop()
 
     # What users ask for.
 
-    async def submit(self, submitted: JobSpec, *, principal: str, request_id: str, validate_only: bool) -> Job:
-        """Check, store and queue a job.
+    async def submit(self, submitted: JobSpec, *, owner: str, request_id: str, validate_only: bool) -> Job:
+        """Check, store and queue a job of `owner`, whose request_id makes the call safe to repeat.
 
         Returns:
             The job; without a job_id when it was only checked.
@@ -161,17 +139,17 @@ class Coordinator:
         """
         digest = submit_digest(submitted)
         try:
-            why_no_memory = self.dispatcher.why_no_memory
-            job, first_files = await make_job(submitted, self._site, self.files, self.store, why_no_memory)
-            too_small = self.dispatcher.why_it_never_fits(job.spec.resources)
+            why_no_memory = self._dispatcher.why_no_memory
+            job, first_files = await make_job(submitted, owner, self._site, self._files, self._store, why_no_memory)
+            too_small = self._dispatcher.why_it_never_fits(job.spec.resources)
             if not validate_only:
                 if too_small is not None:
                     raise ClusterTooSmall(too_small)
-                new = NewJob(job, principal, request_id, digest)
+                new = NewJob(job, request_id, digest)
                 return await self._live.finish(self._store_new(new, first_files))
         except (InvalidSpec, ClusterTooSmall):
             # A repeated call is answered as the first one was, even when files or nodes have gone since.
-            earlier = await self.store.find_request(principal, request_id, digest) if request_id else None
+            earlier = await self._store.jobs.find_request(owner, request_id, digest) if request_id else None
             if earlier is None or validate_only:
                 raise
             return await self.get(earlier.job_id)
@@ -180,13 +158,13 @@ class Coordinator:
 
     async def _store_new(self, new: NewJob, first_files: tuple[str, ...]) -> Job:
         """Keep what a job starts from and store the job, or do neither; the caller may be gone before this ends."""
-        kept = await keep_beside(new.job, first_files, self.files)
+        kept = await keep_beside(new.job, first_files, self._files)
         is_new = False
         try:
-            job, is_new = await self.store.submit(replace(new, job=kept))
+            job, is_new = await self._store.jobs.submit(replace(new, job=kept))
         finally:
             if not is_new and kept.init_from_uri:
-                await forget_beside(kept, self.files)
+                await forget_beside(kept, self._files)
         if not is_new:
             return await self.get(job.job_id)
         self._listener.job_submitted(job)
@@ -221,7 +199,7 @@ class Coordinator:
         if kept is not None:
             return kept
         deletions = self._deletions  # what was read before one is good enough for nobody who asks after it
-        job = await self._ended_jobs.read((job_id, deletions), lambda: self.store.get_job(job_id))
+        job = await self._ended_jobs.read((job_id, deletions), lambda: self._store.jobs.get_job(job_id))
         is_over = job is not None and job.state.has_ended and job_id not in self._live.entries
         if job is not None and is_over and deletions == self._deletions:
             self._ended_jobs.keep(job_id, job, job.spec.ByteSize() + _JOB_BYTES)
@@ -256,7 +234,7 @@ class Coordinator:
         """
         job = await self._ask(job_id, ResumeAsked())
         self._end_backoff(job_id)
-        self.dispatcher.look_again(job_id)
+        self._dispatcher.look_again(job_id)
         return job
 
     async def scale(self, job_id: str, workers: int) -> Job:
@@ -267,7 +245,7 @@ class Coordinator:
             JobHasEnded: it ended before.
             InvalidRequest: it may not have as many, or as few.
         """
-        no_memory = self.dispatcher.why_no_memory(workers)
+        no_memory = self._dispatcher.why_no_memory(workers)
         if no_memory is not None:
             raise InvalidRequest.of("workers", f"is {workers}; {no_memory}")
         job = await self._ask(job_id, Scaled(workers))
@@ -276,7 +254,7 @@ class Coordinator:
         if entry is not None and entry.gang is not None:
             entry.gang.end_delay()
             entry.gang.refused.clear()  # The user may have mended a node.
-        self.dispatcher.look_again(job_id)
+        self._dispatcher.look_again(job_id)
         return job
 
     def _end_backoff(self, job_id: str) -> None:
@@ -305,7 +283,7 @@ class Coordinator:
         entry = self._live.entries.get(report.job_id)
         if entry is None:
             # Its last report comes again, when a restart of the server took the answer along.
-            job = await self.store.get_job(report.job_id)
+            job = await self._store.jobs.get_job(report.job_id)
             if job is None:
                 raise PermissionDenied(f"there is no job {report.job_id[:80]!r}; stop")
             entry = Entry(job)
@@ -368,10 +346,10 @@ class Coordinator:
     def look_at_cluster(self) -> ClusterView:
         """Say what the cluster has, what runs where and what is warm."""
         return view.view(
-            self.dispatcher.why_not_ready(),
-            self.dispatcher.nodes_seen,
+            self._dispatcher.why_not_ready(),
+            self._dispatcher.nodes_seen,
             held_by(self._live.holding.values()),
-            self.dispatcher.processes,
+            self._dispatcher.processes,
             self._listener.jobs,
         )
 

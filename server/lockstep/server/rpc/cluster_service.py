@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import cast
 
-from lockstep.server.cluster.nodes import gpu_indexes
+from lockstep.server.cluster.nodes import NodeSamples, gpu_indexes
 from lockstep.server.cluster.view import NodeView, worker_state
 from lockstep.server.coordinator.coordinator import Coordinator
+from lockstep.server.ledger.book import LedgerBook
 from lockstep.server.rpc.interceptors import Context
 from lockstep.server.rpc.paging import make_token, page_size, read_token
 from lockstep.server.scheduling.scheduler import UNITS, Amount
@@ -35,8 +36,10 @@ _STATES = {
 class ClusterService(ClusterServiceServicer):
     """The cluster that jobs run on."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
+    def __init__(self, coordinator: Coordinator, ledgers: LedgerBook, node_samples: NodeSamples) -> None:
         self._coordinator = coordinator
+        self._ledgers = ledgers
+        self._node_samples = node_samples
 
     async def GetCluster(self, request: GetClusterRequest, context: Context) -> Cluster:
         cluster = self._coordinator.look_at_cluster()
@@ -59,7 +62,7 @@ class ClusterService(ClusterServiceServicer):
         nodes = self._coordinator.look_at_cluster().nodes
         if position is not None:
             nodes = tuple(node for node in nodes if node.node.node_id > position[0])
-        telemetry = self._coordinator.node_telemetry.all()
+        telemetry = self._node_samples.all()
         pairs = [(node, telemetry.get(node.node.node_id)) for node in nodes[:limit]]
         response = ListNodesResponse(nodes=[self._node_to_proto(node, sample) for node, sample in pairs])
         if len(nodes) > limit:
@@ -69,7 +72,7 @@ class ClusterService(ClusterServiceServicer):
     def _node_to_proto(self, view: NodeView, sample: NodeTelemetry | None) -> Node:
         node = _node_to_proto(view, sample)
         for worker in node.workers:
-            rank = self._coordinator.ledgers.rank_of(worker.job_id, worker.attempt, worker.number)
+            rank = self._ledgers.rank_of(worker.job_id, worker.attempt, worker.number)
             if rank is not None:
                 worker.rank = rank
         return node

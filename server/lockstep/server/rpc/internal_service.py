@@ -10,10 +10,13 @@ import structlog
 
 from lockstep.contract.metadata import ATTEMPT_TOKEN, LAUNCHER_TOKEN, NODE_TOKEN
 from lockstep.server.cluster.node_reports import check_node_report
+from lockstep.server.cluster.nodes import NodeSamples
 from lockstep.server.coordinator.coordinator import Coordinator
+from lockstep.server.coordinator.dispatcher import Dispatcher
 from lockstep.server.coordinator.launcher_line import LauncherLine
 from lockstep.server.errors import PermissionDenied, ShuttingDown
 from lockstep.server.jobs.reports import check_ledger_report, check_log_report, read_report
+from lockstep.server.ledger.book import LedgerBook
 from lockstep.server.logs.store import LogStore
 from lockstep.server.rpc.interceptors import Context
 from lockstep.v1.internal_service_pb2 import (
@@ -39,11 +42,21 @@ log = structlog.get_logger(__name__)
 class InternalService(InternalServiceServicer):
     """For launcher and workers only; each call proves by a token who it comes from."""
 
-    def __init__(self, coordinator: Coordinator, logs: LogStore, launcher_token: str) -> None:
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        ledgers: LedgerBook,
+        dispatcher: Dispatcher,
+        node_samples: NodeSamples,
+        logs: LogStore,
+        launcher_token: str,
+    ) -> None:
         self._coordinator = coordinator
         self._logs = logs
-        self._dispatcher = coordinator.dispatcher
         self._launcher_token = launcher_token
+        self._ledgers = ledgers
+        self._dispatcher = dispatcher
+        self._node_samples = node_samples
 
     async def ConnectLauncher(
         self, request_iterator: AsyncIterator[ConnectLauncherRequest], context: Context
@@ -68,7 +81,7 @@ class InternalService(InternalServiceServicer):
         check_ledger_report(request)
         if not await self._coordinator.has_job(request.job_id):
             raise PermissionDenied(f"there is no job {request.job_id[:80]!r}; stop")
-        await self._coordinator.ledgers.report(request)
+        await self._ledgers.report(request)
         return ReportLedgerResponse()
 
     async def _read_facts(self, line: LauncherLine, requests: AsyncIterator[ConnectLauncherRequest]) -> None:
@@ -117,7 +130,7 @@ class InternalService(InternalServiceServicer):
     async def ReportNode(self, request: ReportNodeRequest, context: Context) -> ReportNodeResponse:
         self._coordinator.check_node_token(_metadata(context, NODE_TOKEN))
         check_node_report(request)
-        telemetry = self._coordinator.node_telemetry
+        telemetry = self._node_samples
         telemetry.take(request.node_id, request.telemetry)
         uses = telemetry.gpu_uses(request.node_id)
         return ReportNodeResponse(gpu_uses=[GpuUse(index=use.index, job_id=use.job_id) for use in uses])

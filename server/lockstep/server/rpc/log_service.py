@@ -14,6 +14,7 @@ from lockstep.server.rpc.interceptors import Context, as_written
 from lockstep.server.rpc.job_service import required_job_id
 from lockstep.server.rpc.log_feed import LogFeed, message_of, scope_of
 from lockstep.server.rpc.paging import not_negative, read_token
+from lockstep.server.watching.notifier import Notifier
 from lockstep.v1.log_service_pb2 import StreamLogsRequest, StreamLogsResponse
 from lockstep.v1.log_service_pb2_grpc import LogServiceServicer
 
@@ -27,8 +28,9 @@ _LEAVE_S = 10.0
 class LogService(LogServiceServicer):
     """Stream the lines of jobs."""
 
-    def __init__(self, coordinator: Coordinator, logs: LogStore) -> None:
+    def __init__(self, coordinator: Coordinator, notifier: Notifier, logs: LogStore) -> None:
         self._coordinator, self._logs, self._feed = coordinator, logs, LogFeed(logs)
+        self._notifier = notifier
 
     async def StreamLogs(self, request: StreamLogsRequest, context: Context) -> AsyncIterator[StreamLogsResponse]:
         job_id, wanted = required_job_id(request.job_id), _wanted(request)
@@ -38,7 +40,7 @@ class LogService(LogServiceServicer):
             raise InvalidRequest.of("tail_lines", f"is {tail:,}; allowed: at most {_MAX_TAIL:,}; leave it out for all")
         await self._coordinator.get(job_id)
         place = Place() if position is None else Place(*position)
-        with self._logs.notifier.listen(job_id) as wakeup, self._coordinator.notifier.listen(job_id, wakeup):
+        with self._logs.notifier.listen(job_id) as wakeup, self._notifier.listen(job_id, wakeup):
             patience = asyncio.get_running_loop().time() + _LEAVE_S
             if tail is not None and position is None:
                 for lines, place in await self._logs.tail(job_id, tail, wanted):
@@ -65,7 +67,7 @@ class LogService(LogServiceServicer):
     async def _next_lines(self, wakeup: asyncio.Event, until: float | None) -> None:
         """Wait until there may be something new, and a moment for more of it."""
         self._logs.notifier.check()
-        self._coordinator.notifier.check()
+        self._notifier.check()
         try:
             async with asyncio.timeout_at(until):
                 await wakeup.wait()

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable
 
 from lockstep.server.coordinator.coordinator import Coordinator
+from lockstep.server.coordinator.dispatcher import Dispatcher
 from lockstep.server.errors import InvalidRequest
 from lockstep.server.jobs.records import StoredPoint
+from lockstep.server.ledger.book import LedgerBook
 from lockstep.server.rpc.interceptors import Context, as_written
 from lockstep.server.rpc.job_service import required_job_id
 from lockstep.server.rpc.messages import ledger_to_proto, point_to_proto
 from lockstep.server.rpc.paging import make_token, not_negative, page_size, read_token
 from lockstep.server.rpc.point_feed import PointFeed, scope_of
+from lockstep.server.store import MetricStore
+from lockstep.server.watching.notifier import Notifier
 from lockstep.v1.ledger_pb2 import Ledger
 from lockstep.v1.metrics_service_pb2 import (
     GetLedgerRequest,
@@ -29,9 +33,20 @@ _MAX_NAMES = 1_000
 class MetricsService(MetricsServiceServicer):
     """Read the metrics of jobs."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        points: MetricStore,
+        notifier: Notifier,
+        ledgers: LedgerBook,
+        dispatcher: Dispatcher,
+    ) -> None:
         self._coordinator = coordinator
-        self._feed = PointFeed(coordinator)
+        self._feed = PointFeed(coordinator, points, notifier)
+        self._points = points
+        self._notifier = notifier
+        self._ledgers = ledgers
+        self._dispatcher = dispatcher
 
     async def ListMetrics(self, request: ListMetricsRequest, context: Context) -> ListMetricsResponse:
         job_id = required_job_id(request.job_id)
@@ -50,7 +65,7 @@ class MetricsService(MetricsServiceServicer):
                 response.next_page_token = make_token([last.kind, last.step, last.name], scope)
             return response.SerializeToString()
 
-        page = await self._coordinator.store.list_points(
+        page = await self._points.list_points(
             job_id,
             names=names,
             kind=kind,
@@ -70,7 +85,7 @@ class MetricsService(MetricsServiceServicer):
         position = read_token(request.cursor, "cursor", scope_of(job_id), (int,))
         seq = 0 if position is None else position[0]
         await self._coordinator.get(job_id)
-        notifier = self._coordinator.notifier
+        notifier = self._notifier
         with notifier.listen(job_id) as wakeup:
             while True:
                 wakeup.clear()
@@ -89,9 +104,9 @@ class MetricsService(MetricsServiceServicer):
     async def GetLedger(self, request: GetLedgerRequest, context: Context) -> Ledger:
         job_id = required_job_id(request.job_id)
         await self._coordinator.get(job_id)
-        ledger = await self._coordinator.ledgers.read(job_id)
+        ledger = await self._ledgers.read(job_id)
         await self._coordinator.get(job_id)  # else it was deleted meanwhile
-        return ledger_to_proto(ledger, self._coordinator.dispatcher.node_names)
+        return ledger_to_proto(ledger, self._dispatcher.node_names)
 
 
 def _names(names: Iterable[str]) -> list[str]:

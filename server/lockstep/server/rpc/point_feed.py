@@ -8,6 +8,8 @@ from lockstep.server.coordinator.coordinator import Coordinator
 from lockstep.server.jobs.records import StoredPoint
 from lockstep.server.rpc.messages import point_to_proto
 from lockstep.server.rpc.paging import make_token
+from lockstep.server.store import MetricStore
+from lockstep.server.watching.notifier import Notifier
 from lockstep.server.watching.shared_reads import SharedReads
 from lockstep.v1.metrics_service_pb2 import StreamMetricsResponse
 
@@ -38,9 +40,11 @@ class Batch:
 class PointFeed:
     """The points of all jobs, in the order in which they were stored."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
+    def __init__(self, coordinator: Coordinator, points: MetricStore, notifier: Notifier) -> None:
         self._coordinator = coordinator
         self._reads = SharedReads()
+        self._points = points
+        self._notifier = notifier
 
     async def after(self, job_id: str, names: tuple[str, ...], kind: int, seq: int) -> Batch:
         """Read the points after place `seq` of a job that the caller listens to."""
@@ -48,7 +52,7 @@ class PointFeed:
         kept: Batch | None = self._reads.kept(place)
         if kept is not None:
             return kept
-        now = self._coordinator.notifier.round_of(job_id)
+        now = self._notifier.round_of(job_id)
         return await self._reads.read((place, now), lambda: self._read(place, now))
 
     async def _read(self, place: tuple[str, tuple[str, ...], int, int], now: int) -> Batch:
@@ -64,7 +68,7 @@ class PointFeed:
             is_full = len(points) == _POINTS_PER_MESSAGE
             return Batch(message.SerializeToString(), after, is_full, has_ended, now)
 
-        batch = await self._coordinator.store.new_points(
+        batch = await self._points.new_points(
             job_id, names=names, kind=kind, after_seq=seq, limit=_POINTS_PER_MESSAGE, make=write
         )
         await self._coordinator.get(job_id)  # else it was deleted meanwhile, and what was read may be a part

@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
-from lockstep.server.coordinator.coordinator import Coordinator
+from lockstep.server.coordinator.parts import Parts
 from lockstep.server.health import Health, StoreHealthServicer
 from lockstep.server.logs.store import LogStore
 from lockstep.server.process.background import keep_running
@@ -71,11 +71,11 @@ _OPTIONS = (
 
 
 class GrpcServer:
-    """The server of all services over one coordinator."""
+    """The server of all services over the parts of one coordinator."""
 
     def __init__(
         self,
-        coordinator: Coordinator,
+        parts: Parts,
         logs: LogStore,
         telemetry: Telemetry,
         health: Health,
@@ -85,13 +85,27 @@ class GrpcServer:
         # Above that new ones are closed at once: a client that is told so beats a server that can open no file.
         options = (*_OPTIONS, ("grpc.max_allowed_incoming_connections", most_connections))
         self._server = grpc.aio.server(interceptors=[CallInterceptor(telemetry)], options=options)
-        add_JobServiceServicer_to_server(JobService(coordinator), self._server)
-        add_MetricsServiceServicer_to_server(MetricsService(coordinator), self._server)
-        add_LogServiceServicer_to_server(LogService(coordinator, logs), self._server)
-        add_CheckpointServiceServicer_to_server(CheckpointService(coordinator), self._server)
-        add_ClusterServiceServicer_to_server(ClusterService(coordinator), self._server)
+        add_JobServiceServicer_to_server(
+            JobService(parts.coordinator, parts.store.jobs, parts.shown, parts.notifier), self._server
+        )
+        add_MetricsServiceServicer_to_server(
+            MetricsService(parts.coordinator, parts.store.metrics, parts.notifier, parts.ledgers, parts.dispatcher),
+            self._server,
+        )
+        add_LogServiceServicer_to_server(LogService(parts.coordinator, parts.notifier, logs), self._server)
+        add_CheckpointServiceServicer_to_server(
+            CheckpointService(parts.coordinator, parts.store.checkpoints, parts.files), self._server
+        )
+        add_ClusterServiceServicer_to_server(
+            ClusterService(parts.coordinator, parts.ledgers, parts.node_samples), self._server
+        )
         add_CatalogServiceServicer_to_server(CatalogService(), self._server)
-        add_InternalServiceServicer_to_server(InternalService(coordinator, logs, launcher_token), self._server)
+        add_InternalServiceServicer_to_server(
+            InternalService(
+                parts.coordinator, parts.ledgers, parts.dispatcher, parts.node_samples, logs, launcher_token
+            ),
+            self._server,
+        )
         self._health = StoreHealthServicer(health, PUBLIC_SERVICES)
         self._looking: asyncio.Task[None] | None = None
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

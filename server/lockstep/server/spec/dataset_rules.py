@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lockstep.contract import idx
 from lockstep.contract.spec.walk import Shown
 from lockstep.server.spec.rules import Site, SiteRule, is_file
 from lockstep.v1.job_spec_pb2 import JobSpec
 
-IDX_FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
-
-_IDX_LIMITS = f"a folder with {', '.join(IDX_FILES)}, each plain or gzipped"
+_IDX_LIMITS = f"a folder with {', '.join(idx.FILES)}, each plain or gzipped"
 
 
 def _shown_path(path: Path) -> str:
@@ -24,7 +18,7 @@ def _shown_path(path: Path) -> str:
 
 
 def _idx_folder(spec: JobSpec, site: Site, shown: Shown) -> str | None:
-    if len(_missing(spec, site)) < len(IDX_FILES):
+    if len(_missing(spec, site)) < len(idx.FILES):
         return None
     # Why, is not told: a spec shall not be a way to learn which paths there are.
     folder = _shown_path(Path(spec.data.idx.root))
@@ -33,7 +27,7 @@ def _idx_folder(spec: JobSpec, site: Site, shown: Shown) -> str | None:
 
 def _idx_files(spec: JobSpec, site: Site, shown: Shown) -> str | None:
     missing = _missing(spec, site)
-    if len(missing) in (0, len(IDX_FILES)):
+    if len(missing) in (0, len(idx.FILES)):
         return None
     what = ", ".join(f"{name}[.gz]" for name in missing)
     return f"data.idx.root: {_shown_path(Path(spec.data.idx.root))} has no {what}; allowed: {_IDX_LIMITS}"
@@ -43,7 +37,7 @@ def _missing(spec: JobSpec, site: Site) -> list[str]:
     folder = Path(spec.data.idx.root)
     if not site.shares_files_with_workers:
         return []
-    return [name for name in IDX_FILES if not any(is_file(folder / (name + end)) for end in ("", ".gz"))]
+    return [name for name in idx.FILES if not any(is_file(folder / (name + end)) for end in ("", ".gz"))]
 
 
 DATASET_RULES: tuple[SiteRule, ...] = (

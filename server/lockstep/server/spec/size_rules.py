@@ -8,15 +8,14 @@ import struct
 import zlib
 from pathlib import Path
 
+from lockstep.contract import idx
 from lockstep.contract.spec.builtin import train_size
 from lockstep.contract.spec.data_cross import WEIGHTS_HINT, WEIGHTS_LIMITS, too_many_weights
 from lockstep.contract.spec.walk import Shown
-from lockstep.server.spec.dataset_rules import IDX_FILES
 from lockstep.server.spec.rules import Site, SiteRule
 from lockstep.v1.job_spec_pb2 import JobSpec
 
-_IDX_HEADER = struct.Struct(">4I")  # what it is, images, height, width
-_IDX_IMAGES = 0x803
+_IDX_HEADER = struct.Struct(">4s3I")  # what it is, images, height, width
 METRICS_PER_POINT = 6
 """train_loss, train_accuracy, grad_norm, learning_rate, samples_per_second and step_seconds."""
 METRICS_PER_VALIDATION = 2
@@ -29,14 +28,14 @@ def _pixels(images: Path) -> int:
             if path.is_file():
                 with read(path, "rb") as file:
                     magic, _, height, width = _IDX_HEADER.unpack(file.read(_IDX_HEADER.size))
-                return max(1, height * width) if magic == _IDX_IMAGES else 1
+                return max(1, height * width) if magic == idx.magic(3) else 1
     except (OSError, EOFError, struct.error, zlib.error):
         pass  # The workers say what is wrong with the file.
     return 1
 
 
 def _too_many_weights(spec: JobSpec, site: Site, shown: Shown) -> str | None:
-    pixels = _pixels(Path(spec.data.idx.root) / IDX_FILES[0]) if site.shares_files_with_workers else 1
+    pixels = _pixels(Path(spec.data.idx.root) / idx.FILES[0]) if site.shares_files_with_workers else 1
     return too_many_weights(spec, pixels)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from lockstep.contract.spec.fields import kinds_of, place_of
 from lockstep.contract.spec.judge import CHOICE_RULES, FIELD_RULES, SPEC_RULES, fill_in_defaults, judge
-from lockstep.contract.spec.rules import kinds_of, place_of
 from lockstep.contract.spec.walk import CrossRule, Resolution
 from lockstep.server.errors import InvalidSpec, Violation
 from lockstep.server.spec.checkpoint_rules import CHECKPOINT_RULES

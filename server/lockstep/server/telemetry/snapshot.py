@@ -19,7 +19,7 @@ from lockstep.server.telemetry.counters import JobRecord, Telemetry
 from lockstep.v1.telemetry_pb2 import NodeTelemetry as NodeTelemetryMessage
 
 if TYPE_CHECKING:
-    from lockstep.server.coordinator.coordinator import Coordinator
+    from lockstep.server.coordinator.parts import Parts
 
 MOST_WAITING = 100
 """Jobs that have never had workers and are told of one by one: those that have waited for longest."""
@@ -89,13 +89,13 @@ class Camera:
     """Takes snapshots of a running server.
 
     Args:
-        coordinator: of the server.
+        parts: of the server.
         telemetry: of the server.
         loop: that it runs on.
     """
 
-    def __init__(self, coordinator: Coordinator, telemetry: Telemetry, loop: asyncio.AbstractEventLoop) -> None:
-        self._coordinator, self._telemetry, self._loop = coordinator, telemetry, loop
+    def __init__(self, parts: Parts, telemetry: Telemetry, loop: asyncio.AbstractEventLoop) -> None:
+        self._parts, self._telemetry, self._loop = parts, telemetry, loop
         self._started_at = time.monotonic()
 
     def take(self) -> Snapshot:
@@ -108,8 +108,8 @@ class Camera:
 
     async def _take(self) -> Snapshot:
         now = datetime.now(UTC)
-        coordinator, telemetry = self._coordinator, self._telemetry
-        nodes = coordinator.node_telemetry
+        coordinator, telemetry = self._parts.coordinator, self._telemetry
+        nodes = self._parts.node_samples
         samples = nodes.all()
         records = (telemetry.records.get(job_id) for job_id in coordinator.queued())
         waits = [record.queued_since for record in records if record is not None and record.queued_since is not None]
@@ -120,8 +120,8 @@ class Camera:
             telemetry.queue_depth,
             max((time.monotonic() - since for since in waits), default=0.0),
             coordinator.look_at_cluster(),
-            coordinator.dispatcher.has_launcher,
-            coordinator.notifier.count(),
+            self._parts.dispatcher.has_launcher,
+            self._parts.notifier.count(),
             samples,
             {node_id: nodes.gpu_uses(node_id) for node_id, sample in samples.items() if sample.gpus},
         )
@@ -130,8 +130,8 @@ class Camera:
         waiting: list[tuple[Job, int, JobRecord]] = []
         at_work: list[tuple[Job, int, JobRecord]] = []
         ended: list[tuple[Job, int, JobRecord]] = []
-        live = self._coordinator.live_jobs()
-        ledgers = self._coordinator.ledgers.newest()
+        live = self._parts.coordinator.live_jobs()
+        ledgers = self._parts.ledgers.newest()
         for job_id, record in self._telemetry.records.items():  # in the order of submits
             job, held_workers = live.get(job_id, (record.ended, 0))
             if job is None:

@@ -225,8 +225,7 @@ async def test_where_no_ray_answers_no_launcher_is_started_and_nodes_and_jobs_sa
     async with serving(tmp_path) as server:
         # A port that is closed, or where something else listens: this server itself.
         address = server.application.grpc_address if listens else "127.0.0.1:1"
-        coordinator = server.application.coordinator
-        assert coordinator is not None
+        parts = server.parts
         job = await server.submit()
         keeper = ClusterKeeper(
             FACTS,
@@ -236,10 +235,10 @@ async def test_where_no_ray_answers_no_launcher_is_started_and_nodes_and_jobs_sa
             folder=tmp_path,
             ray_address=address,
             head=None,
-            told=partial(setattr, coordinator.dispatcher, "trouble"),
+            told=partial(setattr, parts.dispatcher, "trouble"),
         )
         keeper.start()
-        await wait_for(lambda: bool(coordinator.dispatcher.trouble))
+        await wait_for(lambda: bool(parts.dispatcher.trouble))
         assert not launchers()
         reason = (await server.cluster.GetCluster(GetClusterRequest())).not_ready_reason
         assert reason.startswith(f"no Ray answers at {address}; start one there")
@@ -253,7 +252,7 @@ async def test_words_about_a_ray_that_does_not_answer_end_when_it_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving(tmp_path) as server:
-        dispatcher = server.coordinator.dispatcher
+        dispatcher = server.parts.dispatcher
         answers = False
 
         async def ray_answers(address: str) -> bool:
@@ -282,7 +281,7 @@ async def test_words_about_the_cluster_of_before_are_forgotten_when_a_launcher_c
     tmp_path: Path,
 ) -> None:
     async with serving(tmp_path) as server:
-        dispatcher = server.coordinator.dispatcher
+        dispatcher = server.parts.dispatcher
         dispatcher.trouble = "no Ray answers"
         launcher = server.launcher()
         await launcher.be_ready()

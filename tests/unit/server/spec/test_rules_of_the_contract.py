@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from lockstep.contract.spec.rules import place_of
+from lockstep.contract import bounds
+from lockstep.contract.spec.fields import kinds_of, place_of
 from lockstep.server.spec.validation import FIELD_RULES, fields_with_files
 from lockstep.v1 import options_pb2
 from lockstep.v1.job_spec_pb2 import JobSpec
@@ -51,6 +52,22 @@ def test_words_of_the_contract_and_its_bounds_say_the_same() -> None:
             assert wanted - numbers <= ({64.0} if rule.path in ("model.mlp.dropout", "init_from.job_id") else set())
         assert rule.default is None or rule.counts or rule.allows is None or rule.allows(rule.default), rule.path
         assert rule.meaning and rule.hint, rule.path
+
+
+def test_bounds_that_the_workers_keep_are_those_of_the_contract() -> None:
+    most = {
+        "training.max_epochs": bounds.MOST_EPOCHS,
+        "training.max_steps": bounds.MOST_STEPS,
+        "training.log_every_steps": bounds.MOST_STEPS,
+        "training.evaluate_every_steps": bounds.MOST_STEPS,
+        "recovery.checkpoint_every_steps": bounds.MOST_STEPS,
+        "resources.workers": bounds.MOST_SHARDS,
+        "resources.shards": bounds.MOST_SHARDS,
+        "resources.min_workers": bounds.MOST_SHARDS,
+        "resources.cpus_per_worker": bounds.MOST_CPUS_PER_WORKER,
+    }
+    assert {path: option_of(path).at_most for path in most} == most
+    assert kinds_of("model")["lenet"].least_image_side == bounds.LENET_LEAST_PIXELS
 
 
 def option_of(path: str) -> Any:
