@@ -372,11 +372,10 @@ def soon_orphaned() -> Worker:
     patch.setattr(ray, "get_runtime_context", RayContext)
     patch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
     patch.setattr(worker, "ORPHANED_AFTER_S", 0.2)
-    return Worker(LauncherOptions(warm_memory_bytes=1 << 40), 1.0, 0.0)
+    return Worker(ROOMY, 1.0, 0.0)
 
 
 def live_alone(asked: bool) -> None:
-    """Be a worker that nobody asks for, or no more."""
     alone = soon_orphaned()
     if asked:
         alone.rest("", 0)
