@@ -199,6 +199,18 @@ def test_nothing_reaches_through_the_coordinator(package: str) -> None:
     assert not through
 
 
+def test_what_both_sides_know_imports_nothing() -> None:
+    files = sorted((ROOT / "proto" / "lockstep" / "contract").glob("*.py"))
+    names = {
+        name.split(".")[0]
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text()))
+        for name in imported(node)
+    }
+    assert files
+    assert names <= sys.stdlib_module_names
+
+
 def test_the_engine_names_no_field_of_a_spec() -> None:
     paths = {
         f"{section.name}.{field.name}"
