@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from lockstep.client import Client
-from lockstep.workers.datasets.idx import IdxDataset
+from lockstep.workers.datasets.images.idx import IdxDataset
 from serving import server
 
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 10, 256, 0.1

@@ -93,7 +93,7 @@ def train_with_ray(config: dict[str, Any]) -> None:
     import torch
     from torch import nn
 
-    from lockstep.workers.datasets.idx import IdxDataset
+    from lockstep.workers.datasets.images.idx import IdxDataset
 
     torch.set_num_threads(1)
     data = IdxDataset(config["data"])

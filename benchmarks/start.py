@@ -67,7 +67,7 @@ def train_a_step(data: Path, done: Path) -> None:
     import torch.distributed as dist
     from torch import nn
 
-    from lockstep.workers.datasets.idx import IdxDataset
+    from lockstep.workers.datasets.images.idx import IdxDataset
 
     torch.set_num_threads(1)
     data_set = IdxDataset(str(data))

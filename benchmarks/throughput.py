@@ -36,7 +36,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lockstep.v1.job_spec_pb2 import ModelSpec
-from lockstep.workers.datasets.idx import IdxDataset
+from lockstep.workers.datasets.images.idx import IdxDataset
 from lockstep.workers.engine import Group, Listener, Origin, Point, Progress, Trainer
 from lockstep.workers.models import build_model
 

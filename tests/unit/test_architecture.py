@@ -2,11 +2,14 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from lockstep.v1.job_spec_pb2 import JobSpec
 
 ROOT = Path(__file__).parents[2]
 LONGEST_FILE = 400
@@ -92,9 +95,10 @@ ALLOWED = {
         "calls": "",
         "failures": "engine",
         "logs": "connection",
-        "models": "engine",
-        "datasets": "engine",
-        "optimizers": "",
+        "registry": "",
+        "models": "engine registry",
+        "datasets": "engine registry",
+        "optimizers": "registry",
         "training": "datasets engine models optimizers",
         "run": "engine training",
         "trained": "engine models",
@@ -182,6 +186,20 @@ def test_nothing_reaches_through_the_coordinator(package: str) -> None:
         and ast.unparse(node.value.value).split(".")[-1].strip("_") == "coordinator"
     ]
     assert not through
+
+
+def test_the_engine_names_no_field_of_a_spec() -> None:
+    paths = {
+        f"{section.name}.{field.name}"
+        for section in JobSpec.DESCRIPTOR.fields
+        if section.message_type is not None
+        for field in section.message_type.fields
+    }
+    files = sorted((ROOT / "workers" / "lockstep" / "workers" / "engine").rglob("*.py"))
+    named = {
+        (file.name, path) for file in files for path in paths if re.search(rf"\b{re.escape(path)}\b", file.read_text())
+    }
+    assert not named
 
 
 def test_only_the_fleet_knows_the_class_of_the_actors() -> None:

@@ -10,6 +10,7 @@ import typer
 
 from lockstep.client import Client, Job, load_spec
 from lockstep.client.cli import app
+from lockstep.contract.failures import FailureReason
 from lockstep.server.settings import Settings
 from lockstep.server.spec.rules import Site
 from lockstep.server.spec.validation import CHOICE_RULES, CROSS_RULES, FIELD_RULES, resolve
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 PAGES = sorted(path for path in ROOT.rglob("*.md") if not any(part.startswith(".") for part in path.parts))
 ELSEWHERE = Site(ROOT, shares_files_with_workers=False)
+JOB_PROTO = (ROOT / "proto" / "lockstep" / "v1" / "job.proto").read_text()
 BYTES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
@@ -31,6 +33,17 @@ def code_blocks(text: str, language: str) -> list[str]:
 
 def first_cells(table: str) -> list[str]:
     return re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)
+
+
+def test_the_page_of_troubles_has_every_reason_of_a_failure_and_no_other() -> None:
+    named = [cell for cell in first_cells(page("troubleshooting.md")) if re.fullmatch("[A-Z]+(_[A-Z]+)*", cell)]
+    assert sorted(named) == sorted(FailureReason)
+
+
+def test_the_contract_tells_every_reason_of_a_failure_and_no_other() -> None:
+    comment = re.search(r"A stable word for programs: (.*?)string reason", JOB_PROTO, re.DOTALL)
+    assert comment is not None
+    assert sorted(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b|INTERNAL", comment[1])) == sorted(FailureReason)
 
 
 def test_the_table_of_spec_fields_names_every_rule_and_no_other() -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from lockstep.client.errors import DataLoss, MissingPackage
 from lockstep.client.types import Checkpoint, CheckpointFile
+from lockstep.contract.checkpoints import MANIFEST_FILE, MODEL_FILE, folder_of
 from lockstep.v1.checkpoint_service_pb2 import (
     DownloadCheckpointRequest,
     DownloadCheckpointResponse,
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
     from lockstep.client.client import Client
 
-MODEL_FILE = "model.safetensors"
-MANIFEST_FILE = "manifest.json"
 
 # Told how many bytes have come, and how many come in all.
 Tell = Callable[[int, int], None]
@@ -58,7 +57,7 @@ def download(client: Client, job_id: str, directory: Path, step: int | None, tel
     download = _Download(client, job_id, step, tell)
     with download.open(MODEL_FILE) as (file, chunks):
         assert download.checkpoint is not None
-        target = directory / f"step-{download.checkpoint.step:012d}"
+        target = directory / folder_of(download.checkpoint.step)
         if target.exists():
             raise FileExistsError(errno.EEXIST, "is there already; remove it or name another directory", str(target))
         directory.mkdir(parents=True, exist_ok=True)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lockstep.client._parts import load_part
-from lockstep.client.checkpoints import MANIFEST_FILE, MODEL_FILE, fetch
+from lockstep.client.checkpoints import fetch
 from lockstep.client.errors import LockstepError
+from lockstep.contract.checkpoints import MANIFEST_FILE, MODEL_FILE
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -8,10 +8,11 @@ import torch
 from google.protobuf import json_format
 from torch import Tensor, nn
 
+from lockstep.contract.checkpoints import MANIFEST_FILE, MODEL_FILE
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.workers.engine import DataModule
 from lockstep.workers.engine.state import manifest as manifests
-from lockstep.workers.engine.state.checkpoint import MANIFEST_FILE, MODEL_FILE, read_weights
+from lockstep.workers.engine.state.checkpoint import read_weights
 from lockstep.workers.models import build_model
 
 _KNOWN_STEPS = {"divide_by", "mean", "std"}

@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 from google.protobuf.message import Message
 
-from lockstep.server.checkpoints.files import MANIFEST
+from lockstep.contract.checkpoints import MANIFEST_FILE
 from lockstep.server.errors import FilesHang, InvalidSpec, Violation
 from lockstep.server.jobs.job import Job
 from lockstep.server.jobs.records import StoredCheckpoint
@@ -95,7 +95,7 @@ def keep_first_weights(job: Job, files: Sequence[str]) -> Job:
     try:
         make_folder(root, *names)
         with open_folder(root, source.parent.name, source.name) as theirs, open_folder(root, *names) as ours:
-            for name in dict.fromkeys([*files, MANIFEST]):
+            for name in dict.fromkeys([*files, MANIFEST_FILE]):
                 link_file(theirs, ours, name)
     except OSError as error:
         remove_folder(root, job.job_id, _FOLDER)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from lockstep.contract.failures import FailureReason
 from lockstep.contract.wording import count
 from lockstep.server.coordinator.gangs import Entry, Gang, held_by
 from lockstep.server.coordinator.inventory import take_over
@@ -22,7 +23,6 @@ from lockstep.server.jobs.job import (
     CanNeverFit,
     GangGone,
     GangJoined,
-    Reason,
     State,
     Stop,
     WorkersChanged,
@@ -287,7 +287,7 @@ class Dispatcher:
         async with entry.lock:
             if entry.gang is None or entry.gang.attempt != told.attempt:
                 return
-            left_for_us = self._is_closing and (error is None or error.reason == Reason.WORKER_LOST)
+            left_for_us = self._is_closing and (error is None or error.reason == FailureReason.WORKER_LOST)
             if left_for_us and entry.job.state.has_workers:
                 await self._live.apply(entry, WorkersForgotten("the server was stopped"))
             else:

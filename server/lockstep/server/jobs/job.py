@@ -42,13 +42,6 @@ LIVE = frozenset(State) - ENDED
 WORKING = frozenset({State.STARTING, State.RUNNING, State.PAUSING, State.CANCELLING})
 
 
-class Reason:
-    """The stable words of JobError.reason that the coordinator itself looks at."""
-
-    WORKER_LOST = "WORKER_LOST"
-    PLACEMENT_FAILED = "PLACEMENT_FAILED"
-
-
 @dataclass(frozen=True)
 class Progress:
     """How far training is.

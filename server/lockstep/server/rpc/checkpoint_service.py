@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+from lockstep.contract.checkpoints import MODEL_FILE
 from lockstep.server.checkpoints.files import CheckpointFileReader, where
 from lockstep.server.coordinator.coordinator import Coordinator
 from lockstep.server.errors import CheckpointNotFound
@@ -22,8 +23,6 @@ from lockstep.v1.checkpoint_service_pb2 import (
     ListCheckpointsResponse,
 )
 from lockstep.v1.checkpoint_service_pb2_grpc import CheckpointServiceServicer
-
-DEFAULT_FILE = "model.safetensors"
 
 
 class CheckpointService(CheckpointServiceServicer):
@@ -56,7 +55,7 @@ class CheckpointService(CheckpointServiceServicer):
         self, request: DownloadCheckpointRequest, context: Context
     ) -> AsyncIterator[DownloadCheckpointResponse]:
         checkpoint = await self._find(request)
-        name, run = request.file_name or DEFAULT_FILE, self._files.run
+        name, run = request.file_name or MODEL_FILE, self._files.run
         what = f"reading {where(checkpoint, name)}"
         reader = await run(CheckpointFileReader, checkpoint, name, what=what, drop=CheckpointFileReader.close)
         try:

@@ -9,12 +9,12 @@ import zlib
 from itertools import pairwise
 from pathlib import Path
 
-from lockstep.server.spec.dataset_rules import BUILTINS, IDX_FILES, train_size
+from lockstep.contract import idx
+from lockstep.server.spec.dataset_rules import BUILTINS, train_size
 from lockstep.server.spec.rules import CrossRule, Shown, Site
 from lockstep.v1.job_spec_pb2 import JobSpec
 
-_IDX_HEADER = struct.Struct(">4I")  # what it is, images, height, width
-_IDX_IMAGES = 0x803
+_IDX_HEADER = struct.Struct(">4s3I")  # what it is, images, height, width
 MOST_WEIGHTS = 1_000_000_000
 METRICS_PER_POINT = 6
 """train_loss, train_accuracy, grad_norm, learning_rate, samples_per_second and step_seconds."""
@@ -29,7 +29,7 @@ def _inputs(spec: JobSpec, site: Site) -> int:
         case "builtin":
             return BUILTINS[spec.data.builtin.name].inputs
         case "idx" if site.shares_files_with_workers:
-            return _pixels(Path(spec.data.idx.root) / IDX_FILES[0])
+            return _pixels(Path(spec.data.idx.root) / idx.FILES[0])
         case _:
             return 1
 
@@ -41,7 +41,7 @@ def _pixels(images: Path) -> int:
             if path.is_file():
                 with read(path, "rb") as file:
                     magic, _, height, width = _IDX_HEADER.unpack(file.read(_IDX_HEADER.size))
-                return max(1, height * width) if magic == _IDX_IMAGES else 1
+                return max(1, height * width) if magic == idx.magic(3) else 1
     except (OSError, EOFError, struct.error, zlib.error):
         pass  # The workers say what is wrong with the file.
     return 1

@@ -1,7 +1,7 @@
 """What can go wrong in the engine.
 
 EngineError
-├── DataError            the data, or a spec that does not fit it; names the field and the hint
+├── DataError            the data, or a parameter that does not fit it; names it and the hint
 ├── ModelError           the module does what training cannot be exact with; names the part and the hint
 ├── NonFiniteLoss        the loss became infinite or not a number
 ├── NonFiniteGradient    the loss is finite, its gradient is not
@@ -13,23 +13,71 @@ EngineError
 └── Stopped              training was asked to stop, and stopped between two steps
 """
 
-HINT = "Try a lower {rate} or set training.gradient_clip_norm."
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of the engine that a message names.
+
+    Attributes:
+        name: of the argument, such as "batch_size".
+        words: what a message calls it, where that is not its name.
+    """
+
+    name: str
+    words: str = ""
+
+
+GRADIENT_CLIP_NORM = Parameter("gradient_clip_norm")
+LEARNING_RATE = Parameter("learning_rate", "learning rate")
 
 
 class EngineError(Exception):
-    """Base of everything that the engine raises."""
+    """Base of everything that the engine raises.
+
+    Args:
+        words: the message, in parts.
+    """
+
+    def __init__(self, *words: str | Parameter) -> None:
+        self._words = words
+        super().__init__(self._message({}))
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Call parameters of the engine by other names: whoever uses it through a service knows those of that alone.
+
+        Args:
+            names: what to call each, by its name here; those that are left out keep that.
+        """
+        self.args = (self._message(names),)
+
+    def _message(self, names: Mapping[str, str]) -> str:
+        return "".join(
+            part if isinstance(part, str) else names.get(part.name, part.words or part.name) for part in self._words
+        )
 
 
 class DataError(EngineError):
-    """The data cannot be used as the spec asks.
+    """The data cannot be used as it was asked.
+
+    Args:
+        field: what is at fault: a parameter of the engine, or what whoever has made the data calls it.
+        words: the rest of the message, in parts.
 
     Attributes:
-        field: path of the field of the spec at fault, such as "data.idx.root".
+        field: the same.
     """
 
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(f"{field}: {message}")
+    def __init__(self, field: str, *words: str | Parameter) -> None:
+        super().__init__(Parameter(field), ": ", *words)
         self.field = field
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Call parameters of the engine by other names, the field at fault too."""
+        super().rename(names)
+        self.field = names.get(self.field, self.field)
 
 
 class ModelError(EngineError):
@@ -37,11 +85,11 @@ class ModelError(EngineError):
 
 
 class NonFiniteLoss(EngineError):
-    """The loss became infinite or not a number."""
+    """The loss became infinite or not a number; `rate` is that of the optimizer."""
 
-    def __init__(self, step: int, loss: float, rate: str) -> None:
+    def __init__(self, step: int, loss: float, rate: Parameter) -> None:
         words = f"train_loss is {loss} at step {step}; the parameters are those of step {step - 1}."
-        super().__init__(f"{words} {HINT.format(rate=rate)}")
+        super().__init__(f"{words} Try a lower ", rate, " or set ", GRADIENT_CLIP_NORM, ".")
         self.step = step
 
 
@@ -60,8 +108,9 @@ class NonFiniteGradient(EngineError):
 class NonFiniteParameters(EngineError):
     """A step has made parameters infinite or not a number; `name` is the first of them."""
 
-    def __init__(self, step: int, name: str, rate: str) -> None:
-        super().__init__(f"{name} is not finite after step {step}. {HINT.format(rate=rate)}")
+    def __init__(self, step: int, name: str, rate: Parameter) -> None:
+        words = f"{name} is not finite after step {step}."
+        super().__init__(f"{words} Try a lower ", rate, " or set ", GRADIENT_CLIP_NORM, ".")
         self.step = step
 
 

@@ -16,6 +16,7 @@ from lockstep.workers.engine.determinism import hardware_class
 from lockstep.workers.engine.errors import (
     DataError,
     NonFiniteParameters,
+    Parameter,
     PeerLost,
     Stopped,
 )
@@ -140,7 +141,7 @@ class Loop:
                 put_weights(read_weights(self.origin.init_from_uri, self.most_bytes_of_weights()), self.module)
             except (Damaged, NotOurs, OSError, StateMismatch) as error:
                 words = f"the weights in {self.origin.init_from_uri} cannot be used: {error}"
-                raise DataError("init_from", words) from error
+                raise DataError("init_from_uri", words) from error
             self.position = Position(is_loaded=True)
         self.has_looked_back = True
 
@@ -154,7 +155,7 @@ class Loop:
         try:
             steps = checkpoints.steps()
         except NotOurs as error:
-            raise DataError("recovery.checkpoint_uri", str(error)) from error
+            raise DataError("checkpoints", str(error)) from error
         except OSError as error:
             self.listener.noted(f"training starts from the beginning: its checkpoints cannot be looked at: {error}")
             return
@@ -182,9 +183,9 @@ class Loop:
             words = (
                 f"the data is not that which the checkpoint of step {step} was trained on: the SHA-256 of its examples "
                 f"is {self.data_digest} and was {digest}; restore the files as they were, or submit a new job with "
-                "init_from, which begins with the weights of this checkpoint"
             )
-            raise DataError(self.data.field, words)
+            source = Parameter("init_from_uri")
+            raise DataError(self.data.field, words, source, ", which begins with the weights of this checkpoint")
 
     def catch_up(self) -> None:
         """Bring every rank to where the one that is furthest ahead is."""

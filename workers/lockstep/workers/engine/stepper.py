@@ -78,7 +78,7 @@ class Stepper:
         self.train_set, self.validation_set = data.train.to(device), data.validation.to(device)
         if settings.batch_size > len(self.train_set):
             raise DataError(
-                "training.batch_size",
+                "batch_size",
                 f"{settings.batch_size} is more than the {len(self.train_set)} training examples; "
                 f"allowed: 1 to {len(self.train_set)}",
             )

@@ -7,6 +7,7 @@ from typing import Any
 
 import structlog
 
+from lockstep.contract.failures import FailureReason
 from lockstep.contract.wording import count, go_on
 from lockstep.v1.internal_service_pb2 import (
     ConnectLauncherRequest,
@@ -20,7 +21,7 @@ from lockstep.v1.internal_service_pb2 import (
 from lockstep.v1.job_pb2 import JobError
 from lockstep.workers.calls import PLACEMENT_TIMEOUT_S
 from lockstep.workers.engine import awake
-from lockstep.workers.launcher.ending import Ending
+from lockstep.workers.launcher.ending import Ending, launcher_failed
 from lockstep.workers.launcher.gang import (
     Event,
     Gang,
@@ -114,10 +115,10 @@ class Attempt:
                 self._handle(self._gang.next_event(self._next_deadline()))
             error = self._ending.outcome()
         except PlacementFailed as failure:
-            error = JobError(reason="PLACEMENT_FAILED", message=str(failure))
+            error = JobError(reason=FailureReason.PLACEMENT_FAILED, message=str(failure))
         except Exception as failure:
             self._log.exception("the attempt failed in the launcher")
-            error = JobError(reason="INTERNAL", message=f"the launcher failed: {type(failure).__name__}: {failure}")
+            error = launcher_failed(failure)
         finally:
             self._gang.remove_all()
         if error is not None:
@@ -248,8 +249,7 @@ class Attempt:
             self._log.info("a worker is lost", worker=loss.member.number, node_id=loss.member.node_id, why=loss.fate)
         what = what_happened(lost, before)
         if not self._gang.staying:
-            message = f"{what}; no other worker was left"
-            self._ending.errors.append(JobError(reason="WORKER_LOST", message=message, rank=member.number))
+            self._ending.lost_all(f"{what}; no other worker was left", member.number)
         else:
             self._go_on_without([loss.member for loss in lost], what)
 
@@ -339,7 +339,7 @@ class Attempt:
             self._check_size("a worker did not come up")
         elif self._peer_losses.is_due(now):
             if self._peer_losses.is_hopeless():
-                self._fail(JobError(reason="WORKER_LOST", message=HOPELESS))
+                self._fail(JobError(reason=FailureReason.WORKER_LOST, message=HOPELESS))
             else:
                 self._form("brought together again")
                 self._tell_changed(self._peer_losses.words)
@@ -363,7 +363,7 @@ class Attempt:
         self._ending.fail(error)
         for member in self._gang.staying:
             member.is_leaving = True
-            if error.reason != "RANKS_DISAGREE":  # there each rank tells its own
+            if error.reason != FailureReason.RANKS_DISAGREE:  # there each rank tells its own
                 self._gang.tell(member, "dismiss", self._epoch)
 
     def _resize(self, asked: ResizeAsked) -> None:

@@ -1,5 +1,6 @@
 """What ends an attempt before its members have left by themselves, and what it ends with."""
 
+from lockstep.contract.failures import FailureReason
 from lockstep.v1.job_pb2 import JobError
 from lockstep.workers.engine import awake
 from lockstep.workers.failures import first_cause
@@ -62,6 +63,10 @@ class Ending:
         limit = awake.now() + AFTERMATH_S
         self.deadline = min(limit, self.deadline or limit)
 
+    def lost_all(self, message: str, number: int) -> None:
+        """Nobody is left, since the worker with this number is gone too."""
+        self.errors.append(JobError(reason=FailureReason.WORKER_LOST, message=message, rank=number))
+
     def has_left(self) -> None:
         """A worker that trained has left in order; when it was told to stop, it has kept what it had."""
         self.is_agreed = True
@@ -71,7 +76,12 @@ class Ending:
         """Why the attempt has ended, when nobody is left; None when that was in order."""
         if self.is_too_small and not self._has_left_in_order and not self.errors:
             message = f"{self._too_small_because}; no worker was left that could write a checkpoint"
-            return JobError(reason="WORKER_LOST", message=message)
+            return JobError(reason=FailureReason.WORKER_LOST, message=message)
         if self.errors and (self.is_too_small or not self.is_stopping):
             return first_cause(self.errors)
         return None
+
+
+def launcher_failed(failure: Exception) -> JobError:
+    """The error of a job whose attempt the launcher itself could not go on with."""
+    return JobError(reason=FailureReason.INTERNAL, message=f"the launcher failed: {type(failure).__name__}: {failure}")

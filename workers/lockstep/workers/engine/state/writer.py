@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 
 from lockstep.workers.engine import awake
-from lockstep.workers.engine.errors import NonFiniteParameters
+from lockstep.workers.engine.errors import LEARNING_RATE, NonFiniteParameters, Parameter
 from lockstep.workers.engine.state.checkpoint import Checkpoint, Checkpoints
 from lockstep.workers.engine.state.state import TrainState, first_non_finite
 
@@ -35,7 +35,7 @@ class Writer:
         parameters: Collection[str],
         kept: Callable[[Sequence[Checkpoint]], None],
         failed: Callable[[int, Exception], None],
-        rate: str = "learning rate",
+        rate: Parameter = LEARNING_RATE,
     ) -> None:
         self._rate = rate
         self._checkpoints, self._parameters = checkpoints, parameters
