@@ -113,7 +113,7 @@ def train_with_ray(config: dict[str, Any]) -> None:
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     for step in range(first, 10**9):
         chosen = torch.randint(0, len(images), (own,), generator=torch.Generator().manual_seed(step * WORKERS + rank))
-        nn.functional.cross_entropy(module(images[chosen]), labels[chosen]).backward()
+        nn.functional.cross_entropy(module(images[chosen]), labels[chosen]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
         if rank == 0:

@@ -51,7 +51,7 @@ class Turns:
             run(handle)
             self.longest_s = max(self.longest_s, time.thread_time() - began)
 
-        events.Handle._run = measured  # type: ignore[method-assign]
+        events.Handle._run = measured  # type: ignore[assignment, method-assign]
 
     async def of(self, name: str, call: Awaitable[Any]) -> float:
         """Print the longest turn until a while after a call."""

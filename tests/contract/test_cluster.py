@@ -257,8 +257,9 @@ async def test_a_server_tells_when_its_cluster_is_ready_and_a_launcher_that_is_g
         async with serving(tmp_path) as server:
             await server.launcher().be_ready()
             await server.parts.dispatcher.cluster_is_ready.wait()
+            submit = f"lockstep --target {server.application.grpc_address} submit -f SPEC"  # not the usual port
         told = [line["event"] for line in logs]
-        assert "the cluster is ready: 2 CPUs; submit jobs with: lockstep submit -f SPEC" in told
+        assert f"the cluster is ready: 2 CPUs; submit jobs with: {submit}" in told
         assert "the launcher is gone" not in told
         logs.clear()
         async with serving(tmp_path) as server:

@@ -12,7 +12,7 @@ import pytest
 from lockstep.v1.job_spec_pb2 import JobSpec
 
 ROOT = Path(__file__).parents[2]
-LONGEST_FILE = 400
+LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys
@@ -208,10 +208,26 @@ def test_only_the_fleet_knows_the_class_of_the_actors() -> None:
     assert knowing == ["fleet.py"]
 
 
-def test_no_file_holds_more_than_one_thing_could_need() -> None:
+def written_by_hand() -> list[Path]:
+    """All of our Python files that are no generated code."""
     tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True)
     if tracked.returncode != 0:
         pytest.skip("this is no git checkout")
-    paths = [ROOT / name for name in tracked.stdout.split() if "_pb2" not in name]
-    long = {path.name: lines for path in paths if (lines := len(path.read_text().splitlines())) > LONGEST_FILE}
+    return [ROOT / name for name in tracked.stdout.split() if "_pb2" not in name]
+
+
+def test_no_file_holds_more_than_one_thing_could_need() -> None:
+    lengths = {path.name: len(path.read_text().splitlines()) for path in written_by_hand()}
+    assert not {name: lines for name, lines in lengths.items() if lines > LONGEST_FILE}
+
+
+def test_no_function_outside_of_tests_is_longer_than_a_page() -> None:
+    long = {}
+    for path in written_by_hand():
+        if "tests" not in path.relative_to(ROOT).parts:
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
+                    lines = node.end_lineno - node.lineno + 1
+                    if lines > LONGEST_FUNCTION:
+                        long[f"{path.relative_to(ROOT)}: {node.name}"] = lines
     assert not long

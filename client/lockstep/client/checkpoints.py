@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lockstep.client._parts import how_to_install
 from lockstep.client.errors import DataLoss, MissingPackage
 from lockstep.client.types import Checkpoint, CheckpointFile
 from lockstep.contract.checkpoints import MANIFEST_FILE, MODEL_FILE, folder_of
@@ -80,9 +81,9 @@ def load_state_dict(client: Client, job_id: str, step: int | None) -> dict[str, 
     """Fetch the weights of a checkpoint; see Job.load_state_dict."""
     missing = [name for name in ("torch", "safetensors") if find_spec(name) is None]
     if missing:
-        names = " ".join(missing)
         raise MissingPackage(
-            f"load_state_dict needs torch and safetensors; install what is missing: pip install {names}"
+            f"load_state_dict needs torch and safetensors; not installed: {', '.join(missing)}; "
+            f"{how_to_install('workers')}"
         )
     from safetensors import SafetensorError
     from safetensors.torch import load_file

@@ -44,7 +44,7 @@ class TrainedModel(Protocol):
 
 def load_model(client: Client, job_id: str, step: int | None) -> TrainedModel:
     """Fetch and build the model of a checkpoint; see Job.load_model."""
-    load = load_part(GROUP, "load", "load_model")
+    load = load_part(GROUP, "load", "load_model", "workers")
     with tempfile.TemporaryDirectory(prefix="lockstep-") as directory:
         fetch(client, job_id, step, (MODEL_FILE, MANIFEST_FILE), Path(directory))
         try:

@@ -138,7 +138,8 @@ def test_a_checkpoint_that_does_not_say_what_it_is_of_is_told(server: ScriptedSe
         ([], "load_model needs a part of Lockstep that is not installed: pip install "),
         (
             [EntryPoint("load", "a_part_that_is_not_there:load", "lockstep.models")],
-            "load_model needs the Python module a_part_that_is_not_there, which is not installed: pip install ",
+            r"load_model needs the Python module a_part_that_is_not_there, which is not installed: "
+            r"pip install '\.\[workers\]' in a checkout of Lockstep$",
         ),
     ],
 )

@@ -11,9 +11,8 @@ from lockstep.workers.engine import (
     DataError,
     HardwareDiffers,
     ModelError,
-    NonFiniteGradient,
-    NonFiniteLoss,
     NonFiniteParameters,
+    NonFiniteStep,
     NotDeterministic,
     PeerLost,
     RanksDisagree,
@@ -29,7 +28,7 @@ def job_error(error: BaseException, rank: int) -> JobError:
     match error:
         case DataError():
             return JobError(reason=FailureReason.DATA_INVALID, message=str(error), field=error.field, rank=rank)
-        case NonFiniteLoss() | NonFiniteGradient() | NonFiniteParameters():
+        case NonFiniteStep() | NonFiniteParameters():
             return JobError(reason=FailureReason.NON_FINITE_LOSS, message=str(error), rank=rank)
         case NotDeterministic():
             return JobError(reason=FailureReason.NOT_DETERMINISTIC, message=str(error), rank=rank)
@@ -56,6 +55,17 @@ def job_error(error: BaseException, rank: int) -> JobError:
             )
     message = f"worker {rank} raised {type(error).__name__}: {str(error)[:MESSAGE_LIMIT]}"
     return JobError(reason=FailureReason.USER_ERROR, message=message, traceback=short_traceback(error), rank=rank)
+
+
+def is_of_the_user(error: BaseException) -> bool:
+    """Whether its message says all that its user can mend, so that where it came up in this code helps nobody."""
+    match error:
+        case ModelError():
+            return error.__cause__ is None
+        case DataError() | NonFiniteLoss() | NonFiniteGradient() | NonFiniteParameters():
+            return True
+        case _:
+            return False
 
 
 def is_with_node(error: BaseException) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -29,7 +28,8 @@ Overrides = Annotated[
     typer.Option(
         "--set",
         metavar="PATH=VALUE",
-        help="Set a field over the file's: --set training.seed=7, --set model.lenet={}; may be repeated.",
+        help="Set a field over the file's: --set training.seed=7; may be repeated. Another kind, as in "
+        "--set model.lenet={}, takes the place of the file's.",
     ),
 ]
 _SHOWN_IN_A_TABLE = 50
@@ -87,12 +87,12 @@ def submit(
             return
         output.write(job.job_id)
         if not follow:
-            say(f"{job.name} is {job.state.lower()}; follow it with: lockstep watch {job.job_id}")
+            say(f"{job.name} is {job.state.lower()}; see how it gets on with: lockstep wait {job.job_id}")
         say_if_shards_follow(spec, job.spec)
         if not job.state.has_ended:
             say_if_short(client, job)
         if follow:
-            _follow(job)
+            _await_end(job)
 
 
 def ls(
@@ -179,10 +179,10 @@ def watch(context: typer.Context, job_id: JobId) -> None:
         try:
             for update in job.watch():
                 for event in update.events:
-                    output.write(output.event_line(event))
+                    output.write(output.event_line(event, update.job.error))
         except KeyboardInterrupt:
             raise typer.Exit(exit_codes.INTERRUPTED) from None
-    if job.state is not JobState.SUCCEEDED:  # the last event has said why
+    if job.state is not JobState.SUCCEEDED:  # the last line has said why
         if job.error is not None and job.error.traceback:
             say(f"see where with: lockstep describe {job.job_id}")
         raise typer.Exit(exit_codes.FAILED)
@@ -193,25 +193,18 @@ def wait(
     job_id: JobId,
     timeout: Annotated[float | None, typer.Option(metavar="SECONDS", min=0, help="Give up after this long.")] = None,
 ) -> None:
-    """Wait until a job has ended; the exit code tells how. On a terminal it shows progress.
+    """Wait until a job has ended, and show how it gets on; the exit code tells how it ended.
 
-    A job that is paused has not ended: this waits until it was resumed and is done.
+    A bar on a terminal, a line now and then elsewhere. A job that is paused has not ended: this waits until it was
+    resumed and is done.
     """
-    is_seen = sys.stderr.isatty()
     with client_of(context) as client:
-        job = client.find_job(job_id)
-        try:
-            job.wait(timeout, progress=is_seen)
-        except KeyboardInterrupt:
-            say(f"\n{job.job_id} goes on")
-            raise typer.Exit(exit_codes.INTERRUPTED) from None
-        if not is_seen:  # else that was shown, with the final metrics
-            say(f"{job.job_id} succeeded")
+        _await_end(client.find_job(job_id), timeout)
 
 
-def _follow(job: Job) -> None:
+def _await_end(job: Job, timeout_s: float | None = None) -> None:
     try:
-        job.wait(progress=True)
+        job.wait(timeout_s, progress=True)
     except KeyboardInterrupt:
         say(
             f"\n{job.job_id} goes on; see its progress again with: lockstep wait {job.job_id}, "
@@ -242,7 +235,7 @@ def _table_of(jobs: list[Job]) -> Table:
         table.add_column("HEALS", no_wrap=True, justify="right")
     table.add_column("CREATED", no_wrap=True)
     for job in jobs:
-        workers = f"{job.running_workers}/{job.spec.resources.workers}" if job.running_workers else ""
+        workers = output.workers_text(job)
         heals = [str(job.heals or "")] if some_healed else []
         owner = [job.owner] if has_owners else []
         state, done = output.state_text(job.state), output.progress_text(job)

@@ -179,7 +179,7 @@ class Coordinator:
         """
         job = await self._find(job_id)
         if job is None:
-            raise NotFound(f"there is no job {show(job_id)}; list the jobs to see those there are")
+            raise NotFound(f"there is no job {show(job_id)}; see `lockstep ls`, or call ListJobs, for those there are")
         return job
 
     async def has_job(self, job_id: str) -> bool:

@@ -79,9 +79,9 @@ class Dispatcher:
         launcher_words: how often a launcher has said something.
         processes: the worker processes that there are; none while no launcher is in service.
         nodes_seen: the nodes that a launcher told of last, also while none is in service.
-        trouble: what stands in the way of the cluster while no launcher is in service, in words; empty when nothing is
-            known to.
+        trouble: what stands in the way of the cluster while no launcher is in service, in words; may be empty.
         node_names: what people call each node that was ever there, by node_id.
+        submit_with: the command that reaches this server.
     """
 
     def __init__(self, live: LiveJobs, orders: Orders, stored: JobStore, epoch: int, cluster: Cluster) -> None:
@@ -91,11 +91,11 @@ class Dispatcher:
         self.nodes_seen: tuple[Node, ...] = ()
         self.trouble = ""
         self.node_names: dict[str, str] = {}
+        self.submit_with = "lockstep submit -f SPEC"
         self._live = live
         self._orders = orders
         self._stored, self._epoch = stored, epoch
-        self._is_fixed = cluster.is_fixed
-        self._known_nodes = cluster.nodes
+        self._is_fixed, self._known_nodes = cluster.is_fixed, cluster.nodes
         self._memory_bytes = cluster.memory_bytes
         self._nodes: tuple[Node, ...] | None = None
         self._had_launcher = False
@@ -346,7 +346,7 @@ class Dispatcher:
 
     async def _carry_out_plan(self, line: LauncherLine, nodes: tuple[Node, ...]) -> None:
         if not self.cluster_is_ready.is_set():
-            log.info(f"the cluster is ready: {_all_of(nodes)}; submit jobs with: lockstep submit -f SPEC")
+            log.info(f"the cluster is ready: {_all_of(nodes)}; submit jobs with: {self.submit_with}")
             self.cluster_is_ready.set()
             self.trouble = ""
         if self._is_fixed and nodes:  # without any the cluster is broken, not too small

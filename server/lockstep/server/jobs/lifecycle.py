@@ -133,7 +133,9 @@ def _admitted(job: Job, node_ids: tuple[str, ...], now: datetime) -> Step:
     workers, nodes = len(node_ids), len(set(node_ids))
     words = f"starting {count(workers, 'worker')} on {count(nodes, 'node')}"
     if workers < job.spec.resources.workers:
-        words += f", of {job.spec.resources.workers} that it wants; the others join when there is room"
+        words += (
+            f", of {job.spec.resources.workers} that it wants; the others join when there is room, now or in training"
+        )
     started = replace(
         job,
         state=State.STARTING,

@@ -20,7 +20,7 @@ SEES_FILES = replace(SITE, shares_files_with_workers=True)
 @pytest.mark.parametrize("is_gzipped", [False, True])
 def test_the_inputs_of_images_count_among_the_weights(tmp_path: Path, is_gzipped: bool) -> None:
     for name in idx.FILES:
-        data = struct.pack(">4I", 0x803, 1, 200, 300) + bytes(60_000)
+        data = struct.pack(">4I", 0x803, 1_000, 200, 300) + bytes(60_000)
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress(data)) if is_gzipped else (tmp_path / name).write_bytes(
             data
         )
@@ -29,6 +29,22 @@ def test_the_inputs_of_images_count_among_the_weights(tmp_path: Path, is_gzipped
     assert violation.field == "model.mlp.hidden_units"
     assert "makes 3,932,225,536 weights, with 60,000 inputs; allowed: at most 1,000,000,000" in violation.message
     resolve(spec, SITE)  # the files are not seen from here
+
+
+@pytest.mark.parametrize("is_gzipped", [False, True])
+def test_a_batch_above_the_images_is_refused_where_the_files_are_seen(tmp_path: Path, is_gzipped: bool) -> None:
+    for name in idx.FILES:
+        data = struct.pack(">4I", 0x803, 600, 28, 28)
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(data)) if is_gzipped else (tmp_path / name).write_bytes(
+            data
+        )
+    data = {"idx": {"root": str(tmp_path)}}
+    resolve(spec_of(LENET, data=data, training__batch_size=600), SEES_FILES)
+    [violation] = violations_of(spec_of(LENET, data=data, training__batch_size=601), SEES_FILES)
+    assert violation.message == (
+        "training.batch_size is 601; allowed: at most 600, the number of training examples; take a smaller batch"
+    )
+    resolve(spec_of(LENET, data=data, training__batch_size=601), SITE)
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", struct.pack(">4I", 7, 1, 60_000, 60_000), b"\x1f\x8b"])

@@ -3,8 +3,9 @@
 EngineError
 ├── DataError            the data, or a parameter that does not fit it; names it and the hint
 ├── ModelError           the module does what training cannot be exact with; names the part and the hint
-├── NonFiniteLoss        the loss became infinite or not a number
-├── NonFiniteGradient    the loss is finite, its gradient is not
+├── NonFiniteStep        a step cannot be applied; the parameters are those of the step before
+│   ├── NonFiniteLoss      the loss became infinite or not a number
+│   └── NonFiniteGradient  the loss is finite, its gradient is not
 ├── NonFiniteParameters  a step has made parameters infinite or not a number
 ├── NotDeterministic     a shard gave other bits than before, or on one rank than on another; names the part
 ├── PeerLost             a rank left during a collective; no parameter of this rank has changed
@@ -84,25 +85,51 @@ class ModelError(EngineError):
     """The module or its optimizer does what training cannot be exact with; the message names the part and the hint."""
 
 
-class NonFiniteLoss(EngineError):
+class NonFiniteStep(EngineError):
+    """A step cannot be applied, since its loss or gradient is not finite; the parameters are those of the step before.
+
+    Args:
+        step: that cannot be applied.
+        what: is not finite.
+        hint: what to do, in parts.
+
+    Attributes:
+        step: the same.
+        is_kept: the step before it is in a checkpoint.
+    """
+
+    def __init__(self, step: int, what: str, *hint: str | Parameter) -> None:
+        self.step, self.is_kept, self._what = step, False, what
+        super().__init__(*hint)
+
+    def note_checkpoint(self) -> None:
+        """Say that the step before is in a checkpoint."""
+        self.is_kept = True
+        self.args = (self._message({}),)
+
+    def _message(self, names: Mapping[str, str]) -> str:
+        where = ", of which there is a checkpoint" if self.is_kept else ""
+        return f"{self._what}; the parameters are those of step {self.step - 1}{where}. {super()._message(names)}"
+
+
+class NonFiniteLoss(NonFiniteStep):
     """The loss became infinite or not a number; `rate` is that of the optimizer."""
 
     def __init__(self, step: int, loss: float, rate: Parameter) -> None:
-        words = f"train_loss is {loss} at step {step}; the parameters are those of step {step - 1}."
-        super().__init__(f"{words} Try a lower ", rate, " or set ", GRADIENT_CLIP_NORM, ".")
-        self.step = step
+        what = f"train_loss is {loss} at step {step}"
+        super().__init__(step, what, "Try a lower ", rate, " or set ", GRADIENT_CLIP_NORM, ".")
 
 
-class NonFiniteGradient(EngineError):
+class NonFiniteGradient(NonFiniteStep):
     """The loss is finite, and the gradient of the parameter `name` is infinite or not a number."""
 
     def __init__(self, step: int, name: str, loss: float) -> None:
         super().__init__(
-            f"the gradient of {name} is not finite at step {step}, whose train_loss is {loss}; the parameters are "
-            f"those of step {step - 1}. Look for a square root, a logarithm, a norm or a division at 0 in forward or "
-            "loss, and for a sum that is too large for a 16-bit dtype."
+            step,
+            f"the gradient of {name} is not finite at step {step}, whose train_loss is {loss}",
+            "Look for a square root, a logarithm, a norm or a division at 0 in forward or loss, and for a sum that is "
+            "too large for a 16-bit dtype.",
         )
-        self.step = step
 
 
 class NonFiniteParameters(EngineError):

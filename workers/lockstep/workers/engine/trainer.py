@@ -1,7 +1,7 @@
 """Synchronous minibatch SGD whose result does not depend on the number of workers.
 
-The argument why is in docs/design/one-curve.md. A step is computed in `stepper.py`; `loop.py` takes one after another,
-through the deaths of ranks.
+The argument why is in docs/design/one-curve.md. A step is computed in `engine/stepper.py`; `engine/loop.py` takes one
+after another, through the deaths of ranks.
 """
 
 import math
@@ -148,7 +148,7 @@ class Trainer:
                 log_every=self.log_every_steps,
                 evaluate_every=self.evaluate_every_steps or stepper.steps_per_epoch,
             )
-            loop = Loop(stepper, schedule, data.num_classes is not None, listener, origin or Origin(), self.audit)
+            loop = Loop(stepper, schedule, listener, origin or Origin(), self.audit)
             return loop.run(group, regroup)
 
 

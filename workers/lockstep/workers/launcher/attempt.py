@@ -171,16 +171,16 @@ class Attempt:
     def _take_status(self, member: Member, status: Any) -> None:
         error = JobError.FromString(status.error_bytes)
         joins = self._gang.generation > 0 and not member.is_prepared and not member.is_leaving
+        if status.is_done and member.is_training and not member.is_leaving:
+            self._ending.agree()
+            self._peer_losses.end()
+            self._gang.part(member)
         if status.has_ended:
             self._gang.remove(member, status)
             if not status.error_bytes:
                 if status.was_dismissed and not member.is_leaving:  # a launcher that died has told it
                     self._go_on_without([member], f"worker {member.number} was let go before this launcher came")
                     return
-                if member.is_training and not member.is_leaving:
-                    self._ending.has_left()
-                    for joiner in [other for other in self._gang.members if other.rank is None]:
-                        self._gang.remove(joiner)
                 self._tell_changed("")
             elif member.is_surplus:
                 self._tell_changed(f"worker {member.number}, which was let go, failed: {error.message}")
@@ -197,7 +197,7 @@ class Attempt:
         self._peer_losses.went_on(status.went_on_in)
         # An order of a launcher that died may have come to a worker after this one had asked it who it is.
         self._gang.generation = max(status.lost_generation, self._gang.generation)
-        if 0 < status.lost_generation == self._gang.generation:
+        if 0 < status.lost_generation == self._gang.generation and not self._ending.is_agreed:
             self._peer_losses.begin()
 
     def _take_in(self, member: Member, status: Any) -> None:

@@ -10,6 +10,8 @@ AFTERMATH_S = 10.0
 """How long the other workers have to report what they saw, once one has failed; rank 0 has all metric points."""
 KEEP_GRACE_S = 60.0
 """How long the rest of a gang that has become too small may take to write a checkpoint."""
+LAST_GRACE_S = 60.0
+"""How long workers may take to go once one is done, and so all are: to deliver what they have printed, for instance."""
 
 
 class Ending:
@@ -20,7 +22,7 @@ class Ending:
         is_too_small: they were, since fewer than `resources.min_workers` were left.
         deadline: when those are killed that are still there, as awake.now() tells; None while it goes on.
         errors: what workers have failed with.
-        is_agreed: a worker that trained has left in order, as all of them will: nobody joins any more.
+        is_agreed: a worker that trained is done, and so all of them are: nobody meets any more.
     """
 
     def __init__(self) -> None:
@@ -67,10 +69,11 @@ class Ending:
         """Nobody is left, since the worker with this number is gone too."""
         self.errors.append(JobError(reason=FailureReason.WORKER_LOST, message=message, rank=number))
 
-    def has_left(self) -> None:
-        """A worker that trained has left in order; when it was told to stop, it has kept what it had."""
+    def agree(self) -> None:
+        """A worker that trained is done: all have its result, or have kept what they had on a stop."""
         self.is_agreed = True
         self._has_left_in_order = self._has_left_in_order or self.is_stopping
+        self.deadline = self.deadline or awake.now() + LAST_GRACE_S
 
     def outcome(self) -> JobError | None:
         """Why the attempt has ended, when nobody is left; None when that was in order."""
