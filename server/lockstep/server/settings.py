@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from lockstep.server.spec.checkpoint_rules import FOLDER_LIMITS, is_folder
+from lockstep.contract.spec.values import FOLDER_LIMITS, is_folder
 from lockstep.server.spec.rules import DEFAULT_POINTS_PER_JOB
 
 _HOST_AND_PORT = re.compile(r"\S+:[0-9]{1,5}")

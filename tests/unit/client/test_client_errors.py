@@ -8,8 +8,8 @@ import pytest
 from lockstep.client import Client, errors
 from lockstep.client.cli import exit_codes
 from lockstep.client.errors import EXCEPTION_BY_STATUS, InvalidRequest, InvalidSpec, LockstepError, Unavailable
-from lockstep.v1.job_spec_pb2 import JobSpec
 from tests.support.scripted_server import UNAVAILABLE, Refusal, ScriptedServer, a_job, violations
+from tests.support.specs import DIGITS
 
 STATUSES = [status for status in grpc.StatusCode if status is not grpc.StatusCode.OK]
 EXCEPTIONS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, LockstepError)]
@@ -50,7 +50,7 @@ def test_a_refused_spec_names_every_field_at_fault(server: ScriptedServer, clien
     details = violations("SPEC_INVALID", training__batch_size="must be at least 1, is 0", name="must not be empty")
     server.on("SubmitJob", Refusal(grpc.StatusCode.INVALID_ARGUMENT, "invalid spec", details))
     with pytest.raises(InvalidSpec) as caught:
-        client.submit_job(JobSpec())
+        client.submit_job(DIGITS)
     assert caught.value.violations == [
         ("training.batch_size", "must be at least 1, is 0"),
         ("name", "must not be empty"),
@@ -65,7 +65,7 @@ def test_a_single_violation_is_a_single_line(server: ScriptedServer, client: Cli
     details = violations("SPEC_INVALID", training__seed="must be at least 0, is -1")
     server.on("SubmitJob", Refusal(grpc.StatusCode.INVALID_ARGUMENT, "invalid spec", details))
     with pytest.raises(InvalidSpec, match=r"^training\.seed: must be at least 0, is -1$"):
-        client.submit_job(JobSpec())
+        client.submit_job(DIGITS)
 
 
 def test_a_violation_that_names_its_field_is_not_told_with_the_field_twice():
