@@ -18,7 +18,7 @@ from lockstep.server.rpc.paging import make_token
 from lockstep.server.rpc.server import MOST_STREAMS
 from lockstep.server.scheduling import scheduler
 from lockstep.server.settings import available_memory_bytes
-from lockstep.server.store import Store
+from lockstep.server.store.database import Database
 from lockstep.v1.cluster_service_pb2 import GetClusterRequest
 from lockstep.v1.job_pb2 import JOB_STATE_FAILED, JOB_STATE_RUNNING
 from lockstep.v1.job_service_pb2 import (
@@ -159,7 +159,7 @@ async def test_a_restart_asks_the_store_no_question_per_job(tmp_path: Path, monk
     async with serving(tmp_path) as server:
         for _ in range(50):
             await server.submit()
-    reads = counted(monkeypatch, Store, "read")
+    reads = counted(monkeypatch, Database, "read")
     async with serving(tmp_path) as server:
         assert len(reads) < 20
         assert len((await server.jobs.ListJobs(ListJobsRequest())).jobs) == 50
