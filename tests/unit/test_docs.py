@@ -3,6 +3,7 @@
 import inspect
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,15 @@ def test_a_model_of_your_own_trains_as_the_readme_says(capsys: pytest.CaptureFix
     accuracy = re.search(r"'val_accuracy': ([\d.]+)", capsys.readouterr().out)
     assert accuracy is not None
     assert float(accuracy[1]) > 0.9
+
+
+def test_under_torchrun_that_model_prints_its_digest_once(tmp_path: Path) -> None:
+    (block,) = [block for block in code_blocks(README, "python") if "class Blobs" in block]
+    (tmp_path / "own.py").write_text(block)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "own.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"'val_accuracy'", done.stdout)) == len(re.findall("[0-9a-f]{64}", done.stdout)) == 1
 
 
 def test_the_page_of_the_command_line_shows_every_command_and_no_other() -> None:
