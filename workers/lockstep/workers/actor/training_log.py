@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lockstep.workers.actor.output import LOGGER
 from lockstep.workers.actor.reporter import Reporter
@@ -49,10 +49,10 @@ class TrainingLog(Reporter):
         super().noted(words)
         log.info("%s", words)
 
-    def finished(self, result: Result) -> None:
+    def finished(self, result: Result, look: Callable[[], None]) -> None:
         """Log the end."""
         log.info("all steps are done; the digest of the weights is %s", result.weights_digest)
-        super().finished(result)
+        super().finished(result, look)
 
 
 def _shown(point: Point, step: int) -> str:
