@@ -1,7 +1,7 @@
 """Whoever dies, whenever, wherever: weights and metrics are those of the undisturbed run."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from google.protobuf import json_format
 from torch import Tensor
 
 from lockstep.v1.job_spec_pb2 import JobSpec
-from lockstep.workers.engine import Activity, NotDeterministic, Origin, Point, Trainer
+from lockstep.workers.engine import Activity, NotDeterministic, Origin, Point, Result, Trainer
 from lockstep.workers.engine.state.checkpoint import Checkpoints
 from lockstep.workers.engine.state.state import TrainState
 from lockstep.workers.training import train
@@ -163,6 +163,27 @@ def test_a_worker_that_joins_at_the_end_gets_the_result_too(
 ) -> None:
     outcomes = fleet.run(2, train_and_tell, SPEC, joins_after_step=STEPS - 1, joins_in=activity)
     assert_undisturbed(outcomes, undisturbed, 3)
+
+
+def train_and_be_confirmed_late(context: Context) -> tuple[str, list[Point]]:
+    """Train, and have the result arrive only when the ranks have met again."""
+    listener = context.listener
+
+    def finished(result: Result, look: Callable[[], None]) -> None:
+        while context.membership.current.rank == 0 and (Activity.HAND_OVER, STEPS) not in listener.visits:
+            look()
+            time.sleep(0.001)
+
+    listener.finished = finished  # type: ignore[method-assign]
+    return train_and_tell(context, SPEC)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_worker_that_joins_while_the_result_is_on_its_way_does_not_wait_for_that(
+    fleet: Fleet, undisturbed: tuple[str, list[Point]], world_size: int
+) -> None:
+    outcomes = fleet.run(world_size, train_and_be_confirmed_late, joins_after_step=STEPS - 1, joins_in=Activity.FINISH)
+    assert_undisturbed(outcomes, undisturbed, world_size + 1)
 
 
 class SlowAtTheEnd(Checkpoints):

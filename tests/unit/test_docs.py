@@ -115,6 +115,14 @@ def test_the_page_on_own_models_names_every_argument_of_the_trainer() -> None:
     assert set(named) - {"Trainer"} == {field.name for field in dataclasses.fields(Trainer)}
 
 
+def test_under_torchrun_that_model_prints_its_digest_once(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(code_blocks(page("own-models.md"), "python")[0])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "own.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"'val_accuracy'", done.stdout)) == len(re.findall("[0-9a-f]{64}", done.stdout)) == 1
+
+
 def test_the_page_of_the_command_line_shows_every_command_and_no_other() -> None:
     commands = set(typer.main.get_command(app.build()).commands)  # type: ignore[attr-defined]
     shown = set(re.findall(r"^(?:\$ )?lockstep ([a-z]+)", page("command-line.md"), re.MULTILINE))

@@ -241,7 +241,7 @@ def _curves() -> list[AnyPanel]:
             [("cluster:lockstep_device_seconds:rate5m", "{{cause}}")],
             "How many GPUs (workers, on a cluster without GPUs) each cause takes, over 5 minutes. productive is what "
             "you pay for. Much start_up: jobs are too short, or restart often. checkpoint: the checkpoint folder is "
-            "slow. healing: workers die. no job: there is room.",
+            "slow. healing: workers die, or jobs are resized. no job: there is room.",
             is_stacked=True,
         ),
         lines(

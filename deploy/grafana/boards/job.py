@@ -199,7 +199,7 @@ def _time() -> list[AnyPanel]:
             "The time of the chosen ranks by phase; it adds up to 1. forward, backward and optimizer are "
             "the work. data and host_to_device: input-bound, give more CPUs. exchange: the network. exchange_wait: "
             "waiting for slower ranks, see the next two. checkpoint, validation: do them less often. healing, "
-            "start_up: workers die.",
+            "start_up: workers die, or the job is resized.",
             unit="percentunit",
             most=1,
             is_stacked=True,

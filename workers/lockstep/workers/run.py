@@ -90,13 +90,15 @@ def _read(path: str) -> JobSpec:
     if wrong:
         lines = "".join(f"\n  {field}: {message}" for field, message in wrong)
         _end(f"{path} has {len(wrong)} error{'s' if len(wrong) > 1 else ''}:{lines}", REFUSED)
-    fields = [
-        (f"{part}.{name}", getattr(spec, part), name) for part, names in ALWAYS_RESOLVED.items() for name in names
-    ]
-    absent = [path for path, message, name in fields if not message.HasField(name)]
+    values = {
+        f"{part}.{name}": getattr(getattr(spec, part), name) if getattr(spec, part).HasField(name) else None
+        for part, names in ALWAYS_RESOLVED.items()
+        for name in names
+    }
+    absent = [field for field, value in values.items() if value is None]
     if absent:
         _end(f"{path} is no resolved spec, since it has no {', '.join(absent)}; {HINT}", REFUSED)
-    invalid = [f"{path} is {getattr(message, name):g}" for path, message, name in fields if getattr(message, name) <= 0]
+    invalid = [f"{field} is {value:g}" for field, value in values.items() if value is not None and value <= 0]
     if invalid:  # what is left to see where the rules are not installed
         _end(f"{path} is no resolved spec: {', '.join(invalid)}, and must be more than 0; {HINT}", REFUSED)
     return spec

@@ -12,6 +12,8 @@ from lockstep.client.ledger import Ledger, RankLedger
 
 _BAR_CELLS = 20
 _RANKS_SHOWN = 8
+_LABELS = {"healing": "healing/resizing"}
+"""What people are shown for a phase whose name says less than it holds."""
 
 
 def table_of(ledger: Ledger) -> Table:
@@ -32,7 +34,7 @@ def table_of(ledger: Ledger) -> Table:
         if spent > 0:
             share = spent / total
             cells = [_time(_value(ranks, phase)) for _, ranks in columns]
-            table.add_row(phase, f"{share:.1%}", _bar(share), *cells)
+            table.add_row(_LABELS.get(phase, phase), f"{share:.1%}", _bar(share), *cells)
     whole = [_time(statistics.mean(sum(rank.seconds.values()) for rank in ranks)) for _, ranks in columns]
     table.add_row("in all", "", "", *whole, style="bold")
     return table

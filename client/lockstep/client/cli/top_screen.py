@@ -32,7 +32,7 @@ _PARTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("w", "red", "exchange_wait", ("exchange_wait",)),
     ("v", "blue", "validation", ("validation",)),
     ("k", "cyan", "checkpoint", ("checkpoint",)),
-    ("h", "bright_red", "healing", ("healing",)),
+    ("h", "bright_red", "healing/resizing", ("healing",)),
     ("s", "white", "start_up", ("start_up",)),
     ("i", "bright_black", "idle", ("idle",)),
 )

@@ -12,7 +12,7 @@ from lockstep.v1.internal_service_pb2 import ReportProgressRequest, ReportProgre
 from lockstep.v1.internal_service_pb2_grpc import InternalServiceServicer, add_InternalServiceServicer_to_server
 from lockstep.workers.actor.reporter import Reporter
 from lockstep.workers.actor.watchdog import Watchdog
-from lockstep.workers.engine import Point, Progress, Result, Wish
+from lockstep.workers.engine import PeerLost, Point, Progress, Result, Wish
 from lockstep.workers.engine.state.checkpoint import Checkpoint, File
 
 ORDER = StartGang(job_id="job-1", attempt=2, attempt_token="token")
@@ -73,7 +73,7 @@ def test_rank_0_reports_each_point_once_and_in_order(coordinator: tuple[Coordina
     reporter.lead(1, leads=True)
     for step in range(1, 200):
         progress(reporter, step)
-    reporter.finished(Result("digest", {"train_loss": 0.5}))
+    reporter.finished(Result("digest", {"train_loss": 0.5}), lambda: None)
     assert coordinator[0].steps() == list(range(1, 200))
     assert coordinator[0].taken[-1].result.weights_digest == "digest"
     assert [report.sequence for report in coordinator[0].taken] == list(range(1, len(coordinator[0].taken) + 1))
@@ -135,7 +135,7 @@ def test_a_worker_whose_attempt_is_over_stops(coordinator: tuple[Coordinator, st
     coordinator[0].refuse = lambda report: grpc.StatusCode.PERMISSION_DENIED
     reporter.lead(1, leads=True)
     progress(reporter, 1)
-    reporter.finished(Result("digest", {}))
+    reporter.finished(Result("digest", {}), lambda: None)
     assert reporter.wish() is Wish.STOP
 
 
@@ -160,7 +160,26 @@ def test_a_report_that_can_never_be_taken_fails_the_worker(
     reporter.lead(1, leads=True)
     progress(reporter, 1)
     with pytest.raises(grpc.RpcError):
-        reporter.finished(Result("digest", {}))
+        reporter.finished(Result("digest", {}), lambda: None)
+
+
+def test_whoever_waits_for_the_result_to_arrive_hears_of_a_new_generation(
+    coordinator: tuple[Coordinator, str], reporter: Reporter
+) -> None:
+    is_away = [True]
+    coordinator[0].refuse = lambda report: grpc.StatusCode.UNAVAILABLE if is_away[0] else None
+    reporter.lead(1, leads=True)
+
+    def look() -> None:
+        if is_away[0]:
+            raise PeerLost("generation 1 of the workers has ended")
+
+    with pytest.raises(PeerLost):
+        reporter.finished(Result("digest", {}), look)
+    is_away[0] = False
+    reporter.lead(2, leads=True)
+    reporter.finished(Result("digest", {}), look)
+    assert coordinator[0].taken[-1].result.weights_digest == "digest"
 
 
 def test_the_first_step_of_each_generation_is_passed_on_by_every_rank() -> None:

@@ -32,6 +32,8 @@ REPORT_EVERY_S = 0.1
 WAIT_FOR_POINTS_S = 0.02
 CALL_TIMEOUT_S = 10.0
 RETRY_AFTER_S = 0.5
+LOOK_EVERY_S = 0.1
+"""How often whoever waits for the coordinator looks whether it shall wait no more."""
 
 
 class Reporter(Listener):
@@ -222,21 +224,25 @@ class Reporter(Listener):
                 self._status.kept_checkpoints.CopyFrom(told)
                 self._changed.notify_all()
 
-    def finished(self, result: Result) -> None:
+    def finished(self, result: Result, look: Callable[[], None]) -> None:
         """Report the result; returns when all is stored or the attempt is over.
 
         Raises:
             grpc.RpcError: the coordinator has refused a report.
+            Exception: what `look` raises.
         """
         if self._leads:
             with self._changed:
                 self._status.result.CopyFrom(
                     JobResult(weights_digest=result.weights_digest, final_metrics=result.final_metrics)
                 )
-            self.flush()
+            self.flush(look)
 
-    def flush(self) -> None:
+    def flush(self, look: Callable[[], None] = lambda: None) -> None:
         """On rank 0: return when all is stored, or the attempt is over.
+
+        Args:
+            look: called now and then; what it raises ends the wait.
 
         Raises:
             grpc.RpcError: the coordinator has refused a report.
@@ -244,8 +250,11 @@ class Reporter(Listener):
         with self._changed:
             self._is_flushing = True
             self._changed.notify_all()
-            self._changed.wait_for(self._is_done)
-            self._is_flushing = False
+            try:
+                while not self._changed.wait_for(self._is_done, LOOK_EVERY_S):
+                    look()
+            finally:
+                self._is_flushing = False
         if self._refusal is not None:
             raise self._refusal
 

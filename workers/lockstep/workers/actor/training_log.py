@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lockstep.workers.actor.output import LOGGER
 from lockstep.workers.actor.reporter import Reporter
@@ -16,12 +16,17 @@ class TrainingLog(Reporter):
     """A reporter that also logs the main events."""
 
     _logged_step = -1
+    _train_loss: Point | None = None
 
     def progressed(self, progress: Progress, points: list[Point]) -> None:
-        """Log a validation, on rank 0."""
+        """Log a validation, on rank 0, with the newest train_loss, which may be of an earlier step."""
         super().progressed(progress, points)
-        if self._leads and any(point.name.startswith("val_") for point in points):
-            values = ", ".join(f"{point.name} {point.value:.5g}" for point in points if not point.is_timing)
+        results = [point for point in points if not point.is_timing]
+        self._train_loss = next((point for point in results if point.name == "train_loss"), self._train_loss)
+        if self._leads and any(point.name.startswith("val_") for point in results):
+            if self._train_loss is not None and self._train_loss not in results:
+                results.insert(0, self._train_loss)
+            values = ", ".join(_shown(point, progress.step) for point in results)
             log.info("epoch %.2f, step %d of %d: %s", progress.epoch, progress.step, progress.total_steps, values)
 
     def healed(self, pause_s: float) -> None:
@@ -44,7 +49,13 @@ class TrainingLog(Reporter):
         super().noted(words)
         log.info("%s", words)
 
-    def finished(self, result: Result) -> None:
+    def finished(self, result: Result, look: Callable[[], None]) -> None:
         """Log the end."""
         log.info("all steps are done; the digest of the weights is %s", result.weights_digest)
-        super().finished(result)
+        super().finished(result, look)
+
+
+def _shown(point: Point, step: int) -> str:
+    """A value after `step`, in words."""
+    since = "" if point.step == step else f" (of step {point.step})"
+    return f"{point.name}{since} {point.value:.5g}"

@@ -1,6 +1,6 @@
 """Whoever wants to know how training goes, and may steer it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum, IntEnum
 from typing import NamedTuple
 
@@ -76,8 +76,13 @@ class Listener:
             why: in words; empty on all ranks but 0.
         """
 
-    def finished(self, result: Result) -> None:
-        """All steps are done. Returns, on rank 0, when whoever must know has confirmed."""
+    def finished(self, result: Result, look: Callable[[], None]) -> None:
+        """All steps are done. Returns, on rank 0, when whoever must know has confirmed.
+
+        Args:
+            result: what became of them.
+            look: to be called now and then while that takes; what it raises ends the wait, and the end comes again.
+        """
 
     def healed(self, pause_s: float) -> None:
         """The first step of a generation is done, this long after the last one before; NaN if there was none."""

@@ -250,7 +250,7 @@ class Loop:
         self.write_checkpoint(and_wait=True)
         result = Result(digest, self.final_metrics)
         self.ledger.enter(Phase.IDLE)
-        self.listener.finished(result)
+        self.listener.finished(result, self.group.check)
         self.group.agree("the end", digest)
         return result
 

@@ -295,7 +295,7 @@ class Attempt:
             is_broken: a member of the newest generation is gone, so that the others need another one.
         """
         left = len(self._gang.staying)
-        if left >= self._min_workers or self._ending.is_stopping:
+        if left >= self._min_workers or self._ending.is_stopping or self._ending.is_agreed:
             return False
         if self._gang.generation and is_broken:
             self._form("healed")

@@ -5,7 +5,10 @@ import hashlib
 import os
 import secrets
 import socket
+import sys
+import traceback
 from collections.abc import Mapping, Sequence
+from types import TracebackType
 from typing import Literal
 
 import torch
@@ -95,6 +98,8 @@ class Group:
     def from_environment(cls, device: torch.device | str = "cpu") -> "Group":
         """Meet the ranks that torchrun has started; alone if it has not.
 
+        An error that ends one of several ranks is written in one piece, since all write to the same terminal.
+
         Args:
             device: where this rank computes.
 
@@ -104,6 +109,8 @@ class Group:
         rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         if world_size == 1:
             return cls()
+        if sys.excepthook is sys.__excepthook__:
+            sys.excepthook = _write_whole
         # torchrun has a store of its own at this address, with room for ours beside its keys.
         master = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = PrefixStore("lockstep", tcp_store(*master))
@@ -260,3 +267,9 @@ class Group:
         nccl.join(lambda sock: transport.wait(sock, deadline))
         self._nccl = nccl
         return nccl
+
+
+def _write_whole(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Write what has ended this process, at once: Python itself would write each line for itself."""
+    sys.stderr.write("".join(traceback.format_exception(kind, error, trace)))
+    sys.stderr.flush()
