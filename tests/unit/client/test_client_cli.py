@@ -44,7 +44,9 @@ def test_submit_prints_only_the_job_id_on_standard_output(server: ScriptedServer
     server.on("SubmitJob", a_job())
     code, out, err = lockstep("submit", "-f", spec, "--set", "training.seed=8", "--request-id", "mine")
     assert (code, out) == (0, "j-1\n")
-    assert err == "digits is queued; see how it gets on with: lockstep wait j-1\n"
+    assert err == (
+        "digits is queued; see how it gets on with: lockstep wait j-1, its curve with: lockstep metrics j-1 -f\n"
+    )
     (request,) = server.requests["SubmitJob"]
     assert request.spec == load_spec(spec, ["training.seed=8"])
     assert (request.request_id, request.validate_only) == ("mine", False)

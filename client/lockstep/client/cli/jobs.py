@@ -87,7 +87,10 @@ def submit(
             return
         output.write(job.job_id)
         if not follow:
-            say(f"{job.name} is {job.state.lower()}; see how it gets on with: lockstep wait {job.job_id}")
+            say(
+                f"{job.name} is {job.state.lower()}; see how it gets on with: lockstep wait {job.job_id}, "
+                f"its curve with: lockstep metrics {job.job_id} -f"
+            )
         say_if_shards_follow(spec, job.spec)
         if not job.state.has_ended:
             say_if_short(client, job)
