@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from lockstep.server import application
 from lockstep.server.checkpoints import files, init_from
-from lockstep.server.coordinator import coordinator
+from lockstep.server.coordinator import parts
 from lockstep.server.process import file_pool
 from lockstep.v1.checkpoint_service_pb2 import Checkpoint, DownloadCheckpointRequest
 from lockstep.v1.job_service_pb2 import CancelJobRequest, ListJobsRequest
@@ -171,7 +171,7 @@ def test_reads_that_hang_hold_up_nobody_and_not_the_stop(tmp_path: Path, monkeyp
 
 def test_a_read_that_hangs_is_told_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     is_over = threading.Event()
-    monkeypatch.setattr(coordinator, "FilePool", lambda: file_pool.FilePool(4, deadline_s=0.1))
+    monkeypatch.setattr(parts, "FilePool", lambda: file_pool.FilePool(4, deadline_s=0.1))
     monkeypatch.setattr(files, "_open_local", lambda step, name: is_over.wait())
 
     async def scenario() -> None:
