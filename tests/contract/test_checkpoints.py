@@ -35,7 +35,8 @@ async def start_job(server: Running, **changes: object) -> tuple[ScriptedLaunche
 
 async def steps_of(server: Running, job_id: str, size: int = 0) -> list[list[int]]:
     """Read all pages of a job's checkpoints, as steps."""
-    pages, token = [], ""
+    token = ""
+    pages: list[Any] = []
     while not pages or token:
         request = ListCheckpointsRequest(job_id=job_id, page_size=size, page_token=token)
         page = await server.checkpoints.ListCheckpoints(request)
@@ -79,8 +80,8 @@ async def test_bad_pages_of_checkpoints_are_refused_by_the_fields_name(tmp_path:
         for field, wrong in {"page_size": {"page_size": 1001}, "page_token": {"page_token": "x"}}.items():
             request = ListCheckpointsRequest(job_id=job_id, **wrong)  # type: ignore[arg-type]
             assert set(violations_of(await status_of(server.checkpoints.ListCheckpoints(request)))) == {field}
-        request = DownloadCheckpointRequest(job_id=job_id, step=-1)
-        assert set(violations_of(await status_of(server.checkpoints.DownloadCheckpoint(request).read()))) == {"step"}
+        download = DownloadCheckpointRequest(job_id=job_id, step=-1)
+        assert set(violations_of(await status_of(server.checkpoints.DownloadCheckpoint(download).read()))) == {"step"}
 
 
 @pytest.mark.parametrize("size", [0, 1, MIB - 1, MIB, MIB + 1, 3 * MIB])
@@ -152,7 +153,7 @@ async def test_a_file_that_is_not_what_was_written_ends_as_data_loss(tmp_path: P
             async for response in call:
                 sent += response.chunk
         assert (sent, caught.value.code()) == (b"", grpc.StatusCode.DATA_LOSS)
-        assert f"model.safetensors of checkpoint 1 of {gang.job_id} " in caught.value.details()
+        assert f"model.safetensors of checkpoint 1 of {gang.job_id} " in str(caught.value.details())
 
 
 async def test_a_large_file_gives_signs_of_life_while_it_is_compared(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -117,7 +118,7 @@ async def test_nodes_tell_what_runs_where_and_what_is_warm(tmp_path: Path) -> No
 
         (node,) = await nodes_of(server)
         assert (node.usable, node.held_by_jobs, node.held_by_warm_workers) == (cpus(5), cpus(2), cpus(2))
-        ours = {"job_id": gang.job_id, "attempt": 1, "owner": gang.owner, "resources": cpus(1)}
+        ours: dict[str, Any] = {"job_id": gang.job_id, "attempt": 1, "owner": gang.owner, "resources": cpus(1)}
         assert list(node.workers) == [
             Worker(pid=100, state=WORKER_STATE_WORKING, number=0, **ours),
             Worker(state=WORKER_STATE_STARTING, number=1, **ours),

@@ -83,7 +83,8 @@ async def test_followers_with_other_filters_and_places_are_sent_what_is_theirs(t
     async with serving(tmp_path) as server:
         launcher, gang = await start_job(server)
         await launcher.report(gang, 1, points=[loss_at(1, 0.1), loss_at(1, 0.9, "train_accuracy")])
-        cursor = (await server.metrics.StreamMetrics(StreamMetricsRequest(job_id=gang.job_id)).read()).cursor
+        first: Any = await server.metrics.StreamMetrics(StreamMetricsRequest(job_id=gang.job_id)).read()
+        cursor = first.cursor
         requests = [
             StreamMetricsRequest(job_id=gang.job_id),
             StreamMetricsRequest(job_id=gang.job_id, names=["train_loss"]),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -72,7 +73,8 @@ async def test_the_last_report_is_acknowledged_again_when_the_first_answer_was_l
                 await launcher.gang_stopped(gang)
                 await server.reaches(gang.job_id, JOB_STATE_SUCCEEDED)
                 assert (await launcher.report(gang, 1, digest="abc")).acknowledged_sequence == 1
-            for again in ({"sequence": 2}, {"sequence": 1, "generation": 2}):
+            changes: list[dict[str, Any]] = [{"sequence": 2}, {"sequence": 1, "generation": 2}]
+            for again in changes:
                 error = await status_of(launcher.report(gang, **again, digest="other"))
                 assert error.code() is grpc.StatusCode.PERMISSION_DENIED
         assert (await server.get(gang.job_id)).result.weights_digest == "abc"
@@ -82,7 +84,7 @@ async def test_reports_of_others_are_refused(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         launcher, gang = await start_job(server)
         for changes in ({"token": "wrong"}, {"token": ""}, {"attempt": 2}, {"job_id": "job-other"}):
-            error = await status_of(launcher.report(gang, 1, **changes))  # type: ignore[arg-type]
+            error = await status_of(launcher.report(gang, 1, **changes))
             assert error.code() is grpc.StatusCode.PERMISSION_DENIED
         assert (await server.get(gang.job_id)).progress.step == 0
 

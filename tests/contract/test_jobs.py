@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import math
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -176,7 +177,7 @@ async def test_unknown_jobs_are_not_found(tmp_path: Path, job_id: str) -> None:
     expected = grpc.StatusCode.NOT_FOUND if job_id else grpc.StatusCode.INVALID_ARGUMENT
 
     async with serving(tmp_path) as server:
-        calls = [
+        calls: list[Any] = [
             server.jobs.GetJob(GetJobRequest(job_id=job_id)),
             server.jobs.CancelJob(CancelJobRequest(job_id=job_id)),
             server.jobs.PauseJob(PauseJobRequest(job_id=job_id)),
@@ -262,7 +263,7 @@ async def test_progress_alone_reaches_a_watcher(tmp_path: Path) -> None:
         job = await submit(server)
         gang = await launcher.next_start()
         await launcher.report(gang, 1, step=1)
-        call = server.jobs.WatchJob(WatchJobRequest(job_id=job.job_id))
+        call: Any = server.jobs.WatchJob(WatchJobRequest(job_id=job.job_id))
         assert (await call.read()).job.progress.step == 1
         await launcher.report(gang, 2, step=2)
         response = await call.read()

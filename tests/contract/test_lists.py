@@ -62,7 +62,7 @@ async def test_bad_pages_are_refused_by_the_fields_name(tmp_path: Path) -> None:
                 ListJobsRequest(page_token=token, labels={"other": "filter"}),
                 ListJobsRequest(page_token=token, name="other"),
             ],
-            "states": [ListJobsRequest(states=[0]), ListJobsRequest(states=[99])],
+            "states": [ListJobsRequest(states=[0]), ListJobsRequest(states=[99])],  # type: ignore[list-item]
             "labels": [ListJobsRequest(labels={f"key-{number}": "x" for number in range(65)})],
             "job_id_prefix": [ListJobsRequest(job_id_prefix="j" * 65)],
             "name": [ListJobsRequest(name="n" * 64)],

@@ -209,7 +209,7 @@ async def test_the_oldest_lines_go_first_and_a_notice_says_how_many(tmp_path: Pa
 async def test_bad_requests_are_refused(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         _, gang = await start_job(server)
-        bad = {
+        bad: dict[str, Any] = {
             "rank": {"rank": -1},
             "tail_lines": {"tail_lines": -1},
             "cursor": {"cursor": "xyz"},

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import math
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -43,7 +44,8 @@ async def test_results_come_before_timings_each_by_step_and_name(tmp_path: Path)
         expected = [("grad_norm", 1, 0.9), ("train_loss", 1, 0.1), ("train_loss", 2, 0.2), ("step_seconds", 1, 9.0)]
         response = await server.metrics.ListMetrics(ListMetricsRequest(job_id=gang.job_id))
         assert shown(list(response.points)) == expected
-        seen, token = [], ""
+        token = ""
+        seen: list[Any] = []
         while len(seen) < 4:
             page = await server.metrics.ListMetrics(
                 ListMetricsRequest(job_id=gang.job_id, page_size=1, page_token=token)
@@ -79,7 +81,8 @@ async def test_bad_requests_for_metrics_are_refused(tmp_path: Path) -> None:
             error = await status_of(server.metrics.ListMetrics(request))
             assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
             assert error.details().startswith(field)
-        for request in (ListMetricsRequest(job_id="none"), StreamMetricsRequest(job_id="none")):
+        requests: list[Any] = [ListMetricsRequest(job_id="none"), StreamMetricsRequest(job_id="none")]
+        for request in requests:
             call = (
                 server.metrics.ListMetrics(request)
                 if isinstance(request, ListMetricsRequest)
@@ -111,7 +114,7 @@ async def test_a_stream_resumes_at_its_cursor_without_loss_or_repetition_also_on
     async with serving(tmp_path) as server:
         launcher, gang = await start_job(server)
         await launcher.report(gang, 1, points=[loss_at(1, 0.1), loss_at(2, 0.2)])
-        response = await server.metrics.StreamMetrics(StreamMetricsRequest(job_id=gang.job_id)).read()
+        response: Any = await server.metrics.StreamMetrics(StreamMetricsRequest(job_id=gang.job_id)).read()
         await launcher.finish(gang, 2, points=[loss_at(3, 0.3)])
         await server.reaches(gang.job_id, JOB_STATE_SUCCEEDED)
     async with serving(tmp_path) as server:

@@ -30,7 +30,8 @@ HOST = HostTelemetry(cpus=8, cpu_utilization_ratio=0.25, memory_total_bytes=100,
 
 
 def gpu(index: int, **fields: Any) -> GpuTelemetry:
-    return GpuTelemetry(**({"index": index, "uuid": f"GPU-{index}abc-def", "name": "NVIDIA H200"} | fields))
+    given: dict[str, Any] = {"index": index, "uuid": f"GPU-{index}abc-def", "name": "NVIDIA H200"}
+    return GpuTelemetry(**(given | fields))
 
 
 async def report(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -67,7 +67,7 @@ async def delete_all(server: Running) -> None:
     await server.coordinator.tidy(datetime.now(UTC) + timedelta(days=10))
 
 
-async def all_of(call: AsyncIterator[Any]) -> list[Any]:
+async def all_of(call: AsyncIterable[Any]) -> list[Any]:
     return [message async for message in call]
 
 

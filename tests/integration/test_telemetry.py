@@ -12,7 +12,9 @@ def telemetry_of(server: Server, is_so: Callable[[NodeTelemetry], object]) -> No
     found: list[NodeTelemetry] = []
 
     def has_come() -> bool:
-        (node,) = client.list_nodes() or [None]
+        nodes = client.list_nodes()
+        assert len(nodes) <= 1
+        node = nodes[0] if nodes else None
         if node is not None and node.telemetry is not None and is_so(node.telemetry):
             found.append(node.telemetry)
         return bool(found)

@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 from google.rpc import error_details_pb2
@@ -264,12 +264,20 @@ def loss_at(step: int, value: float, name: str = "train_loss", kind: Any = METRI
     return MetricPoint(name=name, step=step, epoch=step / 10, value=value, kind=kind)
 
 
-async def status_of(call: Awaitable[Any]) -> grpc.aio.AioRpcError:
+class Refused(grpc.aio.AioRpcError):
+    """An error of our server: each says why."""
+
+    def details(self) -> str:
+        return super().details() or ""
+
+
+async def status_of(call: Awaitable[Any]) -> Refused:
     """Return the error that a call ends with."""
     try:
         response = await call
     except grpc.aio.AioRpcError as error:
-        return error
+        assert error.details() is not None
+        return cast(Refused, error)
     raise AssertionError(f"the call succeeded: {response}")
 
 

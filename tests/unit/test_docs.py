@@ -4,6 +4,7 @@ import inspect
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -35,7 +36,7 @@ def first_cells(table: str) -> list[str]:
 
 def test_the_table_of_spec_fields_names_every_rule_and_no_other() -> None:
     named = first_cells(page("spec.md").split("<!-- spec fields")[1].split("\n\n")[0])
-    rules = [*FIELD_RULES, *CHOICE_RULES, *CROSS_RULES]
+    rules: list[Any] = [*FIELD_RULES, *CHOICE_RULES, *CROSS_RULES]
     assert set(named) == {rule.path for rule in rules}
     assert len(named) == len(set(named))
 

@@ -25,7 +25,7 @@ def test_a_new_launcher_brings_new_agents_and_the_old_ones_end(make_server: Call
     telemetry_of(server, lambda told: told.receive_time > first.receive_time)
     second.kill()
     server.wait_for_log("a node agent has ended")
-    server.wait_until(lambda: server.processes(AGENT))
+    server.wait_until(lambda: bool(server.processes(AGENT)))
     assert server.stop() == 0
 
 

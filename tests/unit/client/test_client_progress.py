@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 
 import pytest
 
@@ -20,7 +21,9 @@ def job(server: ScriptedServer, client: Client) -> Job:
     return client.get_job("j-1")
 
 
-def test_a_short_job_off_a_terminal_ends_with_a_line_of_where_it_ended(server: ScriptedServer, job: Job, capsys):
+def test_a_short_job_off_a_terminal_ends_with_a_line_of_where_it_ended(
+    server: ScriptedServer, job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
     steps = [{"step": step, "total_steps": 60, "epoch": step / 20} for step in (10, 40, 60)]
     updates = [an_update("RUNNING", progress=progress) for progress in steps]
     server.on("WatchJob", [*updates, an_update("SUCCEEDED", progress=steps[-1], result={"weights_digest": "ab"})])
@@ -31,7 +34,9 @@ def test_a_short_job_off_a_terminal_ends_with_a_line_of_where_it_ended(server: S
     assert told[1:] == ["epoch 3/3  step 60/60  val loss 0.25", "succeeded"]
 
 
-def test_the_bar_shows_validation_in_80_columns(server: ScriptedServer, job: Job, capsys, monkeypatch):
+def test_the_bar_shows_validation_in_80_columns(
+    server: ScriptedServer, job: Job, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
@@ -43,7 +48,9 @@ def test_the_bar_shows_validation_in_80_columns(server: ScriptedServer, job: Job
     assert "loss 0.25  val loss 0.25  val accuracy 0.250" in capsys.readouterr().err
 
 
-def test_waiting_on_a_terminal_shows_progress_and_is_left_with_one_line(server: ScriptedServer, release):
+def test_waiting_on_a_terminal_shows_progress_and_is_left_with_one_line(
+    server: ScriptedServer, release: threading.Event
+) -> None:
     progress = {"step": 30, "total_steps": 60, "epoch": 1.5}
     update = an_update("RUNNING", progress=progress)
     server.on("GetJob", update.job)
