@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 # The Python that has torch: the one that is asked for, else that of .venv, else the machine's.
 GPU_PYTHON = $(if $(findstring command,$(origin PYTHON)),$(PYTHON),$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)))
 # Half of the time tests wait for processes, so there are more of them than cores. TEST_PROCESSES=0: one after another.
-TEST_PROCESSES ?= 4
+TEST_PROCESSES ?= 3
 IN_PARALLEL = -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder
 
-.PHONY: help setup demo test test-faults check protos dashboards bench gpu-check gpu-kit clean
+# The contract as it was last released.
+LAST_RELEASE = $(shell ls proto/released/*.binpb | sort -V | tail -1)
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+
+.PHONY: help setup demo test test-faults check protos release-protos dashboards bench gpu-check gpu-kit clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.installed  ## make .venv and install everything into it
 
@@ -38,9 +42,13 @@ check: setup  ## formatting, lint, types, generated code and boards, contract
 	$(BIN)/python proto/generate.py --check
 	$(BIN)/python deploy/grafana/generate.py --check
 	$(BIN)/buf lint
+	$(BIN)/buf breaking --against $(LAST_RELEASE)
 
 protos: setup  ## generate the code of the contract
 	$(BIN)/python proto/generate.py
+
+release-protos: setup  ## keep the contract of this version, which later ones must not break
+	$(BIN)/buf build --exclude-source-info --as-file-descriptor-set --output proto/released/$(VERSION).binpb
 
 dashboards: setup  ## generate the boards of Grafana
 	$(BIN)/python deploy/grafana/generate.py

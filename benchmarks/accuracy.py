@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from lockstep.client import Client
-from lockstep.workers.datasets.idx import IdxDataset
+from lockstep.workers.datasets.images.idx import IdxDataset
 from serving import server
 
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 10, 256, 0.1
@@ -36,9 +36,9 @@ def plain_pytorch(root: Path) -> tuple[float, float]:
     optimizer = torch.optim.SGD(module.parameters(), lr=LEARNING_RATE)
     accuracy = 0.0
     for _ in range(EPOCHS):
-        for chosen in torch.randperm(len(images)).split(BATCH_SIZE):
+        for chosen in torch.randperm(len(images)).split(BATCH_SIZE):  # type: ignore[no-untyped-call]
             optimizer.zero_grad()
-            nn.functional.cross_entropy(module(images[chosen]), labels[chosen]).backward()
+            nn.functional.cross_entropy(module(images[chosen]), labels[chosen]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         with torch.no_grad():
             accuracy = float((module(val_images).argmax(1) == val_labels).float().mean())

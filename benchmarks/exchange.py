@@ -2,8 +2,8 @@
 
     python benchmarks/exchange.py [--ranks 2 3 4]
 
-All run in the same processes, interleaved; medians, and their ratio to gloo's. `engine/reduce.py` takes its choice from
-this table.
+All run in the same processes, interleaved; medians, and their ratio to gloo's. `engine/exchange/reduce.py` takes its
+choice from this table.
 """
 
 import argparse
@@ -11,10 +11,12 @@ import os
 import socket
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 from lockstep.workers.engine.exchange.group import Group
 from lockstep.workers.engine.exchange.reduce import ChunkExchange, ShardSums, SwapExchange, padded
@@ -35,7 +37,7 @@ def measure(rank: int, world_size: int, port: int) -> None:
     for width in WIDTHS:
         sums = ShardSums(placement, rank, padded(width, world_size), torch.float32, torch.device("cpu"))
         plain = torch.zeros_like(sums.accumulator)
-        runs = {PEER: lambda plain=plain: dist.all_reduce(plain)}
+        runs: dict[str, Callable[[], object]] = {PEER: partial(dist.all_reduce, plain)}
         runs |= {kind.__name__: kind(placement, group, sums).total for kind in kinds}
         times: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(max(10, min(200, 20_000_000 // width))):
@@ -58,7 +60,7 @@ def main() -> None:
     for world_size in parser.parse_args().ranks:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
-        mp.spawn(measure, (world_size, port), nprocs=world_size)
+        spawn(measure, (world_size, port), nprocs=world_size)  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def train_with_ray(config: dict[str, Any]) -> None:
     import torch
     from torch import nn
 
-    from lockstep.workers.datasets.idx import IdxDataset
+    from lockstep.workers.datasets.images.idx import IdxDataset
 
     torch.set_num_threads(1)
     data = IdxDataset(config["data"])
@@ -113,7 +113,7 @@ def train_with_ray(config: dict[str, Any]) -> None:
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     for step in range(first, 10**9):
         chosen = torch.randint(0, len(images), (own,), generator=torch.Generator().manual_seed(step * WORKERS + rank))
-        nn.functional.cross_entropy(module(images[chosen]), labels[chosen]).backward()
+        nn.functional.cross_entropy(module(images[chosen]), labels[chosen]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
         if rank == 0:

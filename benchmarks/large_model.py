@@ -24,7 +24,7 @@ import torch.distributed as dist
 
 import throughput
 from lockstep.v1.job_spec_pb2 import ModelSpec
-from lockstep.workers.datasets.idx import IdxDataset
+from lockstep.workers.datasets.images.idx import IdxDataset
 from lockstep.workers.engine import Activity, Group, Origin
 from lockstep.workers.engine.state.checkpoint import Checkpoints
 from throughput import WORLD_SIZE, Stopwatch, ddp, in_memory, lockstep

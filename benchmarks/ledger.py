@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from lockstep.workers.datasets.idx import IdxDataset
+from lockstep.workers.datasets.images.idx import IdxDataset
 from lockstep.workers.engine import Group, Ledger, Trainer
 from lockstep.workers.models import build_model
 from throughput import BATCH_SIZE, LEARNING_RATE, MODELS, WORLD_SIZE

@@ -41,6 +41,7 @@ class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.project, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.mask: Tensor
         self.register_buffer("mask", torch.full((LONGEST, LONGEST), -math.inf).triu(1))
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -139,14 +140,14 @@ def ddp(model: type[Module], data: DataModule, rank: int, steps: int) -> float:
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01, fused=True)
     own = BATCH_SIZE // WORLD_SIZE
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
-    module.train()
+    module.train()  # type: ignore[no-untyped-call]
     began = 0.0
     for step in range(2 * steps):
         if step == steps:
             began = time.perf_counter()
         first = step * BATCH_SIZE % len(order) + rank * own
         inputs, targets = data.take(data.train, order[first : first + own])
-        plain.loss(module(inputs), targets).mean().backward()
+        plain.loss(module(inputs), targets).mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
     return steps * BATCH_SIZE / (time.perf_counter() - began)

@@ -120,7 +120,7 @@ def serve(folder: Path) -> None:
             "http": application.http_address,
             "launcher_token": application.launcher_token,
             "node_token": application.node_token,
-            "epoch": application.parts.store.epoch if application.parts else 0,
+            "epoch": application.parts.store.cluster.epoch if application.parts else 0,
         }
         print(json.dumps(told), flush=True)
         await asyncio.to_thread(sys.stdin.read)

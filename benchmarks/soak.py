@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import psutil
@@ -162,15 +163,11 @@ def soak(server: Server, minutes: float, books: Books) -> None:
         with Client(server.target) as client:
             while len(running) < JOBS_AT_ONCE and time.monotonic() < end:
                 wanted, request_id = spec(), f"soak-{random.getrandbits(64)}"
-                submitted = patiently(
-                    lambda client=client, wanted=wanted, request_id=request_id: client.submit_job(
-                        wanted, request_id=request_id
-                    )
-                )
+                submitted = patiently(partial(client.submit_job, wanted, request_id=request_id))
                 running.append(submitted.job_id)
             time.sleep(random.uniform(0.5, 7))
             for job_id in list(running):
-                job = patiently(lambda client=client, job_id=job_id: client.get_job(job_id))
+                job = patiently(partial(client.get_job, job_id))
                 if job.state.has_ended:
                     running.remove(job_id)
                     books.audit(job)

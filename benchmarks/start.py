@@ -67,17 +67,17 @@ def train_a_step(data: Path, done: Path) -> None:
     import torch.distributed as dist
     from torch import nn
 
-    from lockstep.workers.datasets.idx import IdxDataset
+    from lockstep.workers.datasets.images.idx import IdxDataset
 
     torch.set_num_threads(1)
     data_set = IdxDataset(str(data))
     data_set.load()
-    module = nn.Sequential(nn.Flatten(), nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 10))
-    module = nn.parallel.DistributedDataParallel(module)
+    alone = nn.Sequential(nn.Flatten(), nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 10))
+    module = nn.parallel.DistributedDataParallel(alone)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     inputs = data_set.transform(data_set.train.inputs[: BATCH // WORKERS])
     loss = nn.functional.cross_entropy(module(inputs), data_set.train.targets[: BATCH // WORKERS])
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     if dist.get_rank() == 0:
         done.write_text(f"{time.time()} {loss.item()}")
@@ -95,7 +95,15 @@ def torchrun(data: Path) -> float:
     program = Path(sys.executable).with_name("torchrun")
     with tempfile.NamedTemporaryFile() as done:
         began = time.time()
-        command = [program, "--standalone", "--nproc-per-node", str(WORKERS), __file__, "--data", data]
+        command: list[str | Path] = [
+            program,
+            "--standalone",
+            "--nproc-per-node",
+            str(WORKERS),
+            __file__,
+            "--data",
+            data,
+        ]
         subprocess.run([*command, "--torchrun", done.name], check=True, capture_output=True)
         return float(Path(done.name).read_text().split()[0]) - began
 
@@ -127,7 +135,7 @@ class RayTrain:
     """The peer's driver, in a process of its own."""
 
     def __init__(self, data: Path, folder: Path) -> None:
-        command = [sys.executable, __file__, "--data", data, "--ray-train", folder / "ray"]
+        command: list[str | Path] = [sys.executable, __file__, "--data", data, "--ray-train", folder / "ray"]
         environment = os.environ | {"RAY_TRAIN_V2_ENABLED": "1"}
         with (folder / "ray.log").open("wb") as log:
             self._process = subprocess.Popen(
@@ -160,9 +168,9 @@ def plain_small() -> None:
     targets = torch.from_numpy(digits.target[:1437])
     module = nn.Linear(64, 10)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    for chosen in torch.randperm(len(inputs)).split(128):
+    for chosen in torch.randperm(len(inputs)).split(128):  # type: ignore[no-untyped-call]
         optimizer.zero_grad()
-        nn.functional.cross_entropy(module(inputs[chosen]), targets[chosen]).backward()
+        nn.functional.cross_entropy(module(inputs[chosen]), targets[chosen]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
 

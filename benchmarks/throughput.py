@@ -36,7 +36,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lockstep.v1.job_spec_pb2 import ModelSpec
-from lockstep.workers.datasets.idx import IdxDataset
+from lockstep.workers.datasets.images.idx import IdxDataset
 from lockstep.workers.engine import Group, Listener, Origin, Point, Progress, Trainer
 from lockstep.workers.models import build_model
 
@@ -98,14 +98,14 @@ def ddp(model: ModelSpec, data: IdxDataset, batches: Iterator[tuple[Tensor, Tens
     module = DistributedDataParallel(build_model(model, data, 0), static_graph=True, gradient_as_bucket_view=True)
     optimizer = torch.optim.SGD(module.parameters(), lr=LEARNING_RATE, fused=True)
     running = torch.zeros(())
-    module.train()
+    module.train()  # type: ignore[no-untyped-call]
     began = 0.0
     for step in range(LOG_EVERY + steps):
         if step == LOG_EVERY:
             began = time.perf_counter()
         inputs, targets = next(batches)
         loss = nn.functional.cross_entropy(module(inputs), targets)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
         running += loss.detach()
@@ -202,7 +202,7 @@ def book(model: ModelSpec, data: IdxDataset, rank: int, steps: int, readers: int
         inputs, targets = next(batches)
         loss = nn.functional.cross_entropy(module(inputs), targets)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return steps * BATCH_SIZE / (time.perf_counter() - began)
 
@@ -210,6 +210,24 @@ def book(model: ModelSpec, data: IdxDataset, rank: int, steps: int, readers: int
 def ratio(values: list[float], peers: list[float]) -> float:
     """Median over the rounds of the ratio within a round, which the machine's mood of the hour touches least."""
     return statistics.median(value / peer for value, peer in zip(values, peers, strict=True))
+
+
+def contenders_of(
+    model: ModelSpec, data: IdxDataset, group: Group, steps: int, rank: int
+) -> dict[str, Callable[[], float]]:
+    """All that train one model, by name; each call trains it anew and returns examples per second."""
+    images, labels = data.transform(data.train.inputs), data.train.targets
+    contenders: dict[str, Callable[[], float]] = {
+        "lockstep, 2 shards": lambda: lockstep(model, data, group, steps, 2),
+        "lockstep, 4 shards": lambda: lockstep(model, data, group, steps, 4),
+        "ddp": lambda: ddp(model, data, in_memory(images, labels, rank), steps),
+        "lightning": lambda: lightning(model, data, in_memory(images, labels, rank), steps),
+        "dataloader": lambda: book(model, data, rank, 40, readers=4),
+        "dataloader, in process": lambda: book(model, data, rank, 40, readers=0),
+    }
+    if find_spec("pytorch_lightning") is None:
+        del contenders["lightning"]
+    return contenders
 
 
 def contend(rounds: int, steps: int, root: Path) -> None:
@@ -220,18 +238,8 @@ def contend(rounds: int, steps: int, root: Path) -> None:
     group = Group.from_environment()
     data = IdxDataset(str(root))
     data.load()
-    images, labels = data.transform(data.train.inputs), data.train.targets
     for name, model in MODELS.items():
-        contenders: dict[str, Callable[[], float]] = {
-            "lockstep, 2 shards": lambda model=model: lockstep(model, data, group, steps, 2),
-            "lockstep, 4 shards": lambda model=model: lockstep(model, data, group, steps, 4),
-            "ddp": lambda model=model: ddp(model, data, in_memory(images, labels, rank), steps),
-            "lightning": lambda model=model: lightning(model, data, in_memory(images, labels, rank), steps),
-            "dataloader": lambda model=model: book(model, data, rank, 40, readers=4),
-            "dataloader, in process": lambda model=model: book(model, data, rank, 40, readers=0),
-        }
-        if find_spec("pytorch_lightning") is None:
-            del contenders["lightning"]
+        contenders = contenders_of(model, data, group, steps, rank)
         figures: dict[str, list[float]] = {contender: [] for contender in contenders}
         for _ in range(rounds):
             for contender, run in contenders.items():

@@ -51,7 +51,7 @@ class Turns:
             run(handle)
             self.longest_s = max(self.longest_s, time.thread_time() - began)
 
-        events.Handle._run = measured  # type: ignore[method-assign]
+        events.Handle._run = measured  # type: ignore[assignment, method-assign]
 
     async def of(self, name: str, call: Awaitable[Any]) -> float:
         """Print the longest turn until a while after a call."""
@@ -67,9 +67,9 @@ async def fill(path: Path, jobs: int) -> None:
     store = Store(path)
     spec = resolve(SPEC, Site(Path.cwd(), shares_files_with_workers=False))
     first = Job("", 0, spec, State.QUEUED, "waits for resources", datetime.now(UTC), "2", "c")
-    status = [NewJob(replace(first, job_id=f"job-{number:012}"), "local", "", "d") for number in range(jobs)]
+    status = [NewJob(replace(first, job_id=f"job-{number:012}"), "", "d") for number in range(jobs)]
     for start in range(0, jobs, 500):
-        await asyncio.gather(*(store.submit(new) for new in status[start : start + 500]))
+        await asyncio.gather(*(store.jobs.submit(new) for new in status[start : start + 500]))
     store.close()
 
 

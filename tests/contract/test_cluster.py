@@ -54,7 +54,7 @@ async def nodes_of(server: Running) -> list[Node]:
 
 async def be_ready(server: Running, launcher: ScriptedLauncher, capacity: ClusterCapacity) -> None:
     """Have a launcher come into service with these nodes; returns when the server has heard of them."""
-    await launcher.say(ready=LauncherReady(epoch=server.parts.store.epoch))
+    await launcher.say(ready=LauncherReady(epoch=server.parts.store.cluster.epoch))
     await launcher.say(capacity=capacity)
     await server.parts.dispatcher.cluster_is_ready.wait()
 
@@ -258,8 +258,9 @@ async def test_a_server_tells_when_its_cluster_is_ready_and_a_launcher_that_is_g
         async with serving(tmp_path) as server:
             await server.launcher().be_ready()
             await server.parts.dispatcher.cluster_is_ready.wait()
+            submit = f"lockstep --target {server.application.grpc_address} submit -f SPEC"  # not the usual port
         told = [line["event"] for line in logs]
-        assert "the cluster is ready: 2 CPUs; submit jobs with: lockstep submit -f SPEC" in told
+        assert f"the cluster is ready: 2 CPUs; submit jobs with: {submit}" in told
         assert "the launcher is gone" not in told
         logs.clear()
         async with serving(tmp_path) as server:

@@ -31,7 +31,7 @@ def statements(server: Running, table: str) -> Iterator[list[str]]:
         if f"FROM {table}" in statement:
             noted.append(statement)
 
-    engine = server.parts.store._reading
+    engine = server.parts.store.database._reading
     event.listen(engine, "before_cursor_execute", note)
     yield noted
     event.remove(engine, "before_cursor_execute", note)

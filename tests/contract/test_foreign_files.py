@@ -195,7 +195,7 @@ async def test_health_is_that_of_the_store(tmp_path: Path) -> None:
         may_go_on, store = threading.Event(), server.parts.store
         assert server.application._health is not None
         server.application._health.deadline_s = 0.1
-        writing = asyncio.ensure_future(store._writer.write(lambda connection: may_go_on.wait()))
+        writing = asyncio.ensure_future(store.database.write(lambda connection: may_go_on.wait()))
         service = "lockstep.v1.JobService"
         watch = health_pb2_grpc.HealthStub(server.channel).Watch(health_pb2.HealthCheckRequest(service=service))
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING

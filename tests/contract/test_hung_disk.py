@@ -13,7 +13,7 @@ import pytest
 
 from lockstep.server import application
 from lockstep.server.coordinator import dispatcher
-from lockstep.server.store import writes
+from lockstep.server.store import jobs as stored_jobs
 from tests.support.server import serving
 
 
@@ -32,7 +32,7 @@ async def test_while_nothing_can_be_stored_the_scheduler_waits_between_its_tries
         job = await server.submit()
         await server.submit()
         monkeypatch.setattr(dispatcher, "_RETRY_S", 3600.0)
-        monkeypatch.setattr(writes, "save", refuse)
+        monkeypatch.setattr(stored_jobs, "_save", refuse)
         launcher = server.launcher()
         await launcher.be_ready()
         await asyncio.to_thread(has_tried.wait)
@@ -49,7 +49,7 @@ async def test_a_server_ends_though_its_disk_hangs_and_tells_the_other_gangs_to_
         monkeypatch.setattr(module, name, 0.2)
     monkeypatch.setattr(dispatcher, "_SHUTDOWN_MARGIN_S", 0.1)
     monkeypatch.setattr(application, "_DISK_GRACE_S", 0.2)
-    hangs, answers, save = threading.Event(), threading.Event(), writes.save
+    hangs, answers, save = threading.Event(), threading.Event(), stored_jobs._save
 
     def hang(*arguments: Any) -> Any:
         hangs.set()
@@ -64,7 +64,7 @@ async def test_a_server_ends_though_its_disk_hangs_and_tells_the_other_gangs_to_
         await server.submit()
         second = await launcher.next_start()
         await launcher.report(first, 1)
-        monkeypatch.setattr(writes, "save", hang)
+        monkeypatch.setattr(stored_jobs, "_save", hang)
         reporting = asyncio.ensure_future(launcher.report(first, 2))
         await asyncio.to_thread(hangs.wait)
         try:

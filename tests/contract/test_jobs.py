@@ -189,6 +189,9 @@ async def test_unknown_jobs_are_not_found(tmp_path: Path, job_id: str) -> None:
             server.checkpoints.DownloadCheckpoint(DownloadCheckpointRequest(job_id=job_id)).read(),
         ]
         assert [(await status_of(call)).code() for call in calls] == [expected] * len(calls)
+        if job_id:
+            told = await status_of(server.jobs.GetJob(GetJobRequest(job_id=job_id)))
+            assert told.details().endswith("; see `lockstep ls`, or call ListJobs, for those there are")
 
 
 async def test_a_queued_job_is_cancelled_at_once(tmp_path: Path) -> None:

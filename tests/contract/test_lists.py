@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import grpc
+import pytest
 
 from lockstep.v1.job_pb2 import JOB_STATE_FAILED, JOB_STATE_QUEUED
-from lockstep.v1.job_service_pb2 import ListJobsRequest
-from tests.support.server import serving, status_of, violations_of
+from lockstep.v1.job_service_pb2 import ListJobsRequest, SubmitJobRequest
+from tests.support.server import digits_spec, fetch, serving, status_of, violations_of
 
 
 async def test_pages_show_every_job_once_newest_first(tmp_path: Path) -> None:
@@ -48,6 +49,31 @@ async def test_jobs_are_found_by_name_and_by_the_beginning_of_their_id_and_are_c
         assert (len(rest.jobs), rest.total_size) == (2, 0)
 
 
+async def test_a_job_belongs_to_who_submitted_it_for_lists_workers_metrics_and_repeated_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(tmp_path) as server:
+        request = SubmitJobRequest(spec=digits_spec(), request_id="1")
+        of_local = await server.jobs.SubmitJob(request)
+        monkeypatch.setattr("lockstep.server.rpc.job_service.PRINCIPAL", "ann")
+        of_ann = await server.jobs.SubmitJob(request)
+        assert (of_local.owner, of_ann.owner) == ("local", "ann")
+        assert (await server.jobs.SubmitJob(request)).job_id == of_ann.job_id != of_local.job_id
+        for job in (of_local, of_ann):
+            page = await server.jobs.ListJobs(ListJobsRequest(owner=job.owner))
+            assert ([found.job_id for found in page.jobs], page.total_size) == ([job.job_id], 1)
+        assert not (await server.jobs.ListJobs(ListJobsRequest(owner="eve"))).jobs
+
+        launcher = server.launcher()
+        await launcher.be_ready(cpus=2)
+        gangs = [await launcher.next_start() for _ in range(2)]
+        assert {gang.job_id: gang.owner for gang in gangs} == {of_local.job_id: "local", of_ann.job_id: "ann"}
+        page_of_metrics = (await fetch(server.application.http_address, "/metrics"))[1]
+        for job in (of_local, of_ann):
+            facts = f'job_id="{job.job_id}",model="mlp",name="{job.spec.name}",owner="{job.owner}"'
+            assert facts in page_of_metrics
+
+
 async def test_bad_pages_are_refused_by_the_fields_name(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         for _ in range(2):
@@ -61,11 +87,13 @@ async def test_bad_pages_are_refused_by_the_fields_name(tmp_path: Path) -> None:
                 ListJobsRequest(page_token="W10"),
                 ListJobsRequest(page_token=token, labels={"other": "filter"}),
                 ListJobsRequest(page_token=token, name="other"),
+                ListJobsRequest(page_token=token, owner="other"),
             ],
             "states": [ListJobsRequest(states=[0]), ListJobsRequest(states=[99])],  # type: ignore[list-item]
             "labels": [ListJobsRequest(labels={f"key-{number}": "x" for number in range(65)})],
             "job_id_prefix": [ListJobsRequest(job_id_prefix="j" * 65)],
             "name": [ListJobsRequest(name="n" * 64)],
+            "owner": [ListJobsRequest(owner="o" * 129)],
         }
         assert not (await server.jobs.ListJobs(ListJobsRequest(states=[JOB_STATE_FAILED] * 1_000_000))).jobs
         for field, requests in bad.items():

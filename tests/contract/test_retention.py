@@ -102,7 +102,7 @@ def a_loop_that_hangs_is_seen() -> Iterator[None]:
 
 async def rows(server: Running) -> dict[str, int]:
     names = [table for table in metadata.sorted_tables if table.name not in ("meta", "alembic_version")]
-    return await server.parts.store.read(
+    return await server.parts.store.database.read(
         lambda connection: {t.name: connection.execute(select(func.count()).select_from(t)).scalar_one() for t in names}
     )
 
@@ -137,7 +137,7 @@ async def test_without_the_setting_every_job_is_kept(tmp_path: Path) -> None:
         await launcher.be_ready()
         await finish_a_job(server, launcher, tmp_path / "c")
         await server.coordinator.tidy(datetime.now(UTC) + timedelta(days=10_000))
-        count = await server.parts.store.read(
+        count = await server.parts.store.database.read(
             lambda connection: connection.execute(select(func.count()).select_from(jobs)).scalar_one()
         )
         assert count == 1
@@ -148,7 +148,7 @@ async def test_a_watch_ends_although_events_of_its_job_are_lost(tmp_path: Path) 
         launcher = server.launcher()
         await launcher.be_ready()
         gang = await finish_a_job(server, launcher, tmp_path / "c")
-        await server.parts.store._writer.write(
+        await server.parts.store.database.write(
             lambda connection: connection.execute(delete(job_events).where(job_events.c.sequence > 1))
         )
         with a_loop_that_hangs_is_seen():
@@ -168,14 +168,14 @@ async def test_of_a_job_that_is_being_deleted_no_part_is_shown(
         await launcher.be_ready()
         gang = await finish_a_job(server, launcher, tmp_path / "c")
         codes = []
-        delete_points = server.parts.store.delete_points
+        delete_points = server.parts.store.metrics.delete_points
 
         async def delete_some(job_id: str, limit: int) -> int:
             deleted = await delete_points(job_id, limit)
             codes.append((await status_of(READS[name](server, gang.job_id))).code())
             return deleted
 
-        monkeypatch.setattr(server.parts.store, "delete_points", delete_some)
+        monkeypatch.setattr(server.parts.store.metrics, "delete_points", delete_some)
         await delete_all(server)
         assert codes == [grpc.StatusCode.NOT_FOUND] * 3
 
@@ -183,12 +183,12 @@ async def test_of_a_job_that_is_being_deleted_no_part_is_shown(
 @pytest.mark.parametrize(
     ("name", "read"),
     [
-        ("WatchJob", "list_events"),
-        ("ListMetrics", "list_points"),
-        ("StreamMetrics", "new_points"),
-        ("GetLedger", "load_ledgers"),
-        ("ListCheckpoints", "list_checkpoints"),
-        ("StreamLogs", "logs"),
+        ("WatchJob", "jobs.list_events"),
+        ("ListMetrics", "metrics.list_points"),
+        ("StreamMetrics", "metrics.new_points"),
+        ("GetLedger", "ledgers.load_ledgers"),
+        ("ListCheckpoints", "checkpoints.list_checkpoints"),
+        ("StreamLogs", "logs.read"),
     ],
 )
 async def test_a_read_that_is_overtaken_by_the_deletion_of_its_job_is_not_cut_short(
@@ -198,8 +198,8 @@ async def test_a_read_that_is_overtaken_by_the_deletion_of_its_job_is_not_cut_sh
         launcher = server.launcher()
         await launcher.be_ready()
         gang = await finish_a_job(server, launcher, tmp_path / "c")
-        part: Any = server.application._logs if read == "logs" else server.parts.store
-        method = "read" if read == "logs" else read
+        part_name, _, method = read.partition(".")
+        part: Any = server.application._logs if part_name == "logs" else getattr(server.parts.store, part_name)
         really = getattr(part, method)
 
         async def delete_first(*args: Any, **given: Any) -> Any:
@@ -219,7 +219,7 @@ async def test_a_job_that_was_read_while_it_was_deleted_is_not_remembered(
         launcher = server.launcher()
         await launcher.be_ready()
         gang = await finish_a_job(server, launcher, tmp_path / "c")
-        get_job, is_deleted, has_read = server.parts.store.get_job, asyncio.Event(), asyncio.Event()
+        get_job, is_deleted, has_read = server.parts.store.jobs.get_job, asyncio.Event(), asyncio.Event()
 
         async def get_late(job_id: str) -> Any:
             job = await get_job(job_id)
@@ -227,7 +227,7 @@ async def test_a_job_that_was_read_while_it_was_deleted_is_not_remembered(
             await is_deleted.wait()
             return job
 
-        monkeypatch.setattr(server.parts.store, "get_job", get_late)
+        monkeypatch.setattr(server.parts.store.jobs, "get_job", get_late)
         asking = asyncio.create_task(server.get(gang.job_id))
         await has_read.wait()
         await delete_all(server)
@@ -257,7 +257,7 @@ async def test_the_account_of_a_deleted_job_does_not_keep_those_of_others_from_b
         # One that was on its way while its job was deleted.
         await ledgers.report(account_of(gone, 0, 3))
         await ledgers.store_all()
-        assert (await store.load_ledgers([gone.job_id, gang.job_id])).keys() == {gang.job_id}
+        assert (await store.ledgers.load_ledgers([gone.job_id, gang.job_id])).keys() == {gang.job_id}
 
 
 async def test_a_ledger_that_is_being_stored_while_its_job_is_deleted_is_not_tried_again(
@@ -273,23 +273,23 @@ async def test_a_ledger_that_is_being_stored_while_its_job_is_deleted_is_not_tri
             await launcher.finish(gangs[-1], 1)
         await workers_leave(server)
         ledgers, store = server.parts.ledgers, server.parts.store
-        save = store.save_ledgers
+        save = store.ledgers.save_ledgers
 
         async def fail(told: Any) -> None:
             await delete_all(server)
             raise OSError("the disk is full")
 
-        monkeypatch.setattr(store, "save_ledgers", fail)
+        monkeypatch.setattr(store.ledgers, "save_ledgers", fail)
         for gang in gangs:
             await report(server, gang, account_of(gang, 0, 1))
         await ledgers.store_all()
-        monkeypatch.setattr(store, "save_ledgers", save)
+        monkeypatch.setattr(store.ledgers, "save_ledgers", save)
         assert not ledgers.newest()
         await server.submit()
         gang = await launcher.next_start()
         await report(server, gang, account_of(gang, 0, 1))
         await ledgers.store_all()
-        assert (await store.load_ledgers([gang.job_id])).keys() == {gang.job_id}
+        assert (await store.ledgers.load_ledgers([gang.job_id])).keys() == {gang.job_id}
 
 
 async def test_logs_of_a_deleted_job_do_not_come_back(tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ async def test_what_is_being_written_to_a_log_is_removed_with_it(
         writing = asyncio.create_task(log_a_line(launcher, gang, 12))
         await asyncio.to_thread(is_writing.wait)
         deleting = asyncio.create_task(delete_all(server))
-        while await server.parts.store.get_job(gang.job_id) is not None:  # noqa: ASYNC110
+        while await server.parts.store.jobs.get_job(gang.job_id) is not None:  # noqa: ASYNC110
             await asyncio.sleep(0)
         may_write.set()
         await asyncio.gather(writing, deleting)
@@ -350,7 +350,7 @@ async def test_a_job_of_which_a_part_could_be_deleted_is_not_shown_until_the_res
             raise DiskFull("the disk is full")
 
         with monkeypatch.context() as patched:
-            patched.setattr(server.parts.store, "delete_job", fail)
+            patched.setattr(server.parts.store.jobs, "delete_job", fail)
             await delete_all(server)
         assert (await rows(server))["metric_points"] == 0
         assert (await status_of(server.get(gang.job_id))).code() is grpc.StatusCode.NOT_FOUND

@@ -176,7 +176,7 @@ async def test_a_gang_whose_end_could_not_be_stored_is_kept_until_the_next_launc
             raise OSError("the disk is full")
 
         with monkeypatch.context() as patched:
-            patched.setattr(server.parts.store, "save", refuse)
+            patched.setattr(server.parts.store.jobs, "save", refuse)
             await first.gang_stopped(gang, "WORKER_LOST")
             await status_of(first.call.read())
         assert (await server.get(gang.job_id)).state == JOB_STATE_RUNNING

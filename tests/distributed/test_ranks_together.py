@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from lockstep.workers.datasets.idx import IdxDataset
+from lockstep.workers.datasets.images.idx import IdxDataset
 from lockstep.workers.engine import (
     DataError,
     Group,

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 
+from lockstep.contract.checkpoints import MANIFEST_FILE, MODEL_FILE
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.workers.engine import Activity, Origin, Point, Wish
-from lockstep.workers.engine.state.checkpoint import MANIFEST_FILE, MODEL_FILE, Checkpoints
+from lockstep.workers.engine.state.checkpoint import Checkpoints
 from lockstep.workers.training import train
 from tests.faults.test_healing import SPEC, STEPS, assert_undisturbed, train_and_tell
 from tests.support.process_fleet import Context, Fault, Fleet

@@ -1,6 +1,8 @@
 """Whoever dies, whenever, wherever: weights and metrics are those of the undisturbed run."""
 
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,9 @@ from google.protobuf import json_format
 from torch import Tensor
 
 from lockstep.v1.job_spec_pb2 import JobSpec
-from lockstep.workers.engine import Activity, NotDeterministic, Point, Trainer
+from lockstep.workers.engine import Activity, NotDeterministic, Origin, Point, Trainer
+from lockstep.workers.engine.state.checkpoint import Checkpoints
+from lockstep.workers.engine.state.state import TrainState
 from lockstep.workers.training import train
 from tests.support.honest_models import Numbers, Points, sgd
 from tests.support.process_fleet import Context, Fault, Fleet
@@ -151,6 +155,51 @@ def test_a_death_while_a_worker_joins_leaves_the_curve_as_it_was(fleet: Fleet, f
     (alone,) = fleet.run(1, train_and_tell, LONG)
     outcomes = fleet.run(2, train_and_tell, LONG, joins_after_step=100, faults=[fault])
     assert_undisturbed(outcomes, alone, 2)
+
+
+@pytest.mark.parametrize("activity", [Activity.UPDATE, Activity.EVALUATE, Activity.REPORT, Activity.FINISH], ids=str)
+def test_a_worker_that_joins_at_the_end_gets_the_result_too(
+    fleet: Fleet, undisturbed: tuple[str, list[Point]], activity: Activity
+) -> None:
+    outcomes = fleet.run(2, train_and_tell, SPEC, joins_after_step=STEPS - 1, joins_in=activity)
+    assert_undisturbed(outcomes, undisturbed, 3)
+
+
+class SlowAtTheEnd(Checkpoints):
+    """Checkpoints on a file system that takes the last one only when the ranks have met again."""
+
+    def __init__(self, folder: str, context: Context) -> None:
+        super().__init__(folder)
+        self.context = context
+
+    def write(self, state: TrainState) -> None:
+        listener = self.context.listener
+        listener.send(("written", state.step))
+        while state.step == STEPS and (Activity.HAND_OVER, STEPS) not in listener.visits:
+            time.sleep(0.001)
+        super().write(state)
+
+
+def train_and_keep(context: Context, folder: str) -> tuple[str, list[Point]]:
+    result = train(
+        json_format.ParseDict(SPEC, JobSpec()),
+        context.group,
+        context.listener,
+        regroup=context.membership.next_group,
+        origin=Origin(SlowAtTheEnd(folder, context)),
+    )
+    return result.weights_digest, context.listener.points
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_worker_that_joins_while_the_last_checkpoint_is_written_does_not_wait_for_that(
+    fleet: Fleet, undisturbed: tuple[str, list[Point]], world_size: int, tmp_path: Path
+) -> None:
+    outcomes = fleet.run(
+        world_size, train_and_keep, str(tmp_path), joins_after_step=STEPS - 1, joins_in=Activity.CHECKPOINT
+    )
+    assert_undisturbed(outcomes, undisturbed, world_size + 1)
+    assert [step for kind, step in fleet.messages if kind == "written"] == [STEPS], "once is enough"
 
 
 class Shifted(Numbers):

@@ -50,13 +50,19 @@ class Recorder(Listener):
         send: tells the test something.
         membership: of this process.
         pause_after: the step after which it waits for a newer generation.
+        pause_in: the activity at whose beginning it does so.
     """
 
     def __init__(
-        self, faults: list[Fault], send: Callable[[Any], None], membership: Membership, pause_after: int | None
+        self,
+        faults: list[Fault],
+        send: Callable[[Any], None],
+        membership: Membership,
+        pause_after: int | None,
+        pause_in: Activity,
     ) -> None:
         self.faults, self.send = faults, send
-        self.membership, self.pause_after = membership, pause_after
+        self.membership, self.pause_after, self.pause_in = membership, pause_after, pause_in
         self.points: list[Point] = []
         self.visits: dict[tuple[Any, int], int] = {}
         self.activity: Activity | None = None
@@ -65,7 +71,7 @@ class Recorder(Listener):
     def entered(self, activity: Activity, step: int) -> None:
         self.activity, self.step = activity, step
         self.visit(activity, step)
-        if self.pause_after is not None and activity is Activity.EXCHANGE and step > self.pause_after:
+        if self.pause_after is not None and activity is self.pause_in and step > self.pause_after:
             self.pause_after = None
             generation = self.membership.current.number
             self.send(("paused", step))
@@ -144,16 +150,18 @@ class Fleet:
         *args: Any,
         faults: list[Fault] | None = None,
         joins_after_step: int | None = None,
+        joins_in: Activity = Activity.EXCHANGE,
     ) -> list[Any]:
         """Call function(context, *args) on every process, heal what dies; returns what the living ones returned.
 
         Args:
             joins_after_step: when the first process has done this step, it waits until one more joins.
+            joins_in: at the beginning of which activity it waits.
         """
         members = [self._member(number) for number in range(world_size)]
         for member in members:
             mine = [fault for fault in faults or [] if fault.member == member.number]
-            member.pipe.send(("run", function, args, mine, None if member.number else joins_after_step))
+            member.pipe.send(("run", function, args, mine, None if member.number else joins_after_step, joins_in))
         self._form(members)
         deadline = time.monotonic() + RUN_TIMEOUT_S
         living = list(members)
@@ -167,9 +175,8 @@ class Fleet:
                 self._form([member for member in living if not member.has_ended])
             if any(kind == "paused" for kind, _ in members[0].messages) and len(members) == world_size:
                 joiner = self._member(world_size)
-                joiner.pipe.send(
-                    ("run", function, args, [fault for fault in faults or [] if fault.member == world_size], None)
-                )
+                mine = [fault for fault in faults or [] if fault.member == world_size]
+                joiner.pipe.send(("run", function, args, mine, None, joins_in))
                 members.append(joiner)
                 living.append(joiner)
                 self._form([member for member in living if not member.has_ended])
@@ -240,8 +247,8 @@ def _serve(pipe: Connection, device: str, via: Via) -> None:
         if message[0] == "run":
             if training is not None:
                 training.join()
-            _, function, args, faults, pause_after = message
-            listener = Recorder(faults, send, membership, pause_after)
+            _, function, args, faults, pause_after, pause_in = message
+            listener = Recorder(faults, send, membership, pause_after, pause_in)
             training = threading.Thread(target=_train, args=(membership, listener, function, args), daemon=True)
             training.start()
         else:

@@ -49,13 +49,13 @@ def in_a_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
     return value
 
 
-def run_module(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_as_main(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """What `python -m module` prints and returns, without the time that its imports take."""
-    code, stdout, stderr = in_a_fresh_process(_run_module, module, arguments)
+    code, stdout, stderr = in_a_fresh_process(_run_as_main, module, arguments)
     return subprocess.CompletedProcess([module, *arguments], code, stdout, stderr)
 
 
-def _run_module(module: str, arguments: tuple[str, ...]) -> tuple[Any, str, str]:
+def _run_as_main(module: str, arguments: tuple[str, ...]) -> tuple[Any, str, str]:
     sys.argv[1:] = arguments
     with tempfile.TemporaryFile("w+", encoding="utf-8") as stdout, tempfile.TemporaryFile("w+") as stderr:
         os.dup2(stdout.fileno(), 1)

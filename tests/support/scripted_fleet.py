@@ -87,6 +87,10 @@ class ScriptedActor:
         """Have read the data."""
         self.tell(is_prepared=True, hardware=hardware, data=data)
 
+    def finish(self) -> None:
+        """Be done with training, and not gone yet."""
+        self.tell(has_finished=True)
+
     def end(self, error: JobError | None = None, *, is_reusable: bool = False, was_dismissed: bool = False) -> None:
         """Train no more."""
         error_bytes = b"" if error is None else error.SerializeToString()

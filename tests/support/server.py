@@ -62,7 +62,7 @@ class ScriptedLauncher:
 
     def __init__(self, application: Application, channel: grpc.aio.Channel) -> None:
         assert application.parts is not None
-        self._epoch = application.parts.store.epoch
+        self._epoch = application.parts.store.cluster.epoch
         self._stub = InternalServiceStub(channel)
         self.call: Any = self._stub.ConnectLauncher(metadata=(("lockstep-launcher-token", application.launcher_token),))
 

@@ -2,14 +2,17 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from lockstep.v1.job_spec_pb2 import JobSpec
+
 ROOT = Path(__file__).parents[2]
-LONGEST_FILE = 400
+LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys
@@ -92,9 +95,10 @@ ALLOWED = {
         "calls": "",
         "failures": "engine",
         "logs": "connection",
-        "models": "engine",
-        "datasets": "engine",
-        "optimizers": "",
+        "registry": "",
+        "models": "engine registry",
+        "datasets": "engine registry",
+        "optimizers": "registry",
         "training": "datasets engine models optimizers",
         "run": "engine training",
         "trained": "engine models",
@@ -156,6 +160,19 @@ def test_what_decides_knows_neither_loop_nor_database(package: str) -> None:
     assert not [(file, name) for file, name in sorted(names) if name in {"asyncio", "sqlalchemy", "threading"}]
 
 
+def test_what_is_the_own_of_a_database_lies_in_one_file() -> None:
+    base = ROOT / "server" / "lockstep" / "server"
+    found = {
+        (str(path.relative_to(base)), name)
+        for path in base.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        for name in imported(node)
+    }
+    assert {file for file, name in found if name.startswith(("sqlite3", "sqlalchemy.dialects"))} == {"store/sqlite.py"}
+    users = {file for file, name in found if name.startswith("lockstep.server.store.sqlite")}
+    assert users == {"store/dialect.py"}, "the others take these names from store/dialect.py"
+
+
 @pytest.mark.parametrize("package", ["rpc", "telemetry"])
 def test_nothing_reaches_through_the_coordinator(package: str) -> None:
     """What a service may ask is a method of the coordinator, or a part that it was given."""
@@ -171,16 +188,46 @@ def test_nothing_reaches_through_the_coordinator(package: str) -> None:
     assert not through
 
 
+def test_the_engine_names_no_field_of_a_spec() -> None:
+    paths = {
+        f"{section.name}.{field.name}"
+        for section in JobSpec.DESCRIPTOR.fields
+        if section.message_type is not None
+        for field in section.message_type.fields
+    }
+    files = sorted((ROOT / "workers" / "lockstep" / "workers" / "engine").rglob("*.py"))
+    named = {
+        (file.name, path) for file in files for path in paths if re.search(rf"\b{re.escape(path)}\b", file.read_text())
+    }
+    assert not named
+
+
 def test_only_the_fleet_knows_the_class_of_the_actors() -> None:
     launcher = ROOT / "workers" / "lockstep" / "workers" / "launcher"
     knowing = [path.name for path in launcher.glob("*.py") if "lockstep.workers.actor" in path.read_text()]
     assert knowing == ["fleet.py"]
 
 
-def test_no_file_holds_more_than_one_thing_could_need() -> None:
+def written_by_hand() -> list[Path]:
+    """All of our Python files that are no generated code."""
     tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True)
     if tracked.returncode != 0:
         pytest.skip("this is no git checkout")
-    paths = [ROOT / name for name in tracked.stdout.split() if "_pb2" not in name]
-    long = {path.name: lines for path in paths if (lines := len(path.read_text().splitlines())) > LONGEST_FILE}
+    return [ROOT / name for name in tracked.stdout.split() if "_pb2" not in name]
+
+
+def test_no_file_holds_more_than_one_thing_could_need() -> None:
+    lengths = {path.name: len(path.read_text().splitlines()) for path in written_by_hand()}
+    assert not {name: lines for name, lines in lengths.items() if lines > LONGEST_FILE}
+
+
+def test_no_function_outside_of_tests_is_longer_than_a_page() -> None:
+    long = {}
+    for path in written_by_hand():
+        if "tests" not in path.relative_to(ROOT).parts:
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
+                    lines = node.end_lineno - node.lineno + 1
+                    if lines > LONGEST_FUNCTION:
+                        long[f"{path.relative_to(ROOT)}: {node.name}"] = lines
     assert not long

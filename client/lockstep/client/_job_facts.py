@@ -36,6 +36,11 @@ class JobFacts:
         return dict(self.proto.spec.labels)
 
     @property
+    def owner(self) -> str:
+        """Who submitted it; empty from a server of an earlier version."""
+        return self.proto.owner
+
+    @property
     def spec(self) -> JobSpec:
         """The resolved spec, with every default filled in."""
         return self.proto.spec

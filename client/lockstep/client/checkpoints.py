@@ -20,8 +20,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lockstep.client._parts import how_to_install
 from lockstep.client.errors import DataLoss, MissingPackage
 from lockstep.client.types import Checkpoint, CheckpointFile
+from lockstep.contract.checkpoints import MANIFEST_FILE, MODEL_FILE, folder_of
 from lockstep.v1.checkpoint_service_pb2 import (
     DownloadCheckpointRequest,
     DownloadCheckpointResponse,
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
 
     from lockstep.client.client import Client
 
-MODEL_FILE = "model.safetensors"
-MANIFEST_FILE = "manifest.json"
 
 # Told how many bytes have come, and how many come in all.
 Tell = Callable[[int, int], None]
@@ -58,7 +58,7 @@ def download(client: Client, job_id: str, directory: Path, step: int | None, tel
     download = _Download(client, job_id, step, tell)
     with download.open(MODEL_FILE) as (file, chunks):
         assert download.checkpoint is not None
-        target = directory / f"step-{download.checkpoint.step:012d}"
+        target = directory / folder_of(download.checkpoint.step)
         if target.exists():
             raise FileExistsError(errno.EEXIST, "is there already; remove it or name another directory", str(target))
         directory.mkdir(parents=True, exist_ok=True)
@@ -81,9 +81,9 @@ def load_state_dict(client: Client, job_id: str, step: int | None) -> dict[str, 
     """Fetch the weights of a checkpoint; see Job.load_state_dict."""
     missing = [name for name in ("torch", "safetensors") if find_spec(name) is None]
     if missing:
-        names = " ".join(missing)
         raise MissingPackage(
-            f"load_state_dict needs torch and safetensors; install what is missing: pip install {names}"
+            f"load_state_dict needs torch and safetensors; not installed: {', '.join(missing)}; "
+            f"{how_to_install('workers')}"
         )
     from safetensors import SafetensorError
     from safetensors.torch import load_file

@@ -144,6 +144,7 @@ class Client:
         states: Iterable[JobState | str] | JobState | str | None = None,
         labels: Mapping[str, str] | None = None,
         limit: int | None = None,
+        owner: str | None = None,
     ) -> list[Job]:
         """Read jobs, newest first.
 
@@ -151,8 +152,9 @@ class Client:
             states: only jobs in one of these states, or in this one. Default: all.
             labels: only jobs that carry all of these labels. Default: all.
             limit: at most so many, the newest. Default: all.
+            owner: only jobs that this principal has submitted. Default: all.
         """
-        return self._list_jobs(states, labels, limit)[0]
+        return self._list_jobs(states, labels, limit, owner)[0]
 
     def _newest_jobs(self, job_id_prefix: str, limit: int) -> list[Job]:
         """The newest jobs whose ids begin so."""
@@ -166,11 +168,14 @@ class Client:
         states: Iterable[JobState | str] | JobState | str | None,
         labels: Mapping[str, str] | None,
         limit: int | None,
+        owner: str | None,
     ) -> tuple[list[Job], int]:
         """See list_jobs; and how many jobs there are in all, without the limit."""
         wanted = [states] if isinstance(states, str) else states or ()
         request = job_service_pb2.ListJobsRequest(
-            states=[JobState(state.upper()).to_proto() for state in wanted], labels=dict(labels or {})
+            states=[JobState(state.upper()).to_proto() for state in wanted],
+            labels=dict(labels or {}),
+            owner=owner or "",
         )
         jobs: list[Job] = []
         total = 0

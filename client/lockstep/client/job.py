@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Never, Self, TypeVar, overload
@@ -186,20 +187,27 @@ class Job(JobFacts):
         """
         chosen = MetricKind(kind.upper()) if kind is not None else MetricKind.UNSPECIFIED
         wanted = [names] if isinstance(names, str) else list(names or ())
-        read = metrics.follow_metrics if follow else metrics.list_metrics
-        points = read(self._client, self._stored_id(), wanted, after_step, chosen)
         if follow:
-            return self._named(self._refreshed_by(points), wanted)
-        found = list(points)
+            return chain.from_iterable(self._follow_metrics(wanted, after_step, chosen))
+        found = list(metrics.list_metrics(self._client, self._stored_id(), wanted, after_step, chosen))
         self._check_names(wanted, found)
         return found
 
-    def _named(self, points: Iterator[MetricPoint], wanted: Sequence[str]) -> Iterator[MetricPoint]:
+    def _follow_metrics(
+        self, wanted: Sequence[str], after_step: int = 0, kind: MetricKind = MetricKind.UNSPECIFIED
+    ) -> Iterator[list[MetricPoint]]:
+        """Return an iterator of what `metrics(follow=True)` yields, with those points together that came together."""
+        job_id = self._stored_id()  # now, not when the first point is asked for
+        return self._named(
+            self._refreshed_by(metrics.follow_metrics(self._client, job_id, wanted, after_step, kind)), wanted
+        )
+
+    def _named(self, batches: Iterator[list[MetricPoint]], wanted: Sequence[str]) -> Iterator[list[MetricPoint]]:
         """Yield the same; at its end say so if there is no metric of a name that is wanted."""
         found: dict[str, MetricPoint] = {}
-        for point in points:
-            found.setdefault(point.name, point)
-            yield point
+        for batch in batches:
+            found |= {point.name: point for point in batch}
+            yield batch
         self._check_names(wanted, found.values())
 
     def _check_names(self, wanted: Iterable[str], found: Iterable[MetricPoint]) -> None:

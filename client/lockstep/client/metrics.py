@@ -32,13 +32,15 @@ def list_metrics(
 
 def follow_metrics(
     client: Client, job_id: str, names: Sequence[str], after_step: int, kind: MetricKind
-) -> Iterator[MetricPoint]:
-    """Yield points as they come; see `Job.metrics`."""
+) -> Iterator[list[MetricPoint]]:
+    """Yield points as they come, those together that came together; see `Job.metrics`."""
     request = metrics_service_pb2.StreamMetricsRequest(job_id=job_id, names=names, kind=kind.to_proto())
     for message in client._connection.follow(client._metrics.StreamMetrics, lambda: request):
         # The cursor stands after all points of its message, and a message arrives whole or not at all.
         request.cursor = message.cursor
-        yield from (MetricPoint.from_proto(point) for point in message.points if point.step > after_step)
+        points = [MetricPoint.from_proto(point) for point in message.points if point.step > after_step]
+        if points:
+            yield points
 
 
 def check_names(client: Client, job_id: str, names: Iterable[str], *, has_ended: bool) -> None:

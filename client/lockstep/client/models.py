@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lockstep.client._parts import load_part
-from lockstep.client.checkpoints import MANIFEST_FILE, MODEL_FILE, fetch
+from lockstep.client.checkpoints import fetch
 from lockstep.client.errors import LockstepError
+from lockstep.contract.checkpoints import MANIFEST_FILE, MODEL_FILE
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -43,7 +44,7 @@ class TrainedModel(Protocol):
 
 def load_model(client: Client, job_id: str, step: int | None) -> TrainedModel:
     """Fetch and build the model of a checkpoint; see Job.load_model."""
-    load = load_part(GROUP, "load", "load_model")
+    load = load_part(GROUP, "load", "load_model", "workers")
     with tempfile.TemporaryDirectory(prefix="lockstep-") as directory:
         fetch(client, job_id, step, (MODEL_FILE, MANIFEST_FILE), Path(directory))
         try:

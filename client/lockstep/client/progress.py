@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,11 +14,13 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TransferSpeedColumn,
 )
+from rich.text import Text
 
 from lockstep.client._console import SafeConsole
 from lockstep.client.errors import LockstepError
@@ -45,6 +48,8 @@ _AROUND_METRICS = 22
 """Columns of the bar, of the time and of the blanks between them."""
 _METRICS_EVERY_S = 0.5
 _LINE_EVERY_S = 5.0
+_WAITS_AFTER_S = 1.0
+"""A job that is queued for less is not said to wait: most start at once."""
 
 
 class _LatestMetrics:
@@ -77,15 +82,53 @@ class _LatestMetrics:
         return next((text for text in texts if len(text) <= width), texts[-1])
 
 
+class _WhyItWaits:
+    """Tells why a job is queued, once it has been for a while; again when it waits for something else.
+
+    Args:
+        console: where.
+    """
+
+    def __init__(self, console: SafeConsole) -> None:
+        self._console = console
+        self._timer: threading.Timer | None = None
+        self._why = ""
+
+    def heed(self, job: Job) -> None:
+        why = job.state_reason if job.state is JobState.QUEUED else ""
+        if why.partition(";")[0] != self._why.partition(";")[0]:  # what is free just now stands behind that
+            self.end()
+            if why:
+                self._timer = threading.Timer(_WAITS_AFTER_S, self._tell, (f"queued: {why}",))
+                self._timer.daemon = True
+                self._timer.start()
+            self._why = why
+
+    def end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _tell(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True)
+
+
 def show_progress(job: Job, updates: Iterator[JobUpdate]) -> None:
     """Show updates until there are no more, then the result if there is one; a failure is told by who waits."""
     console = SafeConsole(stderr=True)
-    if console.is_terminal:
-        _show_bar(job, updates, console)
-    else:
-        _show_lines(job, updates, console)
+    waits = _WhyItWaits(console)
+    try:
+        (_show_bar if console.is_terminal else _show_lines)(job, _heeded(job, updates, waits), console)
+    finally:
+        waits.end()
     if job.result is not None:
         console.print(f"succeeded; {describe_metrics(job.result)}".removesuffix("; "), soft_wrap=True)
+
+
+def _heeded(job: Job, updates: Iterator[JobUpdate], waits: _WhyItWaits) -> Iterator[JobUpdate]:
+    for update in updates:
+        waits.heed(job)
+        yield update
 
 
 def describe_metrics(result: Result) -> str:
@@ -113,6 +156,25 @@ def describe_heals(job: Job) -> str:
     return count(job.heals, "heal") if job.heals else ""
 
 
+def describe_size(size_bytes: float) -> str:
+    """A number of bytes as people say it, such as "4.2 MiB"."""
+    if size_bytes < 1024:
+        return f"{size_bytes:.0f} bytes" if size_bytes != 1 else "1 byte"
+    for unit in ("KiB", "MiB", "GiB"):
+        size_bytes /= 1024
+        if size_bytes < 1023.95:  # else it would be rounded to 1024.0
+            return f"{size_bytes:.1f} {unit}"
+    return f"{size_bytes / 1024:,.1f} TiB"
+
+
+class _Speed(ProgressColumn):
+    """Bytes a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{describe_size(speed)}/s", style="progress.data.speed")
+
+
 @contextmanager
 def download_bar() -> Iterator[Callable[[int, int], None]]:
     """Show how far a download is; yields what is to be told the bytes that have come and the bytes in all.
@@ -120,7 +182,7 @@ def download_bar() -> Iterator[Callable[[int, int], None]]:
     Off a terminal nothing is shown.
     """
     console = SafeConsole(stderr=True)
-    columns = (BarColumn(bar_width=10), DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn())
+    columns = (BarColumn(bar_width=10), DownloadColumn(binary_units=True), _Speed(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
         yield lambda done_bytes, total_bytes: bar.update(task, completed=done_bytes, total=total_bytes)

@@ -27,12 +27,12 @@ IDLE = f"avg_over_time({HELD}[5m]) < 0.1 and {HELD}"
 def fleet() -> dashboard.Dashboard:
     made = board("lockstep-fleet", "Fleet", "What the cluster has, who holds it, what is wasted, and what waits.")
     made.with_variable(node_choice())
-    for panel in (*_numbers(), *_tables(), *_curves(), _nodes()):
+    for panel in (*_numbers_of_devices(), *_numbers_of_jobs(), *_troubles(), _jobs(), *_curves(), _nodes()):
         made.with_panel(panel)
     return made
 
 
-def _numbers() -> list[AnyPanel]:
+def _numbers_of_devices() -> list[AnyPanel]:
     free = f'sum(node:lockstep_devices:count{{state="free", {NODES}}})'
     return [
         number(
@@ -69,6 +69,11 @@ def _numbers() -> list[AnyPanel]:
             "the cluster.",
             colors=limits((1, RED)),
         ),
+    ]
+
+
+def _numbers_of_jobs() -> list[AnyPanel]:
+    return [
         number(
             "Jobs",
             [
@@ -102,10 +107,7 @@ def _numbers() -> list[AnyPanel]:
     ]
 
 
-def _tables() -> list[AnyPanel]:
-    states = 'lockstep_job_state{state!~"succeeded|failed|cancelled"} == 1'
-    waits = 'job:lockstep_step_phase:ratio_rate1m{phase=~"%s"}'
-    slow = limits((0.15, YELLOW), (0.3, RED))
+def _troubles() -> list[AnyPanel]:
     return [
         rows(
             "Held and idle: which, and by whom",
@@ -142,66 +144,76 @@ def _tables() -> list[AnyPanel]:
             size=(12, 7),
             none="No alert fires.",
         ),
-        rows(
-            "Jobs: who holds what, and what slows each down",
-            [
-                "max by (job_id, name, owner, model, state) (lockstep_job_info * on (job_id) group_left (state) "
-                f"({states}))",
-                f'max by (job_id) (lockstep_job_workers{{state="held"}}) {LIVING}',
-                f"max by (job_id) (lockstep_job_progress_ratio) {LIVING}",
-                f"job:lockstep_samples:rate1m {LIVING}",
-                f'avg by (job_id) (device:lockstep_utilization:ratio{{job_id!=""}}) {LIVING}',
-                f"job:lockstep_goodput:ratio_rate5m {LIVING}",
-                f"sum by (job_id) ({waits % 'data|host_to_device'}) {LIVING}",
-                f"sum by (job_id) ({waits % 'exchange|exchange_wait'}) {LIVING}",
-                f"max by (job_id) (rank:lockstep_straggler_lag:ratio_rate1m) {LIVING}",
-                "job:lockstep_step_age_seconds:min",
-            ],
-            {
-                "name": "Job",
-                "job_id": "Id",
-                "owner": "Owner",
-                "model": "Model",
-                "state": "State",
-                "Value #B": "Workers",
-                "Value #C": "Done",
-                "Value #D": "Samples/s",
-                "Value #E": "Utilization",
-                "Value #F": "Goodput",
-                "Value #G": "Waits for data",
-                "Value #H": "All-reduce",
-                "Value #I": "Straggler",
-                "Value #J": "Last step",
-            },
-            "Every job that has not ended. Waits for data: share of the steps that gathers examples; over 30% the job "
-            "is input-bound, give it more CPUs. All-reduce: share that is not hidden behind computing; with a high "
-            "Straggler (how much less one rank waits than the others) one slow device holds up all, otherwise the "
-            "network does, or the job has too many workers for its minibatch. Last step, while it runs: minutes "
-            "instead of seconds mean that it hangs.",
-            key="job_id",
-            units={
-                "Done": "percentunit",
-                "Samples/s": "short",
-                "Utilization": "percentunit",
-                "Goodput": "percentunit",
-                "Waits for data": "percentunit",
-                "All-reduce": "percentunit",
-                "Straggler": "percentunit",
-                "Last step": "s",
-            },
-            colors={
-                "Utilization": limits((0.1, YELLOW), (0.5, GREEN), base=RED),
-                "Goodput": limits((0.6, YELLOW), (0.8, GREEN), base=RED),
-                "Waits for data": slow,
-                "All-reduce": slow,
-                "Straggler": limits((0.1, YELLOW), (0.15, RED)),
-                "Last step": limits((60, YELLOW), (300, RED)),
-            },
-            links={"Id": ("Open the job", JOB_LINK)},
-            size=(24, 9),
-            none="There is no job.",
-        ),
     ]
+
+
+def _queries_of_jobs() -> list[str]:
+    """What the columns of the table of jobs show: Value #A, which tells the jobs, to Value #J."""
+    states = 'lockstep_job_state{state!~"succeeded|failed|cancelled"} == 1'
+    waits = 'job:lockstep_step_phase:ratio_rate1m{phase=~"%s"}'
+    return [
+        f"max by (job_id, name, owner, model, state) (lockstep_job_info * on (job_id) group_left (state) ({states}))",
+        f'max by (job_id) (lockstep_job_workers{{state="held"}}) {LIVING}',
+        f"max by (job_id) (lockstep_job_progress_ratio) {LIVING}",
+        f"job:lockstep_samples:rate1m {LIVING}",
+        f'avg by (job_id) (device:lockstep_utilization:ratio{{job_id!=""}}) {LIVING}',
+        f"job:lockstep_goodput:ratio_rate5m {LIVING}",
+        f"sum by (job_id) ({waits % 'data|host_to_device'}) {LIVING}",
+        f"sum by (job_id) ({waits % 'exchange|exchange_wait'}) {LIVING}",
+        f"max by (job_id) (rank:lockstep_straggler_lag:ratio_rate1m) {LIVING}",
+        "job:lockstep_step_age_seconds:min",
+    ]
+
+
+def _jobs() -> AnyPanel:
+    slow = limits((0.15, YELLOW), (0.3, RED))
+    return rows(
+        "Jobs: who holds what, and what slows each down",
+        _queries_of_jobs(),
+        {
+            "name": "Job",
+            "job_id": "Id",
+            "owner": "Owner",
+            "model": "Model",
+            "state": "State",
+            "Value #B": "Workers",
+            "Value #C": "Done",
+            "Value #D": "Samples/s",
+            "Value #E": "Utilization",
+            "Value #F": "Goodput",
+            "Value #G": "Waits for data",
+            "Value #H": "All-reduce",
+            "Value #I": "Straggler",
+            "Value #J": "Last step",
+        },
+        "Every job that has not ended. Waits for data: share of the steps that gathers examples; over 30% the job "
+        "is input-bound, give it more CPUs. All-reduce: share that is not hidden behind computing; with a high "
+        "Straggler (how much less one rank waits than the others) one slow device holds up all, otherwise the "
+        "network does, or the job has too many workers for its minibatch. Last step, while it runs: minutes "
+        "instead of seconds mean that it hangs.",
+        key="job_id",
+        units={
+            "Done": "percentunit",
+            "Samples/s": "short",
+            "Utilization": "percentunit",
+            "Goodput": "percentunit",
+            "Waits for data": "percentunit",
+            "All-reduce": "percentunit",
+            "Straggler": "percentunit",
+            "Last step": "s",
+        },
+        colors={
+            "Utilization": limits((0.1, YELLOW), (0.5, GREEN), base=RED),
+            "Goodput": limits((0.6, YELLOW), (0.8, GREEN), base=RED),
+            "Waits for data": slow,
+            "All-reduce": slow,
+            "Straggler": limits((0.1, YELLOW), (0.15, RED)),
+            "Last step": limits((60, YELLOW), (300, RED)),
+        },
+        links={"Id": ("Open the job", JOB_LINK)},
+        size=(24, 9),
+        none="There is no job.",
+    )
 
 
 def _curves() -> list[AnyPanel]:

@@ -37,7 +37,7 @@ def gpu() -> dashboard.Dashboard:
     for panel in _machines():
         made.with_panel(panel)
     row = dashboard.Row("Hardware, on GPUs only").collapsed(True)
-    for panel in _hardware():
+    for panel in (*_faults(), *_power(), *_units()):
         row.with_panel(panel)
     return made.with_row(row)
 
@@ -134,7 +134,7 @@ def _of_gpus(title: str, queries: list[Query], description: str, unit: str, most
     return lines(title, queries, description, unit=unit, most=most, none=NO_GPU, size=(8, 7))
 
 
-def _hardware() -> list[AnyPanel]:
+def _faults() -> list[AnyPanel]:
     errors = 'gpu:lockstep_xid_error_age_seconds:min15m{node=~"$node"}'
     return [
         rows(
@@ -163,6 +163,11 @@ def _hardware() -> list[AnyPanel]:
             size=(12, 7),
             none="No GPU is throttled.",
         ),
+    ]
+
+
+def _power() -> list[AnyPanel]:
+    return [
         _of_gpus(
             "Power",
             [
@@ -187,6 +192,11 @@ def _hardware() -> list[AnyPanel]:
             "percentunit",
             1,
         ),
+    ]
+
+
+def _units() -> list[AnyPanel]:
+    return [
         _of_gpus(
             "SM occupancy and tensor cores",
             [

@@ -32,12 +32,12 @@ def job() -> dashboard.Dashboard:
     made.annotation(Event("Restarted", restarts, "All workers were lost; it begins anew from its checkpoint.", RED))
     devices = "/d/lockstep-gpu/gpu?var-job=${job}&var-datasource=${datasource}&${__url_time_range}"
     made.link(dashboard.DashboardLink("Its GPUs").type(model.DashboardLinkType.LINK).url(devices).icon("external link"))
-    for panel in (*_numbers(), *_learning(), *_speed(), *_time(), *_devices()):
+    for panel in (*_progress(), *_health(), *_learning(), *_speed(), *_time(), *_devices()):
         made.with_panel(panel)
     return made
 
 
-def _numbers() -> list[AnyPanel]:
+def _progress() -> list[AnyPanel]:
     left = f"(lockstep_job_total_steps{{{JOB}}} - lockstep_job_step{{{JOB}}})"
     return [
         number(
@@ -73,6 +73,11 @@ def _numbers() -> list[AnyPanel]:
             "Workers that the job wants, and that train now. Fewer train than are wanted: workers were lost or the "
             "cluster has no room; the job goes on and takes them back when it can, with the same curve.",
         ),
+    ]
+
+
+def _health() -> list[AnyPanel]:
+    return [
         number(
             "Goodput",
             f"job:lockstep_goodput:ratio_rate5m{{{JOB}}}",

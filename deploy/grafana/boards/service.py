@@ -9,12 +9,12 @@ METHOD = "{{grpc_method}}"
 
 def service() -> dashboard.Dashboard:
     made = board("lockstep-service", "Service", "The server: its calls, its store, its streams, its own load.")
-    for panel in (*_numbers(), *_calls(), *_inside()):
+    for panel in (*_standing(), *_load(), *_calls(), *_inside()):
         made.with_panel(panel)
     return made
 
 
-def _numbers() -> list[AnyPanel]:
+def _standing() -> list[AnyPanel]:
     yes_no = limits((1, GREEN), base=RED)
     words = {"0": "no", "1": "yes"}
     return [
@@ -48,6 +48,11 @@ def _numbers() -> list[AnyPanel]:
             colors=yes_no,
             words=words,
         ),
+    ]
+
+
+def _load() -> list[AnyPanel]:
+    return [
         number(
             "Calls that fail",
             "sum(method:lockstep_rpc_errors:rate5m) / (sum(rate(grpc_server_handled_total[5m])) > 0)",

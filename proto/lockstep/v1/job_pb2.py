@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from lockstep.v1 import job_spec_pb2 as lockstep_dot_v1_dot_job__spec__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15lockstep/v1/job.proto\x12\x0blockstep.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1alockstep/v1/job_spec.proto\"\xbb\x04\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\"\n\x04spec\x18\x02 \x01(\x0b\x32\x14.lockstep.v1.JobSpec\x12$\n\x05state\x18\x03 \x01(\x0e\x32\x15.lockstep.v1.JobState\x12\x14\n\x0cstate_reason\x18\x04 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\x12\x10\n\x08restarts\x18\x06 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x08progress\x18\n \x01(\x0b\x32\x18.lockstep.v1.JobProgress\x12&\n\x06result\x18\x0b \x01(\x0b\x32\x16.lockstep.v1.JobResult\x12$\n\x05\x65rror\x18\x0c \x01(\x0b\x32\x15.lockstep.v1.JobError\x12\x16\n\x0e\x65ngine_version\x18\r \x01(\t\x12\x14\n\x0c\x63urve_digest\x18\x0e \x01(\t\x12\x16\n\x0ehardware_class\x18\x0f \x01(\t\x12\r\n\x05heals\x18\x10 \x01(\x05\x12\x17\n\x0frunning_workers\x18\x11 \x01(\x05\x12*\n\x08timeline\x18\x12 \x01(\x0b\x32\x18.lockstep.v1.JobTimeline\"\xd3\x02\n\x0bJobTimeline\x12-\n\tsubmitted\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x61\x64mitted\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06placed\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ndata_ready\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06joined\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nfirst_step\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66irst_point\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"?\n\x0bJobProgress\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x13\n\x0btotal_steps\x18\x02 \x01(\x03\x12\r\n\x05\x65poch\x18\x03 \x01(\x01\"\x99\x01\n\tJobResult\x12\x16\n\x0eweights_digest\x18\x01 \x01(\t\x12?\n\rfinal_metrics\x18\x02 \x03(\x0b\x32(.lockstep.v1.JobResult.FinalMetricsEntry\x1a\x33\n\x11\x46inalMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"i\n\x08JobError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x11\n\ttraceback\x18\x04 \x01(\t\x12\x11\n\x04rank\x18\x05 \x01(\x05H\x00\x88\x01\x01\x42\x07\n\x05_rank\"\x8e\x01\n\x08JobEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x05state\x18\x03 \x01(\x0e\x32\x15.lockstep.v1.JobState\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12\x0f\n\x07message\x18\x05 \x01(\t*\xf9\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x16\n\x12JOB_STATE_STARTING\x10\x02\x12\x15\n\x11JOB_STATE_RUNNING\x10\x03\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x04\x12\x14\n\x10JOB_STATE_FAILED\x10\x05\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x06\x12\x18\n\x14JOB_STATE_CANCELLING\x10\x07\x12\x15\n\x11JOB_STATE_PAUSING\x10\x08\x12\x14\n\x10JOB_STATE_PAUSED\x10\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15lockstep/v1/job.proto\x12\x0blockstep.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1alockstep/v1/job_spec.proto\"\xca\x04\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\"\n\x04spec\x18\x02 \x01(\x0b\x32\x14.lockstep.v1.JobSpec\x12$\n\x05state\x18\x03 \x01(\x0e\x32\x15.lockstep.v1.JobState\x12\x14\n\x0cstate_reason\x18\x04 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\x12\x10\n\x08restarts\x18\x06 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x08progress\x18\n \x01(\x0b\x32\x18.lockstep.v1.JobProgress\x12&\n\x06result\x18\x0b \x01(\x0b\x32\x16.lockstep.v1.JobResult\x12$\n\x05\x65rror\x18\x0c \x01(\x0b\x32\x15.lockstep.v1.JobError\x12\x16\n\x0e\x65ngine_version\x18\r \x01(\t\x12\x14\n\x0c\x63urve_digest\x18\x0e \x01(\t\x12\x16\n\x0ehardware_class\x18\x0f \x01(\t\x12\r\n\x05heals\x18\x10 \x01(\x05\x12\x17\n\x0frunning_workers\x18\x11 \x01(\x05\x12*\n\x08timeline\x18\x12 \x01(\x0b\x32\x18.lockstep.v1.JobTimeline\x12\r\n\x05owner\x18\x13 \x01(\t\"\xd3\x02\n\x0bJobTimeline\x12-\n\tsubmitted\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x61\x64mitted\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06placed\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ndata_ready\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06joined\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nfirst_step\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66irst_point\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"?\n\x0bJobProgress\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x13\n\x0btotal_steps\x18\x02 \x01(\x03\x12\r\n\x05\x65poch\x18\x03 \x01(\x01\"\x99\x01\n\tJobResult\x12\x16\n\x0eweights_digest\x18\x01 \x01(\t\x12?\n\rfinal_metrics\x18\x02 \x03(\x0b\x32(.lockstep.v1.JobResult.FinalMetricsEntry\x1a\x33\n\x11\x46inalMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"i\n\x08JobError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x11\n\ttraceback\x18\x04 \x01(\t\x12\x11\n\x04rank\x18\x05 \x01(\x05H\x00\x88\x01\x01\x42\x07\n\x05_rank\"\x8e\x01\n\x08JobEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x05state\x18\x03 \x01(\x0e\x32\x15.lockstep.v1.JobState\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12\x0f\n\x07message\x18\x05 \x01(\t*\xf9\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x16\n\x12JOB_STATE_STARTING\x10\x02\x12\x15\n\x11JOB_STATE_RUNNING\x10\x03\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x04\x12\x14\n\x10JOB_STATE_FAILED\x10\x05\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x06\x12\x18\n\x14JOB_STATE_CANCELLING\x10\x07\x12\x15\n\x11JOB_STATE_PAUSING\x10\x08\x12\x14\n\x10JOB_STATE_PAUSED\x10\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,20 +35,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_JOBRESULT_FINALMETRICSENTRY']._loaded_options = None
   _globals['_JOBRESULT_FINALMETRICSENTRY']._serialized_options = b'8\001'
-  _globals['_JOBSTATE']._serialized_start=1489
-  _globals['_JOBSTATE']._serialized_end=1738
+  _globals['_JOBSTATE']._serialized_start=1504
+  _globals['_JOBSTATE']._serialized_end=1753
   _globals['_JOB']._serialized_start=100
-  _globals['_JOB']._serialized_end=671
-  _globals['_JOBTIMELINE']._serialized_start=674
-  _globals['_JOBTIMELINE']._serialized_end=1013
-  _globals['_JOBPROGRESS']._serialized_start=1015
-  _globals['_JOBPROGRESS']._serialized_end=1078
-  _globals['_JOBRESULT']._serialized_start=1081
-  _globals['_JOBRESULT']._serialized_end=1234
-  _globals['_JOBRESULT_FINALMETRICSENTRY']._serialized_start=1183
-  _globals['_JOBRESULT_FINALMETRICSENTRY']._serialized_end=1234
-  _globals['_JOBERROR']._serialized_start=1236
-  _globals['_JOBERROR']._serialized_end=1341
-  _globals['_JOBEVENT']._serialized_start=1344
-  _globals['_JOBEVENT']._serialized_end=1486
+  _globals['_JOB']._serialized_end=686
+  _globals['_JOBTIMELINE']._serialized_start=689
+  _globals['_JOBTIMELINE']._serialized_end=1028
+  _globals['_JOBPROGRESS']._serialized_start=1030
+  _globals['_JOBPROGRESS']._serialized_end=1093
+  _globals['_JOBRESULT']._serialized_start=1096
+  _globals['_JOBRESULT']._serialized_end=1249
+  _globals['_JOBRESULT_FINALMETRICSENTRY']._serialized_start=1198
+  _globals['_JOBRESULT_FINALMETRICSENTRY']._serialized_end=1249
+  _globals['_JOBERROR']._serialized_start=1251
+  _globals['_JOBERROR']._serialized_end=1356
+  _globals['_JOBEVENT']._serialized_start=1359
+  _globals['_JOBEVENT']._serialized_end=1501
 # @@protoc_insertion_point(module_scope)

@@ -35,7 +35,7 @@ JOB_STATE_PAUSING: JobState
 JOB_STATE_PAUSED: JobState
 
 class Job(_message.Message):
-    __slots__ = ("job_id", "spec", "state", "state_reason", "attempt", "restarts", "create_time", "start_time", "end_time", "progress", "result", "error", "engine_version", "curve_digest", "hardware_class", "heals", "running_workers", "timeline")
+    __slots__ = ("job_id", "spec", "state", "state_reason", "attempt", "restarts", "create_time", "start_time", "end_time", "progress", "result", "error", "engine_version", "curve_digest", "hardware_class", "heals", "running_workers", "timeline", "owner")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -54,6 +54,7 @@ class Job(_message.Message):
     HEALS_FIELD_NUMBER: _ClassVar[int]
     RUNNING_WORKERS_FIELD_NUMBER: _ClassVar[int]
     TIMELINE_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     spec: _job_spec_pb2.JobSpec
     state: JobState
@@ -72,7 +73,8 @@ class Job(_message.Message):
     heals: int
     running_workers: int
     timeline: JobTimeline
-    def __init__(self, job_id: _Optional[str] = ..., spec: _Optional[_Union[_job_spec_pb2.JobSpec, _Mapping]] = ..., state: _Optional[_Union[JobState, str]] = ..., state_reason: _Optional[str] = ..., attempt: _Optional[int] = ..., restarts: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., progress: _Optional[_Union[JobProgress, _Mapping]] = ..., result: _Optional[_Union[JobResult, _Mapping]] = ..., error: _Optional[_Union[JobError, _Mapping]] = ..., engine_version: _Optional[str] = ..., curve_digest: _Optional[str] = ..., hardware_class: _Optional[str] = ..., heals: _Optional[int] = ..., running_workers: _Optional[int] = ..., timeline: _Optional[_Union[JobTimeline, _Mapping]] = ...) -> None: ...
+    owner: str
+    def __init__(self, job_id: _Optional[str] = ..., spec: _Optional[_Union[_job_spec_pb2.JobSpec, _Mapping]] = ..., state: _Optional[_Union[JobState, str]] = ..., state_reason: _Optional[str] = ..., attempt: _Optional[int] = ..., restarts: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., progress: _Optional[_Union[JobProgress, _Mapping]] = ..., result: _Optional[_Union[JobResult, _Mapping]] = ..., error: _Optional[_Union[JobError, _Mapping]] = ..., engine_version: _Optional[str] = ..., curve_digest: _Optional[str] = ..., hardware_class: _Optional[str] = ..., heals: _Optional[int] = ..., running_workers: _Optional[int] = ..., timeline: _Optional[_Union[JobTimeline, _Mapping]] = ..., owner: _Optional[str] = ...) -> None: ...
 
 class JobTimeline(_message.Message):
     __slots__ = ("submitted", "admitted", "placed", "data_ready", "joined", "first_step", "first_point")

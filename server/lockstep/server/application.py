@@ -18,7 +18,7 @@ from lockstep.server import data_folder
 from lockstep.server.cluster.keeper import ClusterKeeper, LauncherFacts
 from lockstep.server.cluster.launcher_process import launcher_is_installed
 from lockstep.server.cluster.ray_head import RayHead
-from lockstep.server.coordinator.dispatcher import Cluster
+from lockstep.server.coordinator.dispatcher import Cluster, Dispatcher
 from lockstep.server.coordinator.orders import Orders, read_secret
 from lockstep.server.coordinator.parts import Parts, assemble
 from lockstep.server.health import DEADLINE_S, Health
@@ -71,6 +71,7 @@ class Application:
         self._data_dir = settings.data_dir
         self._store_path = settings.data_dir / "lockstep.db"
         self._keeps_cluster = keeps_cluster
+        self._is_embedded = settings.ray_address is None
         self._lock: IO[str] | None = None
         self._http: HttpServer | None = None
         self._store: Store | None = None
@@ -99,36 +100,22 @@ class Application:
     async def _start(self) -> None:
         settings = self._settings
         listen, http = loopback_address("--listen", settings.listen), loopback_address("--http", settings.http)
+        if listen.port and listen == http:
+            raise StartupError(f"--listen and --http are the same, {listen}; give each a port of its own")
         if self._keeps_cluster and not launcher_is_installed():
-            raise StartupError("the workers are not installed here; run: pip install 'lockstep-train[workers]'")
+            raise StartupError(
+                "the workers are not installed here; run: pip install '.[workers]' in a checkout of Lockstep"
+            )
         self._lock = data_folder.take(self._data_dir, ports=(("--listen", listen), ("--http", http)))
         limit = open_files.raise_limit()
-        is_embedded = settings.ray_address is None
-        num_cpus, num_gpus = settings.num_cpus or available_cpus(), _gpus(settings)
+        here = settings.num_cpus or available_cpus(), _gpus(settings)
         telemetry = Telemetry()
         self._http = HttpServer(http, telemetry.registry, self._why_unwell)
         self._store = _open_store(self._store_path, telemetry)
-        checkpoint_root = str(self._data_dir.absolute() / "checkpoints")
-        with self._naming_damages():
-            moved_from = self._store.follow_checkpoint_root(checkpoint_root)
-        if moved_from:
-            log.info("the data folder was moved, or is a copy", before=moved_from, now=checkpoint_root)
-        orders = Orders(epoch=self._store.epoch, secret=_secret(self._data_dir), checkpoint_root=checkpoint_root)
+        orders = self._make_orders(self._store)
         self.node_token = orders.node_token()
         self._logs = LogStore(self._data_dir / "logs", settings.log_bytes_per_job)
-        self.parts = assemble(
-            self._store,
-            site=Site(
-                Path.cwd(), is_embedded, _checkpoint_roots(settings, orders.checkpoint_root), settings.points_per_job
-            ),
-            cluster=Cluster(True, single_node(num_cpus, num_gpus), available_memory_bytes())
-            if is_embedded
-            else Cluster(False),
-            listener=telemetry,
-            orders=orders,
-            keep_days=settings.keep_days,
-            job_forgotten=self._logs.forget,
-        )
+        self.parts = self._assemble(self._store, self._logs, orders, telemetry, here)
         self._health, self._loop = Health(self._store), asyncio.get_running_loop()
         self._grpc = GrpcServer(
             self.parts,
@@ -141,10 +128,12 @@ class Application:
         bound = self._grpc.bind(listen)
         self.grpc_address, self.http_address = str(bound), str(self._http.address)
         orders.reports_address = self._reports_address()
+        if self.grpc_address != Settings.model_fields["listen"].default:
+            self.parts.dispatcher.submit_with = f"lockstep --target {self.grpc_address} submit -f SPEC"
         with self._naming_damages():
             await self.parts.coordinator.start()
             if settings.keep_days is not None:
-                await self._logs.forget_all_but(self._store.known)
+                await self._logs.forget_all_but(self._store.jobs.known)
         telemetry.registry.register(SnapshotCollector(Camera(self.parts, telemetry, asyncio.get_running_loop())))
         self._watches = [
             keep_running(measure_lag(telemetry), name="event loop lag"),
@@ -158,23 +147,53 @@ class Application:
             grpc=self.grpc_address,
             http=self.http_address,
             data_dir=str(self._data_dir),
-            epoch=self._store.epoch,
+            epoch=self._store.cluster.epoch,
             pid=os.getpid(),
         )
         if self._keeps_cluster:
-            dispatcher = self.parts.dispatcher
-            head = RayHead(self._data_dir, num_cpus=num_cpus, num_gpus=num_gpus) if is_embedded else None
-            self._keeper = ClusterKeeper(
-                self._launcher_facts(),
-                launcher_is_up=dispatcher.cluster_is_ready.is_set,
-                launcher_words=lambda: dispatcher.launcher_words,
-                launcher_timeout_s=settings.launcher_timeout_s,
-                folder=self._data_dir,
-                ray_address=settings.ray_address,
-                head=head,
-                told=partial(setattr, dispatcher, "trouble"),
-            )
+            self._keeper = self._make_keeper(self.parts.dispatcher, here)
             self._keeper.start()
+
+    def _make_orders(self, store: Store) -> Orders:
+        """What orders to the launcher need, and the checkpoints where the data folder is now."""
+        checkpoint_root = str(self._data_dir.absolute() / "checkpoints")
+        with self._naming_damages():
+            moved_from = store.cluster.follow_checkpoint_root(checkpoint_root)
+        if moved_from:
+            log.info("the data folder was moved, or is a copy", before=moved_from, now=checkpoint_root)
+        return Orders(epoch=store.cluster.epoch, secret=_secret(self._data_dir), checkpoint_root=checkpoint_root)
+
+    def _assemble(
+        self, store: Store, logs: LogStore, orders: Orders, telemetry: Telemetry, here: tuple[int, int]
+    ) -> Parts:
+        """What works together in this server; `here` are the CPUs and GPUs of this machine."""
+        settings, cluster = self._settings, Cluster(False)
+        if self._is_embedded:
+            cluster = Cluster(True, single_node(*here), available_memory_bytes())
+        roots = _checkpoint_roots(settings, orders.checkpoint_root)
+        return assemble(
+            store,
+            site=Site(Path.cwd(), self._is_embedded, roots, settings.points_per_job),
+            cluster=cluster,
+            listener=telemetry,
+            orders=orders,
+            keep_days=settings.keep_days,
+            job_forgotten=logs.forget,
+        )
+
+    def _make_keeper(self, dispatcher: Dispatcher, here: tuple[int, int]) -> ClusterKeeper:
+        settings, (num_cpus, num_gpus) = self._settings, here
+        head = RayHead(self._data_dir, num_cpus=num_cpus, num_gpus=num_gpus) if self._is_embedded else None
+        return ClusterKeeper(
+            self._launcher_facts(),
+            launcher_is_up=dispatcher.cluster_is_ready.is_set,
+            launcher_words=lambda: dispatcher.launcher_words,
+            launcher_timeout_s=settings.launcher_timeout_s,
+            folder=self._data_dir,
+            ray_address=settings.ray_address,
+            head=head,
+            told=partial(setattr, dispatcher, "trouble"),
+        )
 
     @contextmanager
     def _naming_damages(self) -> Iterator[None]:
@@ -194,8 +213,8 @@ class Application:
             coordinator_address=self.grpc_address,
             reports_address=self._reports_address(),
             launcher_token=self.launcher_token,
-            epoch=self._store.epoch,
-            namespace=f"lockstep-{self._store.instance_id}-{data_folder.identity(self._data_dir)}",
+            epoch=self._store.cluster.epoch,
+            namespace=f"lockstep-{self._store.cluster.instance_id}-{data_folder.identity(self._data_dir)}",
             log_format=settings.log_format,
             warm_ttl_s=settings.warm_ttl_s,
             warm_workers=settings.warm_workers,

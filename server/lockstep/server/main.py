@@ -22,62 +22,76 @@ EXIT_FORCED = 130
 
 log = structlog.get_logger(__name__)
 
+# The options of `serve`.
+Listen = Annotated[
+    str | None, typer.Option(help="gRPC address, host:port; port 0 takes a free one. Default: 127.0.0.1:50051.")
+]
+Http = Annotated[str | None, typer.Option(help="Address of /metrics and /healthz. Default: 127.0.0.1:50052.")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder of the store and the logs. Default: ./lockstep-data.")]
+RayAddress = Annotated[str | None, typer.Option(help="Ray cluster to run on, host:port. Default: start one here.")]
+NumCpus = Annotated[int | None, typer.Option(help="CPUs of the embedded Ray. Default: all.")]
+NumGpus = Annotated[int | None, typer.Option(help="GPUs of the embedded Ray. Default: all.")]
+AdvertiseAddress = Annotated[
+    str | None, typer.Option(help="Where workers reach this server, host:port. Default: the gRPC address.")
+]
+LauncherTimeoutS = Annotated[
+    float | None, typer.Option(help="Seconds that the launcher may say nothing before it is replaced. Default: 30.")
+]
+WarmTtlS = Annotated[
+    float | None,
+    typer.Option(help="Seconds that a worker that is done waits for the next job; 0: none does. Default: 600."),
+]
+WarmWorkers = Annotated[
+    int | None, typer.Option(help="Workers kept ready for whoever comes next, where there is room. Default: 1.")
+]
+WarmMemoryBytes = Annotated[
+    int | None, typer.Option(help="Most memory that a worker may take while it waits. Default: 4 GiB.")
+]
+DataCacheBytes = Annotated[
+    int | None, typer.Option(help="Most data that a worker keeps in memory for the next job. Default: 1 GiB.")
+]
+LogBytesPerJob = Annotated[
+    int | None, typer.Option(help="Most disk that the log of one job takes, at least 1 MiB. Default: 64 MiB.")
+]
+PointsPerJob = Annotated[
+    int | None, typer.Option(help="Most metric points that a job may make, of 200 bytes. Default: 100,000,000.")
+]
+KeepDays = Annotated[
+    float | None, typer.Option(help="Days after its end after which a job is deleted. Default: never.")
+]
+GpuJobMappingDir = Annotated[
+    Path | None,
+    typer.Option(help="Folder on each node to write which jobs use which GPU, for dcgm-exporter. Default: none."),
+]
+CheckpointRoots = Annotated[
+    str | None,
+    typer.Option(
+        help="Folders, as absolute paths or URIs with commas between them, below which jobs may keep and read "
+        "checkpoints besides the data folder. Default: any."
+    ),
+]
+LogFormat = Annotated[str | None, typer.Option(help="console or json. Default: console.")]
+
 
 def serve(
-    listen: Annotated[
-        str | None, typer.Option(help="gRPC address, host:port; port 0 takes a free one. Default: 127.0.0.1:50051.")
-    ] = None,
-    http: Annotated[
-        str | None, typer.Option(help="Address of /metrics and /healthz. Default: 127.0.0.1:50052.")
-    ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of the store and the logs. Default: ./lockstep-data.")
-    ] = None,
-    ray_address: Annotated[
-        str | None, typer.Option(help="Ray cluster to run on, host:port. Default: start one here.")
-    ] = None,
-    num_cpus: Annotated[int | None, typer.Option(help="CPUs of the embedded Ray. Default: all.")] = None,
-    num_gpus: Annotated[int | None, typer.Option(help="GPUs of the embedded Ray. Default: all.")] = None,
-    advertise_address: Annotated[
-        str | None, typer.Option(help="Where workers reach this server, host:port. Default: the gRPC address.")
-    ] = None,
-    launcher_timeout_s: Annotated[
-        float | None, typer.Option(help="Seconds that the launcher may say nothing before it is replaced. Default: 30.")
-    ] = None,
-    warm_ttl_s: Annotated[
-        float | None,
-        typer.Option(help="Seconds that a worker that is done waits for the next job; 0: none does. Default: 600."),
-    ] = None,
-    warm_workers: Annotated[
-        int | None, typer.Option(help="Workers kept ready for whoever comes next, where there is room. Default: 1.")
-    ] = None,
-    warm_memory_bytes: Annotated[
-        int | None, typer.Option(help="Most memory that a worker may take while it waits. Default: 4 GiB.")
-    ] = None,
-    data_cache_bytes: Annotated[
-        int | None, typer.Option(help="Most data that a worker keeps in memory for the next job. Default: 1 GiB.")
-    ] = None,
-    log_bytes_per_job: Annotated[
-        int | None, typer.Option(help="Most disk that the log of one job takes, at least 1 MiB. Default: 64 MiB.")
-    ] = None,
-    points_per_job: Annotated[
-        int | None, typer.Option(help="Most metric points that a job may make, of 200 bytes. Default: 100,000,000.")
-    ] = None,
-    keep_days: Annotated[
-        float | None, typer.Option(help="Days after its end after which a job is deleted. Default: never.")
-    ] = None,
-    gpu_job_mapping_dir: Annotated[
-        Path | None,
-        typer.Option(help="Folder on each node to write which jobs use which GPU, for dcgm-exporter. Default: none."),
-    ] = None,
-    checkpoint_roots: Annotated[
-        str | None,
-        typer.Option(
-            help="Folders, as absolute paths or URIs with commas between them, below which jobs may keep and read "
-            "checkpoints besides the data folder. Default: any."
-        ),
-    ] = None,
-    log_format: Annotated[str | None, typer.Option(help="console or json. Default: console.")] = None,
+    listen: Listen = None,
+    http: Http = None,
+    data_dir: DataDir = None,
+    ray_address: RayAddress = None,
+    num_cpus: NumCpus = None,
+    num_gpus: NumGpus = None,
+    advertise_address: AdvertiseAddress = None,
+    launcher_timeout_s: LauncherTimeoutS = None,
+    warm_ttl_s: WarmTtlS = None,
+    warm_workers: WarmWorkers = None,
+    warm_memory_bytes: WarmMemoryBytes = None,
+    data_cache_bytes: DataCacheBytes = None,
+    log_bytes_per_job: LogBytesPerJob = None,
+    points_per_job: PointsPerJob = None,
+    keep_days: KeepDays = None,
+    gpu_job_mapping_dir: GpuJobMappingDir = None,
+    checkpoint_roots: CheckpointRoots = None,
+    log_format: LogFormat = None,
 ) -> None:
     """Run the server, until SIGTERM, Ctrl-C or the end of its terminal; a second one forces it to end.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lockstep.v1.job_spec_pb2 import ModelSpec
-from lockstep.workers.datasets.idx import IdxDataset
+from lockstep.workers.datasets.images.idx import IdxDataset
 from lockstep.workers.datasets.synthetic import SyntheticRegression
 from lockstep.workers.engine import (
     Classifier,

@@ -146,12 +146,12 @@ def test_all_pages_of_jobs_are_read(server: ScriptedServer, client: Client) -> N
         job_service_pb2.ListJobsResponse(jobs=[a_job(job_id="j-3"), a_job(job_id="j-2")], next_page_token="more"),
         job_service_pb2.ListJobsResponse(jobs=[a_job(job_id="j-1")]),
     )
-    jobs = client.list_jobs(states=["running", JobState.QUEUED], labels={"team": "vision"})
+    jobs = client.list_jobs(states=["running", JobState.QUEUED], labels={"team": "vision"}, owner="ann")
     assert [job.job_id for job in jobs] == ["j-3", "j-2", "j-1"]
     first, second = server.requests["ListJobs"]
     assert (first.page_token, second.page_token) == ("", "more")
     assert list(second.states) == [3, 1]
-    assert dict(second.labels) == {"team": "vision"}
+    assert (dict(second.labels), second.owner) == ({"team": "vision"}, "ann")
 
 
 def test_one_state_may_stand_alone(server: ScriptedServer, client: Client) -> None:

@@ -287,7 +287,8 @@ def test_what_is_not_installed_is_named_before_anything_is_fetched(
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingPackage) as caught:
         job.load_state_dict()
-    assert str(caught.value).endswith(f"pip install {' '.join(missing)}")
+    how = "pip install '.[workers]' in a checkout of Lockstep"
+    assert str(caught.value).endswith(f"not installed: {', '.join(missing)}; {how}")
     assert isinstance(caught.value, ImportError)
     assert not server.requests["DownloadCheckpoint"]
 

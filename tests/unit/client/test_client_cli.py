@@ -42,7 +42,7 @@ def test_submit_prints_only_the_job_id_on_standard_output(
     server.on("SubmitJob", a_job())
     code, out, err = lockstep("submit", "-f", spec, "--set", "training.seed=8", "--request-id", "mine")
     assert (code, out) == (0, "j-1\n")
-    assert err == "digits is queued; follow it with: lockstep watch j-1\n"
+    assert err == "digits is queued; see how it gets on with: lockstep wait j-1\n"
     (request,) = server.requests["SubmitJob"]
     assert request.spec == JobSpec(name="digits", model={"mlp": {}}, training={"seed": 8})
     assert (request.request_id, request.validate_only) == ("mine", False)
@@ -135,7 +135,7 @@ def test_an_absent_server_exits_with_5(lockstep: Lockstep, unreachable: str) -> 
     assert err.startswith(f"lockstep: no Lockstep server answers at {unreachable}; start one with `lockstep serve`")
 
 
-CHANGES = [["scale", "j-1"], ["scale", "j-1", "--workers", "0"], ["download", "j-1"], ["pause"]]
+CHANGES = [["scale", "j-1"], ["scale", "j-1", "--workers", "0"], ["download"], ["pause"]]
 
 
 @pytest.mark.parametrize("arguments", [["submit"], ["nonsense"], ["ls", "--nonsense"], ["ls", "-l", "team"], *CHANGES])
@@ -187,9 +187,58 @@ def test_metrics_as_a_table_have_a_row_for_each_step_and_fit_80_columns(
     assert code == 0
     assert all(len(line) <= 80 for line in out.splitlines())
     rows = [line.split() for line in out.splitlines()]
+    assert ["step", "epoch", "loss", "accuracy", "loss", "accuracy", "norm", "rate"] in rows
     assert ["50", "5.00", *["0.12346"] * 6] in rows
     assert ["100000", "10000.00", *["0.12346"] * 6] in rows
-    assert ["50", "5.00", "12346"] in rows
+    assert "second" not in out
+    _, out, _ = lockstep("metrics", "j-1", "--timing")
+    assert ["50", "5.00", "12346"] in [line.split() for line in out.splitlines()]
+
+
+def test_metrics_of_some_names_are_asked_for_and_stand_in_their_order(
+    server: ScriptedServer, lockstep: Lockstep
+) -> None:
+    entries = [a_point("train_loss", 50, 0.5), a_point("val_loss", 50, 0.25)]
+    entries.append(a_point("step_seconds", 50, 0.125, "TIMING"))
+    server.on("GetJob", a_job())
+    server.on("ListMetrics", ListMetricsResponse(points=entries))
+    named = [word for name in ("val_loss", "train_loss", "step_seconds") for word in ("--name", name)]
+    _, out, _ = lockstep("metrics", "j-1", *named)
+    assert ["50", "5.00", "0.25", "0.5"] in [line.split() for line in out.splitlines()]
+    assert ["50", "5.00", "0.125"] in [line.split() for line in out.splitlines()]
+    assert list(server.requests["ListMetrics"][0].names) == ["val_loss", "train_loss", "step_seconds"]
+
+
+def test_metrics_that_are_followed_are_a_table_that_gets_its_columns_as_they_come(
+    server: ScriptedServer, lockstep: Lockstep
+) -> None:
+    first = [a_point(name, 50, 0.5) for name in ("grad_norm", "train_loss")]
+    timing = a_point("step_seconds", 50, 0.125, "TIMING")
+    later = [a_point(name, 60, 0.25) for name in ("grad_norm", "train_loss", "val_loss")]
+    server.on("GetJob", a_job("RUNNING"))
+    server.on("StreamMetrics", [points("1", *first, timing), points("2", *later)])
+    _, out, _ = lockstep("metrics", "j-1", "-f")
+    assert out.splitlines() == [
+        "                     train      grad",
+        "   step    epoch      loss      norm",
+        "     50     5.00       0.5       0.5",
+        "                     train       val      grad",
+        "   step    epoch      loss      loss      norm",
+        "     60     6.00      0.25      0.25      0.25",
+    ]
+    lockstep("metrics", "j-1", "-f", "--name", "train_loss")
+    assert list(server.requests["StreamMetrics"][-1].names) == ["train_loss"]
+
+
+def test_a_step_whose_points_come_in_two_messages_is_one_row(server: ScriptedServer, lockstep: Lockstep) -> None:
+    full = [a_point("train_loss", step, 0.5) for step in range(1, 1_000)] + [a_point("grad_norm", 1_000, 0.5)]
+    server.on("GetJob", a_job("RUNNING"))
+    server.on("StreamMetrics", [points("1", *full), points("2", a_point("train_loss", 1_000, 0.25))])
+    _, out, _ = lockstep("metrics", "j-1", "-f", "--name", "train_loss", "--name", "grad_norm")
+    assert [line.split() for line in out.splitlines()][-2:] == [
+        ["999", "99.90", "0.5"],
+        ["1000", "100.00", "0.25", "0.5"],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -206,8 +255,10 @@ def test_metrics_as_a_table_have_a_row_for_each_step_and_fit_80_columns(
         (
             "table",
             [
-                "step 1        epoch 0.10     train_loss         0.5",
-                "step 2        epoch 0.20     train_loss         0.25",
+                "                     train",
+                "   step    epoch      loss",
+                "      1     0.10       0.5",
+                "      2     0.20      0.25",
             ],
         ),
     ],
@@ -238,10 +289,18 @@ def test_watch_prints_a_line_for_each_event_and_exits_by_the_outcome(
     assert (code, out.split()[-1], err) == (0, "done", "")
 
 
+def test_watch_says_what_a_job_failed_of(server: ScriptedServer, lockstep: Lockstep) -> None:
+    server.on("GetJob", a_job())
+    error = {"reason": "DATA_INVALID", "field": "data.idx.root", "message": "/x is damaged\nat its end"}
+    server.on("WatchJob", [an_update("FAILED", (1, "DATA_INVALID"), error=error)])
+    _, out, _ = lockstep("watch", "j-1")
+    assert out.rstrip().endswith("attempt 1   DATA_INVALID: data.idx.root: /x is damaged")
+
+
 def test_wait_says_how_the_job_ended(server: ScriptedServer, lockstep: Lockstep) -> None:
     server.on("GetJob", a_job("RUNNING"))
-    server.on("WatchJob", [an_update("SUCCEEDED")], [an_update("CANCELLED")])
-    assert lockstep("wait", "j-1") == (0, "", "j-1 succeeded\n")
+    server.on("WatchJob", [an_update("SUCCEEDED", **SUCCEEDED)], [an_update("CANCELLED")])
+    assert lockstep("wait", "j-1") == (0, "", "succeeded; val_accuracy 0.97\nweights ab12\n")
     assert lockstep("wait", "j-1") == (1, "", "lockstep: j-1 was cancelled\n")
 
 
@@ -286,3 +345,19 @@ def test_the_catalog_is_listed_with_types_limits_and_defaults(server: ScriptedSe
 )
 def test_times_are_said_as_people_say_them(seconds: float, said: str) -> None:
     assert output.duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "said"),
+    [
+        (0, "0 bytes"),
+        (1, "1 byte"),
+        (1023, "1023 bytes"),
+        (6_000, "5.9 KiB"),
+        ((1 << 20) - 1, "1.0 MiB"),
+        (3 << 30, "3.0 GiB"),
+        (5 << 50, "5,120.0 TiB"),
+    ],
+)
+def test_sizes_have_binary_units(size_bytes: int, said: str) -> None:
+    assert output.size(size_bytes) == said

@@ -131,8 +131,8 @@ def test_checkpoints_are_listed_as_a_table(server: ScriptedServer, lockstep: Loc
     assert (code, err) == (0, "")
     assert [line.split() for line in out.splitlines()] == [
         ["STEP", "SIZE", "CREATED", "WEIGHTS"],
-        ["100400", "5.9", "kB", "now", "abababababababab"],
-        ["200", "5.9", "kB", "now", "abababababababab"],
+        ["100400", "5.8", "KiB", "now", "abababababababab"],
+        ["200", "5.8", "KiB", "now", "abababababababab"],
     ]
 
 
@@ -181,7 +181,7 @@ def test_a_download_on_a_terminal_shows_a_bar(
     server.on("DownloadCheckpoint", lambda request: a_download(request.file_name))
     code, out, err = lockstep("download", "j-1", "-o", str(tmp_path))
     assert (code, out) == (0, f"{tmp_path}/step-000000000200\n")
-    assert "5.9/5.9 kB" in err
+    assert "5.8/5.8 KiB" in err
 
 
 def test_downloads_that_cannot_be_say_why(server: ScriptedServer, lockstep: Lockstep, tmp_path: Path) -> None:
@@ -189,8 +189,17 @@ def test_downloads_that_cannot_be_say_why(server: ScriptedServer, lockstep: Lock
     damaged = Refusal(grpc.StatusCode.DATA_LOSS, "model.safetensors has changed")
     server.on("DownloadCheckpoint", missing, damaged, a_download())
     (tmp_path / "step-000000000200").mkdir()
-    there = f"{tmp_path}/step-000000000200: is there already; remove it or name another directory"
+    there = f"{tmp_path}/step-000000000200 is there already; remove it, or name another folder with -o"
     download = ("download", "j-1", "-o", str(tmp_path))
     assert lockstep(*download) == (4, "", "lockstep: job j-1 has no checkpoint of step 7\n")
     assert lockstep(*download) == (1, "", "lockstep: model.safetensors has changed\n")
-    assert lockstep(*download) == (1, "", f"lockstep: {there}\n")
+    assert lockstep(*download) == (7, "", f"lockstep: {there}\n")
+
+
+def test_a_download_goes_into_this_folder_unless_another_is_named(
+    server: ScriptedServer, lockstep: Lockstep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    server.on("DownloadCheckpoint", lambda request: a_download(request.file_name))
+    assert lockstep("download", "j-1")[:2] == (0, "step-000000000200\n")
+    assert (tmp_path / "step-000000000200").is_dir()

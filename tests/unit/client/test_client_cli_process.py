@@ -225,5 +225,5 @@ def test_a_command_whose_part_is_not_installed_says_what_to_install(
     assert (code, out) == (1, "")
     assert err == (
         "lockstep: `lockstep serve` needs the Python module a_part_that_is_not_there, which is not installed: "
-        "pip install 'lockstep-train[all]', or pip install '.[all]' in a checkout\n"
+        "pip install '.[all]' in a checkout of Lockstep\n"
     )

@@ -64,6 +64,31 @@ def test_ls_tells_the_workers_that_run_and_the_heals_when_there_are_any(
     ]
 
 
+def test_ls_tells_the_workers_of_jobs_of_which_none_are_known_to_run(
+    server: ScriptedServer, lockstep: Lockstep
+) -> None:
+    spec = JobSpec(name="digits", resources={"workers": 3})
+    states = ("RUNNING", "STARTING", "QUEUED", "SUCCEEDED")
+    server.on("ListJobs", ListJobsResponse(jobs=[a_job(state, f"j-{state}", spec=spec) for state in states]))
+    told = [line.split() for line in lockstep("ls")[1].splitlines()[1:]]
+    assert [line[3] for line in told] == ["?/3", "0/3", "0/3", "now"]
+
+
+def test_ls_tells_the_owners_when_there_are_several_and_may_ask_for_one(
+    server: ScriptedServer, lockstep: Lockstep
+) -> None:
+    of_ann, of_bob = a_job(job_id="j-1", owner="ann"), a_job(job_id="j-2", owner="bob")
+    server.on("ListJobs", ListJobsResponse(jobs=[of_bob, of_ann]), ListJobsResponse(jobs=[of_ann]), ListJobsResponse())
+    assert [line.split() for line in lockstep("ls")[1].splitlines()] == [
+        ["JOB", "NAME", "OWNER", "STATE", "DONE", "WORKERS", "CREATED"],
+        ["j-2", "digits", "bob", "QUEUED", "now"],
+        ["j-1", "digits", "ann", "QUEUED", "now"],
+    ]
+    assert "OWNER" not in lockstep("ls", "--owner", "ann")[1]
+    assert lockstep("ls", "--owner", "eve") == (0, "", "no such jobs\n")
+    assert [request.owner for request in server.requests["ListJobs"]] == ["", "ann", "eve"]
+
+
 def test_ls_as_json_has_all_jobs(server: ScriptedServer, lockstep: Lockstep) -> None:
     server.on(
         "ListJobs",
@@ -134,15 +159,16 @@ def test_describe_tells_the_result_of_a_job(server: ScriptedServer, lockstep: Lo
 
 def test_describe_tells_of_workers_heals_and_the_newest_checkpoint(server: ScriptedServer, lockstep: Lockstep) -> None:
     spec = JobSpec(name="digits", resources={"workers": 3})
-    running = an_update("RUNNING", (1, "healed"), spec=spec, running_workers=2, heals=4)
+    running = an_update("RUNNING", (1, "healed"), spec=spec, running_workers=2, heals=4, owner="ann")
     server.on("GetJob", running.job)
     server.on("WatchJob", [running])
     server.on("ListCheckpoints", checkpoints(a_checkpoint(400), a_checkpoint(200)))
     _, out, _ = lockstep("describe", "j-1")
     facts = [line.rstrip() for line in out.splitlines()]
+    assert "owner       ann" in facts
     assert "workers     2 of 3 workers" in facts
     assert "heals       4" in facts
-    assert "checkpoint  step 400, 5.9 kB, now: /data/j-1/step-000000000400" in facts
+    assert "checkpoint  step 400, 5.8 KiB, now: /data/j-1/step-000000000400" in facts
 
 
 def test_describe_tells_all_events_of_a_job_that_goes_on(

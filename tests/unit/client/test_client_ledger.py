@@ -159,7 +159,7 @@ def test_top_shows_what_works_for_whom_and_what_is_held_but_idle(
     assert "50%" in lines[4]
     assert lines[4].endswith("j-1 rank 1")
     assert "GPU 0 NVIDIA H200" in lines[6]
-    assert "4.3/150 GB" in lines[6]
+    assert "4.0/140 GiB" in lines[6]
     assert "120 W 41 °C" in lines[6]
     assert lines[6].endswith("j-1 rank 0  held but idle")
     assert lines[7].endswith("nobody")

@@ -14,12 +14,13 @@ from sklearn import datasets
 
 from lockstep.client import Client, LockstepError, MissingPackage, _parts
 from lockstep.client.job import Job
+from lockstep.contract.checkpoints import MANIFEST_FILE
 from lockstep.server.spec.offline import resolve_here
 from lockstep.v1.checkpoint_service_pb2 import DownloadCheckpointRequest
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.workers.engine import Origin
 from lockstep.workers.engine.listener import Result
-from lockstep.workers.engine.state.checkpoint import MANIFEST_FILE, Checkpoints
+from lockstep.workers.engine.state.checkpoint import Checkpoints
 from lockstep.workers.engine.state.manifest import decode, encode
 from lockstep.workers.training import train
 from tests.support.scripted_server import ScriptedServer, a_checkpoint, a_download, a_job
@@ -137,7 +138,8 @@ def test_a_checkpoint_that_does_not_say_what_it_is_of_is_told(server: ScriptedSe
         ([], "load_model needs a part of Lockstep that is not installed: pip install "),
         (
             [EntryPoint("load", "a_part_that_is_not_there:load", "lockstep.models")],
-            "load_model needs the Python module a_part_that_is_not_there, which is not installed: pip install ",
+            r"load_model needs the Python module a_part_that_is_not_there, which is not installed: "
+            r"pip install '\.\[workers\]' in a checkout of Lockstep$",
         ),
     ],
 )

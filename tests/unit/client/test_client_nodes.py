@@ -92,7 +92,7 @@ def test_nodes_shows_what_each_node_has_and_what_its_workers_do(busy: ScriptedSe
         "  job-1a worker 0 (pid 100), 1 CPU",
         "  job-1a worker 1 (pid 101), 1 CPU",
         "  job-1a worker 2, starting, 1 CPU",
-        "  warm (pid 7), 1 CPU, idle for 12 s, 412.0 MB, data 55.0 MB",
+        "  warm (pid 7), 1 CPU, idle for 12 s, 392.9 MiB, data 52.5 MiB",
     ]
 
 
@@ -204,8 +204,8 @@ def test_nodes_shows_what_machines_and_gpus_do_and_who_uses_them(measured: Scrip
     assert out.splitlines()[2:7] == [
         "raptor",
         "  3 of 4 CPUs held by jobs, 1 warm",
-        "  CPU 37 %, memory 12.3 GB of 64.0 GB",
-        "  GPU 0 NVIDIA H200: SM activity 87 %, memory 41.0 GB of 150.8 GB, 700 W of 700 W, 64 °C, "
+        "  CPU 37 %, memory 11.5 GiB of 59.6 GiB",
+        "  GPU 0 NVIDIA H200: SM activity 87 %, memory 38.2 GiB of 140.4 GiB, 700 W of 700 W, 64 °C, "
         "throttled (sw power cap, hw thermal slowdown), error XID 13, error XID 31 (2 times), job-1a worker 3",
         "  GPU 1 NVIDIA H200: utilization 99 %, 64 °C",
     ]

@@ -8,10 +8,12 @@ import threading
 
 import pytest
 
-from lockstep.client import Client
+from lockstep.client import Client, progress
+from lockstep.client.errors import JobCancelled, WaitTimeout
 from lockstep.client.job import Job
 from lockstep.v1.metrics_service_pb2 import ListMetricsResponse
 from tests.support.scripted_server import ScriptedServer, a_job, a_point, an_update
+from tests.unit.client.conftest import Lockstep
 from tests.unit.client.test_client_terminal import Terminal
 
 
@@ -32,6 +34,53 @@ def test_a_short_job_off_a_terminal_ends_with_a_line_of_where_it_ended(
     told = capsys.readouterr().err.splitlines()
     assert told[0].startswith("epoch 0.5/3  step 10/60")
     assert told[1:] == ["epoch 3/3  step 60/60  val loss 0.25", "succeeded"]
+
+
+def test_waiting_in_a_pipe_tells_how_it_gets_on(server: ScriptedServer, lockstep: Lockstep) -> None:
+    progress = {"step": 40, "total_steps": 60, "epoch": 2.0}
+    server.on("GetJob", a_job("RUNNING"))
+    server.on("ListMetrics", ListMetricsResponse(points=[a_point("val_loss", 40, 0.25)]))
+    server.on("WatchJob", [an_update("RUNNING", progress=progress), an_update("CANCELLED", progress=progress)])
+    code, out, err = lockstep("wait", "j-1")
+    assert (code, out) == (1, "")
+    assert err.splitlines() == ["epoch 2/3  step 40/60  val loss 0.25", "lockstep: j-1 was cancelled"]
+
+
+WHY = "waits for 2 workers with 1 CPU each; room for 0 now (0 of 2 CPUs free)"
+
+
+@pytest.mark.parametrize("on", ["a pipe", "a terminal"])
+def test_a_job_that_goes_on_waiting_says_why(
+    server: ScriptedServer,
+    release: threading.Event,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    on: str,
+) -> None:
+    monkeypatch.setattr(progress, "_WAITS_AFTER_S", 0.0)
+    waiting = an_update("QUEUED", (1, "submitted"), state_reason=WHY)
+    server.on("GetJob", waiting.job)
+    server.on("WatchJob", [waiting, lambda context: release.wait(timeout=30)])
+    if on == "a terminal":
+        with Terminal(server, "wait", "j-1") as terminal:
+            terminal.wait_for("queued: waits for 2 workers")
+        return
+    with Client(server.target) as client:
+        job = client.get_job("j-1")
+        with pytest.raises(WaitTimeout):
+            job.wait(2.0, progress=True)
+    told = capfd.readouterr().err.splitlines()
+    assert told == ["queued: submitted", f"queued: {WHY}"]
+
+
+def test_a_job_that_starts_at_once_is_not_said_to_wait(
+    server: ScriptedServer, job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waiting = an_update("QUEUED", (1, "submitted"), state_reason=WHY)
+    server.on("WatchJob", [waiting, an_update("CANCELLED")])
+    with pytest.raises(JobCancelled):
+        job.wait(progress=True)
+    assert capsys.readouterr().err.splitlines() == ["queued: submitted"]
 
 
 def test_the_bar_shows_validation_in_80_columns(

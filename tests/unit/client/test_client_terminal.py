@@ -14,7 +14,10 @@ from typing import Any, Self
 import grpc
 import pytest
 import yaml
+from rich.text import Text
 
+from lockstep.client.cli import output
+from lockstep.client.cli.top_screen import Flowing
 from lockstep.v1 import catalog_service_pb2, cluster_service_pb2
 from lockstep.v1.job_pb2 import Job
 from lockstep.v1.job_service_pb2 import ListJobsResponse
@@ -227,3 +230,22 @@ def test_top_in_80_columns_keeps_ids_names_and_remarks_whole(server: ScriptedSer
     assert job.split() == ["job-0123456789ab", "digits-mlp", "RUNNING", "2/2", *job.split()[4:]]
     assert "25%" in job
     assert f"job-ba9876543210: {waiting.state_reason}" in lines
+
+
+def test_a_path_that_is_longer_than_a_line_is_shown_in_one_piece_on_a_terminal(server: ScriptedServer) -> None:
+    update = an_update("RUNNING", (1, "training"), attempt=1, progress={"step": 5})
+    server.on("GetJob", update.job)
+    server.on("WatchJob", [update])
+    server.on("GetLedger", Ledger())
+    checkpoint = a_checkpoint(5)
+    checkpoint.uri = f"/{'long-name-of-a-folder/' * 10}step-000000000005"
+    server.on("ListCheckpoints", checkpoints(checkpoint))
+    assert checkpoint.uri in on_a_terminal(server, "describe", "j-1")
+
+
+def test_the_pieces_of_the_head_and_the_legend_of_top_are_not_broken(capsys: pytest.CaptureFixture[str]) -> None:
+    pieces = [Text(f"{number} held by jobs") for number in range(12)]
+    output.console().print(Flowing(*pieces))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [piece for line in lines for piece in line.split("  ")] == [piece.plain for piece in pieces]

@@ -183,6 +183,7 @@ def test_an_acknowledged_job_outlives_a_killed_server(tmp_path: Path) -> None:
     [
         (["--listen", "0.0.0.0:50051"], "loopback addresses only"),
         (["--http", "0.0.0.0:50052", "--listen", "127.0.0.1:0"], "--http is '0.0.0.0:50052'"),
+        (["--listen", "localhost:50077", "--http", "127.0.0.1:50077"], "--http are the same, 127.0.0.1:50077; give"),
         (["--num-cpus", "0"], "--num-cpus is 0"),
         (["--ray-address", "a:1", "--num-gpus", "1"], "for the embedded Ray"),
         (["--data-dir", "/dev/null/x"], "--data-dir /dev/null/x cannot be used"),

@@ -4,15 +4,17 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 import yaml
 
 from lockstep.client import load_spec
+from lockstep.workers import run as run_module
 from lockstep.workers.engine.state.checkpoint import read_weights
 from lockstep.workers.engine.state.digest import digest_of
-from tests.support.processes import run_module
+from tests.support.processes import run_as_main
 
 SPEC = """
 name: d
@@ -30,7 +32,7 @@ RUN = "lockstep.workers.run"
 
 
 def run(folder: Path, text: str, *options: str) -> subprocess.CompletedProcess[str]:
-    return run_module(RUN, write(folder, text), *options)
+    return run_as_main(RUN, write(folder, text), *options)
 
 
 def run_as_a_user(folder: Path, text: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -102,10 +104,19 @@ def test_what_the_client_refuses_is_refused_in_words(tmp_path: Path, old: str, n
     assert "Traceback" not in done.stderr
 
 
-def test_what_cannot_be_trained_is_told_without_a_traceback(tmp_path: Path) -> None:
-    done = run(tmp_path, SPEC.replace("builtin: {name: digits, validation_fraction: 0.2}", "idx: {root: /nowhere}"))
-    assert done.returncode == 1
-    assert "lockstep.workers.run: data.idx.root: neither " in done.stderr
+@pytest.mark.parametrize(
+    ("old", "new", "code", "words"),
+    [
+        ("builtin: {name: digits, validation_fraction: 0.2}", "idx: {root: /nowhere}", 2, "data.idx.root: neither "),
+        ("batch_size: 64", "batch_size: 5000", 1, "lockstep.workers.run: training.batch_size: 5000 is more than"),
+    ],
+)
+def test_what_cannot_be_trained_is_told_without_a_traceback(
+    tmp_path: Path, old: str, new: str, code: int, words: str
+) -> None:
+    done = run(tmp_path, SPEC.replace(old, new))
+    assert done.returncode == code
+    assert words in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -131,3 +142,54 @@ def test_a_quiet_run_prints_the_result_alone(tmp_path: Path) -> None:
     loud, quiet = run_as_a_user(tmp_path, SPEC), run_as_a_user(tmp_path, SPEC, "--quiet")
     assert (quiet.returncode, quiet.stderr) == (0, "")
     assert quiet.stdout.splitlines() == loud.stdout.splitlines()[-1:]
+
+
+def test_every_mistake_is_named_by_the_rules_at_once(tmp_path: Path) -> None:
+    bad = SPEC.replace("batch_size: 64", "batch_size: 0").replace("log_every_steps: 5", "log_every_steps: -1")
+    bad = bad.replace("learning_rate: 0.1", "learning_rate: -1").replace("hidden_units: [16]", "hidden_units: [0]")
+    done = run(tmp_path, bad.replace("shards: 4", "shards: 0"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "has 5 errors:" in done.stderr
+    fields = "training.batch_size training.log_every_steps optimizer.sgd.learning_rate model.mlp.hidden_units"
+    for field in (*fields.split(), "resources.shards"):
+        assert f"\n  {field}" in done.stderr
+    assert "since it has no" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("batch_size: 64", "batch_size: 0", "training.batch_size is 0, and must be more than 0"),
+        ("batch_size: 64, ", "", "since it has no training.batch_size"),
+    ],
+)
+def test_without_the_rules_what_is_absent_or_not_valid_is_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], old: str, new: str, words: str
+) -> None:
+    missing = EntryPoint("resolve", "a_part_that_is_not_there:resolve", "lockstep.rules")
+    load = EntryPoint("load", "lockstep.client.spec:load_spec", "lockstep.specs")
+    monkeypatch.setattr(run_module, "entry_points", lambda group, name: [missing if name == "resolve" else load])
+    path = tmp_path / "resolved.yaml"
+    path.write_text(SPEC.replace(old, new), encoding="utf-8")
+    with pytest.raises(SystemExit):
+        run_module._read(str(path))
+    assert words in capsys.readouterr().err
+
+
+def test_whoever_reads_only_the_first_lines_sees_no_traceback(tmp_path: Path) -> None:
+    path = tmp_path / "resolved.yaml"
+    path.write_text(SPEC.replace("log_every_steps: 5", "log_every_steps: 1"), encoding="utf-8")
+    command = [sys.executable, "-m", "lockstep.workers.run", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.close()
+        assert running.stderr.read() == ""
+    assert running.returncode == 141
+
+
+def test_points_say_their_kind_as_the_command_line_does(tmp_path: Path) -> None:
+    points = [json.loads(line) for line in run(tmp_path, SPEC).stdout.splitlines()[:-1]]
+    assert {point["name"]: point["kind"] for point in points}["step_seconds"] == "TIMING"
+    assert {point["kind"] for point in points if point["name"] == "train_loss"} == {"RESULT"}
+    assert all(list(point) == ["name", "step", "epoch", "value", "kind"] for point in points)

@@ -70,3 +70,34 @@ def test_predictions_are_numpy_where_numpy_was_given_and_torch_where_torch_was()
     assert (classes == tensor.numpy()).mean() == 1.0
     assert isinstance(tensor, torch.Tensor)
     assert isinstance(model.predict(raw.tolist()), np.ndarray)
+
+
+def test_an_array_that_is_read_only_is_read_without_a_warning_and_not_written_to() -> None:
+    model = TrainedModel(nn.Linear(2, 3), (2,), 3, {"inputs": {"divide_by": 2.0, "mean": [1.0], "std": [2.0]}})
+    for dtype in (np.float64, np.float32, np.uint8, ">f8", np.bool_):
+        written = np.random.default_rng(0).integers(0, 2, size=(5, 2)).astype(dtype)
+        read_only = np.frombuffer(written.tobytes(), dtype).reshape(5, 2)
+        assert not read_only.flags.writeable
+        assert np.array_equal(model.predict(read_only), model.predict(written))
+        assert read_only.tobytes() == written.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("raw", "error", "words"),
+    [
+        ("abc", TypeError, "a str of dtype <U3"),
+        (None, TypeError, "a NoneType of dtype object"),
+        (np.array([[{}, 1]], object), TypeError, "a ndarray of dtype object"),
+        ([["1", "2"]], TypeError, "a list of dtype <U1"),
+        (np.zeros((2, 2), np.complex64), TypeError, "a ndarray of dtype complex64"),
+        (torch.zeros(2, 2, dtype=torch.complex64), TypeError, "a Tensor of dtype complex64"),
+        ([[1.0, 2.0], [1.0]], ValueError, "rows of different lengths"),
+        ([1.0, 2.0], ValueError, r"the shape \(2,\)"),
+        (7, ValueError, r"the shape \(\)"),
+    ],
+    ids=str,
+)
+def test_what_are_no_examples_is_refused_in_words(raw: object, error: type[Exception], words: str) -> None:
+    model = TrainedModel(nn.Linear(2, 3), (2,), 3, {})
+    with pytest.raises(error, match=f"^inputs .*{words}.*; allowed: any number of examples, each 2"):
+        model.predict(raw)

@@ -110,6 +110,8 @@ class Status(NamedTuple):
         was_dismissed: it has ended since it was told to leave, and not since all do.
         refused_stop: number of the last order to stop that this rank has refused for all; 0 for none.
         refused_because: why.
+        has_finished: its training has ended in order, with the result or as it was told to stop: it meets nobody any
+            more, though it may take a while to leave.
     """
 
     is_prepared: bool = False
@@ -125,6 +127,13 @@ class Status(NamedTuple):
     was_dismissed: bool = False
     refused_stop: int = 0
     refused_because: str = ""
+    has_finished: bool = False
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has done all that its attempt asked of it, and was not let go before that."""
+        ended_in_order = self.has_ended and not self.error_bytes and not self.was_dismissed
+        return self.has_finished or ended_in_order
 
 
 def name_of(order: StartGang, number: int) -> str:

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import ray.exceptions
 
+from lockstep.contract.failures import FailureReason
 from lockstep.v1.job_pb2 import JobError
 from lockstep.workers.engine import (
     DataError,
     HardwareDiffers,
     ModelError,
-    NonFiniteGradient,
-    NonFiniteLoss,
     NonFiniteParameters,
+    NonFiniteStep,
     NotDeterministic,
     PeerLost,
     RanksDisagree,
@@ -27,32 +27,45 @@ def job_error(error: BaseException, rank: int) -> JobError:
     """The error of a job that rank `rank` could not go on with."""
     match error:
         case DataError():
-            return JobError(reason="DATA_INVALID", message=str(error), field=error.field, rank=rank)
-        case NonFiniteLoss() | NonFiniteGradient() | NonFiniteParameters():
-            return JobError(reason="NON_FINITE_LOSS", message=str(error), rank=rank)
+            return JobError(reason=FailureReason.DATA_INVALID, message=str(error), field=error.field, rank=rank)
+        case NonFiniteStep() | NonFiniteParameters():
+            return JobError(reason=FailureReason.NON_FINITE_LOSS, message=str(error), rank=rank)
         case NotDeterministic():
-            return JobError(reason="NOT_DETERMINISTIC", message=str(error), rank=rank)
+            return JobError(reason=FailureReason.NOT_DETERMINISTIC, message=str(error), rank=rank)
         case PeerLost():
-            return JobError(reason="WORKER_LOST", message=str(error), rank=rank)
+            return JobError(reason=FailureReason.WORKER_LOST, message=str(error), rank=rank)
         case HardwareDiffers():
             hint = "equal bits need nodes of one class; take the others out of the cluster, or set fewer workers"
-            return JobError(reason="RANKS_DISAGREE", message=f"{error}; {hint}", rank=rank)
+            return JobError(reason=FailureReason.RANKS_DISAGREE, message=f"{error}; {hint}", rank=rank)
         case RanksDisagree():
             message = f"{error}. The promise of equal bits is broken, so the job was stopped; please report this."
-            return JobError(reason="RANKS_DISAGREE", message=message, rank=rank)
+            return JobError(reason=FailureReason.RANKS_DISAGREE, message=message, rank=rank)
         case ModelError():
             # The message names the part; without a cause, the frames would be the engine's own.
             trace = short_traceback(error.__cause__) if error.__cause__ is not None else ""
-            return JobError(reason="USER_ERROR", message=str(error), traceback=trace, rank=rank)
+            return JobError(reason=FailureReason.USER_ERROR, message=str(error), traceback=trace, rank=rank)
         case ray.exceptions.RayTaskError():
             pass  # what a worker has raised
         case ray.exceptions.OutOfMemoryError():
             message = f"worker {rank} was killed: {in_our_words(error)}"
-            return JobError(reason="WORKER_LOST", message=message, rank=rank)
+            return JobError(reason=FailureReason.WORKER_LOST, message=message, rank=rank)
         case ray.exceptions.RayError():
-            return JobError(reason="WORKER_LOST", message=f"worker {rank} died: {in_our_words(error)}", rank=rank)
+            return JobError(
+                reason=FailureReason.WORKER_LOST, message=f"worker {rank} died: {in_our_words(error)}", rank=rank
+            )
     message = f"worker {rank} raised {type(error).__name__}: {str(error)[:MESSAGE_LIMIT]}"
-    return JobError(reason="USER_ERROR", message=message, traceback=short_traceback(error), rank=rank)
+    return JobError(reason=FailureReason.USER_ERROR, message=message, traceback=short_traceback(error), rank=rank)
+
+
+def is_of_the_user(error: BaseException) -> bool:
+    """Whether its message says all that its user can mend, so that where it came up in this code helps nobody."""
+    match error:
+        case ModelError():
+            return error.__cause__ is None
+        case DataError() | NonFiniteLoss() | NonFiniteGradient() | NonFiniteParameters():
+            return True
+        case _:
+            return False
 
 
 def is_with_node(error: BaseException) -> bool:
@@ -99,7 +112,7 @@ def first_cause(errors: list[JobError]) -> JobError:
     """The error that the others follow from: what a worker did itself, before a death, before a lost peer."""
 
     def distance(error: JobError) -> int:
-        if error.reason != "WORKER_LOST":
+        if error.reason != FailureReason.WORKER_LOST:
             return 0
         is_first_hand = any(words in error.message for words in (" died: ", " was killed: ", " were killed: "))
         return 1 if is_first_hand else 2

@@ -5,12 +5,13 @@
     torchrun --nproc-per-node 2 -m lockstep.workers.run resolved.yaml -o weights
 
 The file is a resolved spec as YAML or JSON: what `lockstep resolve` and `lockstep submit --dry-run` print. It is read
-by the rules of `lockstep submit`. Prints metric points as lines of JSON, then the result; with --quiet
+and checked by the rules of `lockstep submit`. Prints metric points as lines of JSON, then the result; with --quiet
 the result alone.
 """
 
 import argparse
 import json
+import os
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -27,8 +28,10 @@ from lockstep.workers.engine.state.manifest import json_number
 from lockstep.workers.engine.state.places import followed
 from lockstep.workers.training import device_of, train
 
-FAILED, REFUSED = 1, 2
-"""Exit codes: training could not go on; the command line or the spec is wrong."""
+FAILED, REFUSED, UNREAD = 1, 2, 141
+"""Exit codes: training could not go on; the command line or the spec is wrong; nobody reads what is printed any more,
+as a shell says it of a program that SIGPIPE has ended."""
+HINT = "make one: lockstep resolve -f SPEC > resolved.yaml, or lockstep submit -f SPEC --dry-run > resolved.yaml"
 ALWAYS_RESOLVED = {
     "training": ("batch_size", "log_every_steps"),
     "resources": ("shards", "cpus_per_worker"),
@@ -46,8 +49,9 @@ class Printer(Listener):
     def progressed(self, progress: Progress, points: list[Point]) -> None:
         """Print the points."""
         for point in () if self._is_quiet else points:
-            numbers = {name: json_number(getattr(point, name)) for name in ("epoch", "value")}
-            _print(point._asdict() | numbers)
+            content = point._asdict() | {name: json_number(getattr(point, name)) for name in ("epoch", "value")}
+            is_timing = content.pop("is_timing")
+            _print(content | {"kind": "TIMING" if is_timing else "RESULT"})  # as `lockstep metrics -o json` has it
 
     def noted(self, words: str) -> None:
         """Print the words."""
@@ -82,12 +86,32 @@ def _read(path: str) -> JobSpec:
         spec: JobSpec = load.load()(path)
     except Exception as error:  # the client's, whose classes are not known here
         _end(str(error), REFUSED)
-    for part, names in ALWAYS_RESOLVED.items():
-        for name in names:
-            if not getattr(getattr(spec, part), name):
-                hint = "lockstep resolve -f SPEC > resolved.yaml, or lockstep submit -f SPEC --dry-run > resolved.yaml"
-                _end(f"{path} is no resolved spec, since it has no {part}.{name}; make one: {hint}", REFUSED)
+    wrong = _violations(spec)
+    if wrong:
+        lines = "".join(f"\n  {field}: {message}" for field, message in wrong)
+        _end(f"{path} has {len(wrong)} error{'s' if len(wrong) > 1 else ''}:{lines}", REFUSED)
+    fields = [
+        (f"{part}.{name}", getattr(spec, part), name) for part, names in ALWAYS_RESOLVED.items() for name in names
+    ]
+    absent = [path for path, message, name in fields if not message.HasField(name)]
+    if absent:
+        _end(f"{path} is no resolved spec, since it has no {', '.join(absent)}; {HINT}", REFUSED)
+    invalid = [f"{path} is {getattr(message, name):g}" for path, message, name in fields if getattr(message, name) <= 0]
+    if invalid:  # what is left to see where the rules are not installed
+        _end(f"{path} is no resolved spec: {', '.join(invalid)}, and must be more than 0; {HINT}", REFUSED)
     return spec
+
+
+def _violations(spec: JobSpec) -> list[tuple[str, str]]:
+    """What is wrong with a spec, as pairs of field and message; nothing where the server's part is not installed."""
+    for rules in entry_points(group="lockstep.rules", name="resolve"):
+        try:
+            resolve = rules.load()
+        except ImportError:
+            continue
+        violations: list[tuple[str, str]] = resolve(spec)[1]
+        return violations
+    return []
 
 
 def _origin(spec: JobSpec, output: Path | None) -> Origin:
@@ -109,8 +133,12 @@ def _origin(spec: JobSpec, output: Path | None) -> Origin:
 
 
 def _print(content: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(content, allow_nan=False) + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(json.dumps(content, allow_nan=False) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # as behind `| head`; what is buffered still must go nowhere when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(UNREAD) from None
 
 
 def _end(words: str, code: int) -> Any:

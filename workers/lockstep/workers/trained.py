@@ -4,14 +4,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from google.protobuf import json_format
 from torch import Tensor, nn
 
+from lockstep.contract.checkpoints import MANIFEST_FILE, MODEL_FILE
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.workers.engine import DataModule
 from lockstep.workers.engine.state import manifest as manifests
-from lockstep.workers.engine.state.checkpoint import MANIFEST_FILE, MODEL_FILE, read_weights
+from lockstep.workers.engine.state.checkpoint import read_weights
 from lockstep.workers.models import build_model
 
 _KNOWN_STEPS = {"divide_by", "mean", "std"}
@@ -62,16 +64,14 @@ class TrainedModel(nn.Module):
             float32, (n, *input_shape).
 
         Raises:
+            TypeError: it is not of numbers.
             ValueError: it is no such array.
         """
-        inputs = torch.as_tensor(raw).to(torch.float64)
         numbers = torch.Size(self.input_shape).numel()
+        wanted = f"allowed: any number of examples, each {' by '.join(map(str, self.input_shape))}"
+        inputs = _numbers(raw, wanted)
         if inputs.ndim < 2 or inputs[:1].numel() != min(len(inputs), 1) * numbers:
-            wanted = " by ".join(map(str, self.input_shape))
-            raise ValueError(
-                f"inputs have the shape {tuple(inputs.shape)}; allowed: any number of examples, each {wanted}; "
-                f"write [example] for a single one"
-            )
+            raise ValueError(f"inputs have the shape {tuple(inputs.shape)}; {wanted}; write [example] for a single one")
         steps = self.preprocessing.get("inputs", {})
         if "mean" in steps:
             inputs = (inputs - torch.tensor(steps["mean"]).double()) / torch.tensor(steps["std"]).double()
@@ -107,6 +107,31 @@ class TrainedModel(nn.Module):
         if "mean" in steps:
             outputs = outputs * torch.tensor(steps["std"]) + torch.tensor(steps["mean"])
         return outputs
+
+
+def _numbers(raw: Any, wanted: str) -> Tensor:
+    """An array, a tensor or nested lists as a tensor of float64, which shares no memory with an array.
+
+    Args:
+        raw: what a user has given.
+        wanted: what it should have been, in words.
+
+    Raises:
+        TypeError: it is not of numbers.
+        ValueError: its rows are of different lengths.
+    """
+    if isinstance(raw, Tensor) and not raw.is_complex():
+        return raw.to(torch.float64)
+    try:
+        array = np.asarray(raw)
+    except ValueError as error:
+        raise ValueError(f"inputs are rows of different lengths; {wanted}") from error
+    except TypeError as error:  # a list of tensors on a GPU, for instance
+        raise TypeError(f"inputs are a {type(raw).__name__} that is no array: {error}; {wanted}") from error
+    if array.dtype.kind not in "biuf":
+        what = f"{type(raw).__name__} of dtype {array.dtype}"
+        raise TypeError(f"inputs are a {what}, not an array, a tensor or lists of real numbers; {wanted}")
+    return torch.from_numpy(array.astype(np.float64))
 
 
 class _Described(DataModule):

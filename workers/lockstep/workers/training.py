@@ -9,7 +9,7 @@ from google.protobuf import json_format
 
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.workers.datasets import DataCache, build_data
-from lockstep.workers.engine import Activity, Group, Ledger, Listener, Origin, Regroup, Result, Trainer
+from lockstep.workers.engine import Activity, EngineError, Group, Ledger, Listener, Origin, Regroup, Result, Trainer
 from lockstep.workers.models import build_model
 from lockstep.workers.optimizers import build_optimizer
 
@@ -31,6 +31,18 @@ def build_trainer(spec: JobSpec) -> Trainer:
         threads=max(1, int(spec.resources.cpus_per_worker)),
         audit=training.audit or "start",  # the specs of jobs from before there was one do not say
     )
+
+
+def fields_of(spec: JobSpec) -> dict[str, str]:
+    """Where a spec says what the engine calls otherwise in its messages."""
+    return {
+        "batch_size": "training.batch_size",
+        "gradient_clip_norm": "training.gradient_clip_norm",
+        "learning_rate": f"optimizer.{spec.optimizer.WhichOneof('kind')}.learning_rate",
+        "device": "resources.gpus_per_worker: 0",
+        "checkpoints": "recovery.checkpoint_uri",
+        "init_from_uri": "init_from",
+    }
 
 
 def device_of(spec: JobSpec) -> torch.device:
@@ -77,7 +89,7 @@ def train(
     The other arguments are those of `Trainer.fit`.
 
     Raises:
-        EngineError: see `Trainer.fit`.
+        EngineError: see `Trainer.fit`; it names fields of the spec.
     """
     trainer = build_trainer(spec)
     if listener is not None:
@@ -89,14 +101,19 @@ def train(
         listener.has_data(data.digest())
     sizes = (len(data.train), len(data.validation))
     log.info("read %d training and %d validation examples in %.2f s", *sizes, time.monotonic() - began_at)
-    return trainer.fit(
-        build_model(spec.model, data, spec.training.seed),
-        data,
-        lambda parameters: build_optimizer(spec.optimizer, parameters),
-        group=group,
-        regroup=regroup,
-        device=device,
-        listener=listener,
-        origin=origin,
-        ledger=ledger,
-    )
+    module = build_model(spec.model, data, spec.training.seed)
+    try:
+        return trainer.fit(
+            module,
+            data,
+            lambda parameters: build_optimizer(spec.optimizer, parameters),
+            group=group,
+            regroup=regroup,
+            device=device,
+            listener=listener,
+            origin=origin,
+            ledger=ledger,
+        )
+    except EngineError as error:
+        error.rename(fields_of(spec))
+        raise

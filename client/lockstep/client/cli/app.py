@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version as version_of
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from lockstep.client.cli import (
     catalog,
@@ -52,13 +53,27 @@ class _Group(TyperGroup):
             raise
 
 
+class _Command(TyperCommand):
+    """One command; what must be given stands in its usage without braces."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [re.sub(r"^{(.*)}$", r"\1", piece) for piece in super().collect_usage_pieces(ctx)]
+
+
+class _Commands(typer.Typer):
+    """What commands are added to."""
+
+    def command(self, name: str | None = None, **options: Any) -> Any:
+        return super().command(name, **{"cls": _Command, **options})
+
+
 _SIGNALLED = 128
 """Codes above tell which signal ended a command."""
 
 
 def build() -> typer.Typer:
     """Make the command line anew."""
-    app = typer.Typer(
+    app = _Commands(
         name="lockstep",
         cls=_Group,
         help="Distributed training as a service: submit jobs, follow them, read their metrics.",

@@ -10,6 +10,7 @@ import typer
 from lockstep.client.cli import output
 from lockstep.client.cli.connect import client_of, say
 from lockstep.client.cli.jobs import JobId
+from lockstep.client.errors import FailedPrecondition
 from lockstep.client.types import Checkpoint
 
 if TYPE_CHECKING:
@@ -43,8 +44,11 @@ def download(
     context: typer.Context,
     job_id: JobId,
     directory: Annotated[
-        str, typer.Option("--output", "-o", metavar="DIR", help="Where to make the folder step-000000000200 or so.")
-    ],
+        str,
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="Where to make the folder step-000000000200 or so. Default: here."
+        ),
+    ] = ".",
     step: Annotated[int | None, typer.Option(metavar="N", min=0, help="Which checkpoint. Default: the newest.")] = None,
 ) -> None:
     """Fetch a checkpoint and print its folder.
@@ -52,7 +56,12 @@ def download(
     All bytes are checked before the folder appears.
     """
     with client_of(context) as client:
-        path = client.find_job(job_id).download(directory, step, progress=True)
+        try:
+            path = client.find_job(job_id).download(directory, step, progress=True)
+        except FileExistsError as error:
+            raise FailedPrecondition(
+                f"{error.filename} is there already; remove it, or name another folder with -o"
+            ) from error
     output.write(str(path))
 
 

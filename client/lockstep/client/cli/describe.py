@@ -28,13 +28,7 @@ def print_job(job: Job, events: Sequence[JobEvent], newest: Checkpoint | None, l
         ledger: where the time of its workers went, if the server tells.
     """
     console = output.console()
-    facts = output.make_table(show_header=False)
-    facts.add_column(style="bold", no_wrap=True)
-    facts.add_column(overflow="fold")
-    for name, value in _facts(job, newest, events):
-        if value:
-            facts.add_row(name, value)
-    console.print(facts)
+    _print_facts(console, [(name, value) for name, value in _facts(job, newest, events) if value], "bold")
     if job.result is not None:
         _print_result(console, job.result)
     if job.error is not None:
@@ -60,6 +54,7 @@ def _facts(job: Job, newest: Checkpoint | None, events: Sequence[JobEvent]) -> l
     return [
         ("job", job.job_id),
         ("name", job.name),
+        ("owner", job.owner),
         ("state", output.state_text(job.state)),
         ("why", "" if job.state in _STATES_THAT_SAY_ALL or job.error is not None else job.state_reason),
         ("created", output.ago(job.create_time)),
@@ -108,13 +103,15 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> str:
 
 def _print_result(console: Console, result: Result) -> None:
     _heading(console, "Result")
-    table = output.make_table(show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in result.final_metrics.items():
-        table.add_row(name, f"{value:.6g}")
-    table.add_row("weights", result.weights_digest)
-    console.print(table)
+    facts: list[tuple[str, str | Text]] = [(name, f"{value:.6g}") for name, value in result.final_metrics.items()]
+    _print_facts(console, [*facts, ("weights", result.weights_digest)])
+
+
+def _print_facts(console: Console, facts: Sequence[tuple[str, str | Text]], style: str = "") -> None:
+    """Print a line for each; the terminal breaks a long one, so that a path can be copied as it is."""
+    width = max(len(name) for name, _ in facts)
+    for name, value in facts:
+        console.print(Text.assemble((f"{name:<{width}}", style), "  ", value), soft_wrap=True)
 
 
 def _print_failure(console: Console, error: Failure) -> None:

@@ -25,12 +25,13 @@ HELP = """Exit codes:
    it is paused
 1  the job failed or was cancelled, or any other error
 2  the command line is wrong
-3  the spec is refused, or the number of workers that scale asks for
+3  the server refuses the spec, or the workers that scale asks for
 4  there is no such job or checkpoint
 5  the server cannot be reached
 6  not in time
 7  not possible as things stand: the job has ended or is still pausing,
-   the cluster is too small, the request id is taken
+   the cluster is too small, the request id is taken, the folder of a
+   download is there
 130  interrupted by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP; a job that was
    followed goes on"""
 

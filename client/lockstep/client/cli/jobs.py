@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -29,7 +28,8 @@ Overrides = Annotated[
     typer.Option(
         "--set",
         metavar="PATH=VALUE",
-        help="Set a field over the file's: --set training.seed=7, --set model.lenet={}; may be repeated.",
+        help="Set a field over the file's: --set training.seed=7; may be repeated. Another kind, as in "
+        "--set model.lenet={}, takes the place of the file's.",
     ),
 ]
 _SHOWN_IN_A_TABLE = 50
@@ -87,12 +87,12 @@ def submit(
             return
         output.write(job.job_id)
         if not follow:
-            say(f"{job.name} is {job.state.lower()}; follow it with: lockstep watch {job.job_id}")
+            say(f"{job.name} is {job.state.lower()}; see how it gets on with: lockstep wait {job.job_id}")
         say_if_shards_follow(spec, job.spec)
         if not job.state.has_ended:
             say_if_short(client, job)
         if follow:
-            _follow(job)
+            _await_end(job)
 
 
 def ls(
@@ -105,6 +105,7 @@ def ls(
         typer.Option("--label", "-l", metavar="LABEL=VALUE", help="Only jobs with this label; may be repeated."),
     ] = None,
     state: States = None,
+    owner: Annotated[str | None, typer.Option(metavar="NAME", help="Only jobs that this owner submitted.")] = None,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -117,18 +118,18 @@ def ls(
     ] = None,
     all_of_them: Annotated[bool, typer.Option("--all", "-a", help="All, however many there are.")] = False,
 ) -> None:
-    """List jobs, newest first."""
+    """List jobs, newest first; with their owners, if those listed have more than one."""
     if all_of_them and limit is not None:
         raise typer.BadParameter("cannot be given together with --all", param_hint="--limit")
     labels = dict(_label(text) for text in label or ())
     if limit is None and not all_of_them and form is output.TableOrJson.table:
         limit = _SHOWN_IN_A_TABLE
     with client_of(context) as client:
-        jobs, total = client._list_jobs(state, labels, limit)
+        jobs, total = client._list_jobs(state, labels, limit, owner)
     if form is output.TableOrJson.json:
         output.write_json([message_to_dict(job.proto) for job in jobs])
     elif not jobs:
-        say("no jobs" if not (labels or state) else "no such jobs")
+        say("no jobs" if not (labels or state or owner) else "no such jobs")
     else:
         output.console().print(_table_of(jobs))
     if total > len(jobs):
@@ -178,10 +179,10 @@ def watch(context: typer.Context, job_id: JobId) -> None:
         try:
             for update in job.watch():
                 for event in update.events:
-                    output.write(output.event_line(event))
+                    output.write(output.event_line(event, update.job.error))
         except KeyboardInterrupt:
             raise typer.Exit(exit_codes.INTERRUPTED) from None
-    if job.state is not JobState.SUCCEEDED:  # the last event has said why
+    if job.state is not JobState.SUCCEEDED:  # the last line has said why
         if job.error is not None and job.error.traceback:
             say(f"see where with: lockstep describe {job.job_id}")
         raise typer.Exit(exit_codes.FAILED)
@@ -192,25 +193,18 @@ def wait(
     job_id: JobId,
     timeout: Annotated[float | None, typer.Option(metavar="SECONDS", min=0, help="Give up after this long.")] = None,
 ) -> None:
-    """Wait until a job has ended; the exit code tells how. On a terminal it shows progress.
+    """Wait until a job has ended, and show how it gets on; the exit code tells how it ended.
 
-    A job that is paused has not ended: this waits until it was resumed and is done.
+    A bar on a terminal, a line now and then elsewhere. A job that is paused has not ended: this waits until it was
+    resumed and is done.
     """
-    is_seen = sys.stderr.isatty()
     with client_of(context) as client:
-        job = client.find_job(job_id)
-        try:
-            job.wait(timeout, progress=is_seen)
-        except KeyboardInterrupt:
-            say(f"\n{job.job_id} goes on")
-            raise typer.Exit(exit_codes.INTERRUPTED) from None
-        if not is_seen:  # else that was shown, with the final metrics
-            say(f"{job.job_id} succeeded")
+        _await_end(client.find_job(job_id), timeout)
 
 
-def _follow(job: Job) -> None:
+def _await_end(job: Job, timeout_s: float | None = None) -> None:
     try:
-        job.wait(progress=True)
+        job.wait(timeout_s, progress=True)
     except KeyboardInterrupt:
         say(
             f"\n{job.job_id} goes on; see its progress again with: lockstep wait {job.job_id}, "
@@ -232,6 +226,8 @@ def _table_of(jobs: list[Job]) -> Table:
     table = output.make_table()
     table.add_column("JOB", no_wrap=True, min_width=max(len(job.job_id) for job in jobs))
     table.add_column("NAME", overflow="ellipsis")  # the only one that may give way
+    if has_owners := len({job.owner for job in jobs}) > 1:
+        table.add_column("OWNER", no_wrap=True)
     table.add_column("STATE", no_wrap=True)
     table.add_column("DONE", no_wrap=True, justify="right")
     table.add_column("WORKERS", no_wrap=True, justify="right")
@@ -239,8 +235,9 @@ def _table_of(jobs: list[Job]) -> Table:
         table.add_column("HEALS", no_wrap=True, justify="right")
     table.add_column("CREATED", no_wrap=True)
     for job in jobs:
-        workers = f"{job.running_workers}/{job.spec.resources.workers}" if job.running_workers else ""
+        workers = output.workers_text(job)
         heals = [str(job.heals or "")] if some_healed else []
-        name, state, done = job.name, output.state_text(job.state), output.progress_text(job)
-        table.add_row(job.job_id, name, state, done, workers, *heals, output.ago(job.create_time))
+        owner = [job.owner] if has_owners else []
+        state, done = output.state_text(job.state), output.progress_text(job)
+        table.add_row(job.job_id, job.name, *owner, state, done, workers, *heals, output.ago(job.create_time))
     return table

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -14,14 +14,10 @@ import typer
 from lockstep.client.cli import exit_codes, output
 from lockstep.client.cli.connect import client_of, say
 from lockstep.client.cli.jobs import JobId
+from lockstep.client.cli.metric_tables import KINDS, print_tables, write_rows
 from lockstep.client.types import MetricKind, MetricPoint
 
 CSV_COLUMNS = ("name", "step", "epoch", "value")
-_TITLE_BY_KIND = {
-    MetricKind.RESULT: "Result: the same in every run of this spec",
-    MetricKind.TIMING: "Timing: how fast this run was",
-    MetricKind.UNSPECIFIED: "Others",
-}
 
 
 class Form(StrEnum):
@@ -38,31 +34,45 @@ def metrics(
     context: typer.Context,
     job_id: JobId,
     form: Annotated[
-        Form, typer.Option("--output", "-o", help="csv has the columns name,step,epoch,value.")
+        Form, typer.Option("--output", "-o", help="csv has the columns name,step,epoch,value; json and csv hold all.")
     ] = Form.table,
+    names: Annotated[
+        list[str] | None,
+        typer.Option("--name", metavar="METRIC", help="Only this one, such as val_loss; may be repeated."),
+    ] = None,
+    timing: Annotated[
+        bool, typer.Option("--timing", help="In the table also how fast this run was: samples per second and the like.")
+    ] = False,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Print points as they come, until the job has ended.")
     ] = False,
 ) -> None:
     """Print the metrics of a job.
 
-    First those of the result, which are the same in every run of its spec, then the timing.
+    As a table: a row for each step, and a column for each metric of the result, which are the same in every run of the
+    job's spec.
     """
+    wanted = list(dict.fromkeys(names or ()))
+    has_timing = form is not Form.table or timing or bool(wanted)
+
+    def shown(points: Iterable[MetricPoint]) -> list[MetricPoint]:
+        return [point for point in points if has_timing or point.kind is not MetricKind.TIMING]
+
     with client_of(context) as client:
         job = client.find_job(job_id)
         if follow:
             try:
-                _write_stream(job.metrics(follow=True), form)
+                _write_stream(map(shown, job._follow_metrics(wanted)), form, wanted)
             except KeyboardInterrupt:
                 raise typer.Exit(exit_codes.INTERRUPTED) from None
             return
-        points = sorted(job.metrics(), key=lambda point: list(_TITLE_BY_KIND).index(point.kind))
+        points = shown(sorted(job.metrics(wanted), key=lambda point: KINDS.index(point.kind)))
     if form is Form.csv:
         output.write(_csv_of(points))
     elif form is Form.json:
         output.write_json([_json_form(point) for point in points])
     elif points:
-        _print_tables(points)
+        print_tables(points, wanted)
     else:
         say("no metrics yet")
 
@@ -77,17 +87,17 @@ def _csv_of(points: Iterable[MetricPoint], *, with_header: bool = True) -> str:
     return text.getvalue()
 
 
-def _write_stream(points: Iterator[MetricPoint], form: Form) -> None:
+def _write_stream(batches: Iterable[list[MetricPoint]], form: Form, wanted: Sequence[str]) -> None:
+    if form is Form.table:
+        write_rows(batches, wanted)
+        return
     if form is Form.csv:
         output.write(_csv_of(()))
-    for point in points:
+    for points in batches:
         if form is Form.csv:
-            output.write(_csv_of((point,), with_header=False))
-        elif form is Form.json:
-            output.write(output.json_of(_json_form(point)))
+            output.write(_csv_of(points, with_header=False))
         else:
-            name = output.printable(point.name)
-            output.write(f"step {point.step:<8} epoch {point.epoch:<8.2f} {name:<18} {point.value:.6g}")
+            output.write("\n".join(output.json_of(_json_form(point)) for point in points))
 
 
 def _json_form(point: MetricPoint) -> dict[str, Any]:
@@ -105,23 +115,3 @@ def _json_number(value: float) -> float | str:
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-
-
-def _print_tables(points: Sequence[MetricPoint]) -> None:
-    """One table for each kind: a row for each step, a column for each metric."""
-    console = output.console()
-    for kind in dict.fromkeys(point.kind for point in points):
-        of_kind = [point for point in points if point.kind is kind]
-        names = list(dict.fromkeys(point.name for point in of_kind))
-        rows: dict[tuple[int, float], dict[str, float]] = {}
-        for point in of_kind:
-            rows.setdefault((point.step, point.epoch), {})[point.name] = point.value
-        table = output.make_table(title=_TITLE_BY_KIND[kind], title_justify="left", title_style="bold")
-        for header in ("step", "epoch", *names):
-            table.add_column(header.replace("_", "\n"), justify="right", vertical="bottom")
-        for (step, epoch), values in sorted(rows.items()):
-            cells = (f"{values[name]:.5g}" if name in values else "" for name in names)
-            table.add_row(str(step), f"{epoch:.2f}", *cells)
-        if kind is not points[0].kind:
-            console.print()
-        console.print(table)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lockstep.client._printable import printable as printable
 from lockstep.client._printable import write as write
 from lockstep.client.job import Job
-from lockstep.client.types import JobEvent, JobState
+from lockstep.client.types import Failure, JobEvent, JobState
 
 if TYPE_CHECKING:  # rich is imported where something is drawn, so that `lockstep --help` answers at once
     from rich.table import Table
@@ -111,10 +111,10 @@ def short_time(seconds: float) -> str:
 
 
 def size(size_bytes: int) -> str:
-    """A number of bytes as people say it, such as "4.2 MB"."""
-    from rich.filesize import decimal
+    """A number of bytes as people say it, such as "4.2 MiB"."""
+    from lockstep.client.progress import describe_size
 
-    return decimal(size_bytes)
+    return describe_size(size_bytes)
 
 
 def progress_text(job: Job) -> str:
@@ -125,6 +125,18 @@ def progress_text(job: Job) -> str:
     return f"step {progress.step}" if progress.step else ""
 
 
+def workers_text(job: Job) -> str:
+    """How many workers run of those that a job wants, such as "2/3"; empty where it is to have none.
+
+    A server that has just started does not know yet how many of a running job there are, which is "?/3".
+    """
+    wanted = job.spec.resources.workers
+    if not wanted or job.state.has_ended or job.state is JobState.PAUSED:
+        return ""
+    unknown = "?" if job.state is JobState.RUNNING else "0"
+    return f"{job.running_workers or unknown}/{wanted}"
+
+
 def clock(moment: datetime | None) -> str:
     """A time of day, here; with the date when that is another one."""
     if moment is None:
@@ -133,8 +145,15 @@ def clock(moment: datetime | None) -> str:
     return local.strftime("%H:%M:%S" if local.date() == datetime.now(UTC).astimezone().date() else "%Y-%m-%d %H:%M:%S")
 
 
-def event_line(event: JobEvent) -> str:
-    """One event in one line."""
+def event_line(event: JobEvent, error: Failure | None = None) -> str:
+    """One event in one line.
+
+    Args:
+        event: what happened.
+        error: what the job has failed of, if it has: its end says the reason alone.
+    """
     attempt = f"attempt {event.attempt}" if event.attempt else ""
-    message = printable(" ".join(event.message.split()))
-    return f"{clock(event.time)}  {event.state:<10}  {attempt:<10}  {message}".rstrip()
+    message = " ".join(event.message.split())
+    if error is not None and event.state is JobState.FAILED and message == error.reason and error.message.strip():
+        message += f": {str(error).strip().splitlines()[0]}"
+    return f"{clock(event.time)}  {event.state:<10}  {attempt:<10}  {printable(message)}".rstrip()

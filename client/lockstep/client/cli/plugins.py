@@ -31,7 +31,7 @@ def _add(app: typer.Typer, entry_point: EntryPoint) -> None:
         add_help_option=False,
     )
     def run(context: typer.Context) -> None:
-        command = load_entry_point(entry_point, f"`lockstep {entry_point.name}`")
+        command = load_entry_point(entry_point, f"`lockstep {entry_point.name}`", "all")
         inner = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
         inner.command(context_settings={"help_option_names": ["-h", "--help"]})(command)
         inner(args=list(context.args), prog_name=f"lockstep {entry_point.name}")

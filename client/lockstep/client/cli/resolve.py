@@ -10,6 +10,7 @@ import typer
 
 from lockstep.client._parts import load_part
 from lockstep.client.cli import output
+from lockstep.client.cli.connect import say_if_shards_follow
 from lockstep.client.cli.jobs import Overrides, SpecFile
 from lockstep.client.errors import InvalidSpec, Violation
 from lockstep.client.spec import load_spec, message_to_dict
@@ -27,10 +28,14 @@ def resolve(file: SpecFile, overrides: Overrides = None) -> None:
     Prints it with every default filled in, as a server that was started in this folder would store it. What only a
     server knows, such as the job that init_from names and whether the cluster is large enough, is not checked: for that
     there is `lockstep submit --dry-run`.
+
+    Where the spec does not say resources.shards, they follow from the number of workers, and they are part of the
+    curve: set them to compare runs of different numbers of workers.
     """
     spec = load_spec(file, overrides or ())
-    apply_rules = load_part(GROUP, "resolve", "`lockstep resolve`")
+    apply_rules = load_part(GROUP, "resolve", "`lockstep resolve`", "server")
     resolved, violations = apply_rules(spec)
     if violations:
         raise InvalidSpec([Violation(*violation) for violation in violations])
     output.write_yaml(message_to_dict(resolved))
+    say_if_shards_follow(spec, resolved)

@@ -10,7 +10,7 @@ _FULL_DISK_RATIO = 0.9
 
 
 def telemetry_lines(node: Node) -> list[str]:
-    """What is known of a node, such as "CPU 37 %, memory 12.3 GB of 64.0 GB"; nothing without a sample."""
+    """What is known of a node, such as "CPU 37 %, memory 12.3 GiB of 64.0 GiB"; nothing without a sample."""
     if node.telemetry is None:
         return []
     lines = [_describe_host(node.telemetry.host)] + [_describe_gpu(gpu, node) for gpu in node.telemetry.gpus]
@@ -29,7 +29,7 @@ def _describe_host(host: HostTelemetry) -> str:
 
 
 def _describe_gpu(gpu: GpuTelemetry, node: Node) -> str:
-    """Such as "GPU 0 NVIDIA H200: SM activity 87 %, memory 41.0 GB of 150.8 GB, 512 W of 700 W, 64 °C, job-1a"."""
+    """Such as "GPU 0 NVIDIA H200: SM activity 87 %, memory 41.0 GiB of 139.8 GiB, 512 W of 700 W, 64 °C, job-1a"."""
     facts = []
     if gpu.sm_active_ratio is not None:
         facts.append(f"SM activity {_percent(gpu.sm_active_ratio)}")

@@ -103,12 +103,32 @@ class View:
         return replace(self, problem=problem)
 
 
+class Flowing:
+    """Pieces one after the other, on as many lines as they need; none is broken.
+
+    Args:
+        pieces: what to show, with two blanks between them.
+    """
+
+    def __init__(self, *pieces: Text) -> None:
+        self._pieces = pieces
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        line = Text()
+        for piece in self._pieces:
+            if line and len(line) + 2 + len(piece) > options.max_width:
+                yield line
+                line = Text()
+            line = Text("  ").join([line, piece]) if line else piece.copy()
+        yield line
+
+
 @dataclass(frozen=True)
 class Drawing:
     """A table with lines below it."""
 
     table: Table
-    notes: tuple[Text, ...] = ()
+    notes: tuple[Text | Flowing, ...] = ()
 
 
 class Fitted:
@@ -133,7 +153,7 @@ def _width(console: Console, options: ConsoleOptions, drawing: Drawing) -> int:
 
 def screen(view: View) -> Group:
     """Everything on the screen. On a narrow one bars go first; ids and names stay whole."""
-    parts: list[Text | Fitted] = [_head(view)]
+    parts: list[Text | Flowing | Fitted] = [_head(view)]
     if view.problem:
         parts.append(Text(f"shown as of {output.clock(view.time)}: {view.problem}", style="red"))
     if not view.cluster.is_ready:
@@ -146,7 +166,7 @@ def screen(view: View) -> Group:
     return Group(*parts)
 
 
-def _head(view: View) -> Text:
+def _head(view: View) -> Flowing:
     cluster = view.cluster
     facts = [count(cluster.nodes, "node")]
     for kind, name in (("gpus", "GPU"), ("cpus", "CPU")):
@@ -155,10 +175,8 @@ def _head(view: View) -> Text:
             facts.append(f"{part_of(held, usable, name)} held by jobs")
     facts.append(f"{count(cluster.jobs_running, 'job')} running")
     facts.append(f"{cluster.jobs_waiting} waiting")
-    head = Text("Lockstep", style="bold")
-    head.append(f"  {view.target}  {output.clock(view.time)}  ", style="not bold")
-    head.append(", ".join(facts), style="not bold")
-    return head
+    where = f"{view.target}  {output.clock(view.time)}"
+    return Flowing(Text.assemble(("Lockstep", "bold"), f"  {where}"), Text(", ".join(facts)))
 
 
 def _nodes(view: View, narrowness: int) -> Drawing:
@@ -266,12 +284,11 @@ def _jobs(jobs: Iterable[JobView], narrowness: int) -> Drawing:
     for view in jobs:
         job, remark = view.job, _remark(view)
         speed = view.samples_per_second() if job.state is JobState.RUNNING else None
-        wanted = job.spec.resources.workers
         table.add_row(
             job.job_id,
             job.name,
             output.state_text(job.state),
-            f"{job.running_workers}/{wanted}" if job.state is not JobState.QUEUED else f"{wanted}",
+            output.workers_text(job),
             _progress(job, _percent if narrowness > 1 else _bar),
             f"{speed:,.0f}" if speed is not None else "",
             *([] if narrowness else [_time(view.lately()), remark]),
@@ -323,15 +340,15 @@ def _time(seconds: Mapping[str, float]) -> Text:
     return text
 
 
-def _legend() -> Text:
-    text = Text("time: ", style="bright_black")
-    for letter, colour, name, _ in _PARTS:
-        text.append(letter, style=f"black on {colour}")
-        text.append(f" {name}  ", style="bright_black")
-    return text
+def _legend() -> Flowing:
+    pieces = [
+        Text.assemble((letter, f"black on {colour}"), (f" {name}", "bright_black"))
+        for letter, colour, name, _ in _PARTS
+    ]
+    return Flowing(Text("time:", style="bright_black"), *pieces)
 
 
 def _share(used: int | None, total: int | None) -> str:
     if used is None or not total:
         return ""
-    return f"{used / 1e9:.1f}/{total / 1e9:.0f} GB"
+    return f"{used / 2**30:.1f}/{total / 2**30:.0f} GiB"

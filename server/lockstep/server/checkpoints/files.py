@@ -21,6 +21,8 @@ from typing import Any
 
 import fsspec.core
 
+from lockstep.contract.bounds import MOST_MANIFEST_BYTES
+from lockstep.contract.checkpoints import MANIFEST_FILE
 from lockstep.contract.wording import count
 from lockstep.server.errors import CheckpointNotFound, CheckpointUnreadable, DataLoss, LockstepError
 from lockstep.server.jobs.records import StoredCheckpoint, StoredFile
@@ -29,10 +31,6 @@ from lockstep.server.spec.rules import show
 
 CHUNK_BYTES = 1024 * 1024
 CHECK_BYTES = 64 * CHUNK_BYTES
-MANIFEST = "manifest.json"
-
-# Of checkpoints from before the digest of the manifest was told, it is read whole and must say what was told.
-_MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 
 
 class CheckpointFileReader:
@@ -54,8 +52,8 @@ class CheckpointFileReader:
         self.where = where(checkpoint, name)
         self._lock, self._is_closed = threading.Lock(), False
         listed = {file.name: file for file in checkpoint.files}
-        if name != MANIFEST and name not in listed:
-            known = ", ".join(sorted({*listed, MANIFEST}))
+        if name != MANIFEST_FILE and name not in listed:
+            known = ", ".join(sorted({*listed, MANIFEST_FILE}))
             raise CheckpointNotFound(
                 f"checkpoint {checkpoint.step} of {checkpoint.job_id} has no file {show(name)}; allowed: {known}"
             )
@@ -152,11 +150,11 @@ class CheckpointFileReader:
             raise DataLoss(f"{self.where} ends {count(short, 'byte')} before the end of what was written")
 
     def _describe(self, checkpoint: StoredCheckpoint) -> StoredFile:
-        data = self._read(_MAX_MANIFEST_BYTES)
+        data = self._read(MOST_MANIFEST_BYTES)
         self._stream.seek(0)
         if not _says(data, checkpoint):
             raise DataLoss(f"{self.where} is damaged: it does not say what was written; take another one")
-        return StoredFile(MANIFEST, len(data), hashlib.sha256(data).hexdigest())
+        return StoredFile(MANIFEST_FILE, len(data), hashlib.sha256(data).hexdigest())
 
     def _read(self, size: int) -> bytes:
         try:

@@ -10,14 +10,14 @@ from typing import Any
 import structlog
 from google.protobuf.message import Message
 
-from lockstep.server.checkpoints.files import MANIFEST
+from lockstep.contract.checkpoints import MANIFEST_FILE
 from lockstep.server.errors import FilesHang, InvalidSpec, Violation
 from lockstep.server.jobs.job import Job
 from lockstep.server.jobs.records import StoredCheckpoint
 from lockstep.server.process.file_pool import FilePool
 from lockstep.server.process.foreign_files import link_file, local_path, make_folder, open_folder, remove_folder
 from lockstep.server.spec.rules import show
-from lockstep.server.store import Store
+from lockstep.server.store import JobStore, Store
 from lockstep.v1.job_spec_pb2 import JobSpec
 
 _MOST_SHOWN_STEPS = 10
@@ -56,7 +56,7 @@ async def find_first_weights(spec: JobSpec, store: Store) -> FirstWeights:
 
 async def _find(spec: JobSpec, store: Store) -> StoredCheckpoint:
     job_id = spec.init_from.job_id
-    source = await store.get_job(job_id)
+    source = await store.jobs.get_job(job_id)
     if source is None:
         raise _invalid(
             "init_from.job_id",
@@ -64,9 +64,9 @@ async def _find(spec: JobSpec, store: Store) -> StoredCheckpoint:
             "`lockstep ls` shows it: a name or the beginning of an id is not looked for here",
         )
     step = spec.init_from.step if spec.init_from.HasField("step") else None
-    checkpoint = await store.get_checkpoint(job_id, step)
+    checkpoint = await store.checkpoints.get_checkpoint(job_id, step)
     if checkpoint is None:
-        kept = await store.list_checkpoints(job_id, before=None, limit=_MOST_SHOWN_STEPS, make=list)
+        kept = await store.checkpoints.list_checkpoints(job_id, before=None, limit=_MOST_SHOWN_STEPS, make=list)
         raise _no_checkpoint(source, step, kept)
     differences = _differences_of_models(spec, source)
     if differences:
@@ -95,7 +95,7 @@ def keep_first_weights(job: Job, files: Sequence[str]) -> Job:
     try:
         make_folder(root, *names)
         with open_folder(root, source.parent.name, source.name) as theirs, open_folder(root, *names) as ours:
-            for name in dict.fromkeys([*files, MANIFEST]):
+            for name in dict.fromkeys([*files, MANIFEST_FILE]):
                 link_file(theirs, ours, name)
     except OSError as error:
         remove_folder(root, job.job_id, _FOLDER)
@@ -133,24 +133,24 @@ async def forget_beside(job: Job, files: FilePool) -> None:
     await files.run(forget_first_weights, job.job_id, job.init_from_uri, what=what)
 
 
-async def forget_what_is_over(store: Store, files: FilePool, checkpoint_root: str) -> None:
+async def forget_what_is_over(stored: JobStore, files: FilePool, checkpoint_root: str) -> None:
     """Remove what servers before have kept for jobs that ended while none ran, or that were never stored.
 
     What was kept for a job that was never stored is looked for under this server's own root only: in another folder it
     may be another server's. What cannot be removed now is left for the next start.
 
     Args:
-        store: knows the jobs; none is submitted meanwhile.
+        stored: knows the jobs; none is submitted meanwhile.
         files: its threads do it.
         checkpoint_root: where jobs keep their checkpoints that do not say where; an absolute path.
     """
     what = "removing what was kept for jobs that are over"
     root = Path(checkpoint_root)
     try:
-        for job_id, init_from_uri in await store.first_weights_of_ended():
+        for job_id, init_from_uri in await stored.first_weights_of_ended():
             await files.run(forget_first_weights, job_id, init_from_uri, what=what)
         for kept in await files.run(lambda: list(root.glob(f"*/{_FOLDER}")), what=what):
-            if await store.get_job(kept.parent.name) is None:
+            if await stored.get_job(kept.parent.name) is None:
                 await files.run(remove_folder, root, kept.parent.name, _FOLDER, what=what)
     except FilesHang as error:
         log.warning("not all was removed that was kept for jobs that are over", why=error.message)

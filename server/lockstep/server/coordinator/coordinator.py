@@ -70,20 +70,20 @@ class Coordinator:
         self._ended_jobs = SharedReads()
         self._tidying: asyncio.Task[None] | None = None
         self._tell_forgotten = job_forgotten
-        self._retention = Retention(store, keep_days, self._forget)
+        self._retention = Retention(store.jobs, store.metrics, keep_days, self._forget)
         self._deletions = 0
 
     # Life of the process.
 
     async def start(self) -> None:
         """Take up what the store knows. The launcher will tell which jobs still have their workers."""
-        self._listener.set_counts(await self._store.count_by_state())
-        await forget_what_is_over(self._store, self._files, self._orders.checkpoint_root)
-        checkpoint_times = await self._store.newest_checkpoints()
-        for job in await self._store.live_jobs():
+        self._listener.set_counts(await self._store.jobs.count_by_state())
+        await forget_what_is_over(self._store.jobs, self._files, self._orders.checkpoint_root)
+        checkpoint_times = await self._store.checkpoints.newest_checkpoints()
+        for job in await self._store.jobs.live_jobs():
             self._live.add(replace(job, spec=fill_in_defaults(job.spec)))
             self._listener.job_taken_up(job, checkpoint_times.get(job.job_id))
-        for job in await self._store.jobs_ended_since(datetime.now(UTC) - timedelta(seconds=KEPT_S)):
+        for job in await self._store.jobs.jobs_ended_since(datetime.now(UTC) - timedelta(seconds=KEPT_S)):
             self._listener.job_taken_up(job)
         await self._ledgers.start(self._listener.records)
         self._tidying = keep_running(self._keep_tidy(), name="tidy")
@@ -125,8 +125,8 @@ class Coordinator:
 
     # What users ask for.
 
-    async def submit(self, submitted: JobSpec, *, principal: str, request_id: str, validate_only: bool) -> Job:
-        """Check, store and queue a job.
+    async def submit(self, submitted: JobSpec, *, owner: str, request_id: str, validate_only: bool) -> Job:
+        """Check, store and queue a job of `owner`, whose request_id makes the call safe to repeat.
 
         Returns:
             The job; without a job_id when it was only checked.
@@ -139,16 +139,16 @@ class Coordinator:
         digest = submit_digest(submitted)
         try:
             why_no_memory = self._dispatcher.why_no_memory
-            job, first_files = await make_job(submitted, self._site, self._files, self._store, why_no_memory)
+            job, first_files = await make_job(submitted, owner, self._site, self._files, self._store, why_no_memory)
             too_small = self._dispatcher.why_it_never_fits(job.spec.resources)
             if not validate_only:
                 if too_small is not None:
                     raise ClusterTooSmall(too_small)
-                new = NewJob(job, principal, request_id, digest)
+                new = NewJob(job, request_id, digest)
                 return await self._live.finish(self._store_new(new, first_files))
         except (InvalidSpec, ClusterTooSmall):
             # A repeated call is answered as the first one was, even when files or nodes have gone since.
-            earlier = await self._store.find_request(principal, request_id, digest) if request_id else None
+            earlier = await self._store.jobs.find_request(owner, request_id, digest) if request_id else None
             if earlier is None or validate_only:
                 raise
             return await self.get(earlier.job_id)
@@ -160,7 +160,7 @@ class Coordinator:
         kept = await keep_beside(new.job, first_files, self._files)
         is_new = False
         try:
-            job, is_new = await self._store.submit(replace(new, job=kept))
+            job, is_new = await self._store.jobs.submit(replace(new, job=kept))
         finally:
             if not is_new and kept.init_from_uri:
                 await forget_beside(kept, self._files)
@@ -179,7 +179,7 @@ class Coordinator:
         """
         job = await self._find(job_id)
         if job is None:
-            raise NotFound(f"there is no job {show(job_id)}; list the jobs to see those there are")
+            raise NotFound(f"there is no job {show(job_id)}; see `lockstep ls`, or call ListJobs, for those there are")
         return job
 
     async def has_job(self, job_id: str) -> bool:
@@ -198,7 +198,7 @@ class Coordinator:
         if kept is not None:
             return kept
         deletions = self._deletions  # what was read before one is good enough for nobody who asks after it
-        job = await self._ended_jobs.read((job_id, deletions), lambda: self._store.get_job(job_id))
+        job = await self._ended_jobs.read((job_id, deletions), lambda: self._store.jobs.get_job(job_id))
         is_over = job is not None and job.state.has_ended and job_id not in self._live.entries
         if job is not None and is_over and deletions == self._deletions:
             self._ended_jobs.keep(job_id, job, job.spec.ByteSize() + _JOB_BYTES)
@@ -282,7 +282,7 @@ class Coordinator:
         entry = self._live.entries.get(report.job_id)
         if entry is None:
             # Its last report comes again, when a restart of the server took the answer along.
-            job = await self._store.get_job(report.job_id)
+            job = await self._store.jobs.get_job(report.job_id)
             if job is None:
                 raise PermissionDenied(f"there is no job {report.job_id[:80]!r}; stop")
             entry = Entry(job)

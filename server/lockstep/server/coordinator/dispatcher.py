@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from lockstep.contract.failures import FailureReason
 from lockstep.contract.wording import count
 from lockstep.server.coordinator.gangs import Entry, Gang, held_by
 from lockstep.server.coordinator.inventory import take_over
@@ -22,7 +23,6 @@ from lockstep.server.jobs.job import (
     CanNeverFit,
     GangGone,
     GangJoined,
-    Reason,
     State,
     Stop,
     WorkersChanged,
@@ -34,7 +34,7 @@ from lockstep.server.process.patience import done_within
 from lockstep.server.scheduling import scheduler
 from lockstep.server.scheduling.capacity import nodes_of, warm_on
 from lockstep.server.scheduling.scheduler import Node, Placement, Resize
-from lockstep.server.store import Store
+from lockstep.server.store import JobStore
 from lockstep.v1.internal_service_pb2 import (
     ClusterCapacity,
     GangChanged,
@@ -79,23 +79,23 @@ class Dispatcher:
         launcher_words: how often a launcher has said something.
         processes: the worker processes that there are; none while no launcher is in service.
         nodes_seen: the nodes that a launcher told of last, also while none is in service.
-        trouble: what stands in the way of the cluster while no launcher is in service, in words; empty when nothing is
-            known to.
+        trouble: what stands in the way of the cluster while no launcher is in service, in words; may be empty.
         node_names: what people call each node that was ever there, by node_id.
+        submit_with: the command that reaches this server.
     """
 
-    def __init__(self, live: LiveJobs, orders: Orders, store: Store, cluster: Cluster) -> None:
+    def __init__(self, live: LiveJobs, orders: Orders, stored: JobStore, epoch: int, cluster: Cluster) -> None:
         self.cluster_is_ready = asyncio.Event()
         self.launcher_words = 0
         self.processes: tuple[WorkerProcess, ...] = ()
         self.nodes_seen: tuple[Node, ...] = ()
         self.trouble = ""
         self.node_names: dict[str, str] = {}
+        self.submit_with = "lockstep submit -f SPEC"
         self._live = live
         self._orders = orders
-        self._store = store
-        self._is_fixed = cluster.is_fixed
-        self._known_nodes = cluster.nodes
+        self._stored, self._epoch = stored, epoch
+        self._is_fixed, self._known_nodes = cluster.is_fixed, cluster.nodes
         self._memory_bytes = cluster.memory_bytes
         self._nodes: tuple[Node, ...] | None = None
         self._had_launcher = False
@@ -159,8 +159,8 @@ class Dispatcher:
         Raises:
             PermissionDenied: it was started by another coordinator.
         """
-        if epoch != self._store.epoch:
-            raise PermissionDenied(f"the launcher belongs to epoch {epoch}; this is epoch {self._store.epoch}")
+        if epoch != self._epoch:
+            raise PermissionDenied(f"the launcher belongs to epoch {epoch}; this is epoch {self._epoch}")
         await self._live.finish(self._take_into_service(line, gangs))
 
     async def _take_into_service(self, line: LauncherLine, gangs: Sequence[GangChanged]) -> None:
@@ -171,7 +171,7 @@ class Dispatcher:
             who = "launcher" if self._had_launcher else "server"
             line.is_ready = self._had_launcher = True
             cause = f"the workers were gone when the {who} came back"
-            await take_over(gangs, self._workers_changed, self._live, self._orders, self._store, cause)
+            await take_over(gangs, self._workers_changed, self._live, self._orders, self._stored, cause)
         self._live.has_changed.set()
 
     def launcher_spoke(self, line: LauncherLine) -> None:
@@ -287,7 +287,7 @@ class Dispatcher:
         async with entry.lock:
             if entry.gang is None or entry.gang.attempt != told.attempt:
                 return
-            left_for_us = self._is_closing and (error is None or error.reason == Reason.WORKER_LOST)
+            left_for_us = self._is_closing and (error is None or error.reason == FailureReason.WORKER_LOST)
             if left_for_us and entry.job.state.has_workers:
                 await self._live.apply(entry, WorkersForgotten("the server was stopped"))
             else:
@@ -346,7 +346,7 @@ class Dispatcher:
 
     async def _carry_out_plan(self, line: LauncherLine, nodes: tuple[Node, ...]) -> None:
         if not self.cluster_is_ready.is_set():
-            log.info(f"the cluster is ready: {_all_of(nodes)}; submit jobs with: lockstep submit -f SPEC")
+            log.info(f"the cluster is ready: {_all_of(nodes)}; submit jobs with: {self.submit_with}")
             self.cluster_is_ready.set()
             self.trouble = ""
         if self._is_fixed and nodes:  # without any the cluster is broken, not too small

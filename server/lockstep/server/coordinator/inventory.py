@@ -15,7 +15,7 @@ from lockstep.server.coordinator.orders import Orders
 from lockstep.server.jobs.job import Stop, WorkersChanged, WorkersForgotten
 from lockstep.server.jobs.lifecycle import stop_under_way
 from lockstep.server.scheduling.scheduler import amount_of_worker
-from lockstep.server.store import Store
+from lockstep.server.store import JobStore
 from lockstep.v1.internal_service_pb2 import GangChanged
 
 _AT_ONCE = Stop(0.0)
@@ -28,7 +28,7 @@ async def take_over(
     as_change: Callable[[GangChanged], WorkersChanged],
     live: LiveJobs,
     orders: Orders,
-    store: Store,
+    stored: JobStore,
     cause: str,
 ) -> None:
     """Adopt the gangs that are wanted, stop the others, and let jobs whose workers are gone go on without them.
@@ -38,7 +38,7 @@ async def take_over(
         as_change: makes of what is told of a gang what changes its job.
         live: the jobs.
         orders: where orders go; the launcher that has told is in service.
-        store: knows jobs that have ended.
+        stored: knows jobs that have ended.
         cause: what to say to jobs whose workers are gone.
     """
     found = {(gang.job_id, gang.attempt): gang for gang in told}
@@ -54,7 +54,7 @@ async def take_over(
         elif entry.gang is not None or entry.job.state.has_workers:
             await _forget(entry, live, cause)
     for gang in found.values():
-        await _send_away(gang, live, orders, store)
+        await _send_away(gang, live, orders, stored)
 
 
 async def _adopt(entry: Entry, told: GangChanged, change: WorkersChanged, live: LiveJobs, orders: Orders) -> None:
@@ -78,9 +78,9 @@ async def _forget(entry: Entry, live: LiveJobs, cause: str) -> None:
         live.drop_if_over(entry)
 
 
-async def _send_away(told: GangChanged, live: LiveJobs, orders: Orders, store: Store) -> None:
+async def _send_away(told: GangChanged, live: LiveJobs, orders: Orders, stored: JobStore) -> None:
     """Stop a gang that no job wants; what it holds is not given out before it is gone."""
-    job = await store.get_job(told.job_id)
+    job = await stored.get_job(told.job_id)
     if job is not None:
         each = amount_of_worker(job.spec.resources)
         live.holding[told.job_id, told.attempt] = Gang(told.attempt, tuple(told.node_ids), each)

@@ -27,7 +27,7 @@ from lockstep.server.jobs.records import NOTHING_NEW, Status
 from lockstep.server.process.file_pool import FilePool
 from lockstep.server.scheduling.scheduler import Request
 from lockstep.server.scheduling.waiting import Place
-from lockstep.server.store import Store
+from lockstep.server.store import JobStore
 from lockstep.server.watching.notifier import Notifier
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ class LiveJobs:
     """
 
     def __init__(
-        self, store: Store, files: FilePool, notifier: Notifier, listener: JobListener, orders: Orders
+        self, stored: JobStore, files: FilePool, notifier: Notifier, listener: JobListener, orders: Orders
     ) -> None:
         self.entries: dict[str, Entry] = {}
         self.holding: dict[tuple[str, int], Gang] = {}
@@ -57,7 +57,7 @@ class LiveJobs:
         self.gang_has_left = asyncio.Event()
         self.waits_for_room: str | None = None
         self.unchecked = Unchecked()
-        self._store = store
+        self._stored = stored
         self._files = files
         self._notifier = notifier
         self._listener = listener
@@ -108,7 +108,7 @@ class LiveJobs:
         tells = (after.state, after.state_reason, after.attempt) != (before.state, before.state_reason, before.attempt)
         if tells:
             messages.append(after.state_reason)
-        saved = await self._store.save(
+        saved = await self._stored.save(
             after, messages=messages, now=now, status=status, writes_spec=after.spec is not before.spec
         )
         entry.job = saved.job

@@ -20,12 +20,18 @@ from lockstep.v1.job_spec_pb2 import JobSpec
 
 
 async def make_job(
-    submitted: JobSpec, site: Site, files: FilePool, store: Store, why_no_memory: Callable[[int], str | None]
+    submitted: JobSpec,
+    owner: str,
+    site: Site,
+    files: FilePool,
+    store: Store,
+    why_no_memory: Callable[[int], str | None],
 ) -> tuple[Job, tuple[str, ...]]:
     """Check a spec and make a job of it, which is not stored yet.
 
     Args:
         submitted: the spec as the user wrote it; it is not changed.
+        owner: the principal who submitted it.
         site: what the rules may know of this place.
         files: looks at files that the spec names, which can take long on a network disk.
         store: knows the jobs to start from.
@@ -58,5 +64,6 @@ async def make_job(
         engine_version=ENGINE_VERSION,
         curve_digest=curve_digest(spec, first_weights.digest),
         init_from_uri=first_weights.uri,
+        owner=owner,
     )
     return job, first_weights.files

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lockstep.server.coordinator.gangs import Gang
 from lockstep.server.coordinator.launcher_line import LauncherLine
-from lockstep.server.jobs.job import PRINCIPAL, Job, Stop
+from lockstep.server.jobs.job import Job, Stop
 from lockstep.server.process.private_files import write_atomically
 from lockstep.v1.internal_service_pb2 import ConnectLauncherResponse, Drain, ResizeGang, StartGang, StopGang
 
@@ -67,7 +67,7 @@ class Orders:
             epoch=self._epoch,
             checkpoint_uri=self.checkpoint_uri(job),
             init_from_uri=job.init_from_uri,
-            owner=PRINCIPAL,
+            owner=job.owner,
             curve_digest=job.curve_digest,
         )
         self._send(ConnectLauncherResponse(start_gang=start))

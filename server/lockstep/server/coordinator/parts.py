@@ -65,9 +65,9 @@ def assemble(
         keep_days: how long jobs are kept after their end; None for ever.
         job_forgotten: told of each that was deleted.
     """
-    files, notifier, ledgers = FilePool(), Notifier(), LedgerBook(store)
-    live = LiveJobs(store, files, notifier, listener, orders)
-    dispatcher = Dispatcher(live, orders, store, cluster)
+    files, notifier, ledgers = FilePool(), Notifier(), LedgerBook(store.ledgers)
+    live = LiveJobs(store.jobs, files, notifier, listener, orders)
+    dispatcher = Dispatcher(live, orders, store.jobs, store.cluster.epoch, cluster)
     coordinator = Coordinator(
         store, live, dispatcher, ledgers, files, notifier, site, listener, orders, keep_days, job_forgotten
     )

@@ -9,7 +9,7 @@ import structlog
 
 from lockstep.server.errors import StoreUnwritable
 from lockstep.server.jobs.job import State
-from lockstep.server.store import Store
+from lockstep.server.store import JobStore, MetricStore
 
 _JOBS_AT_ONCE = 100
 _POINTS_AT_ONCE = 5_000
@@ -21,7 +21,8 @@ class Retention:
     """Deletes jobs from the store some days after they have ended; their checkpoints stay where they are.
 
     Args:
-        store: knows the jobs.
+        jobs: those that the store knows.
+        metrics: their points.
         keep_days: how long a job is kept after its end; None for ever.
         forgotten: told of each job that was deleted.
 
@@ -31,19 +32,20 @@ class Retention:
 
     def __init__(
         self,
-        store: Store,
+        jobs: JobStore,
+        metrics: MetricStore,
         keep_days: float | None,
         forgotten: Callable[[str, State], Awaitable[None]],
     ) -> None:
         self.deleting: set[str] = set()
-        self._store, self._keep_days, self._forgotten = store, keep_days, forgotten
+        self._jobs, self._metrics, self._keep_days, self._forgotten = jobs, metrics, keep_days, forgotten
 
     async def tidy(self, now: datetime) -> None:
         """Delete what is due; what cannot be deleted now is tried again the next time."""
         if self._keep_days is None:
             return
         try:
-            while jobs := await self._store.ended_before(now - timedelta(days=self._keep_days), _JOBS_AT_ONCE):
+            while jobs := await self._jobs.ended_before(now - timedelta(days=self._keep_days), _JOBS_AT_ONCE):
                 for job_id, state in jobs:
                     await self._delete(job_id, state)
         except StoreUnwritable:  # the store says so in the log
@@ -51,9 +53,9 @@ class Retention:
 
     async def _delete(self, job_id: str, state: State) -> None:
         self.deleting.add(job_id)  # and it stays there when this fails: its points may be gone
-        while await self._store.delete_points(job_id, _POINTS_AT_ONCE) == _POINTS_AT_ONCE:
+        while await self._metrics.delete_points(job_id, _POINTS_AT_ONCE) == _POINTS_AT_ONCE:
             continue
-        await self._store.delete_job(job_id)
+        await self._jobs.delete_job(job_id)
         self.deleting.discard(job_id)
         await self._forgotten(job_id, state)  # begins at once: nobody reads the job in between
         log.info("job deleted, since it ended long ago", job_id=job_id, keep_days=self._keep_days)

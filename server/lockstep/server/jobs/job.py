@@ -10,7 +10,7 @@ from lockstep.server.jobs.timeline import NOTHING_REACHED, Timeline
 from lockstep.v1.job_pb2 import JobError, JobResult
 from lockstep.v1.job_spec_pb2 import JobSpec
 
-# Until there is authentication, everybody is the same person.
+# Until there is authentication, everybody is the same person. Jobs are stored with it.
 PRINCIPAL = "local"
 
 
@@ -40,13 +40,6 @@ class State(Enum):
 ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 LIVE = frozenset(State) - ENDED
 WORKING = frozenset({State.STARTING, State.RUNNING, State.PAUSING, State.CANCELLING})
-
-
-class Reason:
-    """The stable words of JobError.reason that the coordinator itself looks at."""
-
-    WORKER_LOST = "WORKER_LOST"
-    PLACEMENT_FAILED = "PLACEMENT_FAILED"
 
 
 @dataclass(frozen=True)
@@ -79,6 +72,7 @@ class Job:
         generation: the newest membership of the current attempt's process group that has reported.
         sequence: number of its last report that is stored.
         newest_checkpoint: step of the newest checkpoint that is kept; None when there is none.
+        owner: the principal who submitted it.
         timeline: how the current attempt came to its first step.
         result: what came out; users see it when the job has SUCCEEDED, which is once its workers are gone.
         init_from_uri: folder of the checkpoint that `spec.init_from` means; empty for fresh weights.
@@ -110,6 +104,7 @@ class Job:
     sequence: int = 0
     newest_checkpoint: int | None = None
     init_from_uri: str = ""
+    owner: str = PRINCIPAL
     timeline: Timeline = NOTHING_REACHED
 
 

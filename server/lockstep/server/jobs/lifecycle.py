@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
+from lockstep.contract.failures import FailureReason
 from lockstep.contract.wording import count
 from lockstep.server.errors import InvalidRequest, JobHasEnded, JobIsStopping
 from lockstep.server.jobs.job import (
@@ -28,7 +29,6 @@ from lockstep.server.jobs.job import (
     Launch,
     Note,
     PauseAsked,
-    Reason,
     Reported,
     ResumeAsked,
     RetryAfter,
@@ -93,7 +93,7 @@ def advance(job: Job, event: Event, now: datetime) -> Step:
         case Admitted(node_ids=node_ids) if job.state is State.QUEUED:
             return _admitted(job, node_ids, now)
         case CanNeverFit(numbers=numbers) if job.state is State.QUEUED:
-            return _failed(job, JobError(reason=Reason.PLACEMENT_FAILED, message=numbers), now)
+            return _failed(job, JobError(reason=FailureReason.PLACEMENT_FAILED, message=numbers), now)
         case GangJoined() | WorkersChanged() | GangGone() if job.state.has_ended:
             return job, []  # The last that is heard of its workers.
         case GangJoined(workers=workers) if job.state.has_workers:
@@ -133,7 +133,9 @@ def _admitted(job: Job, node_ids: tuple[str, ...], now: datetime) -> Step:
     workers, nodes = len(node_ids), len(set(node_ids))
     words = f"starting {count(workers, 'worker')} on {count(nodes, 'node')}"
     if workers < job.spec.resources.workers:
-        words += f", of {job.spec.resources.workers} that it wants; the others join when there is room"
+        words += (
+            f", of {job.spec.resources.workers} that it wants; the others join when there is room, now or in training"
+        )
     started = replace(
         job,
         state=State.STARTING,
@@ -208,7 +210,7 @@ def _gang_gone(job: Job, event: GangGone, now: datetime) -> Step:
         return _ended(job, State.CANCELLED, "cancelled by the user", now)
     if job.result is not None:
         return _succeeded(job, now)
-    is_the_jobs = error is not None and error.reason not in (Reason.WORKER_LOST, Reason.PLACEMENT_FAILED)
+    is_the_jobs = error is not None and error.reason not in (FailureReason.WORKER_LOST, FailureReason.PLACEMENT_FAILED)
     if error is not None and is_the_jobs:
         return _failed(job, error, now)
     if job.state is State.PAUSING:
@@ -216,8 +218,8 @@ def _gang_gone(job: Job, event: GangGone, now: datetime) -> Step:
     if event.is_too_small:
         return _too_small(job)
     if error is None:
-        error = JobError(reason=Reason.WORKER_LOST, message="The workers ended before all steps were done.")
-    if error.reason == Reason.PLACEMENT_FAILED:
+        error = JobError(reason=FailureReason.WORKER_LOST, message="The workers ended before all steps were done.")
+    if error.reason == FailureReason.PLACEMENT_FAILED:
         return _placement_failed(job, error, now)
     return _all_lost(job, error, now)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
+from lockstep.contract.bounds import LONGEST_LINE_BYTES, MOST_NOTES
 from lockstep.contract.facts import PHASES, STEP_BOUNDS_S
 from lockstep.server.errors import InvalidRequest
 from lockstep.server.jobs.job import Progress, Reported
@@ -19,10 +20,8 @@ from lockstep.v1.internal_service_pb2 import ReportLedgerRequest, ReportLogsRequ
 from lockstep.v1.metrics_service_pb2 import METRIC_KIND_UNSPECIFIED, MetricKind, MetricPoint
 
 _MAX_NAME = 128
-_MAX_NOTES = 100
 _MAX_NOTE = 2_000
 _MAX_RANKS = 100_000
-_MAX_LINE = 8 << 10
 _MAX_FILES = 10_000
 _MAX_CHECKPOINTS = 10_000
 _ROUNDED_S = 1e-3
@@ -108,8 +107,10 @@ def check_log_report(request: ReportLogsRequest) -> None:
     if any(later <= earlier for earlier, later in pairwise(request.ends)) or min(request.ends, default=1) < 1:
         raise InvalidRequest.of("ends", "does not grow from one line to the next")
     longest = max((len(line.text) for line in request.lines), default=0)
-    if longest > _MAX_LINE:
-        raise InvalidRequest.of("lines", f"holds one of {longest:,} characters; allowed: at most {_MAX_LINE:,}")
+    if longest > LONGEST_LINE_BYTES:
+        raise InvalidRequest.of(
+            "lines", f"holds one of {longest:,} characters; allowed: at most {LONGEST_LINE_BYTES:,}"
+        )
 
 
 def check_ledger_report(request: ReportLedgerRequest) -> None:
@@ -151,7 +152,7 @@ def check_ledger_report(request: ReportLedgerRequest) -> None:
 def _notes(notes: Iterable[str]) -> tuple[str, ...]:
     # Shortened and not refused: a job must not fail of too many words.
     given = [text for text in notes if text]
-    kept = [text if len(text) <= _MAX_NOTE else f"{text[: _MAX_NOTE - 3]}..." for text in given[:_MAX_NOTES]]
+    kept = [text if len(text) <= _MAX_NOTE else f"{text[: _MAX_NOTE - 3]}..." for text in given[:MOST_NOTES]]
     return tuple(kept)
 
 

@@ -12,7 +12,7 @@ import structlog
 from lockstep.server.errors import StoreUnwritable
 from lockstep.server.ledger.ledger import JobLedger
 from lockstep.server.process.background import keep_running
-from lockstep.server.store import Store
+from lockstep.server.store import LedgerStore
 from lockstep.v1.internal_service_pb2 import ReportLedgerRequest
 
 _STORED_EVERY_S = 2.0
@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 class LedgerBook:
     """All ledgers. What a crash of the server takes is what workers that died in the last seconds had told."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: LedgerStore) -> None:
         self._store = store
         self._ledgers: dict[str, JobLedger] = {}
         self._unstored: set[str] = set()

@@ -17,7 +17,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-_LOCAL_SCHEMES = ("file://", "local://")
+from lockstep.contract.checkpoints import LOCAL_SCHEMES
+
 _ROOT = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FOLDER = _ROOT | os.O_NOFOLLOW
 # Not blocking: the opening of a pipe would else wait for its other end.
@@ -27,7 +28,7 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 def local_path(uri: str) -> str | None:
     """Return the path on this machine that a path or URI names, to the letter; None when it leads elsewhere."""
-    for scheme in _LOCAL_SCHEMES:
+    for scheme in LOCAL_SCHEMES:
         uri = uri.removeprefix(scheme)
     return uri if uri.startswith("/") else None
 

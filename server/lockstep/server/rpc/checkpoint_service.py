@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+from lockstep.contract.checkpoints import MODEL_FILE
 from lockstep.server.checkpoints.files import CheckpointFileReader, where
 from lockstep.server.coordinator.coordinator import Coordinator
 from lockstep.server.errors import CheckpointNotFound
@@ -13,7 +14,7 @@ from lockstep.server.rpc.interceptors import Context, as_written
 from lockstep.server.rpc.job_service import required_job_id
 from lockstep.server.rpc.messages import checkpoint_to_proto, file_to_proto
 from lockstep.server.rpc.paging import make_token, not_negative, page_size, read_token
-from lockstep.server.store import Store
+from lockstep.server.store import CheckpointStore
 from lockstep.v1.checkpoint_service_pb2 import (
     DownloadCheckpointRequest,
     DownloadCheckpointResponse,
@@ -23,15 +24,13 @@ from lockstep.v1.checkpoint_service_pb2 import (
 )
 from lockstep.v1.checkpoint_service_pb2_grpc import CheckpointServiceServicer
 
-DEFAULT_FILE = "model.safetensors"
-
 
 class CheckpointService(CheckpointServiceServicer):
     """List the checkpoints of jobs and send their files."""
 
-    def __init__(self, coordinator: Coordinator, store: Store, files: FilePool) -> None:
+    def __init__(self, coordinator: Coordinator, checkpoints: CheckpointStore, files: FilePool) -> None:
         self._coordinator = coordinator
-        self._store = store
+        self._checkpoints = checkpoints
         self._files = files
 
     async def ListCheckpoints(self, request: ListCheckpointsRequest, context: Context) -> ListCheckpointsResponse:
@@ -48,7 +47,7 @@ class CheckpointService(CheckpointServiceServicer):
             return response.SerializeToString()
 
         before = None if position is None else position[0]
-        page = await self._store.list_checkpoints(job_id, before=before, limit=limit + 1, make=write)
+        page = await self._checkpoints.list_checkpoints(job_id, before=before, limit=limit + 1, make=write)
         await self._coordinator.get(job_id)  # else it was deleted meanwhile
         return as_written(ListCheckpointsResponse, page)
 
@@ -56,7 +55,7 @@ class CheckpointService(CheckpointServiceServicer):
         self, request: DownloadCheckpointRequest, context: Context
     ) -> AsyncIterator[DownloadCheckpointResponse]:
         checkpoint = await self._find(request)
-        name, run = request.file_name or DEFAULT_FILE, self._files.run
+        name, run = request.file_name or MODEL_FILE, self._files.run
         what = f"reading {where(checkpoint, name)}"
         reader = await run(CheckpointFileReader, checkpoint, name, what=what, drop=CheckpointFileReader.close)
         try:
@@ -73,7 +72,7 @@ class CheckpointService(CheckpointServiceServicer):
         job_id = required_job_id(request.job_id)
         step = not_negative(request.step, "step") if request.HasField("step") else None
         await self._coordinator.get(job_id)
-        checkpoint = await self._store.get_checkpoint(job_id, step)
+        checkpoint = await self._checkpoints.get_checkpoint(job_id, step)
         if checkpoint is None:
             which = "no checkpoint yet" if step is None else f"no checkpoint of step {step}"
             raise CheckpointNotFound(f"{job_id} has {which}; list its checkpoints to see those that are kept")

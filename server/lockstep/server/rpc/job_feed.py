@@ -8,7 +8,7 @@ from lockstep.server.coordinator.coordinator import Coordinator
 from lockstep.server.coordinator.shown_jobs import ShownJobs
 from lockstep.server.jobs.job import Job
 from lockstep.server.rpc.messages import event_to_proto, job_to_proto
-from lockstep.server.store import Store
+from lockstep.server.store import JobStore
 from lockstep.server.watching.notifier import Notifier
 from lockstep.server.watching.shared_reads import SharedReads
 from lockstep.v1.job_service_pb2 import WatchJobResponse
@@ -36,10 +36,10 @@ class Look:
 class JobFeed:
     """All jobs, with their logs of events."""
 
-    def __init__(self, coordinator: Coordinator, store: Store, shown: ShownJobs, notifier: Notifier) -> None:
+    def __init__(self, coordinator: Coordinator, stored: JobStore, shown: ShownJobs, notifier: Notifier) -> None:
         self._coordinator = coordinator
         self._reads = SharedReads()
-        self._store = store
+        self._stored = stored
         self._shown = shown
         self._notifier = notifier
 
@@ -55,7 +55,7 @@ class JobFeed:
 
     async def _read(self, job_id: str, sequence: int) -> Look:
         job = self._shown.one(await self._coordinator.get(job_id))
-        events = await self._store.list_events(
+        events = await self._stored.list_events(
             job_id, after=sequence, up_to=job.event_count, limit=_EVENTS_PER_MESSAGE
         ) if job.event_count > sequence else []  # fmt: skip
         message = WatchJobResponse(job=job_to_proto(job), events=map(event_to_proto, events)).SerializeToString()

@@ -15,7 +15,7 @@ from lockstep.server.rpc.messages import job_to_proto, state_from_proto
 from lockstep.server.rpc.paging import make_token, not_negative, page_size, read_token
 from lockstep.server.spec.rules import show
 from lockstep.server.spec.validation import MAX_LABELS
-from lockstep.server.store import JobFilter, Store
+from lockstep.server.store import JobFilter, JobStore
 from lockstep.server.watching.notifier import Notifier
 from lockstep.v1 import job_pb2
 from lockstep.v1.job_service_pb2 import (
@@ -33,17 +33,17 @@ from lockstep.v1.job_service_pb2 import (
 from lockstep.v1.job_service_pb2_grpc import JobServiceServicer
 
 _MAX_REQUEST_ID = 128
-_MAX_JOB_ID, _MAX_NAME = 64, 63
+_MAX_JOB_ID, _MAX_NAME, _MAX_OWNER = 64, 63, 128
 _PROGRESS_INTERVAL_S = 0.2
 
 
 class JobService(JobServiceServicer):
     """Submit, find, watch, change, pause and cancel jobs."""
 
-    def __init__(self, coordinator: Coordinator, store: Store, shown: ShownJobs, notifier: Notifier) -> None:
+    def __init__(self, coordinator: Coordinator, stored: JobStore, shown: ShownJobs, notifier: Notifier) -> None:
         self._coordinator = coordinator
-        self._feed = JobFeed(coordinator, store, shown, notifier)
-        self._store = store
+        self._feed = JobFeed(coordinator, stored, shown, notifier)
+        self._stored = stored
         self._shown_jobs = shown
         self._notifier = notifier
 
@@ -53,7 +53,7 @@ class JobService(JobServiceServicer):
     async def SubmitJob(self, request: SubmitJobRequest, context: Context) -> job_pb2.Job:
         job = await self._coordinator.submit(
             request.spec,
-            principal=PRINCIPAL,
+            owner=PRINCIPAL,
             request_id=_request_id(request.request_id),
             validate_only=request.validate_only,
         )
@@ -79,9 +79,9 @@ class JobService(JobServiceServicer):
 
     async def ListJobs(self, request: ListJobsRequest, context: Context) -> ListJobsResponse:
         limit = page_size(request.page_size, default=100, most=1000)
-        which, store = _filter(request), self._store
+        which = _filter(request)
         states = sorted(state.value for state in which.states)
-        scope = ["jobs", states, dict(which.labels), which.job_id_prefix, which.name]
+        scope = ["jobs", states, dict(which.labels), which.job_id_prefix, which.name, which.owner]
         position = read_token(request.page_token, "page_token", scope, (int,))
 
         def write(jobs: list[Job]) -> tuple[bytes, int]:
@@ -92,9 +92,9 @@ class JobService(JobServiceServicer):
             return response.SerializeToString(), len(jobs)
 
         before = None if position is None else position[0]
-        page, found = await store.list_jobs(before=before, limit=limit + 1, which=which, make=write)
+        page, found = await self._stored.list_jobs(before=before, limit=limit + 1, which=which, make=write)
         if before is None:
-            size = await store.count_jobs(which) if found > limit else found
+            size = await self._stored.count_jobs(which) if found > limit else found
             page += ListJobsResponse(total_size=size).SerializeToString()  # messages in a row are one message
         return as_written(ListJobsResponse, page)
 
@@ -163,7 +163,7 @@ def _filter(request: ListJobsRequest) -> JobFilter:
         states.append(state)
     if len(request.labels) > MAX_LABELS:
         raise InvalidRequest.of("labels", f"has {len(request.labels):,} items; allowed: at most {MAX_LABELS}")
-    for field, most in (("job_id_prefix", _MAX_JOB_ID), ("name", _MAX_NAME)):
+    for field, most in (("job_id_prefix", _MAX_JOB_ID), ("name", _MAX_NAME), ("owner", _MAX_OWNER)):
         if len(getattr(request, field)) > most:
             raise InvalidRequest.of(field, f"has {len(getattr(request, field)):,} characters; allowed: at most {most}")
-    return JobFilter(tuple(states), dict(request.labels), request.job_id_prefix, request.name)
+    return JobFilter(tuple(states), dict(request.labels), request.job_id_prefix, request.name, request.owner)

@@ -65,6 +65,7 @@ def job_to_proto(job: Job) -> job_pb2.Job:
         heals=job.heals,
         running_workers=job.running_workers,
         timeline=_timeline_to_proto(job),
+        owner=job.owner,
     )
 
 

@@ -14,7 +14,7 @@ from lockstep.server.rpc.job_service import required_job_id
 from lockstep.server.rpc.messages import ledger_to_proto, point_to_proto
 from lockstep.server.rpc.paging import make_token, not_negative, page_size, read_token
 from lockstep.server.rpc.point_feed import PointFeed, scope_of
-from lockstep.server.store import Store
+from lockstep.server.store import MetricStore
 from lockstep.server.watching.notifier import Notifier
 from lockstep.v1.ledger_pb2 import Ledger
 from lockstep.v1.metrics_service_pb2 import (
@@ -34,11 +34,16 @@ class MetricsService(MetricsServiceServicer):
     """Read the metrics of jobs."""
 
     def __init__(
-        self, coordinator: Coordinator, store: Store, notifier: Notifier, ledgers: LedgerBook, dispatcher: Dispatcher
+        self,
+        coordinator: Coordinator,
+        points: MetricStore,
+        notifier: Notifier,
+        ledgers: LedgerBook,
+        dispatcher: Dispatcher,
     ) -> None:
         self._coordinator = coordinator
-        self._feed = PointFeed(coordinator, store, notifier)
-        self._store = store
+        self._feed = PointFeed(coordinator, points, notifier)
+        self._points = points
         self._notifier = notifier
         self._ledgers = ledgers
         self._dispatcher = dispatcher
@@ -60,7 +65,7 @@ class MetricsService(MetricsServiceServicer):
                 response.next_page_token = make_token([last.kind, last.step, last.name], scope)
             return response.SerializeToString()
 
-        page = await self._store.list_points(
+        page = await self._points.list_points(
             job_id,
             names=names,
             kind=kind,

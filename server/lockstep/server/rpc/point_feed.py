@@ -8,7 +8,7 @@ from lockstep.server.coordinator.coordinator import Coordinator
 from lockstep.server.jobs.records import StoredPoint
 from lockstep.server.rpc.messages import point_to_proto
 from lockstep.server.rpc.paging import make_token
-from lockstep.server.store import Store
+from lockstep.server.store import MetricStore
 from lockstep.server.watching.notifier import Notifier
 from lockstep.server.watching.shared_reads import SharedReads
 from lockstep.v1.metrics_service_pb2 import StreamMetricsResponse
@@ -40,10 +40,10 @@ class Batch:
 class PointFeed:
     """The points of all jobs, in the order in which they were stored."""
 
-    def __init__(self, coordinator: Coordinator, store: Store, notifier: Notifier) -> None:
+    def __init__(self, coordinator: Coordinator, points: MetricStore, notifier: Notifier) -> None:
         self._coordinator = coordinator
         self._reads = SharedReads()
-        self._store = store
+        self._points = points
         self._notifier = notifier
 
     async def after(self, job_id: str, names: tuple[str, ...], kind: int, seq: int) -> Batch:
@@ -68,7 +68,7 @@ class PointFeed:
             is_full = len(points) == _POINTS_PER_MESSAGE
             return Batch(message.SerializeToString(), after, is_full, has_ended, now)
 
-        batch = await self._store.new_points(
+        batch = await self._points.new_points(
             job_id, names=names, kind=kind, after_seq=seq, limit=_POINTS_PER_MESSAGE, make=write
         )
         await self._coordinator.get(job_id)  # else it was deleted meanwhile, and what was read may be a part

@@ -86,15 +86,15 @@ class GrpcServer:
         options = (*_OPTIONS, ("grpc.max_allowed_incoming_connections", most_connections))
         self._server = grpc.aio.server(interceptors=[CallInterceptor(telemetry)], options=options)
         add_JobServiceServicer_to_server(
-            JobService(parts.coordinator, parts.store, parts.shown, parts.notifier), self._server
+            JobService(parts.coordinator, parts.store.jobs, parts.shown, parts.notifier), self._server
         )
         add_MetricsServiceServicer_to_server(
-            MetricsService(parts.coordinator, parts.store, parts.notifier, parts.ledgers, parts.dispatcher),
+            MetricsService(parts.coordinator, parts.store.metrics, parts.notifier, parts.ledgers, parts.dispatcher),
             self._server,
         )
         add_LogServiceServicer_to_server(LogService(parts.coordinator, parts.notifier, logs), self._server)
         add_CheckpointServiceServicer_to_server(
-            CheckpointService(parts.coordinator, parts.store, parts.files), self._server
+            CheckpointService(parts.coordinator, parts.store.checkpoints, parts.files), self._server
         )
         add_ClusterServiceServicer_to_server(
             ClusterService(parts.coordinator, parts.ledgers, parts.node_samples), self._server

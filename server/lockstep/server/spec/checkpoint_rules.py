@@ -6,6 +6,7 @@ import posixpath
 from importlib.util import find_spec
 from pathlib import Path
 
+from lockstep.contract.checkpoints import MANIFEST_FILE
 from lockstep.server.process.foreign_files import local_path
 from lockstep.server.spec.rules import CrossRule, Shown, Site, is_file, is_path
 from lockstep.v1.job_spec_pb2 import JobSpec
@@ -32,7 +33,6 @@ FOLDER_LIMITS = (
     'without "::" in a URI'
 )
 FOLDER_HINT = "set it to a folder such as /data/checkpoints or s3://bucket/checkpoints"
-_MANIFEST = "manifest.json"
 _FIELDS = ("recovery.checkpoint_uri", "init_from.uri")
 
 
@@ -104,14 +104,13 @@ def _one_source(spec: JobSpec, site: Site, shown: Shown) -> str | None:
 def _no_checkpoint_there(spec: JobSpec, site: Site, shown: Shown) -> str | None:
     folder = spec.init_from.uri
     path = local_path(folder) if folder and site.shares_files_with_workers else None
-    if path is None or is_file(Path(path, _MANIFEST)):
+    if path is None or is_file(Path(path, MANIFEST_FILE)):
         return None
     if site.checkpoint_roots and not any(is_below(folder, root) for root in site.checkpoint_roots):
         return None  # that alone is told
     # Why, is not told: a spec shall not be a way to learn which paths there are.
-    return (
-        f"{shown('init_from.uri')}, which is no folder of a checkpoint that can be read; allowed: one with {_MANIFEST}"
-    )
+    problem = "which is no folder of a checkpoint that can be read"
+    return f"{shown('init_from.uri')}, {problem}; allowed: one with {MANIFEST_FILE}"
 
 
 def _step_without_job(spec: JobSpec, site: Site, shown: Shown) -> str | None:

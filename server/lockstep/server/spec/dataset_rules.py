@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from lockstep.contract import idx
+from lockstep.contract.bounds import LENET_LEAST_PIXELS
 from lockstep.server.spec.rules import CrossRule, Shown, Site, is_file
 from lockstep.v1.job_spec_pb2 import JobSpec
 
@@ -45,16 +47,8 @@ BUILTINS = {
 }
 
 MOST_SYNTHETIC_NUMBERS = 1_000_000_000
-LENET_LEAST_PIXELS = 12
 
-IDX_FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
-
-_IDX_LIMITS = f"a folder with {', '.join(IDX_FILES)}, each plain or gzipped"
+_IDX_LIMITS = f"a folder with {', '.join(idx.FILES)}, each plain or gzipped"
 
 
 def validation_size(total: int, fraction: float) -> int:
@@ -126,7 +120,7 @@ def _shown_path(path: Path) -> str:
 
 
 def _idx_folder(spec: JobSpec, site: Site, shown: Shown) -> str | None:
-    if len(_missing(spec, site)) < len(IDX_FILES):
+    if len(_missing(spec, site)) < len(idx.FILES):
         return None
     # Why, is not told: a spec shall not be a way to learn which paths there are.
     folder = _shown_path(Path(spec.data.idx.root))
@@ -135,7 +129,7 @@ def _idx_folder(spec: JobSpec, site: Site, shown: Shown) -> str | None:
 
 def _idx_files(spec: JobSpec, site: Site, shown: Shown) -> str | None:
     missing = _missing(spec, site)
-    if len(missing) in (0, len(IDX_FILES)):
+    if len(missing) in (0, len(idx.FILES)):
         return None
     what = ", ".join(f"{name}[.gz]" for name in missing)
     return f"data.idx.root: {_shown_path(Path(spec.data.idx.root))} has no {what}; allowed: {_IDX_LIMITS}"
@@ -145,7 +139,7 @@ def _missing(spec: JobSpec, site: Site) -> list[str]:
     folder = Path(spec.data.idx.root)
     if not site.shares_files_with_workers:
         return []
-    return [name for name in IDX_FILES if not any(is_file(folder / (name + end)) for end in ("", ".gz"))]
+    return [name for name in idx.FILES if not any(is_file(folder / (name + end)) for end in ("", ".gz"))]
 
 
 def _too_many_numbers(spec: JobSpec, site: Site, shown: Shown) -> str | None:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
 import math
-import struct
-import zlib
 from itertools import pairwise
-from pathlib import Path
 
-from lockstep.server.spec.dataset_rules import BUILTINS, IDX_FILES, train_size
+from lockstep.server.spec.dataset_rules import BUILTINS, train_size
+from lockstep.server.spec.idx_header import training_images
 from lockstep.server.spec.rules import CrossRule, Shown, Site
 from lockstep.v1.job_spec_pb2 import JobSpec
 
-_IDX_HEADER = struct.Struct(">4I")  # what it is, images, height, width
-_IDX_IMAGES = 0x803
 MOST_WEIGHTS = 1_000_000_000
 METRICS_PER_POINT = 6
 """train_loss, train_accuracy, grad_norm, learning_rate, samples_per_second and step_seconds."""
@@ -28,23 +23,18 @@ def _inputs(spec: JobSpec, site: Site) -> int:
             return len(spec.data.synthetic_regression.w)
         case "builtin":
             return BUILTINS[spec.data.builtin.name].inputs
-        case "idx" if site.shares_files_with_workers:
-            return _pixels(Path(spec.data.idx.root) / IDX_FILES[0])
+        case "idx":
+            images = training_images(spec, site)
+            return max(1, images.height * images.width) if images is not None else 1
         case _:
             return 1
 
 
-def _pixels(images: Path) -> int:
-    """Read how many pixels each image of an IDX file has; 1 when that cannot be read."""
-    try:
-        for path, read in ((images, open), (images.with_name(f"{images.name}.gz"), gzip.open)):
-            if path.is_file():
-                with read(path, "rb") as file:
-                    magic, _, height, width = _IDX_HEADER.unpack(file.read(_IDX_HEADER.size))
-                return max(1, height * width) if magic == _IDX_IMAGES else 1
-    except (OSError, EOFError, struct.error, zlib.error):
-        pass  # The workers say what is wrong with the file.
-    return 1
+def _batch_above_images(spec: JobSpec, site: Site, shown: Shown) -> str | None:
+    images = training_images(spec, site)
+    if images is None or not images.number or spec.training.batch_size <= images.number:
+        return None
+    return f"{shown('training.batch_size')}; allowed: at most {images.number:,}, the number of training examples"
 
 
 def _outputs(spec: JobSpec) -> int:
@@ -103,7 +93,7 @@ _DATA = (
     ("data.idx.root",),
 )
 
-SIZE_CROSS_RULES: tuple[CrossRule, ...] = tuple(
+_OF_EACH_DATA = tuple(
     rule
     for data in _DATA
     for rule in (
@@ -122,4 +112,15 @@ SIZE_CROSS_RULES: tuple[CrossRule, ...] = tuple(
             _too_many_points,
         ),
     )
+)
+
+SIZE_CROSS_RULES: tuple[CrossRule, ...] = (
+    *_OF_EACH_DATA,
+    CrossRule(
+        "training.batch_size",
+        ("training.batch_size", "data.idx.root"),
+        "at most the number of training examples",
+        "take a smaller batch",
+        _batch_above_images,
+    ),
 )

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from lockstep.contract.bounds import MOST_CPUS_PER_WORKER, MOST_EPOCHS, MOST_SHARDS, MOST_STEPS
 from lockstep.contract.wording import count
 from lockstep.server.errors import InvalidSpec
 from lockstep.server.spec.checkpoint_rules import FOLDER_HINT, FOLDER_LIMITS, RECOVERY_CROSS_RULES, is_folder
@@ -81,14 +82,13 @@ def _default_max_epochs(spec: JobSpec) -> Any:
 def _default_shards(spec: JobSpec) -> int:
     workers, batch_size = spec.resources.workers, spec.training.batch_size
     wanted = 4 if workers <= 4 else 1 << (workers - 1).bit_length()
-    return max(1, min(wanted, batch_size, 1024))
+    return max(1, min(wanted, batch_size, MOST_SHARDS))
 
 
 CHOICE_RULES = (ChoiceRule("model"), ChoiceRule("data"), ChoiceRule("optimizer"))
 
 _SEED_LIMITS = "0 to 4,294,967,295"
 _MILLION = 1_000_000
-_BILLION = 1_000_000_000
 
 # In the order in which defaults depend on each other. One row a field; rows stay on few lines to read as a table.
 # fmt: off
@@ -154,10 +154,10 @@ FIELD_RULES: tuple[FieldRule, ...] = (
 
     FieldRule("training.max_steps", "integer",
               "1 to 1,000,000,000", "set it to how many steps to take, or leave it out",
-              Default.UNSET, _within(1, _BILLION)),
+              Default.UNSET, _within(1, MOST_STEPS)),
     FieldRule("training.max_epochs", "integer",
               "1 to 1,000,000", "set it to how often to pass over the data",
-              _default_max_epochs, _within(1, 1_000_000)),
+              _default_max_epochs, _within(1, MOST_EPOCHS)),
     FieldRule("training.batch_size", "integer",
               "1 to 1,000,000", "set it to how many examples one step takes", 32, _within(1, 1_000_000)),
     FieldRule("training.seed", "integer", _SEED_LIMITS, "choose another seed", 0),
@@ -165,30 +165,30 @@ FIELD_RULES: tuple[FieldRule, ...] = (
               "greater than 0, and finite", "set it to the longest gradient norm that you want, or leave it out",
               Default.UNSET, _above_0),
     FieldRule("training.log_every_steps", "integer",
-              "1 to 1,000,000,000", "set it to the steps between two points", 50, _within(1, _BILLION)),
+              "1 to 1,000,000,000", "set it to the steps between two points", 50, _within(1, MOST_STEPS)),
     FieldRule("training.evaluate_every_steps", "integer",
               "1 to 1,000,000,000", "set it to the steps between two validations, or leave it out for each epoch",
-              Default.UNSET, _within(1, _BILLION)),
+              Default.UNSET, _within(1, MOST_STEPS)),
     FieldRule("training.audit", "string",
               _quoted(_AUDITS), "choose one of them", "start", _one_of(_AUDITS)),
 
     FieldRule("resources.workers", "integer",
-              "1 to 1,024", "set it to how many workers share the work", 1, _within(1, 1024)),
+              "1 to 1,024", "set it to how many workers share the work", 1, _within(1, MOST_SHARDS)),
     FieldRule("resources.shards", "integer",
               "1 to 1,024", "set it to the number of workers or more, or leave it out",
-              _default_shards, _within(1, 1024)),
+              _default_shards, _within(1, MOST_SHARDS)),
     FieldRule("resources.cpus_per_worker", "number",
               "0.0001 to 1,024", "set it to the CPUs of one worker, such as 1 or 0.5",
-              1.0, _within(0.0001, 1024)),
+              1.0, _within(0.0001, MOST_CPUS_PER_WORKER)),
     FieldRule("resources.gpus_per_worker", "integer",
               "0 or 1", "set it to 1 for a GPU per worker, or to 0 for none", 0, _within(0, 1)),
     FieldRule("resources.min_workers", "integer",
-              "1 to 1,024", "set it to the fewest workers that the job may run with", 1, _within(1, 1024)),
+              "1 to 1,024", "set it to the fewest workers that the job may run with", 1, _within(1, MOST_SHARDS)),
 
     FieldRule("recovery.max_restarts", "integer",
               "0 to 1,000", "set it to how often the job may start again", 3, _within(0, 1000)),
     FieldRule("recovery.checkpoint_every_steps", "integer",
-              "1 to 1,000,000,000", "set it to the steps between two checkpoints", 1000, _within(1, _BILLION)),
+              "1 to 1,000,000,000", "set it to the steps between two checkpoints", 1000, _within(1, MOST_STEPS)),
     FieldRule("recovery.keep_checkpoints", "integer",
               "2 to 1,000", "set it to how many of the newest checkpoints to keep", 2, _within(2, 1000)),
     FieldRule("recovery.checkpoint_uri", "string", FOLDER_LIMITS, FOLDER_HINT, allows=is_folder),

@@ -20,12 +20,14 @@ class JobFilter:
         labels: with all of these labels.
         job_id_prefix: whose job_id begins so.
         name: of this name.
+        owner: of this principal.
     """
 
     states: tuple[State, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     job_id_prefix: str = ""
     name: str = ""
+    owner: str = ""
 
     def conditions(self) -> list[ColumnElement[bool]]:
         """The same as conditions on a row of the jobs."""
@@ -40,6 +42,8 @@ class JobFilter:
             found.append(jobs.job_id.startswith(self.job_id_prefix, autoescape=True))
         if self.name:
             found.append(jobs.name == self.name)
+        if self.owner:
+            found.append(jobs.owner == self.owner)
         return found
 
 

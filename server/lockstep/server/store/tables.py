@@ -1,8 +1,12 @@
-"""The tables. A change here needs a migration in `migrations/versions`; a test compares the two."""
+"""The tables. A change here needs a migration in `migrations/versions`; a test compares the two.
+
+Times are microseconds since 1970 in UTC. Messages of the contract are stored as their bytes.
+"""
 
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
@@ -32,6 +36,20 @@ metadata = MetaData(
     }
 )
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def to_microseconds(time: datetime) -> int:
+    """Write a time as it is stored."""
+    since = time - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def from_microseconds(value: int) -> datetime:
+    """Read a time that is stored."""
+    return _EPOCH + timedelta(microseconds=value)
+
+
 # SQLite numbers rows by itself only in a column of exactly the type INTEGER.
 RowNumber = BigInteger().with_variant(Integer(), "sqlite")
 
@@ -56,7 +74,6 @@ meta = Table(
     Column("value", Text, nullable=False),
 )
 
-# Times are microseconds since 1970 in UTC. Messages of the contract are stored as their bytes.
 jobs = Table(
     "jobs",
     metadata,
@@ -86,6 +103,7 @@ jobs = Table(
     Column("report_sequence", BigInteger, nullable=False, server_default="0"),
     Column("init_from_uri", Text, nullable=False, server_default=""),
     Column("timeline", JSON),
+    Column("owner", String(128), nullable=False, server_default="local"),
     Index(None, "state", "number"),
     sqlite_autoincrement=True,
 )

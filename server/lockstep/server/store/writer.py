@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import queue
-import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -16,8 +15,8 @@ import structlog
 from sqlalchemy import Connection, Engine, delete, insert
 
 from lockstep.server.store import tables
-from lockstep.server.store.plain import driver_of
-from lockstep.server.store.trouble import StoreError, is_of_the_store, why_unwritable
+from lockstep.server.store.dialect import Transaction, is_of_the_store
+from lockstep.server.store.trouble import StoreError, why_unwritable
 
 T = TypeVar("T")
 Operation = Callable[[Connection], T]
@@ -129,11 +128,10 @@ class Writer:
         """Write what shares a commit; says whether that has changed anything."""
         try:
             with connection.begin():
-                driver = driver_of(connection)
-                before = driver.total_changes
+                transaction = Transaction(connection)
                 for request in group:
-                    self._run_one(connection, driver, request)
-                has_changed = driver.total_changes != before
+                    self._run_one(connection, transaction, request)
+                has_changed = transaction.has_changed
         except Exception as error:
             trouble = why_unwritable(error, self._folder)
             if not self._is_failing:  # once, not with every try
@@ -148,18 +146,17 @@ class Writer:
         return has_changed
 
     @staticmethod
-    def _run_one(connection: Connection, driver: sqlite3.Connection, request: _Request[Any]) -> None:
-        # Plainly: SQLAlchemy's own savepoint takes longer than most of what happens in it.
-        driver.execute("SAVEPOINT one")
+    def _run_one(connection: Connection, transaction: Transaction, request: _Request[Any]) -> None:
+        transaction.begin_change()
         try:
             request.outcome = request.operation(connection)
         except Exception as error:
             request.error = error
-            # SQLite rolls the whole transaction back by itself when the disk is full or fails.
-            if is_of_the_store(error) or not driver.in_transaction:
+            if is_of_the_store(error) or not transaction.goes_on:
                 raise
-            driver.execute("ROLLBACK TO one")
-        driver.execute("RELEASE one")
+            transaction.undo_change()
+        else:
+            transaction.end_change()
 
     @staticmethod
     def _tell(group: list[_Request[Any]]) -> None:

@@ -8,7 +8,7 @@ from datetime import datetime
 from prometheus_client.core import HistogramMetricFamily, Metric
 
 from lockstep.contract.facts import PHASES, STEP_BOUNDS_S
-from lockstep.server.jobs.job import PRINCIPAL, Job, State
+from lockstep.server.jobs.job import Job, State
 from lockstep.server.ledger.ledger import SILENT_S, RankAccount
 from lockstep.server.telemetry.families import Row, counter, gauge
 from lockstep.server.telemetry.snapshot import JobView, Snapshot
@@ -70,7 +70,7 @@ def _about(jobs: Iterable[JobView]) -> Iterator[Metric]:
 def _facts(job: Job) -> list[str]:
     spec = job.spec
     device = "gpu" if spec.resources.gpus_per_worker else "cpu"
-    return [spec.name, spec.model.WhichOneof("kind") or "", spec.data.WhichOneof("kind") or "", PRINCIPAL, device]
+    return [spec.name, spec.model.WhichOneof("kind") or "", spec.data.WhichOneof("kind") or "", job.owner, device]
 
 
 def _progress(jobs: Iterable[JobView]) -> Iterator[Metric]:

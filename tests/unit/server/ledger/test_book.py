@@ -28,8 +28,8 @@ async def test_a_ledger_that_could_not_be_stored_is_kept_until_it_is(
             raise OSError("the disk is full")
         saved.append(ledgers)
 
-    monkeypatch.setattr(store, "save_ledgers", save)
-    book = LedgerBook(store)
+    monkeypatch.setattr(store.ledgers, "save_ledgers", save)
+    book = LedgerBook(store.ledgers)
     await book.report(account(0, 1, forward=5.0))
     storing = asyncio.create_task(book.store_all())
     await is_saving.wait()

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from lockstep.server.spec.dataset_rules import BUILTINS, IDX_FILES
+from lockstep.contract import idx
+from lockstep.server.spec.dataset_rules import BUILTINS
 from lockstep.server.spec.size_rules import points_of
 from lockstep.server.spec.validation import resolve
 from tests.support.specs import DIGITS, LENET, SITE, SYNTHETIC, spec_of, violations_of
@@ -18,8 +19,8 @@ SEES_FILES = replace(SITE, shares_files_with_workers=True)
 
 @pytest.mark.parametrize("is_gzipped", [False, True])
 def test_the_inputs_of_images_count_among_the_weights(tmp_path: Path, is_gzipped: bool) -> None:
-    for name in IDX_FILES:
-        data = struct.pack(">4I", 0x803, 1, 200, 300) + bytes(60_000)
+    for name in idx.FILES:
+        data = struct.pack(">4I", 0x803, 1_000, 200, 300) + bytes(60_000)
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress(data)) if is_gzipped else (tmp_path / name).write_bytes(
             data
         )
@@ -30,9 +31,25 @@ def test_the_inputs_of_images_count_among_the_weights(tmp_path: Path, is_gzipped
     resolve(spec, SITE)  # the files are not seen from here
 
 
+@pytest.mark.parametrize("is_gzipped", [False, True])
+def test_a_batch_above_the_images_is_refused_where_the_files_are_seen(tmp_path: Path, is_gzipped: bool) -> None:
+    for name in idx.FILES:
+        data = struct.pack(">4I", 0x803, 600, 28, 28)
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(data)) if is_gzipped else (tmp_path / name).write_bytes(
+            data
+        )
+    files = {"idx": {"root": str(tmp_path)}}
+    resolve(spec_of(LENET, data=files, training__batch_size=600), SEES_FILES)
+    [violation] = violations_of(spec_of(LENET, data=data, training__batch_size=601), SEES_FILES)
+    assert violation.message == (
+        "training.batch_size is 601; allowed: at most 600, the number of training examples; take a smaller batch"
+    )
+    resolve(spec_of(LENET, data=data, training__batch_size=601), SITE)
+
+
 @pytest.mark.parametrize("data", [b"", b"hello", struct.pack(">4I", 7, 1, 60_000, 60_000), b"\x1f\x8b"])
 def test_files_that_are_no_images_are_left_to_the_workers(tmp_path: Path, data: bytes) -> None:
-    for name in IDX_FILES:
+    for name in idx.FILES:
         (tmp_path / f"{name}.gz").write_bytes(data)
     resolve(spec_of(LENET, model={"mlp": {}}, data={"idx": {"root": str(tmp_path)}}), SEES_FILES)
 

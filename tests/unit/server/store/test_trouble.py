@@ -34,18 +34,18 @@ async def allow_pages(store: Store, more: int) -> None:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()  # type: ignore[attr-defined]
         connection.exec_driver_sql(f"PRAGMA max_page_count={pages + more}")  # type: ignore[attr-defined]
 
-    await store._writer.write(limit)
+    await store.database.write(limit)
 
 
 async def test_a_full_disk_is_told_as_such_once_in_the_log_and_forgotten_when_there_is_room(tmp_path: Path) -> None:
     async with open_store(tmp_path) as store:
-        job, _ = await store.submit(new_job("job-0"))
+        job, _ = await store.jobs.submit(new_job("job-0"))
         await allow_pages(store, 2)
         with structlog.testing.capture_logs() as logs:
             stored, refused = 0, 0
             for start in range(1, 200, 10):
                 outcomes = await asyncio.gather(
-                    *(store.submit(new_job(f"job-{start + i}")) for i in range(10)), return_exceptions=True
+                    *(store.jobs.submit(new_job(f"job-{start + i}")) for i in range(10)), return_exceptions=True
                 )
                 stored += sum(isinstance(outcome, tuple) for outcome in outcomes)
                 failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
@@ -55,25 +55,25 @@ async def test_a_full_disk_is_told_as_such_once_in_the_log_and_forgotten_when_th
                     assert f"the disk of {tmp_path} is full" in failure.message
             assert refused
             with pytest.raises(DiskFull):
-                await store.save(job, messages=["a" * 20_000], now=NOW)
+                await store.jobs.save(job, messages=["a" * 20_000], now=NOW)
         assert [line["log_level"] for line in logs] == ["error"]
         assert "exc_info" not in logs[0]
-        assert len(await store.list_jobs(before=None, limit=1_000, make=list)) == 1 + stored
+        assert len(await store.jobs.list_jobs(before=None, limit=1_000, make=list)) == 1 + stored
         with structlog.testing.capture_logs() as logs:
             await allow_pages(store, 1_000)
-            await store.submit(new_job("job-last"))
+            await store.jobs.submit(new_job("job-last"))
         assert [line["event"] for line in logs] == ["the store can be written again"]
 
 
 async def test_health_says_that_the_disk_is_full_until_there_is_room_and_the_log_says_each_once(tmp_path: Path) -> None:
     async with open_store(tmp_path) as store:
         health = Health(store)
-        job, _ = await store.submit(new_job("job-0"))
+        job, _ = await store.jobs.submit(new_job("job-0"))
         await allow_pages(store, 0)
         with structlog.testing.capture_logs() as logs:
             for _ in range(3):
                 with pytest.raises(DiskFull):
-                    await store.save(job, messages=["a" * 20_000], now=NOW)
+                    await store.jobs.save(job, messages=["a" * 20_000], now=NOW)
                 assert f"the disk of {tmp_path} is full" in await health.why_unwell()
             await allow_pages(store, 1_000)
             assert await health.why_unwell() == "", "nobody else need come with a change"
@@ -85,7 +85,7 @@ async def test_only_commits_that_change_something_count_as_such(tmp_path: Path) 
     store = Store(tmp_path / "lockstep.db", lambda changes, seconds: counted.append(changes))
     try:
         await store.try_out()
-        await store.submit(new_job("job-0"))
+        await store.jobs.submit(new_job("job-0"))
         await store.try_out()
         assert counted == [1]
     finally:
@@ -95,11 +95,11 @@ async def test_only_commits_that_change_something_count_as_such(tmp_path: Path) 
 async def test_a_change_that_is_wrong_by_itself_says_so_and_is_no_trouble_of_the_store(tmp_path: Path) -> None:
     async with open_store(tmp_path) as store:
         with structlog.testing.capture_logs() as logs:
-            await store.submit(new_job("job-0", "key"))
+            await store.jobs.submit(new_job("job-0", "key"))
             outcomes = await asyncio.gather(
-                store.submit(new_job("job-1", "key", digest="other")),
-                store.submit(new_job("job-0")),
-                store.submit(new_job("job-2")),
+                store.jobs.submit(new_job("job-1", "key", digest="other")),
+                store.jobs.submit(new_job("job-0")),
+                store.jobs.submit(new_job("job-2")),
                 return_exceptions=True,
             )
         assert isinstance(outcomes[0], AlreadyExists)
@@ -180,15 +180,15 @@ async def test_a_start_on_a_full_disk_says_so(small_disk: Path, has_store: bool)
 async def test_health_is_bad_while_a_disk_is_full_and_good_again_when_there_is_room(small_disk: Path) -> None:
     async with open_store(small_disk) as store:
         health = Health(store)
-        job, _ = await store.submit(new_job("job-0"))
+        job, _ = await store.jobs.submit(new_job("job-0"))
         fill(small_disk)
         with pytest.raises(DiskFull):
-            await store.save(job, messages=["a" * 20_000], now=NOW)
+            await store.jobs.save(job, messages=["a" * 20_000], now=NOW)
         for _ in range(3):
             assert f"the disk of {small_disk} is full" in await health.why_unwell()
         (small_disk / "filler").unlink()
         assert await health.why_unwell() == ""
-        await store.submit(new_job("job-1"))
+        await store.jobs.submit(new_job("job-1"))
 
 
 async def crashed_store(folder: Path, jobs: int) -> None:
@@ -198,14 +198,14 @@ async def crashed_store(folder: Path, jobs: int) -> None:
 
     async with open_store(running) as store:
         for number in range(jobs):
-            await store.submit(new_job(f"job-{number}"))
+            await store.jobs.submit(new_job(f"job-{number}"))
         for path in running.iterdir():
             shutil.copy(path, folder / path.name)
 
 
 async def known_jobs(folder: Path) -> int:
     async with open_store(folder) as store:
-        return sum((await store.count_by_state()).values())
+        return sum((await store.jobs.count_by_state()).values())
 
 
 @pytest.mark.parametrize("damage", ["none", "cut", "flipped"])
@@ -244,8 +244,8 @@ async def test_a_damaged_store_ends_the_start_in_words_or_starts(tmp_path: Path)
     async def fill() -> None:
         async with open_store(whole) as store:
             for number in range(100):
-                job, _ = await store.submit(new_job(f"job-{number}", f"key-{number}", team="x"))
-                await store.save(replace(job, state=State.PAUSED), now=NOW, messages=["paused"])
+                job, _ = await store.jobs.submit(new_job(f"job-{number}", f"key-{number}", team="x"))
+                await store.jobs.save(replace(job, state=State.PAUSED), now=NOW, messages=["paused"])
 
     await fill()
     data = (whole / "lockstep.db").read_bytes()

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from lockstep.v1.job_spec_pb2 import DataSpec
-from lockstep.workers.datasets import DataCache, build_data, cache, data_of, idx_file
+from lockstep.workers.datasets import DataCache, build_data, cache, data_of
 from lockstep.workers.datasets.cache import Digests
+from lockstep.workers.datasets.images import idx_file
 from lockstep.workers.engine import DataError, DataModule, Examples, data_module
 
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ import torch
 from lockstep.v1.job_spec_pb2 import DataSpec
 from lockstep.workers.datasets import build_data
 from lockstep.workers.datasets.builtin import BuiltinDataset
-from lockstep.workers.datasets.idx import IdxDataset
+from lockstep.workers.datasets.images.idx import IdxDataset
 from lockstep.workers.engine import DataError
 
 CPU = torch.device("cpu")

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from lockstep.contract.checkpoints import MANIFEST_FILE, MODEL_FILE
 from lockstep.workers.datasets.synthetic import SyntheticRegression
 from lockstep.workers.engine import DataError, Origin, Trainer
 from lockstep.workers.engine.state.checkpoint import (
-    MANIFEST_FILE,
-    MODEL_FILE,
     Checkpoints,
     Damaged,
     NotOurs,
@@ -38,7 +37,7 @@ def test_a_job_folder_that_is_a_link_is_refused_and_what_it_leads_to_stays(tmp_p
     of_job(tmp_path / "victim", "job-v").write(state(40))
     before = snapshot(tmp_path / "victim")
     (tmp_path / "job").symlink_to("victim")
-    with pytest.raises(DataError, match=r"recovery\.checkpoint_uri: .*/job is a link; only a folder is taken"):
+    with pytest.raises(DataError, match=r"checkpoints: .*/job is a link; only a folder is taken"):
         train(Checkpoints(str(tmp_path / "job")), every_steps=5)
     intruder = Checkpoints(f"{tmp_path}/job/")
     for act in (intruder.take_over, intruder.kept, lambda: intruder.write(state(1)), lambda: intruder.prune(1)):
@@ -133,7 +132,7 @@ def test_weights_to_start_from_take_no_more_memory_than_the_model(tmp_path: Path
     assert start_from(str(folder)) == []
     huge = TrainState(20, {"weight": torch.zeros(5 << 20)}, {}, {})
     Checkpoints(str(tmp_path / "huge")).write(huge)
-    with pytest.raises(DataError, match=r"init_from: .* has 20,971,6\d\d bytes; the model takes at most 16,777,2\d\d"):
+    with pytest.raises(DataError, match=r"init_from_uri: .* 20,971,6\d\d bytes; the model takes at most 16,777,2\d\d"):
         start_from(f"file://{tmp_path}/huge/{folder.name}")
     (folder / MANIFEST_FILE).unlink()
     os.truncate(os.open(folder / MANIFEST_FILE, os.O_CREAT | os.O_WRONLY), 40 << 30)

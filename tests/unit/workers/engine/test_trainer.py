@@ -21,6 +21,7 @@ from lockstep.workers.engine import (
     NonFiniteGradient,
     NonFiniteLoss,
     NonFiniteParameters,
+    NonFiniteStep,
     Origin,
     Point,
     Progress,
@@ -156,6 +157,22 @@ def test_validation_is_the_mean_over_the_validation_set() -> None:
     assert recorder.values("val_loss")[5] == pytest.approx(expected, rel=1e-12)
 
 
+class Counting(Net):
+    """Says of every output that it is right."""
+
+    def count_correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return torch.tensor(float(len(outputs)))
+
+
+@pytest.mark.parametrize(("model", "expected"), [(Net, {}), (Counting, {3: 1.0})])
+def test_a_model_that_counts_no_right_answers_has_no_accuracy(model: type[Net], expected: dict[int, float]) -> None:
+    data, recorder = Numbers(), Recorder()
+    data.num_classes = 2
+    trainer = Trainer(max_steps=3, batch_size=8, log_every_steps=3)
+    trainer.fit(model(), data, lambda parameters: torch.optim.SGD(parameters, lr=0.1), listener=recorder)
+    assert recorder.values("train_accuracy") == recorder.values("val_accuracy") == expected
+
+
 def test_epochs_are_counted_with_their_fraction() -> None:
     recorder = Recorder()
     trainer = Trainer(max_steps=4, batch_size=8, log_every_steps=1)
@@ -165,7 +182,7 @@ def test_epochs_are_counted_with_their_fraction() -> None:
 
 def test_a_loss_that_leaves_the_finite_numbers_ends_training_and_names_the_step() -> None:
     module = Net(torch.float32)
-    with pytest.raises(NonFiniteLoss, match=r"train_loss is (inf|nan) at step \d+; .*learning_rate") as caught:
+    with pytest.raises(NonFiniteLoss, match=r"train_loss is (inf|nan) at step \d+; .*learning rate of SGD") as caught:
         Trainer(max_steps=2000, batch_size=8).fit(
             module, Numbers(dtype=torch.float32), lambda parameters: torch.optim.SGD(parameters, lr=1e6)
         )
@@ -174,7 +191,7 @@ def test_a_loss_that_leaves_the_finite_numbers_ends_training_and_names_the_step(
 
 def test_the_learning_rate_of_a_loss_that_is_not_finite_is_that_of_its_optimizer() -> None:
     for factory, rate in (
-        (partial(torch.optim.AdamW, lr=1e6), r"optimizer\.adamw\.learning_rate"),
+        (partial(torch.optim.AdamW, lr=1e6), "learning rate of AdamW"),
         (lambda parameters: Keeping(parameters, [], lr=1e6), "learning rate of Keeping"),
     ):
         with pytest.raises((NonFiniteLoss, NonFiniteGradient, NonFiniteParameters), match=f"Try a lower {rate} or"):
@@ -225,6 +242,57 @@ def test_the_state_before_a_loss_that_is_not_finite_is_in_no_checkpoint(tmp_path
     assert checkpoints.steps() == [4, 3, 2, 1]
 
 
+class Diverging(Net):
+    """A network whose loss, or its gradient alone, is no number from a step on, and which keeps a running mean."""
+
+    def __init__(self, at_step: int, *, only_the_gradient: bool = False) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(1, dtype=torch.float64, affine=False)
+        self.at_pass, self.passes, self.only_the_gradient = 4 * (at_step - 1), 0, only_the_gradient
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.norm(super().forward(inputs))
+        if self.training and torch.is_grad_enabled():
+            self.passes += 1
+            if self.passes > self.at_pass:
+                return outputs + (outputs * 0).abs().sqrt() if self.only_the_gradient else outputs * math.nan
+        return outputs
+
+
+@pytest.mark.parametrize("only_the_gradient", [False, True])
+def test_the_step_before_one_that_is_not_finite_is_kept_as_it_was(tmp_path: Path, only_the_gradient: bool) -> None:
+    def train(at_step: int, folder: str, max_steps: int) -> Checkpoints:
+        torch.manual_seed(3)
+        checkpoints = Checkpoints(str(tmp_path / folder))
+        Trainer(max_steps=max_steps, batch_size=8, audit="off").fit(
+            Diverging(at_step, only_the_gradient=only_the_gradient),
+            Numbers(),
+            lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+            origin=Origin(checkpoints),
+        )
+        return checkpoints
+
+    what = "the gradient of" if only_the_gradient else "train_loss is nan at step 8"
+    with pytest.raises(NonFiniteStep, match=f"{what}.*those of step 7, of which there is a checkpoint") as caught:
+        train(8, "diverging", 20)
+    assert caught.value.step == 8
+    there, undisturbed = Checkpoints(str(tmp_path / "diverging")), train(9_999, "undisturbed", 7)
+    assert there.steps() == undisturbed.steps() == [7]
+    ours, theirs = there.read(7), undisturbed.read(7)
+    for mine, others in ((ours.model, theirs.model), (ours.training, theirs.training)):
+        assert mine.keys() == others.keys()
+        assert all(torch.equal(mine[name], others[name]) for name in mine)
+
+
+def test_no_checkpoint_is_promised_where_none_is_written(tmp_path: Path) -> None:
+    for origin in (None, Origin(Checkpoints(str(tmp_path)))):
+        with pytest.raises(NonFiniteStep, match=r"the parameters are those of step 0\. "):
+            Trainer(max_steps=20, batch_size=8, audit="off").fit(
+                Diverging(1), Numbers(), lambda parameters: torch.optim.SGD(parameters, lr=0.1), origin=origin
+            )
+    assert Checkpoints(str(tmp_path)).steps() == []
+
+
 def test_a_run_whose_last_step_leaves_the_finite_numbers_does_not_succeed() -> None:
     module = WithSpare()
     with pytest.raises(NonFiniteParameters, match="spare is not finite after step 5"):
@@ -234,7 +302,7 @@ def test_a_run_whose_last_step_leaves_the_finite_numbers_does_not_succeed() -> N
 def test_a_minibatch_larger_than_the_data_is_refused_with_the_numbers() -> None:
     with pytest.raises(DataError, match="23 is more than the 22 training examples; allowed: 1 to 22") as caught:
         Trainer(max_steps=1, batch_size=23).fit(Net(), Numbers(), lambda p: torch.optim.SGD(p, lr=0.1))
-    assert caught.value.field == "training.batch_size"
+    assert caught.value.field == "batch_size"
 
 
 @pytest.mark.parametrize(

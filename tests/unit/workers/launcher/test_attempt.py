@@ -206,9 +206,9 @@ def test_a_worker_that_fails_while_it_is_let_go_is_only_told_of(stage: Stage) ->
     joiner.end(JobError(reason="DATA_INVALID", message="data.idx.root: there is no such folder"))
     change = stage.next_change("worker 2, which was let go, failed: data.idx.root: there is no such folder")
     assert (change.running_workers, list(change.node_ids)) == (2, ["node-0", "node-1"])
+    assert not any(actor.told("dismiss") for actor in stage.fleet.actors[:2])
     stage.close()
     assert not stage.end().HasField("error")
-    assert not any(actor.told("dismiss") for actor in stage.fleet.actors[:2])
 
 
 def test_what_others_fail_with_once_one_has_failed_still_counts(stage: Stage) -> None:

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from lockstep.workers.launcher import peer_loss
+from lockstep.v1.internal_service_pb2 import ResizeGang
+from lockstep.workers.launcher import ending, peer_loss
 from lockstep.workers.launcher.peer_loss import MAX_PEER_LOSSES, PeerLosses
 from tests.support.scripted_fleet import Stage
 
@@ -64,3 +65,62 @@ def test_however_long_a_failed_meeting_takes_there_are_not_many(monkeypatch: pyt
     seen.begin()
     assert seen.is_hopeless()
     assert seen.deadline is None, "it is counted once"
+
+
+def grow_while_they_finish(stage: Stage) -> None:
+    """Have a third worker join in the moment in which the others are done."""
+    running = stage.begin()
+    running.resize(ResizeGang(revision=1, node_ids=[*stage.order.node_ids, "node-late"]))
+    stage.fleet.wait_for(lambda: len(stage.fleet.actors) == 3)
+    stage.fleet.actors[2].prepare()
+    stage.next_change("grown to 3 workers")
+
+
+@pytest.mark.parametrize("tells_it_early", [True, False])
+def test_whoever_joins_those_that_are_done_leaves_and_is_not_brought_together_with_them(
+    stage: Stage, tells_it_early: bool
+) -> None:
+    grow_while_they_finish(stage)
+    first, second, joiner = stage.fleet.actors
+    if tells_it_early:
+        first.finish()
+        stage.fleet.wait_for(lambda: joiner.told("dismiss"))
+    else:
+        first.end(is_reusable=True)
+    # They call the one that is gone, and find nobody.
+    joiner.tell(lost_generation=2)
+    second.tell(lost_generation=2)
+    stage.fleet.wait_for(lambda: joiner.told("dismiss") and second.told("dismiss"))
+    first.end(is_reusable=True)
+    joiner.end(is_reusable=True, was_dismissed=True)
+    second.end(is_reusable=True, was_dismissed=True)
+    messages = []
+    while not (fact := stage.facts.get(timeout=20)).HasField("gang_stopped"):
+        messages.append(fact.gang_changed.message)
+    assert not fact.gang_stopped.HasField("error")
+    assert not any(messages), messages
+    assert sorted(stage.fleet.given_back) == ["worker-0", "worker-1", "worker-2"]
+
+
+def test_a_worker_that_dies_once_another_is_done_is_no_loss(stage: Stage) -> None:
+    grow_while_they_finish(stage)
+    first, second, joiner = stage.fleet.actors
+    first.finish()
+    stage.fleet.wait_for(lambda: joiner.told("dismiss"))
+    second.die()
+    joiner.die()
+    first.end()
+    messages = []
+    while not (fact := stage.facts.get(timeout=20)).HasField("gang_stopped"):
+        messages.append(fact.gang_changed.message)
+    assert not fact.gang_stopped.HasField("error")
+    assert not any(messages), messages
+    assert len(joiner.told("form")) == 1
+
+
+def test_who_does_not_go_once_another_is_done_is_killed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ending, "LAST_GRACE_S", 0.1)
+    grow_while_they_finish(stage)
+    stage.fleet.actors[0].finish()
+    assert not stage.end().HasField("error")
+    assert all(actor.is_killed for actor in stage.fleet.actors)

@@ -11,8 +11,9 @@ from pathlib import Path
 import grpc
 import pytest
 
+from lockstep.contract.bounds import LONGEST_LINE_BYTES
 from lockstep.workers.logs import shipper as shipper_module
-from lockstep.workers.logs.lines import CHUNK_BYTES, KEPT_BYTES, LONGEST_LINE_BYTES, Line, Lines
+from lockstep.workers.logs.lines import CHUNK_BYTES, KEPT_BYTES, Line, Lines
 from lockstep.workers.logs.shipper import BURST_BYTES, SLACK_BYTES, Shipper
 from lockstep.workers.logs.spool import Label, Spool, State
 from lockstep.workers.logs.sweep import sweep

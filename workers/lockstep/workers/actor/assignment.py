@@ -23,7 +23,7 @@ from lockstep.workers.engine.exchange.membership import Dismissed, Membership
 from lockstep.workers.engine.exchange.transport import Endpoint
 from lockstep.workers.engine.state.checkpoint import Checkpoints
 from lockstep.workers.engine.state.places import followed
-from lockstep.workers.failures import job_error
+from lockstep.workers.failures import is_of_the_user, job_error
 from lockstep.workers.training import device_of, train
 
 LAST_WORDS_S = 5.0
@@ -92,7 +92,7 @@ class Assignment:
     def form(self, generation: int, rank: int, addresses: list[str], why: str) -> None:
         """Belong to a new generation; see `Membership.form`. `why` is what to tell people when training goes on."""
         with self._forming:  # two calls may come at once, each in a thread
-            if generation > self.membership.current.number:
+            if generation > self.membership.current.number and not self._status.has_finished:
                 self.reporter.pauses(why)
                 self.reporter.lead(generation, rank == 0)
                 self._printed.mark_rank(rank)
@@ -154,12 +154,17 @@ class Assignment:
             except Stopped:
                 log.info("stopped, as it was asked for")
                 self.reporter.flush()
+            self._tell(has_finished=True)
         except Dismissed:
             log.info("left the job: this worker is not needed any more")
             was_dismissed = True
         except BaseException as error:
-            log.exception("this worker cannot go on")
-            error_bytes = job_error(error, self.membership.current.rank).SerializeToString()
+            failure = job_error(error, self.membership.current.rank)
+            if is_of_the_user(error):
+                log.error("this worker cannot go on: %s: %s", failure.reason, failure.message)
+            else:
+                log.exception("this worker cannot go on")
+            error_bytes = failure.SerializeToString()
         try:
             self._ledger.leave_step()  # an error may have come in the middle of one
             self._ledger.enter(Phase.IDLE)

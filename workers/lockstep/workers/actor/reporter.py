@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import grpc
 
+from lockstep.contract.bounds import MOST_NOTES
 from lockstep.contract.metadata import ATTEMPT_TOKEN
 from lockstep.v1.checkpoint_service_pb2 import Checkpoint as CheckpointMessage
 from lockstep.v1.checkpoint_service_pb2 import CheckpointFile
@@ -27,8 +28,6 @@ SPOOL_POINTS = 50_000
 """Points that wait for delivery before training is held up."""
 REPORT_POINTS = 10_000
 """Points of one report."""
-MOST_NOTES = 100
-"""Notes of one report; more are dropped."""
 REPORT_EVERY_S = 0.1
 WAIT_FOR_POINTS_S = 0.02
 CALL_TIMEOUT_S = 10.0

@@ -1,17 +1,18 @@
-"""The data sets that a spec can name."""
+"""The data sets that a spec can name, each in a file of its own that registers it."""
 
 import torch
 
 from lockstep.v1.job_spec_pb2 import DataSpec
-from lockstep.workers.datasets.builtin import BuiltinDataset
 from lockstep.workers.datasets.cache import DataCache
-from lockstep.workers.datasets.idx import IdxDataset
-from lockstep.workers.datasets.synthetic import SyntheticRegression
+from lockstep.workers.datasets.registry import builds
 from lockstep.workers.engine import DataModule
+from lockstep.workers.registry import import_all_of
 
-__all__ = ["DataCache", "build_data", "data_of"]
+__all__ = ["DataCache", "build_data", "builds", "data_of"]
 
 CPU = torch.device("cpu")
+
+import_all_of(__name__)
 
 
 def build_data(spec: DataSpec, device: torch.device = CPU, cache: DataCache | None = None) -> DataModule:
@@ -19,31 +20,17 @@ def build_data(spec: DataSpec, device: torch.device = CPU, cache: DataCache | No
 
     Raises:
         DataError: it cannot be had, or is not what the spec says.
+        ValueError: nobody builds this kind here.
     """
     data = data_of(spec)
-    name = DataSpec()
-    name.CopyFrom(spec)
-    if name.HasField("idx"):
-        name.idx.root = ""  # wherever the files lie
-    return (cache or DataCache(0)).get(name.SerializeToString(deterministic=True), device, data)
+    return (cache or DataCache(0)).get(builds.name_of(spec), device, data)
 
 
 def data_of(spec: DataSpec) -> DataModule:
-    """The data of a resolved spec, not loaded yet."""
-    match spec.WhichOneof("kind"):
-        case "synthetic_regression":
-            synthetic = spec.synthetic_regression
-            return SyntheticRegression(
-                tuple(synthetic.w),
-                synthetic.b,
-                synthetic.noise,
-                train_size=synthetic.train_size,
-                validation_size=synthetic.validation_size,
-                seed=synthetic.seed,
-            )
-        case "builtin":
-            return BuiltinDataset(spec.builtin.name, spec.builtin.validation_fraction, spec.builtin.seed)
-        case "idx":
-            return IdxDataset(spec.idx.root, spec.idx.standardize)
-        case unknown:
-            raise ValueError(f"unknown data {unknown}")
+    """The data of a resolved spec, not loaded yet.
+
+    Raises:
+        ValueError: nobody builds this kind here.
+    """
+    builder, kind = builds.builder_of(spec)
+    return builder(kind)

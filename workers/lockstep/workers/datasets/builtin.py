@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from lockstep.v1.job_spec_pb2 import BuiltinData
+from lockstep.workers.datasets.registry import builds
 from lockstep.workers.engine import DataModule, Examples
 
 DIGITS_WHITE = 16.0
@@ -61,3 +63,8 @@ class BuiltinDataset(DataModule):
         self._preprocessing[what] = {"mean": mean.tolist(), "std": deviation.tolist()}
         scaled: np.ndarray = (columns - mean) / deviation
         return scaled
+
+
+@builds("builtin")
+def build(spec: BuiltinData) -> DataModule:
+    return BuiltinDataset(spec.name, spec.validation_fraction, spec.seed)

@@ -2,6 +2,8 @@
 
 import torch
 
+from lockstep.v1.job_spec_pb2 import SyntheticRegressionData
+from lockstep.workers.datasets.registry import builds
 from lockstep.workers.engine import DataModule, Examples
 
 
@@ -37,3 +39,15 @@ class SyntheticRegression(DataModule):
             targets += inputs[:, column : column + 1] * weight
         self.train = Examples(inputs[: self.train_size], targets[: self.train_size])
         self.validation = Examples(inputs[self.train_size :], targets[self.train_size :])
+
+
+@builds("synthetic_regression")
+def build(spec: SyntheticRegressionData) -> DataModule:
+    return SyntheticRegression(
+        tuple(spec.w),
+        spec.b,
+        spec.noise,
+        train_size=spec.train_size,
+        validation_size=spec.validation_size,
+        seed=spec.seed,
+    )

@@ -66,14 +66,14 @@ class DataModule:
     training: bool = False
     """Whether what is taken now is trained on; `transform` may look at it, as a layer looks at its own."""
     field: str = "data"
-    """Path of the field of a spec that says what this is."""
+    """What errors name when the data is at fault."""
     _known: tuple[Contents, str] | None = None
 
     def load(self) -> None:
         """Read or make the examples; called once, on every worker.
 
         Raises:
-            DataError: they cannot be had, or are not what the spec says.
+            DataError: they cannot be had, or are not what was asked for.
         """
 
     def files(self) -> list[Path]:

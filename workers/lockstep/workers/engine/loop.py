@@ -16,6 +16,8 @@ from lockstep.workers.engine.determinism import hardware_class
 from lockstep.workers.engine.errors import (
     DataError,
     NonFiniteParameters,
+    NonFiniteStep,
+    Parameter,
     PeerLost,
     Stopped,
 )
@@ -70,17 +72,13 @@ class Loop:
     Args:
         stepper: takes the steps.
         schedule: when something is due.
-        has_accuracy: whether the model is judged by its right answers.
         listener: told of the progress.
         origin: checkpoints, to go on from and to write.
         audit: when to look for what gives other bits on another number of ranks; see `Trainer`.
     """
 
-    def __init__(
-        self, stepper: Stepper, schedule: Schedule, has_accuracy: bool, listener: Listener, origin: Origin, audit: str
-    ) -> None:
-        self.stepper, self.schedule, self.has_accuracy = stepper, schedule, has_accuracy
-        self.listener, self.origin = listener, origin
+    def __init__(self, stepper: Stepper, schedule: Schedule, listener: Listener, origin: Origin, audit: str) -> None:
+        self.stepper, self.schedule, self.listener, self.origin = stepper, schedule, listener, origin
         self.module, self.optimizer, self.ledger = stepper.module, stepper.optimizer, stepper.ledger
         self.trainable = {name: value for name, value in self.module.named_parameters() if value.requires_grad}
         self.data, self.data_digest = stepper.data, stepper.data.digest()
@@ -140,7 +138,7 @@ class Loop:
                 put_weights(read_weights(self.origin.init_from_uri, self.most_bytes_of_weights()), self.module)
             except (Damaged, NotOurs, OSError, StateMismatch) as error:
                 words = f"the weights in {self.origin.init_from_uri} cannot be used: {error}"
-                raise DataError("init_from", words) from error
+                raise DataError("init_from_uri", words) from error
             self.position = Position(is_loaded=True)
         self.has_looked_back = True
 
@@ -154,7 +152,7 @@ class Loop:
         try:
             steps = checkpoints.steps()
         except NotOurs as error:
-            raise DataError("recovery.checkpoint_uri", str(error)) from error
+            raise DataError("checkpoints", str(error)) from error
         except OSError as error:
             self.listener.noted(f"training starts from the beginning: its checkpoints cannot be looked at: {error}")
             return
@@ -182,9 +180,9 @@ class Loop:
             words = (
                 f"the data is not that which the checkpoint of step {step} was trained on: the SHA-256 of its examples "
                 f"is {self.data_digest} and was {digest}; restore the files as they were, or submit a new job with "
-                "init_from, which begins with the weights of this checkpoint"
             )
-            raise DataError(self.data.field, words)
+            source = Parameter("init_from_uri")
+            raise DataError(self.data.field, words, source, ", which begins with the weights of this checkpoint")
 
     def catch_up(self) -> None:
         """Bring every rank to where the one that is furthest ahead is."""
@@ -217,6 +215,10 @@ class Loop:
             except Stopped as stopped:
                 if self.refuses(stopped):
                     continue
+                raise
+            except NonFiniteStep as error:
+                if self.keeps_what_was_before():
+                    error.note_checkpoint()
                 raise
             self.settle()
             if not self.has_counted_flops:  # not before the first points are told, for which people wait
@@ -275,6 +277,21 @@ class Loop:
         self.listener.refuse_stop(number, self.why_not_kept)
         return True
 
+    def keeps_what_was_before(self) -> bool:
+        """Before the end with a step that is not finite: write a checkpoint of the one before, for who wants to see it.
+
+        Returns:
+            Whether it is there, the same on every rank; everybody stays until it is written.
+        """
+        self.ledger.leave_step()
+        self.ledger.enter(Phase.IDLE)
+        step = self.position.step
+        is_of_use = step > 0 and first_non_finite(self.trainable.items()) is None
+        if is_of_use:
+            self.write_checkpoint(and_wait=True)
+        is_written = self.writer is not None and self.writer.written == step
+        return is_of_use and bool(self.group.gather(torch.tensor([int(is_written)]))[0])
+
     def state(self) -> TrainState:
         """A copy of this rank's state."""
         notes: dict[str, Any] = {
@@ -304,9 +321,11 @@ class Loop:
         self.listener.entered(Activity.CHECKPOINT, self.position.step)
         self.ledger.enter(Phase.CHECKPOINT)
         if and_wait:
-            self.writer.wait()
+            self.writer.wait(self.group.check)
+            if self.writer.written == self.position.step:  # and then a worker died or came, so that all meet again
+                return
         if self.writer.write(self.position.step, self.state, is_last=and_wait) and and_wait:
-            self.writer.wait()
+            self.writer.wait(self.group.check)
             self.writer.check()
 
     def not_written(self, step: int, error: Exception) -> None:
@@ -343,7 +362,7 @@ class Loop:
         if self.schedule.is_logged(step):
             metrics, timings = self.training_metrics()
         if self.schedule.is_evaluated(step):
-            metrics |= self.stepper.evaluate(step).means("val", self.has_accuracy)
+            metrics |= self.stepper.evaluate(step).means("val", self.stepper.has_accuracy)
         if metrics:
             self.report(step, metrics, timings)
         if self.schedule.is_logged(step):
@@ -354,7 +373,7 @@ class Loop:
 
     def training_metrics(self) -> tuple[dict[str, float], dict[str, float]]:
         """Result metrics and timings of the steps since the last time."""
-        metrics = self.window.sums.means("train", self.has_accuracy)
+        metrics = self.window.sums.means("train", self.stepper.has_accuracy)
         metrics["grad_norm"] = self.gradient_norm
         metrics["learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
         return metrics, self.window.timings()

@@ -34,7 +34,7 @@ class Modes:
             layer.training = False
 
 
-def rehearse(module: Module, take: Callable[[int], tuple[Tensor, Tensor]], most: int) -> None:
+def rehearse(module: Module, take: Callable[[int], tuple[Tensor, Tensor]], most: int) -> bool:
     """Run a module on a few examples, in evaluation mode: lazy layers get their shapes, and its loss is looked at.
 
     Args:
@@ -42,18 +42,23 @@ def rehearse(module: Module, take: Callable[[int], tuple[Tensor, Tensor]], most:
         take: inputs and targets of so many examples.
         most: how many examples there are.
 
+    Returns:
+        Whether the module counts right answers.
+
     Raises:
         ModelError: the loss is not one of each example, or the module has what no checkpoint can hold.
     """
     module.eval()
     kept = kept_buffers(module)
-    shapes = []
+    shapes, counts = [], False
     with torch.no_grad(), without_compiling():
         for examples in (2, 3):
             inputs, targets = take(min(examples, most))
-            losses = module.loss(module(inputs), targets)
+            outputs = module(inputs)
+            losses = module.loss(outputs, targets)
             check_losses(losses)
             shapes.append(losses.shape)
+            counts = module.count_correct(outputs, targets) is not None
     for place, key, tensor, version, values in kept:
         place[key] = tensor
         if tensor._version != version:
@@ -63,6 +68,7 @@ def rehearse(module: Module, take: Callable[[int], tuple[Tensor, Tensor]], most:
     for name, value in (*module.state_dict().items(), *module.named_buffers()):
         if isinstance(value, Tensor) and value.dtype not in DTYPES:
             raise ModelError(f"{name} is {value.dtype}, which no checkpoint can hold")
+    return counts
 
 
 def kept_buffers(module: nn.Module) -> list[tuple[dict[str, Any], str, Tensor, int, Tensor]]:

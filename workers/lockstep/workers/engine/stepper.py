@@ -61,6 +61,9 @@ class Stepper:
     Raises:
         DataError: the data does not fit the settings.
         ModelError: module or optimizer cannot be trained exactly.
+
+    Attributes:
+        has_accuracy: whether the model is judged by its right answers.
     """
 
     def __init__(
@@ -78,7 +81,7 @@ class Stepper:
         self.train_set, self.validation_set = data.train.to(device), data.validation.to(device)
         if settings.batch_size > len(self.train_set):
             raise DataError(
-                "training.batch_size",
+                "batch_size",
                 f"{settings.batch_size} is more than the {len(self.train_set)} training examples; "
                 f"allowed: 1 to {len(self.train_set)}",
             )
@@ -87,7 +90,8 @@ class Stepper:
         self.modes = Modes(self.module)
         self.is_ours = all(type(part).__module__.startswith(OURS) for part in (module, data))
         self.seed("materialise")
-        rehearse(self.module, lambda examples: data.take(self.train_set, slice(0, examples)), len(self.train_set))
+        counts = rehearse(self.module, lambda few: data.take(self.train_set, slice(0, few)), len(self.train_set))
+        self.has_accuracy = counts and data.num_classes is not None
         self.modes.train()
         self.model = FlatModel(self.module)
         self.buffers = Buffers(self.module, settings.shards)

@@ -1,7 +1,7 @@
 """Synchronous minibatch SGD whose result does not depend on the number of workers.
 
-The argument why is in docs/design/one-curve.md. A step is computed in `stepper.py`; `loop.py` takes one after another,
-through the deaths of ranks.
+The argument why is in docs/design/one-curve.md. A step is computed in `engine/stepper.py`; `engine/loop.py` takes one
+after another, through the deaths of ranks.
 """
 
 import math
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lockstep.contract.bounds import MOST_CPUS_PER_WORKER, MOST_EPOCHS, MOST_SHARDS, MOST_STEPS
 from lockstep.workers.engine.audit.audit import AUDITS, START
 from lockstep.workers.engine.audit.checks import check_data, check_module
 from lockstep.workers.engine.audit.layers import operations_told_by_name
@@ -25,15 +26,14 @@ from lockstep.workers.engine.schedule import Schedule
 from lockstep.workers.engine.stepper import Stepper
 from lockstep.workers.engine.update import OptimizerFactory
 
-BILLION = 1_000_000_000
 MOST = {
-    "max_epochs": 1_000_000,
-    "max_steps": BILLION,
-    "batch_size": BILLION,
-    "shards": 1_024,
-    "log_every_steps": BILLION,
-    "evaluate_every_steps": BILLION,
-    "threads": 1_024,
+    "max_epochs": MOST_EPOCHS,
+    "max_steps": MOST_STEPS,
+    "batch_size": 1_000_000_000,
+    "shards": MOST_SHARDS,
+    "log_every_steps": MOST_STEPS,
+    "evaluate_every_steps": MOST_STEPS,
+    "threads": MOST_CPUS_PER_WORKER,
 }
 """The largest value of each count of a trainer; the least is 1."""
 
@@ -148,7 +148,7 @@ class Trainer:
                 log_every=self.log_every_steps,
                 evaluate_every=self.evaluate_every_steps or stepper.steps_per_epoch,
             )
-            loop = Loop(stepper, schedule, data.num_classes is not None, listener, origin or Origin(), self.audit)
+            loop = Loop(stepper, schedule, listener, origin or Origin(), self.audit)
             return loop.run(group, regroup)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lockstep.workers.engine.errors import ModelError
+from lockstep.workers.engine.errors import ModelError, Parameter
 from lockstep.workers.engine.flat import FlatModel
 from lockstep.workers.engine.state.optimizer_state import Constants
 
@@ -81,12 +81,9 @@ class Update:
             self._is_first_step = False
 
     @property
-    def rate(self) -> str:
-        """What its learning rate is called: a field of the spec for an optimizer of torch."""
-        kind = type(self.optimizer)
-        if kind.__module__.startswith("torch.optim."):
-            return f"optimizer.{kind.__name__.lower()}.learning_rate"
-        return f"learning rate of {kind.__name__}"
+    def rate(self) -> Parameter:
+        """Its learning rate, for who reads why training has failed."""
+        return Parameter("learning_rate", f"learning rate of {type(self.optimizer).__name__}")
 
     def decays(self) -> bool:
         """Whether parameters shrink without a gradient."""

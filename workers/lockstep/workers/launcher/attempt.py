@@ -7,6 +7,7 @@ from typing import Any
 
 import structlog
 
+from lockstep.contract.failures import FailureReason
 from lockstep.contract.wording import count, go_on
 from lockstep.v1.internal_service_pb2 import (
     ConnectLauncherRequest,
@@ -20,7 +21,7 @@ from lockstep.v1.internal_service_pb2 import (
 from lockstep.v1.job_pb2 import JobError
 from lockstep.workers.calls import PLACEMENT_TIMEOUT_S
 from lockstep.workers.engine import awake
-from lockstep.workers.launcher.ending import Ending
+from lockstep.workers.launcher.ending import Ending, launcher_failed
 from lockstep.workers.launcher.gang import (
     Event,
     Gang,
@@ -114,10 +115,10 @@ class Attempt:
                 self._handle(self._gang.next_event(self._next_deadline()))
             error = self._ending.outcome()
         except PlacementFailed as failure:
-            error = JobError(reason="PLACEMENT_FAILED", message=str(failure))
+            error = JobError(reason=FailureReason.PLACEMENT_FAILED, message=str(failure))
         except Exception as failure:
             self._log.exception("the attempt failed in the launcher")
-            error = JobError(reason="INTERNAL", message=f"the launcher failed: {type(failure).__name__}: {failure}")
+            error = launcher_failed(failure)
         finally:
             self._gang.remove_all()
         if error is not None:
@@ -170,16 +171,16 @@ class Attempt:
     def _take_status(self, member: Member, status: Any) -> None:
         error = JobError.FromString(status.error_bytes)
         joins = self._gang.generation > 0 and not member.is_prepared and not member.is_leaving
+        if status.is_done and member.is_training and not member.is_leaving:
+            self._ending.agree()
+            self._peer_losses.end()
+            self._gang.part(member)
         if status.has_ended:
             self._gang.remove(member, status)
             if not status.error_bytes:
                 if status.was_dismissed and not member.is_leaving:  # a launcher that died has told it
                     self._go_on_without([member], f"worker {member.number} was let go before this launcher came")
                     return
-                if member.is_training and not member.is_leaving:
-                    self._ending.has_left()
-                    for joiner in [other for other in self._gang.members if other.rank is None]:
-                        self._gang.remove(joiner)
                 self._tell_changed("")
             elif member.is_surplus:
                 self._tell_changed(f"worker {member.number}, which was let go, failed: {error.message}")
@@ -196,7 +197,7 @@ class Attempt:
         self._peer_losses.went_on(status.went_on_in)
         # An order of a launcher that died may have come to a worker after this one had asked it who it is.
         self._gang.generation = max(status.lost_generation, self._gang.generation)
-        if 0 < status.lost_generation == self._gang.generation:
+        if 0 < status.lost_generation == self._gang.generation and not self._ending.is_agreed:
             self._peer_losses.begin()
 
     def _take_in(self, member: Member, status: Any) -> None:
@@ -248,8 +249,7 @@ class Attempt:
             self._log.info("a worker is lost", worker=loss.member.number, node_id=loss.member.node_id, why=loss.fate)
         what = what_happened(lost, before)
         if not self._gang.staying:
-            message = f"{what}; no other worker was left"
-            self._ending.errors.append(JobError(reason="WORKER_LOST", message=message, rank=member.number))
+            self._ending.lost_all(f"{what}; no other worker was left", member.number)
         else:
             self._go_on_without([loss.member for loss in lost], what)
 
@@ -339,7 +339,7 @@ class Attempt:
             self._check_size("a worker did not come up")
         elif self._peer_losses.is_due(now):
             if self._peer_losses.is_hopeless():
-                self._fail(JobError(reason="WORKER_LOST", message=HOPELESS))
+                self._fail(JobError(reason=FailureReason.WORKER_LOST, message=HOPELESS))
             else:
                 self._form("brought together again")
                 self._tell_changed(self._peer_losses.words)
@@ -363,7 +363,7 @@ class Attempt:
         self._ending.fail(error)
         for member in self._gang.staying:
             member.is_leaving = True
-            if error.reason != "RANKS_DISAGREE":  # there each rank tells its own
+            if error.reason != FailureReason.RANKS_DISAGREE:  # there each rank tells its own
                 self._gang.tell(member, "dismiss", self._epoch)
 
     def _resize(self, asked: ResizeAsked) -> None:

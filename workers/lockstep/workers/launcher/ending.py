@@ -1,5 +1,6 @@
 """What ends an attempt before its members have left by themselves, and what it ends with."""
 
+from lockstep.contract.failures import FailureReason
 from lockstep.v1.job_pb2 import JobError
 from lockstep.workers.engine import awake
 from lockstep.workers.failures import first_cause
@@ -9,6 +10,8 @@ AFTERMATH_S = 10.0
 """How long the other workers have to report what they saw, once one has failed; rank 0 has all metric points."""
 KEEP_GRACE_S = 60.0
 """How long the rest of a gang that has become too small may take to write a checkpoint."""
+LAST_GRACE_S = 60.0
+"""How long workers may take to go once one is done, and so all are: to deliver what they have printed, for instance."""
 
 
 class Ending:
@@ -19,7 +22,7 @@ class Ending:
         is_too_small: they were, since fewer than `resources.min_workers` were left.
         deadline: when those are killed that are still there, as awake.now() tells; None while it goes on.
         errors: what workers have failed with.
-        is_agreed: a worker that trained has left in order, as all of them will: nobody joins any more.
+        is_agreed: a worker that trained is done, and so all of them are: nobody meets any more.
     """
 
     def __init__(self) -> None:
@@ -62,16 +65,26 @@ class Ending:
         limit = awake.now() + AFTERMATH_S
         self.deadline = min(limit, self.deadline or limit)
 
-    def has_left(self) -> None:
-        """A worker that trained has left in order; when it was told to stop, it has kept what it had."""
+    def lost_all(self, message: str, number: int) -> None:
+        """Nobody is left, since the worker with this number is gone too."""
+        self.errors.append(JobError(reason=FailureReason.WORKER_LOST, message=message, rank=number))
+
+    def agree(self) -> None:
+        """A worker that trained is done: all have its result, or have kept what they had on a stop."""
         self.is_agreed = True
         self._has_left_in_order = self._has_left_in_order or self.is_stopping
+        self.deadline = self.deadline or awake.now() + LAST_GRACE_S
 
     def outcome(self) -> JobError | None:
         """Why the attempt has ended, when nobody is left; None when that was in order."""
         if self.is_too_small and not self._has_left_in_order and not self.errors:
             message = f"{self._too_small_because}; no worker was left that could write a checkpoint"
-            return JobError(reason="WORKER_LOST", message=message)
+            return JobError(reason=FailureReason.WORKER_LOST, message=message)
         if self.errors and (self.is_too_small or not self.is_stopping):
             return first_cause(self.errors)
         return None
+
+
+def launcher_failed(failure: Exception) -> JobError:
+    """The error of a job whose attempt the launcher itself could not go on with."""
+    return JobError(reason=FailureReason.INTERNAL, message=f"the launcher failed: {type(failure).__name__}: {failure}")

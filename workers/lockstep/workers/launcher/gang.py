@@ -249,6 +249,16 @@ class Gang:
             )
         return ""
 
+    def part(self, done: Member) -> None:
+        """One that trained is done, and so are all: whoever waits for it in a later generation waits in vain."""
+        for member in self.staying:
+            if not member.is_training:
+                self.remove(member)
+                continue
+            member.is_leaving = True
+            if member is not done:
+                self.tell(member, "dismiss", self.epoch)
+
     def kill(self, member: Member) -> None:
         """End a worker's process; an event tells when it is gone."""
         self.pool.end(member.process)

@@ -5,12 +5,12 @@ import re
 import time
 from typing import NamedTuple
 
+from lockstep.contract.bounds import LONGEST_LINE_BYTES
 from lockstep.contract.wording import count, were
 from lockstep.workers.logs.spool import MARK, Gap, Spool, State
 
 CHUNK_BYTES = 64 << 10
 """What is read at once."""
-LONGEST_LINE_BYTES = 8 << 10
 PARTIAL_AFTER_S = 1.0
 """How long a line may lack its end before it is taken as it is."""
 KEPT_BYTES = CHUNK_BYTES

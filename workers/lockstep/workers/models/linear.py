@@ -2,7 +2,10 @@
 
 from torch import Tensor, nn
 
-from lockstep.workers.engine import Classifier, Regressor
+from lockstep.v1.job_spec_pb2 import LinearRegressionModel, SoftmaxRegressionModel
+from lockstep.workers.engine import Classifier, DataModule, Module, Regressor
+from lockstep.workers.models.fit import classes_of, expect_numbers, features_of
+from lockstep.workers.models.registry import builds
 
 INITIAL_DEVIATION = 0.01
 """Standard deviation of the initial weights of linear models, as in D2L."""
@@ -46,3 +49,15 @@ class SoftmaxRegression(Classifier):
     def forward(self, inputs: Tensor) -> Tensor:
         """Map inputs (n, ...) to scores (n, classes)."""
         return self.net(inputs)  # type: ignore[no-any-return]
+
+
+@builds("linear_regression")
+def build_linear_regression(spec: LinearRegressionModel, data: DataModule) -> Module:
+    expect_numbers(data, "linear_regression")
+    return LinearRegression(features_of(data))
+
+
+@builds("softmax_regression")
+def build_softmax_regression(spec: SoftmaxRegressionModel, data: DataModule) -> Module:
+    classes = classes_of(data, "softmax_regression")
+    return SoftmaxRegression(features_of(data), classes)

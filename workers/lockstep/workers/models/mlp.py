@@ -2,8 +2,11 @@
 
 from torch import Tensor, nn
 
-from lockstep.workers.engine import Classifier, Regressor
+from lockstep.v1.job_spec_pb2 import MlpModel
+from lockstep.workers.engine import Classifier, DataModule, Module, Regressor
+from lockstep.workers.models.fit import features_of
 from lockstep.workers.models.layers import ACTIVATIONS
+from lockstep.workers.models.registry import builds
 
 
 def _layers(
@@ -52,3 +55,9 @@ class MlpRegressor(Regressor):
     def forward(self, inputs: Tensor) -> Tensor:
         """Map inputs (n, ...) to predictions (n, 1)."""
         return self.net(inputs)  # type: ignore[no-any-return]
+
+
+@builds("mlp")
+def build(spec: MlpModel, data: DataModule) -> Module:
+    options = (features_of(data), tuple(spec.hidden_units), spec.activation, tuple(spec.dropout))
+    return MlpRegressor(*options) if data.num_classes is None else MlpClassifier(*options, data.num_classes)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from lockstep.workers.engine.errors import ModelError
+from lockstep.workers.engine.errors import ModelError, Parameter
 
 COMMUNICATING = {
     "SyncBatchNorm": "use BatchNorm1d, BatchNorm2d or BatchNorm3d, which normalise within a shard and so are the same "
@@ -43,7 +43,11 @@ HINTS = {
     "fractional_max_pool": "use nn.MaxPool of the same dimension",
 }
 """What to use in place of an operation, by the beginning of its kernel's name."""
-ELSEWHERE = "use another layer, or CPUs (resources.gpus_per_worker: 0) if it has an implementation there"
+ELSEWHERE = (
+    "use another layer, or CPUs (",
+    Parameter("device", 'device="cpu"'),
+    ") if it has an implementation there",
+)
 
 
 def refuse_layers_that_communicate(module: nn.Module) -> None:
@@ -78,10 +82,11 @@ def operations_told_by_name(module: nn.Module) -> Iterator[None]:
         kernel = found.group(1)
         layers = layers_that_use(kernel, module)
         whose = f", which {' and '.join(layers)} {'use' if len(layers) > 1 else 'uses'}," if layers else ""
-        hint = next((hint for start, hint in HINTS.items() if kernel.startswith(start)), ELSEWHERE)
+        hint = next(((hint,) for start, hint in HINTS.items() if kernel.startswith(start)), ELSEWHERE)
         raise ModelError(
             f"torch's {kernel}{whose} gives other bits each time that it runs on this device, so that there would be "
-            f"no one curve; {hint}"
+            "no one curve; ",
+            *hint,
         ) from error
 
 

@@ -22,6 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from lockstep.contract.bounds import MOST_MANIFEST_BYTES
+from lockstep.contract.checkpoints import MANIFEST_FILE, MODEL_FILE, TRAINING_FILE, folder_of
 from lockstep.workers.engine.state import manifest as manifests
 from lockstep.workers.engine.state.digest import digest_of
 from lockstep.workers.engine.state.manifest import Damaged
@@ -36,7 +38,6 @@ BITS_DEPEND_ON = {
 """Facts of a manifest on which bits depend, and how to say them; manifests of earlier times lack some."""
 BELONGS_BY = {"job_id": "job {}", "curve_digest": "a job with the curve digest {}"}
 """Facts that say whose a checkpoint is; manifests of earlier times lack some."""
-MODEL_FILE, TRAINING_FILE, MANIFEST_FILE = "model.safetensors", "training.safetensors", "manifest.json"
 FOLDER = re.compile(r"step-(\d{12})")
 UNFINISHED, REMOVED = "unfinished-", "removed-"
 SPARE_BYTES = 1 << 20
@@ -160,7 +161,7 @@ class Checkpoints:
             NotOurs: the folder, or what is there of this step, is not this job's.
             OSError: it cannot be written; nothing of it stays behind.
         """
-        folder = target = _folder(state.step)
+        folder = target = folder_of(state.step)
         self._known.pop(state.step, None)
         if self._is_foreign(state.step):
             raise NotOurs(f"{self._place.uri(folder)} is another job's checkpoint; move it away")
@@ -205,7 +206,7 @@ class Checkpoints:
         """
         manifest = self._ours(manifests.decode(self._manifest_bytes(step)))
         with _understood():
-            contents = [_checked(self._place, _folder(step), manifest, name) for name in (MODEL_FILE, TRAINING_FILE)]
+            contents = [_checked(self._place, folder_of(step), manifest, name) for name in (MODEL_FILE, TRAINING_FILE)]
             return TrainState(int(manifest["step"]), load(contents[0]), load(contents[1]), manifest["notes"])
 
     def facts_of(self, step: int) -> dict[str, Any]:
@@ -244,8 +245,8 @@ class Checkpoints:
         gone = past[self._keep :] + [step for step in steps if step > written and step in self._found]
         for step in gone:
             # Without its manifest a folder is no checkpoint, however far its removal gets.
-            self._place.remove_file(_folder(step), MANIFEST_FILE)
-            self._place.remove(_folder(step))
+            self._place.remove_file(folder_of(step), MANIFEST_FILE)
+            self._place.remove(folder_of(step))
 
     def _ours(self, manifest: dict[str, Any]) -> dict[str, Any]:
         """A manifest, if it is not another job's."""
@@ -268,13 +269,13 @@ class Checkpoints:
         return False
 
     def _manifest_bytes(self, step: int) -> bytes:
-        return _manifest_bytes(self._place, _folder(step))
+        return _manifest_bytes(self._place, folder_of(step))
 
     def _describe(self, step: int, manifest: dict[str, Any], content: bytes) -> Checkpoint:
         with _understood():
             files = (*(File(**file) for file in manifest["files"]), File.of(MANIFEST_FILE, content))
             created, digest = float(manifest["create_time"]), str(manifest["weights_digest"])
-            return Checkpoint(step, self._place.uri(_folder(step)), created, digest, files)
+            return Checkpoint(step, self._place.uri(folder_of(step)), created, digest, files)
 
     def _write(self, folder: str, name: str, parts: Iterator[memoryview]) -> File:
         digest, size = hashlib.sha256(), 0
@@ -309,13 +310,9 @@ def read_weights(uri: str, most_bytes: int) -> dict[str, Tensor]:
         return weights
 
 
-def _folder(step: int) -> str:
-    return f"step-{step:012d}"
-
-
 def _manifest_bytes(place: Place, folder: str) -> bytes:
     try:
-        return place.read(folder, MANIFEST_FILE, manifests.MOST_BYTES)
+        return place.read(folder, MANIFEST_FILE, MOST_MANIFEST_BYTES)
     except FileNotFoundError as error:
         raise Damaged(f"{MANIFEST_FILE} is missing") from error
 

@@ -7,8 +7,6 @@ from typing import Any
 
 FORMAT = 2
 """Format 1, of earlier times, has no digest over itself, and NaN as a bare word."""
-MOST_BYTES = 64 << 20
-"""A longer manifest is not read."""
 _DIGEST = "sha256"
 _NUMBER = "float"
 _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

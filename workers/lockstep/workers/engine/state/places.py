@@ -18,7 +18,8 @@ from typing import Any, BinaryIO, Protocol
 
 import fsspec
 
-LOCAL_SCHEMES = ("file://", "local://")
+from lockstep.contract.checkpoints import LOCAL_SCHEMES
+
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Not blocking: the opening of a pipe would else wait for its other end.
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 
 from lockstep.workers.engine import awake
-from lockstep.workers.engine.errors import NonFiniteParameters
+from lockstep.workers.engine.errors import LEARNING_RATE, NonFiniteParameters, Parameter
 from lockstep.workers.engine.state.checkpoint import Checkpoint, Checkpoints
 from lockstep.workers.engine.state.state import TrainState, first_non_finite
 
@@ -14,6 +14,8 @@ PATIENCE_S = 5.0
 LIMIT_S = 120.0
 """How long the end of training waits for a checkpoint, and for its size in bytes over SLOWEST_BYTES_PER_S longer."""
 SLOWEST_BYTES_PER_S = 10e6
+LOOK_EVERY_S = 0.1
+"""How often whoever waits for a checkpoint looks whether it shall wait no more."""
 
 
 class Writer:
@@ -27,7 +29,12 @@ class Writer:
         kept: told of all checkpoints that are whole whenever that may have changed.
         failed: told the step and the error of each that could not be written.
         rate: what the learning rate is called, for who reads why a state was refused.
+
+    Attributes:
+        written: the step of the last state that was written whole; None for none.
     """
+
+    written: int | None = None
 
     def __init__(
         self,
@@ -35,7 +42,7 @@ class Writer:
         parameters: Collection[str],
         kept: Callable[[Sequence[Checkpoint]], None],
         failed: Callable[[int, Exception], None],
-        rate: str = "learning rate",
+        rate: Parameter = LEARNING_RATE,
     ) -> None:
         self._rate = rate
         self._checkpoints, self._parameters = checkpoints, parameters
@@ -78,13 +85,23 @@ class Writer:
         if self._is_done_within(0.0):  # else that is told in a moment anyway
             self._start(None, LIMIT_S, self._take_over)
 
-    def wait(self) -> None:
-        """Return when nothing is being written, or when that has taken too long."""
-        if not self._is_done_within(self._give_up_at - awake.now()) and not self._is_late:
-            self._is_late = True
-            if self._step is not None:
-                words = f"the file system has not taken it for {self._limit_s:.0f} s"
-                self._failed(self._step, TimeoutError(words))
+    def wait(self, look: Callable[[], None] = lambda: None) -> None:
+        """Return when nothing is being written, or when that has taken too long.
+
+        Args:
+            look: called now and then; what it raises ends the wait, and the writing goes on.
+        """
+        while not self._is_done_within(min(LOOK_EVERY_S, self._give_up_at - awake.now())):
+            if awake.now() >= self._give_up_at:
+                self._give_up()
+                return
+            look()
+
+    def _give_up(self) -> None:
+        if not self._is_late and self._step is not None:
+            words = f"the file system has not taken it for {self._limit_s:.0f} s"
+            self._failed(self._step, TimeoutError(words))
+        self._is_late = True
 
     def check(self) -> None:
         """Raise NonFiniteParameters if a state was refused; costs nothing."""
@@ -119,6 +136,7 @@ class Writer:
         except Exception as error:  # whatever a file system raises: training goes on without this checkpoint
             self._failed(state.step, error)
         else:
+            self.written = state.step
             with contextlib.suppress(Exception):  # what cannot be removed now is tried again after the next
                 self._checkpoints.prune(state.step)
         self._tell()

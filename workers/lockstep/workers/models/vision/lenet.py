@@ -2,11 +2,12 @@
 
 from torch import Tensor, nn
 
-from lockstep.workers.engine import Classifier
+from lockstep.contract.bounds import LENET_LEAST_PIXELS
+from lockstep.v1.job_spec_pb2 import LenetModel
+from lockstep.workers.engine import Classifier, DataModule, Module
+from lockstep.workers.models.fit import classes_of, expect_images
 from lockstep.workers.models.layers import ACTIVATIONS, POOLINGS
-
-SMALLEST_IMAGE = 12
-"""Least height and width: below it the second pooling has nothing left to pool."""
+from lockstep.workers.models.registry import builds
 
 
 class LeNet(Classifier):
@@ -45,3 +46,10 @@ class LeNet(Classifier):
     def forward(self, inputs: Tensor) -> Tensor:
         """Map images (n, channels, height, width) to scores (n, classes)."""
         return self.net(inputs)  # type: ignore[no-any-return]
+
+
+@builds("lenet")
+def build(spec: LenetModel, data: DataModule) -> Module:
+    classes = classes_of(data, "lenet")
+    expect_images(data, "lenet", LENET_LEAST_PIXELS)
+    return LeNet(data.input_shape, spec.activation, spec.pooling, classes)

@@ -1,33 +1,22 @@
-"""Translation between rows and what the coordinator works with."""
+"""Translation between a job with its events and their rows."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Row
 
 from lockstep.server.jobs.job import Job, Progress, State
-from lockstep.server.jobs.records import StoredCheckpoint, StoredEvent, StoredFile, StoredPoint
+from lockstep.server.jobs.records import StoredEvent
 from lockstep.server.jobs.timeline import Timeline
+from lockstep.server.store.dialect import to_json
+from lockstep.server.store.tables import from_microseconds, to_microseconds
 from lockstep.v1.job_pb2 import JobError, JobResult
 from lockstep.v1.job_spec_pb2 import JobSpec
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def to_microseconds(time: datetime) -> int:
-    since = time - _EPOCH
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
-
-
-def from_microseconds(value: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=value)
-
 
 def changing_columns(job: Job) -> dict[str, Any]:
-    """Return the columns of a job that change over its life."""
+    """Return the columns of a job that change over its life, as a `Statement` writes them."""
     return {
         "state": job.state.value,
         "state_reason": job.state_reason,
@@ -46,7 +35,7 @@ def changing_columns(job: Job) -> dict[str, Any]:
         "event_count": job.event_count,
         "report_generation": job.generation,
         "report_sequence": job.sequence,
-        "timeline": {stage: to_microseconds(time) for stage, time in job.timeline.stages().items()},
+        "timeline": to_json({stage: to_microseconds(time) for stage, time in job.timeline.stages().items()}),
     }
 
 
@@ -60,6 +49,7 @@ def fixed_columns(job: Job) -> dict[str, Any]:
         "engine_version": job.engine_version,
         "curve_digest": job.curve_digest,
         "init_from_uri": job.init_from_uri,
+        "owner": job.owner,
     }
 
 
@@ -89,31 +79,11 @@ def job_of(row: Row[Any]) -> Job:
         sequence=row.report_sequence,
         newest_checkpoint=row.newest_checkpoint,
         init_from_uri=row.init_from_uri,
+        owner=row.owner,
         timeline=Timeline(**{stage: from_microseconds(time) for stage, time in (row.timeline or {}).items()}),
     )
 
 
 def event_of(row: Row[Any]) -> StoredEvent:
+    """Read a row of the table of events."""
     return StoredEvent(row.sequence, from_microseconds(row.time), State(row.state), row.attempt, row.message)
-
-
-def point_of(row: Row[Any]) -> StoredPoint:
-    return StoredPoint(row.name, row.step, row.epoch, row.value, row.kind, row.seq)
-
-
-def checkpoint_columns(checkpoint: StoredCheckpoint) -> dict[str, Any]:
-    return {
-        "job_id": checkpoint.job_id,
-        "step": checkpoint.step,
-        "uri": checkpoint.uri,
-        "create_time": to_microseconds(checkpoint.create_time),
-        "weights_digest": checkpoint.weights_digest,
-        "files": [asdict(file) for file in checkpoint.files],
-    }
-
-
-def checkpoint_of(row: Row[Any]) -> StoredCheckpoint:
-    files = tuple(StoredFile(**file) for file in row.files)
-    return StoredCheckpoint(
-        row.job_id, row.step, row.uri, from_microseconds(row.create_time), row.weights_digest, files
-    )

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lockstep.contract.idx import magic
 from lockstep.workers.engine import DataError
 from lockstep.workers.engine.state.places import open_regular
 
 FIELD = "data.idx.root"
-UNSIGNED_BYTE = 8
 MOST_GZIP_PACKS = 1032
 """Bytes that deflate makes of one at most: 258 of two bits."""
 BLOCK_BYTES = 1 << 20
@@ -112,7 +112,7 @@ def _behind_header(file: IO[bytes], path: Path, dimensions: int, stored_bytes: i
     header = file.read(header_bytes) if stored_bytes else b""
     if 4 <= len(header) < header_bytes:
         raise DataError(FIELD, f"{path} ends within its header; fetch the file again")
-    if header[:4] != bytes((0, 0, UNSIGNED_BYTE, dimensions)):
+    if header[:4] != magic(dimensions):
         raise DataError(
             FIELD,
             f"{path} is no IDX file of unsigned bytes with {dimensions} dimension{'s' if dimensions > 1 else ''}; "

@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lockstep.workers.datasets.idx_file import FIELD, by, check_idx, find_idx, read_idx
+from lockstep.contract.idx import IMAGES, LABELS, PARTS, TRAIN, VALIDATION
+from lockstep.v1.job_spec_pb2 import IdxData
+from lockstep.workers.datasets.images.idx_file import FIELD, by, check_idx, find_idx, read_idx
+from lockstep.workers.datasets.registry import builds
 from lockstep.workers.engine import DataError, DataModule, Examples
 
 WHITE = 255.0
-PREFIXES = TRAIN, VALIDATION = "train", "t10k"
-IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
 DIMENSIONS = {IMAGES: 3, LABELS: 1}
 
 
@@ -54,7 +55,7 @@ class IdxDataset(DataModule):
     def files(self) -> list[Path]:
         """The four files, whose headers and sizes are right; what may have no end is never read to it."""
         found = []
-        for prefix in PREFIXES:
+        for prefix in PARTS:
             for part, dimensions in DIMENSIONS.items():
                 found.append(find_idx(self.root / f"{prefix}-{part}"))
                 check_idx(found[-1], dimensions)
@@ -95,3 +96,8 @@ def pixel_statistics(images: Tensor) -> tuple[float, float]:
     mean = float(counts @ values / counts.sum())
     variance = float(counts @ (values - mean) ** 2 / counts.sum())
     return mean, variance**0.5 or 1.0
+
+
+@builds("idx", places=("root",))
+def build(spec: IdxData) -> DataModule:
+    return IdxDataset(spec.root, spec.standardize)
