@@ -16,7 +16,7 @@ from lockstep.server.application import Application
 from lockstep.server.settings import Settings, StartupError
 from lockstep.v1.catalog_service_pb2 import ListDatasetsRequest, ListModelsRequest
 from lockstep.v1.job_service_pb2 import ListJobsRequest, SubmitJobRequest
-from tests.support.server import digits_spec, fetch, serving, status_of
+from tests.support.server import Running, digits_spec, fetch, serving, status_of
 
 METHODS = (
     "/lockstep.v1.JobService/SubmitJob",
@@ -69,85 +69,79 @@ async def test_random_bytes_never_bring_the_server_to_fail(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("size", [4_200_000, 5_000_000, 20_000_000])
-async def test_a_spec_of_many_megabytes_is_too_large(tmp_path: Path, size: int) -> None:
-    async with serving(tmp_path) as server:
-        spec = digits_spec(name="x" * size)
-        error = await status_of(server.jobs.SubmitJob(SubmitJobRequest(spec=spec)))
-        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        if size < 4_250_000:  # beyond that gRPC refuses it by itself
-            assert "allowed: at most 4,194,304" in error.details()
+async def test_a_spec_of_many_megabytes_is_too_large(server: Running, size: int) -> None:
+    spec = digits_spec(name="x" * size)
+    error = await status_of(server.jobs.SubmitJob(SubmitJobRequest(spec=spec)))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    if size < 4_250_000:  # beyond that gRPC refuses it by itself
+        assert "allowed: at most 4,194,304" in error.details()
 
 
-async def test_an_unknown_method_is_unimplemented(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        error = await status_of(raw(server.channel.unary_unary("/lockstep.v1.JobService/Nothing"))(b""))
-        assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+async def test_an_unknown_method_is_unimplemented(server: Running) -> None:
+    error = await status_of(raw(server.channel.unary_unary("/lockstep.v1.JobService/Nothing"))(b""))
+    assert error.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
-async def test_reflection_shows_the_public_services_under_both_names(tmp_path: Path, version: str) -> None:
-    async with serving(tmp_path) as server:
-        reflect = server.channel.stream_stream(
-            f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
-            request_serializer=ServerReflectionRequest.SerializeToString,
-            response_deserializer=ServerReflectionResponse.FromString,
-        )
-        requests = [
-            ServerReflectionRequest(list_services=""),
-            ServerReflectionRequest(file_containing_symbol="lockstep.v1.JobService"),
-        ]
-        listed, described = [response async for response in reflect(iter(requests))]
-        names = {service.name for service in listed.list_services_response.service}
-        services = ("Job", "Metrics", "Checkpoint", "Cluster", "Catalog")
-        assert {f"lockstep.v1.{service}Service" for service in services} < names
-        assert not any("Internal" in name for name in names)
-        files = {
-            descriptor_pb2.FileDescriptorProto.FromString(data).name
-            for data in described.file_descriptor_response.file_descriptor_proto
-        }
-        assert {"lockstep/v1/job_service.proto", "lockstep/v1/job_spec.proto"} <= files
+async def test_reflection_shows_the_public_services_under_both_names(server: Running, version: str) -> None:
+    reflect = server.channel.stream_stream(
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+        request_serializer=ServerReflectionRequest.SerializeToString,
+        response_deserializer=ServerReflectionResponse.FromString,
+    )
+    requests = [
+        ServerReflectionRequest(list_services=""),
+        ServerReflectionRequest(file_containing_symbol="lockstep.v1.JobService"),
+    ]
+    listed, described = [response async for response in reflect(iter(requests))]
+    names = {service.name for service in listed.list_services_response.service}
+    services = ("Job", "Metrics", "Checkpoint", "Cluster", "Catalog")
+    assert {f"lockstep.v1.{service}Service" for service in services} < names
+    assert not any("Internal" in name for name in names)
+    files = {
+        descriptor_pb2.FileDescriptorProto.FromString(data).name
+        for data in described.file_descriptor_response.file_descriptor_proto
+    }
+    assert {"lockstep/v1/job_service.proto", "lockstep/v1/job_spec.proto"} <= files
 
 
-async def test_health_is_told_for_all_and_for_each_service(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        health = HealthStub(server.channel)
-        services = [f"lockstep.v1.{name}Service" for name in ("Job", "Metrics", "Checkpoint", "Cluster", "Catalog")]
-        for service in ("", *services):
-            response = await health.Check(HealthCheckRequest(service=service))
-            assert response.status == HealthCheckResponse.SERVING
-        error = await status_of(health.Check(HealthCheckRequest(service="nobody")))
-        assert error.code() is grpc.StatusCode.NOT_FOUND
+async def test_health_is_told_for_all_and_for_each_service(server: Running) -> None:
+    health = HealthStub(server.channel)
+    services = [f"lockstep.v1.{name}Service" for name in ("Job", "Metrics", "Checkpoint", "Cluster", "Catalog")]
+    for service in ("", *services):
+        response = await health.Check(HealthCheckRequest(service=service))
+        assert response.status == HealthCheckResponse.SERVING
+    error = await status_of(health.Check(HealthCheckRequest(service="nobody")))
+    assert error.code() is grpc.StatusCode.NOT_FOUND
 
 
-async def test_the_catalogue_is_served(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        models = await server.catalog.ListModels(ListModelsRequest())
-        datasets = await server.catalog.ListDatasets(ListDatasetsRequest())
-        assert (len(models.models), len(datasets.datasets)) == (4, 3)
+async def test_the_catalogue_is_served(server: Running) -> None:
+    models = await server.catalog.ListModels(ListModelsRequest())
+    datasets = await server.catalog.ListDatasets(ListDatasetsRequest())
+    assert (len(models.models), len(datasets.datasets)) == (4, 3)
 
 
-async def test_prometheus_sees_jobs_queue_submits_and_calls(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        await server.jobs.SubmitJob(SubmitJobRequest(spec=digits_spec()))
-        await status_of(server.jobs.ListJobs(ListJobsRequest(page_size=-1)))
-        status, text = await fetch(server.application.http_address, "/metrics")
-        assert status == 200
-        for line in (
-            'lockstep_jobs{state="queued"} 1.0',
-            'lockstep_jobs{state="running"} 0.0',
-            'lockstep_jobs{state="pausing"} 0.0',
-            'lockstep_jobs{state="paused"} 0.0',
-            "lockstep_queue_depth 1.0",
-            "lockstep_jobs_submitted_total 1.0",
-            'grpc_server_started_total{grpc_method="SubmitJob",grpc_service="lockstep.v1.JobService"} 1.0',
-            'grpc_server_handled_total{grpc_code="OK",grpc_method="SubmitJob",grpc_service="lockstep.v1.JobService"}',
-            'grpc_server_handled_total{grpc_code="INVALID_ARGUMENT",grpc_method="ListJobs"',
-            "grpc_server_handling_seconds_bucket",
-            "lockstep_build_info{engine_version=",
-        ):
-            assert line in text
-        assert await fetch(server.application.http_address, "/healthz") == (200, "ok\n")
-        assert (await fetch(server.application.http_address, "/else"))[0] == 404
+async def test_prometheus_sees_jobs_queue_submits_and_calls(server: Running) -> None:
+    await server.jobs.SubmitJob(SubmitJobRequest(spec=digits_spec()))
+    await status_of(server.jobs.ListJobs(ListJobsRequest(page_size=-1)))
+    status, text = await fetch(server.application.http_address, "/metrics")
+    assert status == 200
+    for line in (
+        'lockstep_jobs{state="queued"} 1.0',
+        'lockstep_jobs{state="running"} 0.0',
+        'lockstep_jobs{state="pausing"} 0.0',
+        'lockstep_jobs{state="paused"} 0.0',
+        "lockstep_queue_depth 1.0",
+        "lockstep_jobs_submitted_total 1.0",
+        'grpc_server_started_total{grpc_method="SubmitJob",grpc_service="lockstep.v1.JobService"} 1.0',
+        'grpc_server_handled_total{grpc_code="OK",grpc_method="SubmitJob",grpc_service="lockstep.v1.JobService"}',
+        'grpc_server_handled_total{grpc_code="INVALID_ARGUMENT",grpc_method="ListJobs"',
+        "grpc_server_handling_seconds_bucket",
+        "lockstep_build_info{engine_version=",
+    ):
+        assert line in text
+    assert await fetch(server.application.http_address, "/healthz") == (200, "ok\n")
+    assert (await fetch(server.application.http_address, "/else"))[0] == 404
 
 
 async def test_a_second_server_on_the_same_folder_is_refused_with_the_pid_of_the_first(tmp_path: Path) -> None:

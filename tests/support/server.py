@@ -260,6 +260,14 @@ async def serving(data_dir: Path, **settings: Any) -> AsyncIterator[Running]:
         await application.stop()
 
 
+async def start_job(server: Running, **changes: Any) -> tuple[ScriptedLauncher, StartGang]:
+    """Submit a small job to a server that has a launcher in service; returns that, and its order to start workers."""
+    launcher = server.launcher()
+    await launcher.be_ready()
+    await server.submit(**changes)
+    return launcher, await launcher.next_start()
+
+
 def loss_at(step: int, value: float, name: str = "train_loss", kind: Any = METRIC_KIND_RESULT) -> MetricPoint:
     return MetricPoint(name=name, step=step, epoch=step / 10, value=value, kind=kind)
 

@@ -62,7 +62,7 @@ def is_of_the_user(error: BaseException) -> bool:
     match error:
         case ModelError():
             return error.__cause__ is None
-        case DataError() | NonFiniteLoss() | NonFiniteGradient() | NonFiniteParameters():
+        case DataError() | NonFiniteStep() | NonFiniteParameters():
             return True
         case _:
             return False
