@@ -12,7 +12,7 @@ IN_PARALLEL = -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder
 LAST_RELEASE = $(shell ls proto/released/*.binpb | sort -V | tail -1)
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
-.PHONY: help setup demo test test-faults check protos release-protos dashboards bench gpu-check gpu-kit clean
+.PHONY: help setup demo test test-faults check protos docs release-protos dashboards bench gpu-check gpu-kit clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -35,17 +35,21 @@ test: setup  ## run the whole test suite
 test-faults: setup  ## run the whole table of faults: every place, rank and number of workers
 	@exec $(BIN)/python -m pytest $(IN_PARALLEL) tests/faults tests/integration -m "exhaustive or not exhaustive"
 
-check: setup  ## formatting, lint, types, generated code and boards, contract
+check: setup  ## formatting, lint, types, generated code, tables and boards, contract
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python proto/generate.py --check
+	$(BIN)/python docs/generate.py --check
 	$(BIN)/python deploy/grafana/generate.py --check
 	$(BIN)/buf lint
 	$(BIN)/buf breaking --against $(LAST_RELEASE)
 
 protos: setup  ## generate the code of the contract
 	$(BIN)/python proto/generate.py
+
+docs: setup  ## write the table of the spec's fields
+	$(BIN)/python docs/generate.py
 
 release-protos: setup  ## keep the contract of this version, which later ones must not break
 	$(BIN)/buf build --exclude-source-info --as-file-descriptor-set --output proto/released/$(VERSION).binpb

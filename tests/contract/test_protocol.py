@@ -7,14 +7,15 @@ from typing import Any
 
 import grpc
 import pytest
-from google.protobuf import descriptor_pb2
+from google.protobuf import descriptor_database, descriptor_pb2, descriptor_pool, message_factory
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 
 from lockstep.server.application import Application
 from lockstep.server.settings import Settings, StartupError
-from lockstep.v1.catalog_service_pb2 import ListDatasetsRequest, ListModelsRequest
+from lockstep.v1 import options_pb2
+from lockstep.v1.catalog_service_pb2 import ListDatasetsRequest, ListModelsRequest, ListOptimizersRequest
 from lockstep.v1.job_service_pb2 import ListJobsRequest, SubmitJobRequest
 from tests.support.server import Running, digits_spec, fetch, serving, status_of
 
@@ -105,6 +106,35 @@ async def test_reflection_shows_the_public_services_under_both_names(server: Run
     assert {"lockstep/v1/job_service.proto", "lockstep/v1/job_spec.proto"} <= files
 
 
+async def test_reflection_shows_the_rules_of_fields_and_kinds(server: Running) -> None:
+    reflect = server.channel.stream_stream(
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        request_serializer=ServerReflectionRequest.SerializeToString,
+        response_deserializer=ServerReflectionResponse.FromString,
+    )
+    number = options_pb2.rule.number
+    extended = {"containing_type": "google.protobuf.FieldOptions", "extension_number": number}
+    requests = [
+        ServerReflectionRequest(file_containing_symbol="lockstep.v1.JobSpec"),
+        ServerReflectionRequest(file_containing_extension=extended),
+        ServerReflectionRequest(all_extension_numbers_of_type="google.protobuf.FieldOptions"),
+    ]
+    spec, options, numbers = [response async for response in reflect(iter(requests))]
+    assert {number, options_pb2.kind_facts.number} <= set(numbers.all_extension_numbers_response.extension_number)
+    assert options.file_descriptor_response.file_descriptor_proto
+    # A stranger knows nothing but these files.
+    files = descriptor_database.DescriptorDatabase()
+    for data in spec.file_descriptor_response.file_descriptor_proto:
+        files.Add(descriptor_pb2.FileDescriptorProto.FromString(data))
+    pool = descriptor_pool.DescriptorPool(files)
+    rule, facts = (pool.FindExtensionByName(f"lockstep.v1.{name}") for name in ("rule", "kind_facts"))
+    read = message_factory.GetMessageClass(pool.FindMessageTypeByName("google.protobuf.FieldOptions")).FromString
+    rate = pool.FindFieldByName("lockstep.v1.SgdOptimizer.learning_rate").GetOptions().SerializeToString()
+    lenet = pool.FindFieldByName("lockstep.v1.ModelSpec.lenet").GetOptions().SerializeToString()
+    assert (read(rate).Extensions[rule].at_most, read(rate).Extensions[rule].required) == (1000, True)  # type: ignore[index]
+    assert read(lenet).Extensions[facts].least_image_side == 12  # type: ignore[index]
+
+
 async def test_health_is_told_for_all_and_for_each_service(server: Running) -> None:
     health = HealthStub(server.channel)
     services = [f"lockstep.v1.{name}Service" for name in ("Job", "Metrics", "Checkpoint", "Cluster", "Catalog")]
@@ -118,7 +148,8 @@ async def test_health_is_told_for_all_and_for_each_service(server: Running) -> N
 async def test_the_catalogue_is_served(server: Running) -> None:
     models = await server.catalog.ListModels(ListModelsRequest())
     datasets = await server.catalog.ListDatasets(ListDatasetsRequest())
-    assert (len(models.models), len(datasets.datasets)) == (4, 3)
+    optimizers = await server.catalog.ListOptimizers(ListOptimizersRequest())
+    assert (len(models.models), len(datasets.datasets), len(optimizers.optimizers)) == (4, 3, 1)
 
 
 async def test_prometheus_sees_jobs_queue_submits_and_calls(server: Running) -> None:

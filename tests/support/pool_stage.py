@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from lockstep.v1.internal_service_pb2 import StartGang, WorkerProcess
+from lockstep.v1.launcher_pb2 import LauncherOptions
 from lockstep.workers.launcher.fleet import Process
-from lockstep.workers.launcher.pool import Pool, Warmth
+from lockstep.workers.launcher.pool import Pool
 from tests.support.played_fleet import PlayedActor, PlayedFleet
 
 TTL_S = 600.0
@@ -30,7 +31,7 @@ class PoolStage:
         self.clock = clock
         self.fleet = PlayedFleet(usable or {"a": (4.0, 0.0)})
         self.told = 0
-        self.pool = Pool(self.fleet, Warmth(ttl_s, spares), self._count)
+        self.pool = Pool(self.fleet, LauncherOptions(warm_ttl_s=ttl_s, warm_workers=spares), self._count)
         self._numbers = 0
 
     def _count(self) -> None:

@@ -10,11 +10,12 @@ from ray.exceptions import ActorDiedError
 
 from lockstep.v1.internal_service_pb2 import ConnectLauncherRequest, GangChanged, GangStopped, StartGang
 from lockstep.v1.job_pb2 import JobError
+from lockstep.v1.launcher_pb2 import LauncherSettings
 from lockstep.workers.calls import Description, Presence, Status
 from lockstep.workers.engine import ENGINE_VERSION
 from lockstep.workers.launcher.attempt import Attempt
 from lockstep.workers.launcher.fleet import Process, Shape
-from lockstep.workers.launcher.launcher import Config, Launcher, Lifeline
+from lockstep.workers.launcher.launcher import Launcher, Lifeline
 
 WAIT_S = 20.0
 HARDWARE = "cpu AVX2"
@@ -226,10 +227,7 @@ class Stage:
             if number in ended:
                 process.actor.end(is_reusable=True, was_dismissed=number in dismissed)
             workers.append((process, told))
-        config = Config(
-            "", "", "", 1, "", "", "json", warm_ttl_s=0, warm_workers=0, warm_memory_bytes=0, data_cache_bytes=0
-        )
-        launcher = Launcher(config, self.fleet, Lifeline())  # type: ignore[arg-type]
+        launcher = Launcher(LauncherSettings(epoch=1), self.fleet, Lifeline())  # type: ignore[arg-type]
         launcher._facts = self.facts  # type: ignore[assignment]
         launcher._pool = self.fleet  # type: ignore[assignment]
         attempt = launcher._adopt(workers)

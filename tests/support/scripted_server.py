@@ -98,7 +98,7 @@ class ScriptedServer:
         logs = log_service_pb2_grpc.LogServiceServicer()
         logs.StreamLogs = self._stream("StreamLogs")  # type: ignore[method-assign,assignment]
         catalog = catalog_service_pb2_grpc.CatalogServiceServicer()
-        for name in ("ListModels", "ListDatasets"):
+        for name in ("ListModels", "ListDatasets", "ListOptimizers"):
             setattr(catalog, name, self._unary(name))
         cluster = cluster_service_pb2_grpc.ClusterServiceServicer()
         for name in ("GetCluster", "ListNodes"):

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 
+from lockstep.contract.spec.walk import parent_of
 from lockstep.server.errors import InvalidSpec, Violation
-from lockstep.server.spec.rules import Site, parent_of
+from lockstep.server.spec.rules import Site
 from lockstep.server.spec.validation import resolve
 from lockstep.v1.job_spec_pb2 import JobSpec
 

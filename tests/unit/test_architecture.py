@@ -68,17 +68,17 @@ ALLOWED = {
         "errors": "",
         "process": "errors",
         "spec": "errors process",
-        "jobs": "errors spec",
+        "jobs": "errors",
         "scheduling": "",
         "settings": "spec",
         "data_folder": "process settings",
         "logging": "",
         "store": "errors jobs",
         "watching": "errors",
-        "checkpoints": "errors jobs process spec store",
+        "checkpoints": "errors jobs process store",
         "ledger": "errors process store",
         "logs": "errors watching",
-        "cluster": "errors jobs process scheduling spec",
+        "cluster": "errors jobs process scheduling",
         "coordinator": "checkpoints cluster errors jobs ledger process scheduling spec store watching",
         "telemetry": "cluster coordinator jobs ledger scheduling",  # it listens to the coordinator
         "health": "store",
@@ -142,6 +142,17 @@ def test_packages_import_what_they_may(root: str) -> None:
     assert not unused
 
 
+def test_the_facts_of_both_sides_import_nothing_and_the_rules_of_a_spec_only_the_contract() -> None:
+    folder = ROOT / "proto" / "lockstep" / "contract"
+    for path in folder.rglob("*.py"):
+        names = [name for node in ast.walk(ast.parse(path.read_text())) for name in imported(node)]
+        foreign = {name for name in names if name.split(".")[0] not in (*sys.stdlib_module_names, "google", "lockstep")}
+        ours = {".".join(name.split(".")[1:3]) for name in names if name.startswith("lockstep.")}
+        allowed = {"contract.bounds", "contract.spec", "contract.wording"} if path.parent != folder else set()
+        assert not foreign, path
+        assert {part for part in ours - allowed if not (allowed and part.startswith("v1."))} == set(), path
+
+
 @pytest.mark.parametrize("root", ALLOWED)
 def test_no_arrow_between_packages_runs_up(root: str) -> None:
     graph = {package: set(others.split()) for package, others in ALLOWED[root].items()}
@@ -186,6 +197,18 @@ def test_nothing_reaches_through_the_coordinator(package: str) -> None:
         and ast.unparse(node.value.value).split(".")[-1].strip("_") == "coordinator"
     ]
     assert not through
+
+
+def test_what_both_sides_know_imports_nothing() -> None:
+    files = sorted((ROOT / "proto" / "lockstep" / "contract").glob("*.py"))
+    names = {
+        name.split(".")[0]
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text()))
+        for name in imported(node)
+    }
+    assert files
+    assert names <= sys.stdlib_module_names
 
 
 def test_the_engine_names_no_field_of_a_spec() -> None:

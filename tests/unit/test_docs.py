@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,11 @@ def test_the_table_of_spec_fields_names_every_rule_and_no_other() -> None:
     rules: list[Any] = [*FIELD_RULES, *CHOICE_RULES, *CROSS_RULES]
     assert set(named) == {rule.path for rule in rules}
     assert len(named) == len(set(named))
+
+
+def test_the_table_of_spec_fields_is_what_the_contract_says() -> None:
+    check = subprocess.run([sys.executable, ROOT / "docs" / "generate.py", "--check"], capture_output=True, text=True)
+    assert (check.returncode, check.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)

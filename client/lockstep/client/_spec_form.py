@@ -1,7 +1,7 @@
 """The form of a spec: which keys there are and what type each has, with a message for everything that does not fit.
 
-The limits of values are the server's to check. This finds what cannot be put into a JobSpec at all, and says it by
-path in the words of the one who wrote the spec.
+This finds what cannot be put into a JobSpec at all, and says it by path in the words of the one who wrote the spec.
+What the values may be is another matter: _spec_check.py.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescrip
 
 from lockstep.client._written import WrittenFloat, WrittenInt
 from lockstep.client.errors import Violation
+from lockstep.v1.job_spec_pb2 import JobSpec
 
 _INTEGER_BITS = {
     FieldDescriptor.CPPTYPE_INT32: (True, 32),
@@ -86,14 +87,24 @@ def _fit_message(
                 violations.append(Violation(where, f"has no value; for its defaults write {field.name}: {{}}"))
                 continue
         if value is not None:  # null is the JSON form of "not set"
-            fitted[field.name] = _fit_field(value, field, where, violations)
+            try:
+                fitted[field.name] = _fit_field(value, field, where, violations)
+            except MisfitError as misfit:
+                violations.append(Violation(where, str(misfit)))
     for oneof_name, names in chosen.items():
         if len(names) > 1:
             violations.append(Violation(path, _two_choices(descriptor.oneofs_by_name[oneof_name], names)))
+            for name in names:
+                fitted.pop(name, None)
     return fitted
 
 
 def _fit_field(value: Any, field: FieldDescriptor, path: str, violations: list[Violation]) -> Any:
+    """Fit the value of one field.
+
+    Raises:
+        MisfitError: it is a single value that does not fit; all else is noted.
+    """
     if is_map(field):
         return _fit_map(value, field, path, violations)
     if field.is_repeated:
@@ -101,7 +112,7 @@ def _fit_field(value: Any, field: FieldDescriptor, path: str, violations: list[V
             hint = f"; write [{_show(value)}]" if isinstance(value, str | int | float) else ""
             violations.append(Violation(path, f"must be a list, got {_show(value)}{hint}"))
             return []
-        return [_fit_single(item, field, f"{path}[{index}]", violations) for index, item in enumerate(value)]
+        return [_fit_item(item, field, f"{path}[{index}]", violations) for index, item in enumerate(value)]
     return _fit_single(value, field, path, violations)
 
 
@@ -113,25 +124,32 @@ def _fit_map(value: Any, field: FieldDescriptor, path: str, violations: list[Vio
     fitted = {}
     for key, item in value.items():
         where = _join(path, _show_key(key))
-        if isinstance(key, str):
-            fitted[key] = _fit_single(item, value_field, where, violations)
-        else:
+        if not isinstance(key, str):
             violations.append(Violation(where, f'the key must be text; write "{_show_key(key)}" in quotes'))
+            continue
+        try:
+            fitted[key] = _fit_single(item, value_field, where, violations)
+        except MisfitError as misfit:
+            violations.append(Violation(where, str(misfit)))
     return fitted
 
 
-def _fit_single(value: Any, field: FieldDescriptor, path: str, violations: list[Violation]) -> Any:
-    """Fit one value; what does not fit is noted and becomes the zero of its type."""
-    if field.message_type is not None:
-        if isinstance(value, Mapping):
-            return _fit_message(value, field.message_type, path, violations)
-        violations.append(Violation(path, f"must be a mapping, got {_show(value)}{_mapping_hint(value, field)}"))
-        return {}
+def _fit_item(value: Any, field: FieldDescriptor, path: str, violations: list[Violation]) -> Any:
+    """Fit one item of a list; one that does not fit is noted, and the zero of its type keeps its place."""
     try:
-        return _fit_scalar(value, field)
-    except ValueError as misfit:
+        return _fit_single(value, field, path, violations)
+    except MisfitError as misfit:
         violations.append(Violation(path, str(misfit)))
-        return field.default_value
+        return "" if field.cpp_type == FieldDescriptor.CPPTYPE_STRING else 0
+
+
+def _fit_single(value: Any, field: FieldDescriptor, path: str, violations: list[Violation]) -> Any:
+    if field.message_type is None:
+        return _fit_scalar(value, field)
+    if isinstance(value, Mapping):
+        return _fit_message(value, field.message_type, path, violations)
+    violations.append(Violation(path, f"must be a mapping, got {_show(value)}{_mapping_hint(value, field)}"))
+    return {}
 
 
 def _fit_scalar(value: Any, field: FieldDescriptor) -> Any:
@@ -213,7 +231,7 @@ def _unknown_key(key: Any, descriptor: Descriptor, path: str) -> str:
     if not names:
         return f"unknown key; {path or 'this'} has nothing to set"
     near = difflib.get_close_matches(str(key).lower().replace("-", "_"), names, n=1, cutoff=_NEAR)
-    elsewhere = [found for found in _paths_of(descriptor.file.message_types_by_name["JobSpec"]) if _last(found) == key]
+    elsewhere = [found for found in _paths_of(cast(Descriptor, JobSpec.DESCRIPTOR)) if _last(found) == key]
     guess = f"did you mean {' or '.join(near or elsewhere)}? " if near or elsewhere else ""
     return f"unknown key; {guess}allowed: {', '.join(names)}"
 

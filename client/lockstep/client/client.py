@@ -14,7 +14,7 @@ from lockstep.client._connection import Connection
 from lockstep.client.cluster import Cluster, Node
 from lockstep.client.errors import InvalidSpec, LockstepError, NotFound, ResourceExhausted
 from lockstep.client.job import Job
-from lockstep.client.spec import SpecLike, load_spec
+from lockstep.client.spec import SpecLike, load_right_spec
 from lockstep.client.types import CatalogEntry, JobState
 from lockstep.v1 import catalog_service_pb2, cluster_service_pb2, job_service_pb2
 from lockstep.v1.catalog_service_pb2_grpc import CatalogServiceStub
@@ -83,12 +83,13 @@ class Client:
             validate_only: check and resolve the spec, store nothing; the job returned has no job_id.
 
         Raises:
-            InvalidSpec: the spec cannot be read, is refused or is too large; `violations` names every field at fault.
+            InvalidSpec: the spec cannot be read, breaks a rule, is refused or is too large; `violations` names every
+                field at fault. What the contract knows is checked before the call.
             AlreadyExists: the request_id was used with another spec.
             FailedPrecondition: the cluster is too small for the job.
         """
         request = job_service_pb2.SubmitJobRequest(
-            spec=load_spec(spec), request_id=request_id or str(uuid.uuid4()), validate_only=validate_only
+            spec=load_right_spec(spec), request_id=request_id or str(uuid.uuid4()), validate_only=validate_only
         )
         try:
             return Job(self, self._connection.call(self._jobs.SubmitJob, request, invalid_argument=InvalidSpec))
@@ -197,6 +198,11 @@ class Client:
         """What `data` may be in a spec."""
         response = self._connection.call(self._catalog.ListDatasets, catalog_service_pb2.ListDatasetsRequest())
         return [CatalogEntry.from_proto(entry) for entry in response.datasets]
+
+    def list_optimizers(self) -> list[CatalogEntry]:
+        """What `optimizer` may be in a spec."""
+        response = self._connection.call(self._catalog.ListOptimizers, catalog_service_pb2.ListOptimizersRequest())
+        return [CatalogEntry.from_proto(entry) for entry in response.optimizers]
 
     def get_cluster(self) -> Cluster:
         """What the cluster has in all, how much of that is in use, and whether jobs can start."""

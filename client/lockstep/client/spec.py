@@ -13,6 +13,7 @@ from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
+from lockstep.client._spec_check import check_spec
 from lockstep.client._spec_form import choices_of, fit, is_map, map_value
 from lockstep.client._written import WrittenFloat, WrittenInt
 from lockstep.client.errors import InvalidSpec, Violation
@@ -36,23 +37,47 @@ def load_spec(spec: SpecLike, overrides: Iterable[str] = ()) -> JobSpec:
     Raises:
         InvalidSpec: it cannot be read, or has keys or types that a JobSpec has not. All of them are named at once.
     """
+    loaded, misfits = read_spec(spec, overrides)
+    if misfits:
+        raise InvalidSpec(misfits)
+    return loaded
+
+
+def load_right_spec(spec: SpecLike, overrides: Iterable[str] = ()) -> JobSpec:
+    """Make a JobSpec that breaks no rule of the contract; see load_spec.
+
+    Raises:
+        InvalidSpec: it cannot be read, has keys or types that a JobSpec has not, or breaks rules. All is named at once.
+    """
+    loaded, misfits = read_spec(spec, overrides)
+    check_spec(loaded, misfits)
+    return loaded
+
+
+def read_spec(spec: SpecLike, overrides: Iterable[str] = ()) -> tuple[JobSpec, list[Violation]]:
+    """Read as much of a spec as can be read; see load_spec.
+
+    Returns:
+        What fits into a JobSpec, and every misfit.
+
+    Raises:
+        InvalidSpec: there is nothing to be read.
+    """
     overrides = list(overrides)
     if isinstance(spec, JobSpec):
         if not overrides:
-            return spec
+            return spec, []
         spec = message_to_dict(spec)
     if not isinstance(spec, Mapping | str | os.PathLike):
         raise TypeError(f"a spec is a JobSpec, a mapping or the path of a file, not {type(spec).__name__}")
     data = spec if isinstance(spec, Mapping) else _read(spec)
     for override in overrides:
         data = _set(data, override)
-    fitted, violations = fit(data, _JOB_SPEC)
-    if violations:
-        raise InvalidSpec(violations)
+    fitted, misfits = fit(data, _JOB_SPEC)
     try:
-        return json_format.ParseDict(fitted, JobSpec())
+        return json_format.ParseDict(fitted, JobSpec()), misfits
     except json_format.ParseError as error:
-        raise InvalidSpec(str(error)) from error
+        raise InvalidSpec(misfits or str(error)) from error
 
 
 def message_to_dict(message: Message) -> dict[str, Any]:

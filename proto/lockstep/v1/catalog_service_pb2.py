@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!lockstep/v1/catalog_service.proto\x12\x0blockstep.v1\"\x13\n\x11ListModelsRequest\"?\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.lockstep.v1.CatalogEntry\"\x15\n\x13ListDatasetsRequest\"C\n\x14ListDatasetsResponse\x12+\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x19.lockstep.v1.CatalogEntry\"s\n\x0c\x43\x61talogEntry\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x31\n\nparameters\x18\x03 \x03(\x0b\x32\x1d.lockstep.v1.CatalogParameter\x12\r\n\x05tasks\x18\x04 \x03(\t\"f\n\x10\x43\x61talogParameter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x14\n\x0c\x64\x65\x66\x61ult_json\x18\x03 \x01(\t\x12\x0e\n\x06limits\x18\x04 \x01(\t\x12\x10\n\x08required\x18\x05 \x01(\x08\x32\xb4\x01\n\x0e\x43\x61talogService\x12M\n\nListModels\x12\x1e.lockstep.v1.ListModelsRequest\x1a\x1f.lockstep.v1.ListModelsResponse\x12S\n\x0cListDatasets\x12 .lockstep.v1.ListDatasetsRequest\x1a!.lockstep.v1.ListDatasetsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!lockstep/v1/catalog_service.proto\x12\x0blockstep.v1\"\x13\n\x11ListModelsRequest\"?\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.lockstep.v1.CatalogEntry\"\x15\n\x13ListDatasetsRequest\"C\n\x14ListDatasetsResponse\x12+\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x19.lockstep.v1.CatalogEntry\"\x17\n\x15ListOptimizersRequest\"G\n\x16ListOptimizersResponse\x12-\n\noptimizers\x18\x01 \x03(\x0b\x32\x19.lockstep.v1.CatalogEntry\"s\n\x0c\x43\x61talogEntry\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x31\n\nparameters\x18\x03 \x03(\x0b\x32\x1d.lockstep.v1.CatalogParameter\x12\r\n\x05tasks\x18\x04 \x03(\t\"f\n\x10\x43\x61talogParameter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x14\n\x0c\x64\x65\x66\x61ult_json\x18\x03 \x01(\t\x12\x0e\n\x06limits\x18\x04 \x01(\t\x12\x10\n\x08required\x18\x05 \x01(\x08\x32\x8f\x02\n\x0e\x43\x61talogService\x12M\n\nListModels\x12\x1e.lockstep.v1.ListModelsRequest\x1a\x1f.lockstep.v1.ListModelsResponse\x12S\n\x0cListDatasets\x12 .lockstep.v1.ListDatasetsRequest\x1a!.lockstep.v1.ListDatasetsResponse\x12Y\n\x0eListOptimizers\x12\".lockstep.v1.ListOptimizersRequest\x1a#.lockstep.v1.ListOptimizersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,10 +39,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTDATASETSREQUEST']._serialized_end=157
   _globals['_LISTDATASETSRESPONSE']._serialized_start=159
   _globals['_LISTDATASETSRESPONSE']._serialized_end=226
-  _globals['_CATALOGENTRY']._serialized_start=228
-  _globals['_CATALOGENTRY']._serialized_end=343
-  _globals['_CATALOGPARAMETER']._serialized_start=345
-  _globals['_CATALOGPARAMETER']._serialized_end=447
-  _globals['_CATALOGSERVICE']._serialized_start=450
-  _globals['_CATALOGSERVICE']._serialized_end=630
+  _globals['_LISTOPTIMIZERSREQUEST']._serialized_start=228
+  _globals['_LISTOPTIMIZERSREQUEST']._serialized_end=251
+  _globals['_LISTOPTIMIZERSRESPONSE']._serialized_start=253
+  _globals['_LISTOPTIMIZERSRESPONSE']._serialized_end=324
+  _globals['_CATALOGENTRY']._serialized_start=326
+  _globals['_CATALOGENTRY']._serialized_end=441
+  _globals['_CATALOGPARAMETER']._serialized_start=443
+  _globals['_CATALOGPARAMETER']._serialized_end=545
+  _globals['_CATALOGSERVICE']._serialized_start=548
+  _globals['_CATALOGSERVICE']._serialized_end=819
 # @@protoc_insertion_point(module_scope)

@@ -26,6 +26,16 @@ class ListDatasetsResponse(_message.Message):
     datasets: _containers.RepeatedCompositeFieldContainer[CatalogEntry]
     def __init__(self, datasets: _Optional[_Iterable[_Union[CatalogEntry, _Mapping]]] = ...) -> None: ...
 
+class ListOptimizersRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListOptimizersResponse(_message.Message):
+    __slots__ = ("optimizers",)
+    OPTIMIZERS_FIELD_NUMBER: _ClassVar[int]
+    optimizers: _containers.RepeatedCompositeFieldContainer[CatalogEntry]
+    def __init__(self, optimizers: _Optional[_Iterable[_Union[CatalogEntry, _Mapping]]] = ...) -> None: ...
+
 class CatalogEntry(_message.Message):
     __slots__ = ("name", "description", "parameters", "tasks")
     NAME_FIELD_NUMBER: _ClassVar[int]

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class CatalogServiceStub(object):
-    """The models and data sets that this server knows.
+    """The models, data sets and optimizers that this server knows.
     """
 
     def __init__(self, channel):
@@ -45,10 +45,15 @@ class CatalogServiceStub(object):
                 request_serializer=lockstep_dot_v1_dot_catalog__service__pb2.ListDatasetsRequest.SerializeToString,
                 response_deserializer=lockstep_dot_v1_dot_catalog__service__pb2.ListDatasetsResponse.FromString,
                 _registered_method=True)
+        self.ListOptimizers = channel.unary_unary(
+                '/lockstep.v1.CatalogService/ListOptimizers',
+                request_serializer=lockstep_dot_v1_dot_catalog__service__pb2.ListOptimizersRequest.SerializeToString,
+                response_deserializer=lockstep_dot_v1_dot_catalog__service__pb2.ListOptimizersResponse.FromString,
+                _registered_method=True)
 
 
 class CatalogServiceServicer(object):
-    """The models and data sets that this server knows.
+    """The models, data sets and optimizers that this server knows.
     """
 
     def ListModels(self, request, context):
@@ -60,6 +65,13 @@ class CatalogServiceServicer(object):
 
     def ListDatasets(self, request, context):
         """Lists the kinds of data that a spec can name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListOptimizers(self, request, context):
+        """Lists the optimizers that a spec can name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,6 +90,11 @@ def add_CatalogServiceServicer_to_server(servicer, server):
                     request_deserializer=lockstep_dot_v1_dot_catalog__service__pb2.ListDatasetsRequest.FromString,
                     response_serializer=lockstep_dot_v1_dot_catalog__service__pb2.ListDatasetsResponse.SerializeToString,
             ),
+            'ListOptimizers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListOptimizers,
+                    request_deserializer=lockstep_dot_v1_dot_catalog__service__pb2.ListOptimizersRequest.FromString,
+                    response_serializer=lockstep_dot_v1_dot_catalog__service__pb2.ListOptimizersResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'lockstep.v1.CatalogService', rpc_method_handlers)
@@ -87,7 +104,7 @@ def add_CatalogServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CatalogService(object):
-    """The models and data sets that this server knows.
+    """The models, data sets and optimizers that this server knows.
     """
 
     @staticmethod
@@ -134,6 +151,33 @@ class CatalogService(object):
             '/lockstep.v1.CatalogService/ListDatasets',
             lockstep_dot_v1_dot_catalog__service__pb2.ListDatasetsRequest.SerializeToString,
             lockstep_dot_v1_dot_catalog__service__pb2.ListDatasetsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListOptimizers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lockstep.v1.CatalogService/ListOptimizers',
+            lockstep_dot_v1_dot_catalog__service__pb2.ListOptimizersRequest.SerializeToString,
+            lockstep_dot_v1_dot_catalog__service__pb2.ListOptimizersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class CatalogServiceStub:
-    """The models and data sets that this server knows."""
+    """The models, data sets and optimizers that this server knows."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -37,19 +37,23 @@ class CatalogServiceStub:
     """Lists the models that a spec can name."""
     ListDatasets: _grpc.UnaryUnaryMultiCallable[_catalog_service_pb2.ListDatasetsRequest, _catalog_service_pb2.ListDatasetsResponse]
     """Lists the kinds of data that a spec can name."""
+    ListOptimizers: _grpc.UnaryUnaryMultiCallable[_catalog_service_pb2.ListOptimizersRequest, _catalog_service_pb2.ListOptimizersResponse]
+    """Lists the optimizers that a spec can name."""
 
 @_typing.type_check_only
 class CatalogServiceAsyncStub(CatalogServiceStub):
-    """The models and data sets that this server knows."""
+    """The models, data sets and optimizers that this server knows."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListModels: _aio.UnaryUnaryMultiCallable[_catalog_service_pb2.ListModelsRequest, _catalog_service_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists the models that a spec can name."""
     ListDatasets: _aio.UnaryUnaryMultiCallable[_catalog_service_pb2.ListDatasetsRequest, _catalog_service_pb2.ListDatasetsResponse]  # type: ignore[assignment]
     """Lists the kinds of data that a spec can name."""
+    ListOptimizers: _aio.UnaryUnaryMultiCallable[_catalog_service_pb2.ListOptimizersRequest, _catalog_service_pb2.ListOptimizersResponse]  # type: ignore[assignment]
+    """Lists the optimizers that a spec can name."""
 
 class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The models and data sets that this server knows."""
+    """The models, data sets and optimizers that this server knows."""
 
     @_abc_1.abstractmethod
     def ListModels(
@@ -66,5 +70,13 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_service_pb2.ListDatasetsResponse, _abc.Awaitable[_catalog_service_pb2.ListDatasetsResponse]]:
         """Lists the kinds of data that a spec can name."""
+
+    @_abc_1.abstractmethod
+    def ListOptimizers(
+        self,
+        request: _catalog_service_pb2.ListOptimizersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_catalog_service_pb2.ListOptimizersResponse, _abc.Awaitable[_catalog_service_pb2.ListOptimizersResponse]]:
+        """Lists the optimizers that a spec can name."""
 
 def add_CatalogServiceServicer_to_server(servicer: CatalogServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

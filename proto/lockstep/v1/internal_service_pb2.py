@@ -26,6 +26,18 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from lockstep.v1 import checkpoint_service_pb2 as lockstep_dot_v1_dot_checkpoint__service__pb2
 from lockstep.v1 import job_pb2 as lockstep_dot_v1_dot_job__pb2
 from lockstep.v1 import job_spec_pb2 as lockstep_dot_v1_dot_job__spec__pb2
+try:
+  lockstep_dot_v1_dot_data__pb2 = lockstep_dot_v1_dot_job__spec__pb2.lockstep_dot_v1_dot_data__pb2
+except AttributeError:
+  lockstep_dot_v1_dot_data__pb2 = lockstep_dot_v1_dot_job__spec__pb2.lockstep.v1.data_pb2
+try:
+  lockstep_dot_v1_dot_model__pb2 = lockstep_dot_v1_dot_job__spec__pb2.lockstep_dot_v1_dot_model__pb2
+except AttributeError:
+  lockstep_dot_v1_dot_model__pb2 = lockstep_dot_v1_dot_job__spec__pb2.lockstep.v1.model_pb2
+try:
+  lockstep_dot_v1_dot_optimizer__pb2 = lockstep_dot_v1_dot_job__spec__pb2.lockstep_dot_v1_dot_optimizer__pb2
+except AttributeError:
+  lockstep_dot_v1_dot_optimizer__pb2 = lockstep_dot_v1_dot_job__spec__pb2.lockstep.v1.optimizer_pb2
 from lockstep.v1 import ledger_pb2 as lockstep_dot_v1_dot_ledger__pb2
 from lockstep.v1 import log_service_pb2 as lockstep_dot_v1_dot_log__service__pb2
 from lockstep.v1 import metrics_service_pb2 as lockstep_dot_v1_dot_metrics__service__pb2

@@ -4,6 +4,9 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from lockstep.v1 import checkpoint_service_pb2 as _checkpoint_service_pb2
 from lockstep.v1 import job_pb2 as _job_pb2
 from lockstep.v1 import job_spec_pb2 as _job_spec_pb2
+from lockstep.v1 import data_pb2 as _data_pb2
+from lockstep.v1 import model_pb2 as _model_pb2
+from lockstep.v1 import optimizer_pb2 as _optimizer_pb2
 from lockstep.v1 import ledger_pb2 as _ledger_pb2
 from lockstep.v1 import log_service_pb2 as _log_service_pb2
 from lockstep.v1 import metrics_service_pb2 as _metrics_service_pb2

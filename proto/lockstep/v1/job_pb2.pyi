@@ -2,6 +2,9 @@ import datetime
 
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from lockstep.v1 import job_spec_pb2 as _job_spec_pb2
+from lockstep.v1 import data_pb2 as _data_pb2
+from lockstep.v1 import model_pb2 as _model_pb2
+from lockstep.v1 import optimizer_pb2 as _optimizer_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor

@@ -24,6 +24,18 @@ _sym_db = _symbol_database.Default()
 
 from lockstep.v1 import job_pb2 as lockstep_dot_v1_dot_job__pb2
 from lockstep.v1 import job_spec_pb2 as lockstep_dot_v1_dot_job__spec__pb2
+try:
+  lockstep_dot_v1_dot_data__pb2 = lockstep_dot_v1_dot_job__spec__pb2.lockstep_dot_v1_dot_data__pb2
+except AttributeError:
+  lockstep_dot_v1_dot_data__pb2 = lockstep_dot_v1_dot_job__spec__pb2.lockstep.v1.data_pb2
+try:
+  lockstep_dot_v1_dot_model__pb2 = lockstep_dot_v1_dot_job__spec__pb2.lockstep_dot_v1_dot_model__pb2
+except AttributeError:
+  lockstep_dot_v1_dot_model__pb2 = lockstep_dot_v1_dot_job__spec__pb2.lockstep.v1.model_pb2
+try:
+  lockstep_dot_v1_dot_optimizer__pb2 = lockstep_dot_v1_dot_job__spec__pb2.lockstep_dot_v1_dot_optimizer__pb2
+except AttributeError:
+  lockstep_dot_v1_dot_optimizer__pb2 = lockstep_dot_v1_dot_job__spec__pb2.lockstep.v1.optimizer_pb2
 
 
 DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dlockstep/v1/job_service.proto\x12\x0blockstep.v1\x1a\x15lockstep/v1/job.proto\x1a\x1alockstep/v1/job_spec.proto\"a\n\x10SubmitJobRequest\x12\"\n\x04spec\x18\x01 \x01(\x0b\x32\x14.lockstep.v1.JobSpec\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\xfc\x01\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12%\n\x06states\x18\x03 \x03(\x0e\x32\x15.lockstep.v1.JobState\x12\x38\n\x06labels\x18\x04 \x03(\x0b\x32(.lockstep.v1.ListJobsRequest.LabelsEntry\x12\x15\n\rjob_id_prefix\x18\x05 \x01(\t\x12\x0c\n\x04name\x18\x06 \x01(\t\x12\r\n\x05owner\x18\x07 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"_\n\x10ListJobsResponse\x12\x1e\n\x04jobs\x18\x01 \x03(\x0b\x32\x10.lockstep.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x05\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"!\n\x0fPauseJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\"\n\x10ResumeJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"D\n\x10UpdateJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x14\n\x07workers\x18\x02 \x01(\x05H\x00\x88\x01\x01\x42\n\n\x08_workers\"9\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"X\n\x10WatchJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.lockstep.v1.Job\x12%\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x15.lockstep.v1.JobEvent2\x8c\x04\n\nJobService\x12<\n\tSubmitJob\x12\x1d.lockstep.v1.SubmitJobRequest\x1a\x10.lockstep.v1.Job\x12\x36\n\x06GetJob\x12\x1a.lockstep.v1.GetJobRequest\x1a\x10.lockstep.v1.Job\x12G\n\x08ListJobs\x12\x1c.lockstep.v1.ListJobsRequest\x1a\x1d.lockstep.v1.ListJobsResponse\x12<\n\tCancelJob\x12\x1d.lockstep.v1.CancelJobRequest\x1a\x10.lockstep.v1.Job\x12:\n\x08PauseJob\x12\x1c.lockstep.v1.PauseJobRequest\x1a\x10.lockstep.v1.Job\x12<\n\tResumeJob\x12\x1d.lockstep.v1.ResumeJobRequest\x1a\x10.lockstep.v1.Job\x12<\n\tUpdateJob\x12\x1d.lockstep.v1.UpdateJobRequest\x1a\x10.lockstep.v1.Job\x12I\n\x08WatchJob\x12\x1c.lockstep.v1.WatchJobRequest\x1a\x1d.lockstep.v1.WatchJobResponse0\x01\x62\x06proto3')

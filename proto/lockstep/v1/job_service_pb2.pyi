@@ -1,5 +1,8 @@
 from lockstep.v1 import job_pb2 as _job_pb2
 from lockstep.v1 import job_spec_pb2 as _job_spec_pb2
+from lockstep.v1 import data_pb2 as _data_pb2
+from lockstep.v1 import model_pb2 as _model_pb2
+from lockstep.v1 import optimizer_pb2 as _optimizer_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message

@@ -15,7 +15,7 @@ from typing import IO
 import structlog
 
 from lockstep.server import data_folder
-from lockstep.server.cluster.keeper import ClusterKeeper, LauncherFacts
+from lockstep.server.cluster.keeper import ClusterKeeper
 from lockstep.server.cluster.launcher_process import launcher_is_installed
 from lockstep.server.cluster.ray_head import RayHead
 from lockstep.server.coordinator.dispatcher import Cluster, Dispatcher
@@ -43,6 +43,7 @@ from lockstep.server.store import DAMAGES, Store, StoreError, is_full_disk, why_
 from lockstep.server.telemetry import Telemetry
 from lockstep.server.telemetry.collector import SnapshotCollector
 from lockstep.server.telemetry.snapshot import Camera
+from lockstep.v1.launcher_pb2 import LauncherSettings
 
 _CALLS_GRACE_S = 5.0
 # How long the disk may take with what is left, and once more to close all files.
@@ -185,7 +186,7 @@ class Application:
         settings, (num_cpus, num_gpus) = self._settings, here
         head = RayHead(self._data_dir, num_cpus=num_cpus, num_gpus=num_gpus) if self._is_embedded else None
         return ClusterKeeper(
-            self._launcher_facts(),
+            self._launcher_settings(),
             launcher_is_up=dispatcher.cluster_is_ready.is_set,
             launcher_words=lambda: dispatcher.launcher_words,
             launcher_timeout_s=settings.launcher_timeout_s,
@@ -206,22 +207,16 @@ class Application:
     def _reports_address(self) -> str:
         return self._settings.advertise_address or self.grpc_address
 
-    def _launcher_facts(self) -> LauncherFacts:
+    def _launcher_settings(self) -> LauncherSettings:
         assert self._store is not None
-        settings = self._settings
-        return LauncherFacts(
+        return LauncherSettings(
             coordinator_address=self.grpc_address,
             reports_address=self._reports_address(),
             launcher_token=self.launcher_token,
+            node_token=self.node_token,
             epoch=self._store.cluster.epoch,
             namespace=f"lockstep-{self._store.cluster.instance_id}-{data_folder.identity(self._data_dir)}",
-            log_format=settings.log_format,
-            warm_ttl_s=settings.warm_ttl_s,
-            warm_workers=settings.warm_workers,
-            warm_memory_bytes=settings.warm_memory_bytes,
-            data_cache_bytes=settings.data_cache_bytes,
-            node_token=self.node_token,
-            gpu_job_mapping_dir=str(settings.gpu_job_mapping_dir or ""),
+            options=self._settings.launcher_options(),
         )
 
     def _why_unwell(self) -> str:

@@ -12,8 +12,9 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from lockstep.server.spec.checkpoint_rules import FOLDER_LIMITS, is_folder
+from lockstep.contract.spec.values import FOLDER_LIMITS, is_folder
 from lockstep.server.spec.rules import DEFAULT_POINTS_PER_JOB
+from lockstep.v1.launcher_pb2 import LauncherOptions
 
 _HOST_AND_PORT = re.compile(r"\S+:[0-9]{1,5}")
 
@@ -60,14 +61,23 @@ class Settings(BaseSettings):
     launcher_timeout_s: float = Field(default=30.0, ge=3.0, le=3600.0)
     warm_ttl_s: float = Field(default=600.0, ge=0.0, le=1e9)
     warm_workers: int = Field(default=1, ge=0, le=10_000)
-    warm_memory_bytes: int = Field(default=4 << 30, ge=0)
-    data_cache_bytes: int = Field(default=1 << 30, ge=0)
+    warm_memory_bytes: int = Field(default=4 << 30, ge=0, lt=1 << 63)
+    data_cache_bytes: int = Field(default=1 << 30, ge=0, lt=1 << 63)
     log_bytes_per_job: int = Field(default=64 << 20, ge=1 << 20)
     points_per_job: int = Field(default=DEFAULT_POINTS_PER_JOB, ge=1_000)
     keep_days: float | None = Field(default=None, gt=0.0, le=100_000.0)
     gpu_job_mapping_dir: Path | None = None
     checkpoint_roots: Annotated[tuple[str, ...] | None, NoDecode] = None
     log_format: Literal["console", "json"] = "console"
+
+    def launcher_options(self) -> LauncherOptions:
+        """Say what launcher, agents and workers heed of them."""
+        options = LauncherOptions()
+        for field in options.DESCRIPTOR.fields:
+            value = getattr(self, field.name)
+            if value is not None:
+                setattr(options, field.name, str(value) if isinstance(value, Path) else value)
+        return options
 
     @field_validator("checkpoint_roots", mode="before")
     @classmethod

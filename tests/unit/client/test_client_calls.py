@@ -23,7 +23,13 @@ from tests.support.scripted_server import (
     violations,
 )
 
-SPEC = {"name": "digits", "model": {"mlp": {"hidden_units": [64]}}, "training": {"seed": 7}}
+SPEC: dict[str, Any] = {
+    "name": "digits",
+    "model": {"mlp": {"hidden_units": [64]}},
+    "data": {"builtin": {"name": "digits"}},
+    "optimizer": {"sgd": {"learning_rate": 0.1}},
+    "training": {"seed": 7},
+}
 
 
 def test_a_submit_is_repeated_under_one_request_id_until_the_server_answers(
@@ -49,7 +55,7 @@ def test_a_submit_sends_the_spec_and_the_callers_request_id(server: ScriptedServ
     server.on("SubmitJob", a_job())
     client.submit_job(SPEC, request_id="mine", validate_only=True)
     (request,) = server.requests["SubmitJob"]
-    assert request.spec == JobSpec(name="digits", model={"mlp": {"hidden_units": [64]}}, training={"seed": 7})
+    assert request.spec == JobSpec(**SPEC)
     assert (request.request_id, request.validate_only) == ("mine", True)
 
 
@@ -74,6 +80,7 @@ def test_every_call_has_a_deadline_of_ten_seconds(server: ScriptedServer, client
     server.on("ListMetrics", metrics_service_pb2.ListMetricsResponse())
     server.on("ListModels", catalog_service_pb2.ListModelsResponse())
     server.on("ListDatasets", catalog_service_pb2.ListDatasetsResponse())
+    server.on("ListOptimizers", catalog_service_pb2.ListOptimizersResponse())
     job = client.submit_job(SPEC)
     job.refresh().cancel().pause().resume().scale(2).metrics()
     assert job.checkpoints() == []
@@ -81,7 +88,8 @@ def test_every_call_has_a_deadline_of_ten_seconds(server: ScriptedServer, client
     client.list_jobs()
     client.list_models()
     client.list_datasets()
-    assert len(server.seconds_left) == 12
+    client.list_optimizers()
+    assert len(server.seconds_left) == 13
     assert all(left is not None and 9 < left < 10.5 for left in server.seconds_left)
 
 
@@ -218,9 +226,11 @@ def test_the_catalog_is_read_as_typed_entries(server: ScriptedServer, client: Cl
     entry = {"name": "mlp", "description": "A perceptron.", "parameters": [parameter], "tasks": ["classification"]}
     server.on("ListModels", catalog_service_pb2.ListModelsResponse(models=[entry]))
     server.on("ListDatasets", catalog_service_pb2.ListDatasetsResponse(datasets=[{"name": "idx"}]))
+    server.on("ListOptimizers", catalog_service_pb2.ListOptimizersResponse(optimizers=[{"name": "sgd"}]))
     (model,) = client.list_models()
     assert (model.name, model.tasks, model.parameters[0].default) == ("mlp", ("classification",), [256])
     assert [dataset.name for dataset in client.list_datasets()] == ["idx"]
+    assert [optimizer.name for optimizer in client.list_optimizers()] == ["sgd"]
 
 
 def test_a_job_that_was_only_validated_cannot_be_waited_for(server: ScriptedServer, client: Client) -> None:

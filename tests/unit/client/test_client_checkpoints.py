@@ -37,6 +37,7 @@ from tests.support.scripted_server import (
     a_job,
 )
 from tests.support.scripted_server import checkpoints as a_page
+from tests.support.specs import DIGITS
 
 WHOLE = {**FILES, "manifest.json": MANIFEST}
 
@@ -297,7 +298,7 @@ def test_a_job_that_was_only_validated_has_no_checkpoints(
     server: ScriptedServer, client: Client, tmp_path: Path
 ) -> None:
     server.on("SubmitJob", a_job(job_id=""))
-    job = client.submit_job({"name": "x"}, validate_only=True)
+    job = client.submit_job(DIGITS, validate_only=True)
     for ask in (job.checkpoints, job.pause, job.resume, job.load_state_dict, lambda: job.download(tmp_path)):
         with pytest.raises(LockstepError, match=r"^this job was only validated, not submitted"):
             ask()

@@ -9,8 +9,9 @@ import grpc
 import pytest
 import yaml
 
+from lockstep.client import load_spec
 from lockstep.client.cli import output
-from lockstep.v1.catalog_service_pb2 import ListDatasetsResponse, ListModelsResponse
+from lockstep.v1.catalog_service_pb2 import ListDatasetsResponse, ListModelsResponse, ListOptimizersResponse
 from lockstep.v1.job_service_pb2 import ListJobsResponse
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.metrics_service_pb2 import ListMetricsResponse
@@ -25,7 +26,13 @@ from tests.support.scripted_server import (
 )
 from tests.unit.client.conftest import Lockstep
 
-SPEC = "name: digits\nmodel: {mlp: {}}\ntraining: {seed: 7}\n"
+SPEC = """
+name: digits
+model: {mlp: {}}
+data: {builtin: {name: digits}}
+optimizer: {sgd: {learning_rate: 0.1}}
+training: {seed: 7}
+"""
 SUCCEEDED: dict[str, Any] = {"result": {"weights_digest": "ab12", "final_metrics": {"val_accuracy": 0.97}}}
 
 
@@ -44,7 +51,7 @@ def test_submit_prints_only_the_job_id_on_standard_output(
     assert (code, out) == (0, "j-1\n")
     assert err == "digits is queued; see how it gets on with: lockstep wait j-1\n"
     (request,) = server.requests["SubmitJob"]
-    assert request.spec == JobSpec(name="digits", model={"mlp": {}}, training={"seed": 8})
+    assert request.spec == load_spec(spec, ["training.seed=8"])
     assert (request.request_id, request.validate_only) == ("mine", False)
 
 
@@ -335,6 +342,8 @@ def test_the_catalog_is_listed_with_types_limits_and_defaults(server: ScriptedSe
         "    hidden_units  list of integers; 1 to 64 layers; default [256]",
         "    root          string; required",
     ]
+    server.on("ListOptimizers", ListOptimizersResponse(optimizers=[{"name": "sgd", "description": "Descent."}]))
+    assert lockstep("optimizers") == (0, "optimizer.sgd\n  Descent.\n", "")
     _, out, _ = lockstep("datasets", "-o", "json")
     assert json.loads(out)[0]["parameters"][0]["default"] == [256]
 

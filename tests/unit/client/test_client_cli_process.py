@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -17,6 +18,7 @@ from lockstep.client.cli import plugins
 from lockstep.v1.job_service_pb2 import ListJobsResponse
 from lockstep.v1.metrics_service_pb2 import ListMetricsResponse
 from tests.support.scripted_server import ScriptedServer, a_download, a_job, a_point, an_update
+from tests.support.specs import DIGITS
 from tests.unit.client.conftest import Lockstep
 
 LOCKSTEP = [sys.executable, "-c", "from lockstep.client.cli import main; main()"]
@@ -94,7 +96,7 @@ def test_a_job_id_stays_whole_on_a_narrow_terminal(server: ScriptedServer) -> No
 def test_ctrl_c_while_following_leaves_the_job_and_says_so(
     server: ScriptedServer, tmp_path: Path, release: threading.Event
 ) -> None:
-    (tmp_path / "job.yaml").write_text("name: digits")
+    (tmp_path / "job.yaml").write_text(json.dumps(DIGITS))
     server.on("SubmitJob", a_job())
     server.on("ListMetrics", ListMetricsResponse())
     server.on("WatchJob", [an_update("RUNNING", (1, "first step")), lambda context: release.wait(timeout=30)])

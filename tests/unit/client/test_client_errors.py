@@ -16,8 +16,8 @@ from lockstep.client.errors import (
     Unavailable,
     Violation,
 )
-from lockstep.v1.job_spec_pb2 import JobSpec
 from tests.support.scripted_server import UNAVAILABLE, Refusal, ScriptedServer, a_job, violations
+from tests.support.specs import DIGITS
 
 STATUSES = [status for status in grpc.StatusCode if status is not grpc.StatusCode.OK]
 EXCEPTIONS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, LockstepError)]
@@ -60,7 +60,7 @@ def test_a_refused_spec_names_every_field_at_fault(server: ScriptedServer, clien
     details = violations("SPEC_INVALID", training__batch_size="must be at least 1, is 0", name="must not be empty")
     server.on("SubmitJob", Refusal(grpc.StatusCode.INVALID_ARGUMENT, "invalid spec", details))
     with pytest.raises(InvalidSpec) as caught:
-        client.submit_job(JobSpec())
+        client.submit_job(DIGITS)
     assert caught.value.violations == [
         ("training.batch_size", "must be at least 1, is 0"),
         ("name", "must not be empty"),
@@ -75,7 +75,7 @@ def test_a_single_violation_is_a_single_line(server: ScriptedServer, client: Cli
     details = violations("SPEC_INVALID", training__seed="must be at least 0, is -1")
     server.on("SubmitJob", Refusal(grpc.StatusCode.INVALID_ARGUMENT, "invalid spec", details))
     with pytest.raises(InvalidSpec, match=r"^training\.seed: must be at least 0, is -1$"):
-        client.submit_job(JobSpec())
+        client.submit_job(DIGITS)
 
 
 def test_a_violation_that_names_its_field_is_not_told_with_the_field_twice() -> None:

@@ -35,6 +35,7 @@ from tests.support.scripted_server import (
     checkpoints,
     points,
 )
+from tests.support.specs import DIGITS
 
 # A title, a colour by a C1 control, a turn of the direction, and a bell.
 EVIL = "a\x1b]0;title\x07b\x9b31mc\u202ed\u2066e"
@@ -161,7 +162,7 @@ def test_nothing_that_others_wrote_steers_a_terminal(evil: ScriptedServer, comma
 
 
 def test_a_job_that_is_followed_steers_no_terminal_either(evil: ScriptedServer, tmp_path: Path) -> None:
-    (tmp_path / "job.yaml").write_text("name: x")
+    (tmp_path / "job.yaml").write_text(json.dumps(DIGITS))
     evil.on("SubmitJob", a_job(job_id=EVIL))
     shown = on_a_terminal(evil, "submit", "-f", str(tmp_path / "job.yaml"), "--follow")
     assert "title" in shown

@@ -45,6 +45,7 @@ def test_what_is_no_address_is_refused(text: str) -> None:
         ({"num_cpus": 0}, "--num-cpus is 0"),
         ({"num_gpus": -1}, "--num-gpus is -1"),
         ({"launcher_timeout_s": 0}, "--launcher-timeout-s is 0"),
+        ({"warm_memory_bytes": 1 << 63}, "--warm-memory-bytes is 9223372036854775808"),
         ({"log_format": "xml"}, "--log-format is 'xml'"),
         ({"gpu_job_mapping_dir": "jobs"}, "--gpu-job-mapping-dir is 'jobs'; allowed: an absolute path"),
         ({"ray_address": "a:1", "num_cpus": 2}, "for the embedded Ray"),
@@ -60,3 +61,20 @@ def test_a_bad_setting_is_named_by_its_option(given: dict[str, object], words: s
 def test_gpus_hidden_from_us_are_not_counted(monkeypatch: pytest.MonkeyPatch, visible: str, count: int) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert available_gpus() == count
+
+
+def test_the_launcher_is_told_each_of_its_options_as_it_was_set() -> None:
+    given = {
+        "log_format": "json",
+        "warm_ttl_s": 2.5,
+        "warm_workers": 3,
+        "warm_memory_bytes": (1 << 63) - 1,
+        "data_cache_bytes": 5,
+        "gpu_job_mapping_dir": "/run/gpu-jobs",
+    }
+    options = load(**given).launcher_options()
+    assert {field.name: value for field, value in options.ListFields()} == given
+
+
+def test_a_folder_that_is_not_set_is_told_to_the_launcher_as_none() -> None:
+    assert load().launcher_options().gpu_job_mapping_dir == ""

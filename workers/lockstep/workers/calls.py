@@ -20,18 +20,6 @@ FIRST_FACTOR = 20
 """How many hang timeouts may pass while nothing is known yet: of reading the data, of the first step, of validation."""
 
 
-class Limits(NamedTuple):
-    """What a worker may hold while it is idle.
-
-    Attributes:
-        data_bytes: of data sets.
-        memory_bytes: of its process, data in the memory of the host among it.
-    """
-
-    data_bytes: int
-    memory_bytes: int
-
-
 class Presence(NamedTuple):
     """A worker that has taken an assignment: where it listens for the others, its process, and its GPUs."""
 

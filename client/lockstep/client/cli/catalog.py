@@ -1,4 +1,4 @@
-"""The commands `models` and `datasets`: what a spec may say."""
+"""The commands `models`, `datasets` and `optimizers`: what a spec may say."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Form = Annotated[output.TableOrJson, typer.Option("--output", "-o", help=output.
 
 
 def add_to(app: typer.Typer) -> None:
-    for command in (models, datasets):
+    for command in (models, datasets, optimizers):
         app.command()(command)
 
 
@@ -31,6 +31,12 @@ def datasets(context: typer.Context, form: Form = output.TableOrJson.table) -> N
     """List the kinds of data that a spec can name."""
     with client_of(context) as client:
         _print(client.list_datasets(), form, "data")
+
+
+def optimizers(context: typer.Context, form: Form = output.TableOrJson.table) -> None:
+    """List the optimizers that a spec can name."""
+    with client_of(context) as client:
+        _print(client.list_optimizers(), form, "optimizer")
 
 
 def _print(entries: Sequence[CatalogEntry], form: output.TableOrJson, key: str) -> None:

@@ -10,7 +10,7 @@ from lockstep.client.cli import exit_codes, output
 from lockstep.client.cli.connect import client_of, complete_job, say, say_if_shards_follow, say_if_short
 from lockstep.client.errors import Unimplemented
 from lockstep.client.job import Job
-from lockstep.client.spec import load_spec, message_to_dict
+from lockstep.client.spec import load_right_spec, message_to_dict
 from lockstep.client.types import JobState
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def submit(
     follow: Annotated[bool, typer.Option("--follow", help="Show progress until the job has ended.")] = False,
 ) -> None:
     """Submit a job and print its id."""
-    spec = load_spec(file, overrides or ())
+    spec = load_right_spec(file, overrides or ())
     with client_of(context) as client:
         job = client.submit_job(spec, request_id=request_id, validate_only=dry_run)
         if dry_run:

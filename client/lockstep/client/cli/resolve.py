@@ -9,11 +9,12 @@ from __future__ import annotations
 import typer
 
 from lockstep.client._parts import load_part
+from lockstep.client._spec_check import check_spec
 from lockstep.client.cli import output
 from lockstep.client.cli.connect import say_if_shards_follow
 from lockstep.client.cli.jobs import Overrides, SpecFile
 from lockstep.client.errors import InvalidSpec, Violation
-from lockstep.client.spec import load_spec, message_to_dict
+from lockstep.client.spec import message_to_dict, read_spec
 
 GROUP = "lockstep.rules"
 
@@ -32,7 +33,9 @@ def resolve(file: SpecFile, overrides: Overrides = None) -> None:
     Where the spec does not say resources.shards, they follow from the number of workers, and they are part of the
     curve: set them to compare runs of different numbers of workers.
     """
-    spec = load_spec(file, overrides or ())
+    spec, misfits = read_spec(file, overrides or ())
+    if misfits:
+        check_spec(spec, misfits)
     apply_rules = load_part(GROUP, "resolve", "`lockstep resolve`", "server")
     resolved, violations = apply_rules(spec)
     if violations:

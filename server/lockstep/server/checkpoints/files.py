@@ -23,11 +23,11 @@ import fsspec.core
 
 from lockstep.contract.bounds import MOST_MANIFEST_BYTES
 from lockstep.contract.checkpoints import MANIFEST_FILE
+from lockstep.contract.spec.values import show
 from lockstep.contract.wording import count
 from lockstep.server.errors import CheckpointNotFound, CheckpointUnreadable, DataLoss, LockstepError
 from lockstep.server.jobs.records import StoredCheckpoint, StoredFile
 from lockstep.server.process.foreign_files import local_path, open_file
-from lockstep.server.spec.rules import show
 
 CHUNK_BYTES = 1024 * 1024
 CHECK_BYTES = 64 * CHUNK_BYTES

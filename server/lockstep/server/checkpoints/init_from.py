@@ -11,12 +11,12 @@ import structlog
 from google.protobuf.message import Message
 
 from lockstep.contract.checkpoints import MANIFEST_FILE
+from lockstep.contract.spec.values import show
 from lockstep.server.errors import FilesHang, InvalidSpec, Violation
 from lockstep.server.jobs.job import Job
 from lockstep.server.jobs.records import StoredCheckpoint
 from lockstep.server.process.file_pool import FilePool
 from lockstep.server.process.foreign_files import link_file, local_path, make_folder, open_folder, remove_folder
-from lockstep.server.spec.rules import show
 from lockstep.server.store import JobStore, Store
 from lockstep.v1.job_spec_pb2 import JobSpec
 

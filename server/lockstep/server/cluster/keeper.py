@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from lockstep.server.cluster.launcher_process import LauncherOrders, LauncherProcess
+from lockstep.server.cluster.launcher_process import LauncherProcess
 from lockstep.server.cluster.ray_head import RayHead
 from lockstep.server.cluster.ray_probe import ray_answers
 from lockstep.server.process.background import keep_running
 from lockstep.server.process.patience import PARTS
+from lockstep.v1.launcher_pb2 import LauncherSettings
 
 _FIRST_BACKOFF_S = 1.0
 _LONGEST_BACKOFF_S = 30.0
@@ -32,27 +32,6 @@ _MUTE_LAUNCHERS_PER_HEAD = 3
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True)
-class LauncherFacts:
-    """What every launcher of this server is told."""
-
-    coordinator_address: str
-    reports_address: str
-    launcher_token: str
-    epoch: int
-    namespace: str
-    log_format: str
-    warm_ttl_s: float
-    warm_workers: int
-    warm_memory_bytes: int
-    data_cache_bytes: int
-    node_token: str
-    gpu_job_mapping_dir: str
-
-    def orders(self, ray_address: str) -> LauncherOrders:
-        return LauncherOrders(ray_address=ray_address, **vars(self))
-
-
 class NoCluster(Exception):
     """There is no cluster to use; in words for users."""
 
@@ -65,7 +44,7 @@ class ClusterKeeper:
 
     def __init__(
         self,
-        facts: LauncherFacts,
+        settings: LauncherSettings,
         *,
         launcher_is_up: Callable[[], bool],
         launcher_words: Callable[[], int],
@@ -78,7 +57,7 @@ class ClusterKeeper:
         """Prepare to keep a cluster.
 
         Args:
-            facts: what launchers are told.
+            settings: what launchers are told; the address of Ray is filled in.
             launcher_is_up: says whether the launcher is in service.
             launcher_words: counts what launchers have said.
             launcher_timeout_s: how long a launcher may say nothing.
@@ -88,7 +67,7 @@ class ClusterKeeper:
             told: called with what stands in the way of the cluster, in words; empty when nothing does.
         """
         assert (ray_address is None) != (head is None)
-        self._facts = facts
+        self._settings = settings
         self._launcher_is_up = launcher_is_up
         self._launcher_words = launcher_words
         self._launcher_timeout_s = launcher_timeout_s
@@ -151,7 +130,9 @@ class ClusterKeeper:
         """
         ray_address, environment = await self._find_ray()
         self._tell_of_mute_launchers(ray_address)
-        self._launcher = LauncherProcess(self._facts.orders(ray_address), environment, self._folder)
+        settings = LauncherSettings(ray_address=ray_address)
+        settings.MergeFrom(self._settings)
+        self._launcher = LauncherProcess(settings, environment, self._folder)
         heard = self._launcher_words()
         launcher_died = asyncio.create_task(self._launcher.wait())
         launcher_is_silent = asyncio.create_task(self._silence())

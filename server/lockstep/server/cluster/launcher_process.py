@@ -1,45 +1,26 @@
-"""The launcher's process: started with its orders on standard input, which it must not outlive."""
+"""The launcher's process: started with its settings on standard input, which it must not outlive."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import importlib.util
-import json
 import os
 import signal
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import structlog
+from google.protobuf import json_format
 
 from lockstep.server.cluster import ray_environment
 from lockstep.server.process import children
+from lockstep.v1.launcher_pb2 import LauncherSettings
 
 MODULE = "lockstep.workers.launcher"
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class LauncherOrders:
-    """The first line on the launcher's standard input, as JSON."""
-
-    coordinator_address: str
-    reports_address: str
-    launcher_token: str
-    epoch: int
-    ray_address: str
-    namespace: str
-    log_format: str
-    warm_ttl_s: float
-    warm_workers: int
-    warm_memory_bytes: int
-    data_cache_bytes: int
-    node_token: str
-    gpu_job_mapping_dir: str
 
 
 def launcher_is_installed() -> bool:
@@ -50,11 +31,11 @@ def launcher_is_installed() -> bool:
 class LauncherProcess:
     """One life of the launcher."""
 
-    def __init__(self, orders: LauncherOrders, environment: dict[str, str], folder: Path) -> None:
+    def __init__(self, settings: LauncherSettings, environment: dict[str, str], folder: Path) -> None:
         """Start it.
 
         Args:
-            orders: what it is told.
+            settings: what it is told, by the first line on its standard input.
             environment: its environment; proxies for the server's own address are taken out.
             folder: its working directory, which Ray adds to the modules of every worker: one that holds none.
         """
@@ -66,12 +47,12 @@ class LauncherProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 cwd=folder,
-                env=ray_environment.of_children(environment, orders.reports_address),
+                env=ray_environment.of_children(environment, settings.reports_address),
                 start_new_session=True,
             )
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(asdict(orders)).encode() + b"\n")
+            self._process.stdin.write(json_format.MessageToJson(settings, indent=None).encode() + b"\n")
             self._process.stdin.flush()
         log.info("launcher started", pid=self._process.pid)
 

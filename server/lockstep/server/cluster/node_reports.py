@@ -7,8 +7,8 @@ import re
 
 from google.protobuf.message import Message
 
+from lockstep.contract.spec.values import show
 from lockstep.server.errors import InvalidRequest
-from lockstep.server.spec.rules import show
 from lockstep.v1.internal_service_pb2 import ReportNodeRequest
 from lockstep.v1.telemetry_pb2 import GpuTelemetry
 

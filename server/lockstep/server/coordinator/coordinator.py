@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 
+from lockstep.contract.spec.values import show
 from lockstep.server.checkpoints.init_from import forget_beside, forget_what_is_over, keep_beside
 from lockstep.server.cluster import view
 from lockstep.server.cluster.view import ClusterView
@@ -27,7 +28,7 @@ from lockstep.server.ledger.book import LedgerBook
 from lockstep.server.process.background import keep_running
 from lockstep.server.process.file_pool import FilePool
 from lockstep.server.spec.digests import submit_digest
-from lockstep.server.spec.rules import Site, show
+from lockstep.server.spec.rules import Site
 from lockstep.server.spec.validation import fill_in_defaults
 from lockstep.server.store import NewJob, Store
 from lockstep.server.watching.notifier import Notifier

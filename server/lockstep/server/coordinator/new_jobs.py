@@ -14,7 +14,7 @@ from lockstep.server.process.file_pool import FilePool
 from lockstep.server.scheduling.waiting import WAITS
 from lockstep.server.spec.digests import curve_digest
 from lockstep.server.spec.rules import Site
-from lockstep.server.spec.validation import resolve
+from lockstep.server.spec.validation import fields_with_files, resolve
 from lockstep.server.store import Store
 from lockstep.v1.job_spec_pb2 import JobSpec
 
@@ -44,8 +44,7 @@ async def make_job(
         InvalidSpec: the spec breaks rules.
         ClusterTooSmall: its workers have no room in memory.
     """
-    named = ["data.idx.root"] if submitted.data.HasField("idx") else []
-    named += ["init_from.uri"] if submitted.init_from.uri else []
+    named = fields_with_files(submitted)
     if named:
         spec = await files.run(resolve, submitted, site, what=f"looking at the files in {' and '.join(named)}")
     else:

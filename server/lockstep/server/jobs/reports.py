@@ -10,11 +10,11 @@ from itertools import pairwise
 
 from lockstep.contract.bounds import LONGEST_LINE_BYTES, MOST_NOTES
 from lockstep.contract.facts import PHASES, STEP_BOUNDS_S
+from lockstep.contract.spec.values import is_path, show
 from lockstep.server.errors import InvalidRequest
 from lockstep.server.jobs.job import Progress, Reported
 from lockstep.server.jobs.records import Status, StoredCheckpoint, StoredFile, StoredPoint
 from lockstep.server.jobs.timeline import Timeline
-from lockstep.server.spec.rules import is_path, show
 from lockstep.v1.checkpoint_service_pb2 import Checkpoint, CheckpointFile
 from lockstep.v1.internal_service_pb2 import ReportLedgerRequest, ReportLogsRequest, ReportProgressRequest
 from lockstep.v1.metrics_service_pb2 import METRIC_KIND_UNSPECIFIED, MetricKind, MetricPoint

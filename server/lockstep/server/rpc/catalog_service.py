@@ -9,15 +9,20 @@ from lockstep.v1.catalog_service_pb2 import (
     ListDatasetsResponse,
     ListModelsRequest,
     ListModelsResponse,
+    ListOptimizersRequest,
+    ListOptimizersResponse,
 )
 from lockstep.v1.catalog_service_pb2_grpc import CatalogServiceServicer
 
 
 class CatalogService(CatalogServiceServicer):
-    """The models and data sets that this server knows."""
+    """The models, data sets and optimizers that this server knows."""
 
     async def ListModels(self, request: ListModelsRequest, context: Context) -> ListModelsResponse:
         return ListModelsResponse(models=catalog.models())
 
     async def ListDatasets(self, request: ListDatasetsRequest, context: Context) -> ListDatasetsResponse:
         return ListDatasetsResponse(datasets=catalog.datasets())
+
+    async def ListOptimizers(self, request: ListOptimizersRequest, context: Context) -> ListOptimizersResponse:
+        return ListOptimizersResponse(optimizers=catalog.optimizers())

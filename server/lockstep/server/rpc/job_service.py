@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+from lockstep.contract.spec.values import show
 from lockstep.server.coordinator.coordinator import Coordinator
 from lockstep.server.coordinator.shown_jobs import ShownJobs
 from lockstep.server.errors import InvalidRequest
@@ -13,7 +14,6 @@ from lockstep.server.rpc.interceptors import Context, as_written
 from lockstep.server.rpc.job_feed import JobFeed
 from lockstep.server.rpc.messages import job_to_proto, state_from_proto
 from lockstep.server.rpc.paging import make_token, not_negative, page_size, read_token
-from lockstep.server.spec.rules import show
 from lockstep.server.spec.validation import MAX_LABELS
 from lockstep.server.store import JobFilter, JobStore
 from lockstep.server.watching.notifier import Notifier

@@ -7,46 +7,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lockstep.contract.checkpoints import MANIFEST_FILE
+from lockstep.contract.spec.values import STORES
+from lockstep.contract.spec.walk import Shown
 from lockstep.server.process.foreign_files import local_path
-from lockstep.server.spec.rules import CrossRule, Shown, Site, is_file, is_path
+from lockstep.server.spec.rules import Site, SiteRule, is_file
 from lockstep.v1.job_spec_pb2 import JobSpec
 
-# What can be written to and outlives its writer, with the package that reaches it. fsspec knows more: file systems in
-# the memory of one process, and such as can only be read.
-STORES = {
-    "file": "",
-    "local": "",
-    "s3": "s3fs",
-    "s3a": "s3fs",
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
-    "az": "adlfs",
-    "abfs": "adlfs",
-    "abfss": "adlfs",
-    "hdfs": "pyarrow",
-    "sftp": "paramiko",
-    "ssh": "paramiko",
-    "smb": "smbprotocol",
-}
-FOLDER_LIMITS = (
-    f"an absolute path, or a URI of {', '.join(STORES)}, of at most 4,096 characters without control characters, and "
-    'without "::" in a URI'
-)
-FOLDER_HINT = "set it to a folder such as /data/checkpoints or s3://bucket/checkpoints"
 _FIELDS = ("recovery.checkpoint_uri", "init_from.uri")
-
-
-def is_folder(value: str) -> bool:
-    """Say whether it is an absolute path, or a URI of a store, wherever it leads."""
-    if not is_path(value):
-        return False
-    if value.startswith("/"):
-        return True
-    # A path on this machine without the slash would start at whatever the working directory is.
-    scheme, separator, rest = value.partition("://")
-    if scheme in ("file", "local") and not rest.startswith("/"):
-        return False
-    return bool(separator) and scheme in STORES and "::" not in rest and rest.strip("/") != ""
 
 
 def is_below(folder: str, root: str) -> bool:
@@ -65,7 +32,7 @@ def _folder_of(spec: JobSpec, field: str) -> str:
     return spec.recovery.checkpoint_uri if field == _FIELDS[0] else spec.init_from.uri
 
 
-def _missing_package(field: str) -> CrossRule:
+def _missing_package(field: str) -> SiteRule:
     def problem(spec: JobSpec, site: Site, shown: Shown) -> str | None:
         package = STORES.get(_folder_of(spec, field).partition("://")[0], "")
         if not package or is_installed(package):
@@ -73,7 +40,7 @@ def _missing_package(field: str) -> CrossRule:
         return f"{shown(field)}, which needs the package {package}, and the server does not have it; pip install it"
 
     hint = "where the server and the workers run, or set it to an absolute path"
-    return CrossRule(field, (field,), "a store whose package is installed", hint, problem)
+    return SiteRule(field, (field,), "a store whose package is installed", hint, problem)
 
 
 def is_installed(package: str) -> bool:
@@ -81,7 +48,7 @@ def is_installed(package: str) -> bool:
     return find_spec(package) is not None
 
 
-def _outside_of_roots(field: str) -> CrossRule:
+def _outside_of_roots(field: str) -> SiteRule:
     def problem(spec: JobSpec, site: Site, shown: Shown) -> str | None:
         folder = _folder_of(spec, field)
         if not folder or not site.checkpoint_roots or any(is_below(folder, root) for root in site.checkpoint_roots):
@@ -90,15 +57,7 @@ def _outside_of_roots(field: str) -> CrossRule:
             f"{shown(field)}; allowed by the operator of this server: folders below {', '.join(site.checkpoint_roots)}"
         )
 
-    return CrossRule(field, (field,), "below the server's --checkpoint-roots", "choose one of them", problem)
-
-
-def _one_source(spec: JobSpec, site: Site, shown: Shown) -> str | None:
-    if not spec.HasField("init_from") or bool(spec.init_from.job_id) != bool(spec.init_from.uri):
-        return None
-    if spec.init_from.job_id:
-        return f"{shown('init_from.job_id')} and {shown('init_from.uri')}; allowed: one of the two"
-    return "init_from has neither job_id nor uri; allowed: one of the two"
+    return SiteRule(field, (field,), "below the server's --checkpoint-roots", "choose one of them", problem)
 
 
 def _no_checkpoint_there(spec: JobSpec, site: Site, shown: Shown) -> str | None:
@@ -113,41 +72,8 @@ def _no_checkpoint_there(spec: JobSpec, site: Site, shown: Shown) -> str | None:
     return f"{shown('init_from.uri')}, {problem}; allowed: one with {MANIFEST_FILE}"
 
 
-def _step_without_job(spec: JobSpec, site: Site, shown: Shown) -> str | None:
-    if not spec.init_from.HasField("step") or spec.init_from.job_id:
-        return None
-    return f"{shown('init_from.step')}; allowed: only with init_from.job_id"
-
-
-def _more_than_workers(spec: JobSpec, site: Site, shown: Shown) -> str | None:
-    if spec.resources.min_workers <= spec.resources.workers:
-        return None
-    return f"{shown('resources.min_workers')}; allowed: at most resources.workers, and {shown('resources.workers')}"
-
-
-RECOVERY_CROSS_RULES: tuple[CrossRule, ...] = (
-    CrossRule(
-        "resources.min_workers",
-        ("resources.min_workers", "resources.workers"),
-        "at most resources.workers",
-        "lower it, or ask for more workers",
-        _more_than_workers,
-    ),
-    CrossRule(
-        "init_from",
-        ("init_from.job_id", "init_from.uri"),
-        "exactly one of job_id and uri",
-        "set job_id to start from a checkpoint of a job of this server, or uri to the folder of a checkpoint",
-        _one_source,
-    ),
-    CrossRule(
-        "init_from.step",
-        ("init_from.step", "init_from.job_id"),
-        "only with init_from.job_id",
-        "remove it; the folder of a checkpoint is of one step",
-        _step_without_job,
-    ),
-    CrossRule(
+CHECKPOINT_RULES: tuple[SiteRule, ...] = (
+    SiteRule(
         "init_from.uri",
         ("init_from.uri",),
         "a folder with a checkpoint, where server and workers share files",

@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
-from lockstep.server.spec.dataset_rules import BUILTINS, train_size
+from lockstep.contract.spec.builtin import train_size
+from lockstep.contract.spec.data_cross import WEIGHTS_HINT, WEIGHTS_LIMITS, too_many_weights
+from lockstep.contract.spec.walk import Shown
 from lockstep.server.spec.idx_header import training_images
-from lockstep.server.spec.rules import CrossRule, Shown, Site
+from lockstep.server.spec.rules import Site, SiteRule
 from lockstep.v1.job_spec_pb2 import JobSpec
 
-MOST_WEIGHTS = 1_000_000_000
 METRICS_PER_POINT = 6
 """train_loss, train_accuracy, grad_norm, learning_rate, samples_per_second and step_seconds."""
 METRICS_PER_VALIDATION = 2
 
 
-def _inputs(spec: JobSpec, site: Site) -> int:
-    """Count the inputs of a model as far as the data is known; 1 where only the workers can know."""
-    match spec.data.WhichOneof("kind"):
-        case "synthetic_regression":
-            return len(spec.data.synthetic_regression.w)
-        case "builtin":
-            return BUILTINS[spec.data.builtin.name].inputs
-        case "idx":
-            images = training_images(spec, site)
-            return max(1, images.height * images.width) if images is not None else 1
-        case _:
-            return 1
+def _too_many_weights(spec: JobSpec, site: Site, shown: Shown) -> str | None:
+    images = training_images(spec, site)
+    return too_many_weights(spec, max(1, images.height * images.width) if images is not None else 1)
 
 
 def _batch_above_images(spec: JobSpec, site: Site, shown: Shown) -> str | None:
@@ -35,23 +26,6 @@ def _batch_above_images(spec: JobSpec, site: Site, shown: Shown) -> str | None:
     if images is None or not images.number or spec.training.batch_size <= images.number:
         return None
     return f"{shown('training.batch_size')}; allowed: at most {images.number:,}, the number of training examples"
-
-
-def _outputs(spec: JobSpec) -> int:
-    return BUILTINS[spec.data.builtin.name].outputs if spec.data.HasField("builtin") else 1
-
-
-def _too_many_weights(spec: JobSpec, site: Site, shown: Shown) -> str | None:
-    if not spec.model.HasField("mlp"):
-        return None
-    widths = [_inputs(spec, site), *spec.model.mlp.hidden_units, _outputs(spec)]
-    weights = sum(inputs * outputs for inputs, outputs in pairwise(widths))
-    if weights <= MOST_WEIGHTS:
-        return None
-    return (
-        f"model.mlp.hidden_units makes {weights:,} weights, with {widths[0]:,} inputs; "
-        f"allowed: at most {MOST_WEIGHTS:,}"
-    )
 
 
 def steps_of(spec: JobSpec) -> int | None:
@@ -93,30 +67,25 @@ _DATA = (
     ("data.idx.root",),
 )
 
-_OF_EACH_DATA = tuple(
-    rule
-    for data in _DATA
-    for rule in (
-        CrossRule(
-            "model.mlp.hidden_units",
-            ("model.mlp.hidden_units", *data),
-            "at most 1,000,000,000 weights, those of the inputs among them",
-            "make the layers narrower or fewer",
-            _too_many_weights,
-        ),
-        CrossRule(
+SIZE_RULES: tuple[SiteRule, ...] = (
+    SiteRule(
+        "model.mlp.hidden_units",
+        ("model.mlp.hidden_units", "data.idx.root"),
+        WEIGHTS_LIMITS,
+        WEIGHTS_HINT,
+        _too_many_weights,
+    ),
+    *(
+        SiteRule(
             "training.log_every_steps",
             (*_TRAINING, *data),
             "no more points in all than the server takes of a job",
             "log and validate less often, or take fewer steps",
             _too_many_points,
-        ),
-    )
-)
-
-SIZE_CROSS_RULES: tuple[CrossRule, ...] = (
-    *_OF_EACH_DATA,
-    CrossRule(
+        )
+        for data in _DATA
+    ),
+    SiteRule(
         "training.batch_size",
         ("training.batch_size", "data.idx.root"),
         "at most the number of training examples",

@@ -156,7 +156,7 @@ checkpoints = Table(
     Column("files", JSON, nullable=False),
 )
 
-# Where the time of a job's workers went, as ledger.py says it in JSON.
+# Where the time of a job's workers went, as `ledger/ledger.py` says it in JSON.
 ledgers = Table(
     "ledgers",
     metadata,

@@ -8,7 +8,6 @@ import errno
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,14 @@ import pytest
 
 from lockstep.server.cluster import keeper as keeper_module
 from lockstep.server.cluster import launcher_process
-from lockstep.server.cluster.keeper import ClusterKeeper, LauncherFacts
+from lockstep.server.cluster.keeper import ClusterKeeper
 from lockstep.v1.cluster_service_pb2 import GetClusterRequest
 from lockstep.v1.job_service_pb2 import GetJobRequest, ListJobsRequest
+from lockstep.v1.launcher_pb2 import LauncherSettings
 from tests.support import silent_launcher
 from tests.support.server import serving
 
-FACTS = LauncherFacts("127.0.0.1:1", "127.0.0.1:1", "token", 1, "namespace", "json", 0.0, 0, 0, 0, "", "")
+SETTINGS = LauncherSettings(coordinator_address="127.0.0.1:1", reports_address="127.0.0.1:1")
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def keeper_of(
     words: Callable[[], int], head: Head | None = None, told: Callable[[str], None] = lambda trouble: None
 ) -> ClusterKeeper:
     return ClusterKeeper(
-        FACTS,
+        SETTINGS,
         launcher_is_up=lambda: True,
         launcher_words=words,
         launcher_timeout_s=0.3,
@@ -180,7 +180,7 @@ async def test_nothing_that_a_launcher_prints_comes_to_the_servers_standard_outp
 ) -> None:
     monkeypatch.setattr(launcher_process, "MODULE", "this")  # prints a poem, as Ray does paragraphs
 
-    launcher = launcher_process.LauncherProcess(FACTS.orders("127.0.0.1:1"), dict(os.environ), tmp_path)
+    launcher = launcher_process.LauncherProcess(SETTINGS, dict(os.environ), tmp_path)
     assert await launcher.wait() == 0
     assert "Zen" not in capfd.readouterr().out
 
@@ -199,9 +199,9 @@ async def test_a_launcher_takes_no_modules_from_the_working_directory_and_no_pro
     monkeypatch.setattr(launcher_process, "MODULE", "told")
     monkeypatch.chdir(tmp_path)
     environment = os.environ | {"no_proxy": "a.b", "PYTHONPATH": str(tmp_path / "modules")}
-    facts = replace(FACTS, reports_address="10.1.2.3:7000")
+    settings = LauncherSettings(reports_address="10.1.2.3:7000")
 
-    launcher = launcher_process.LauncherProcess(facts.orders("127.0.0.1:1"), environment, tmp_path / "folder")
+    launcher = launcher_process.LauncherProcess(settings, environment, tmp_path / "folder")
     assert await launcher.wait() == 0
     assert f"{tmp_path}/folder a.b,127.0.0.1,localhost,::1,10.1.2.3\n" in capfd.readouterr().err
 
@@ -228,7 +228,7 @@ async def test_where_no_ray_answers_no_launcher_is_started_and_nodes_and_jobs_sa
         parts = server.parts
         job = await server.submit()
         keeper = ClusterKeeper(
-            FACTS,
+            SETTINGS,
             launcher_is_up=lambda: False,
             launcher_words=lambda: 0,
             launcher_timeout_s=30.0,
@@ -260,7 +260,7 @@ async def test_words_about_a_ray_that_does_not_answer_end_when_it_does(
 
         monkeypatch.setattr(keeper_module, "ray_answers", ray_answers)
         keeper = ClusterKeeper(
-            FACTS,
+            SETTINGS,
             launcher_is_up=lambda: False,
             launcher_words=lambda: 0,
             launcher_timeout_s=30.0,
@@ -297,6 +297,6 @@ async def test_workers_that_are_taken_over_report_to_the_address_that_they_were_
         await launcher.be_ready()
         await server.submit()
         started = await launcher.next_start()
-        facts = server.application._launcher_facts()
+        facts = server.application._launcher_settings()
         assert started.coordinator_address == facts.reports_address == "10.1.2.3:7000"
         assert facts.coordinator_address == server.application.grpc_address

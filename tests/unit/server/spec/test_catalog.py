@@ -8,6 +8,15 @@ def test_every_model_and_data_set_is_listed_by_name() -> None:
     assert [entry.name for entry in catalog.datasets()] == ["builtin", "idx", "synthetic_regression"]
 
 
+def test_every_optimizer_is_listed_by_name() -> None:
+    assert [entry.name for entry in catalog.optimizers()] == ["sgd"]
+    parameters = {parameter.name: parameter for parameter in catalog.optimizers()[0].parameters}
+    assert list(parameters) == ["learning_rate", "momentum", "nesterov", "weight_decay"]
+    assert parameters["learning_rate"].required
+    assert (parameters["nesterov"].type, parameters["nesterov"].default_json) == ("boolean", "false")
+    assert parameters["momentum"].limits == "0 or greater, less than 1"
+
+
 def test_parameters_come_from_the_rules() -> None:
     mlp = next(entry for entry in catalog.models() if entry.name == "mlp")
     hidden_units = mlp.parameters[0]
@@ -31,3 +40,4 @@ def test_every_entry_is_described() -> None:
         assert entry.description
         assert entry.tasks
         assert all(parameter.limits and parameter.type for parameter in entry.parameters)
+    assert all(entry.description and not entry.tasks for entry in catalog.optimizers())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lockstep.contract import idx
-from lockstep.server.spec.dataset_rules import BUILTINS
+from lockstep.contract.spec.builtin import BUILTINS
 from lockstep.server.spec.size_rules import points_of
 from lockstep.server.spec.validation import resolve
 from tests.support.specs import DIGITS, LENET, SITE, SYNTHETIC, spec_of, violations_of

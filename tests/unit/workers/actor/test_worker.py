@@ -9,15 +9,16 @@ import pytest
 import ray
 
 from lockstep.v1.internal_service_pb2 import StartGang
+from lockstep.v1.launcher_pb2 import LauncherOptions
 from lockstep.workers.actor import assignment, worker
 from lockstep.workers.actor.assignment import Assignment
 from lockstep.workers.actor.worker import Unfit, Worker
-from lockstep.workers.calls import Description, Limits, Status, name_of
+from lockstep.workers.calls import Description, Status, name_of
 from lockstep.workers.engine import ENGINE_VERSION
 from tests.support.processes import in_a_fresh_process
 
 WAIT_S = 20.0
-ROOMY = Limits(1 << 20, 1 << 40)
+ROOMY = LauncherOptions(data_cache_bytes=1 << 20, warm_memory_bytes=1 << 40)
 attempts = itertools.count(1)
 
 
@@ -62,8 +63,8 @@ def make_worker(monkeypatch: pytest.MonkeyPatch, slate: PlayedSlate) -> Iterator
     monkeypatch.setattr(assignment, "LAST_WORDS_S", 0.0)  # there is no coordinator
     made = []
 
-    def make(limits: Limits = ROOMY, gpus: float = 0.0) -> Worker:
-        made.append(Worker(limits, 1.0, gpus))
+    def make(options: LauncherOptions = ROOMY, gpus: float = 0.0) -> Worker:
+        made.append(Worker(options, 1.0, gpus))
         return made[-1]
 
     yield make
@@ -322,7 +323,7 @@ def begin_only(one: Worker, order: StartGang) -> str:
 def test_a_worker_that_takes_too_much_memory_gives_up_its_data_first(
     make_worker: Any, monkeypatch: pytest.MonkeyPatch, without_data_bytes: int, is_reusable: bool
 ) -> None:
-    large = make_worker(Limits(data_bytes=1 << 20, memory_bytes=1000))
+    large = make_worker(LauncherOptions(data_cache_bytes=1 << 20, warm_memory_bytes=1000))
     monkeypatch.setattr(worker, "memory_bytes", lambda: without_data_bytes + large._data.size_bytes)
     begin(large, order_of())
     assert large._data.size_bytes == 160
@@ -332,7 +333,7 @@ def test_a_worker_that_takes_too_much_memory_gives_up_its_data_first(
 
 
 def test_a_worker_within_its_limit_keeps_its_data(make_worker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = make_worker(Limits(data_bytes=1 << 20, memory_bytes=1000))
+    small = make_worker(LauncherOptions(data_cache_bytes=1 << 20, warm_memory_bytes=1000))
     monkeypatch.setattr(worker, "memory_bytes", lambda: 1000)
     begin(small, order_of())
     assert end(small).is_reusable
@@ -366,13 +367,16 @@ def test_a_worker_with_an_assignment_is_not_warmed_up(idle: Worker, monkeypatch:
     idle.warm_up()
 
 
-def live_alone(asked: bool) -> None:
-    """Be a worker that nobody asks for, or no more."""
+def soon_orphaned() -> Worker:
     patch = pytest.MonkeyPatch()
     patch.setattr(ray, "get_runtime_context", RayContext)
     patch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
     patch.setattr(worker, "ORPHANED_AFTER_S", 0.2)
-    alone = Worker(Limits(0, 1 << 40), 1.0, 0.0)
+    return Worker(ROOMY, 1.0, 0.0)
+
+
+def live_alone(asked: bool) -> None:
+    alone = soon_orphaned()
     if asked:
         alone.rest("", 0)
     threading.Event().wait()
@@ -385,11 +389,7 @@ def test_an_idle_worker_that_nobody_asks_for_ends_itself(asked: bool) -> None:
 
 
 def work_alone() -> bool:
-    patch = pytest.MonkeyPatch()
-    patch.setattr(ray, "get_runtime_context", RayContext)
-    patch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
-    patch.setattr(worker, "ORPHANED_AFTER_S", 0.2)
-    alone = Worker(Limits(0, 1 << 40), 1.0, 0.0)
+    alone = soon_orphaned()
     timer = alone._orphaned
     begin(alone, order_of())
     timer.join()

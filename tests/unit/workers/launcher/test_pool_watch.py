@@ -8,10 +8,11 @@ import pytest
 from ray.exceptions import ActorUnavailableError
 
 from lockstep.v1.internal_service_pb2 import StartGang, WorkerProcess
+from lockstep.v1.launcher_pb2 import LauncherOptions, LauncherSettings
 from lockstep.workers.calls import Description
 from lockstep.workers.engine import ENGINE_VERSION
 from lockstep.workers.launcher import pool as pool_module
-from lockstep.workers.launcher.launcher import Config, Launcher, Lifeline
+from lockstep.workers.launcher.launcher import Launcher, Lifeline
 from lockstep.workers.launcher.pool import SILENT_S
 from tests.support.played_fleet import WAIT_S, PlayedActor, PlayedFleet
 from tests.support.pool_stage import TTL_S, Clock, Make, PoolStage
@@ -130,10 +131,8 @@ def test_processes_are_told_as_they_are(make: Make) -> None:
 
 
 def launcher_on(fleet: PlayedFleet) -> Launcher:
-    config = Config(
-        "", "", "", 1, "", "", "json", warm_ttl_s=TTL_S, warm_workers=0, warm_memory_bytes=0, data_cache_bytes=0
-    )
-    return Launcher(config, fleet, Lifeline())
+    settings = LauncherSettings(epoch=1, options=LauncherOptions(warm_ttl_s=TTL_S))
+    return Launcher(settings, fleet, Lifeline())
 
 
 def test_a_launcher_puts_the_workers_of_the_one_before_where_they_belong(clock: Clock) -> None:

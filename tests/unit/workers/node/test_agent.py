@@ -11,6 +11,7 @@ import pytest
 
 from lockstep.v1.internal_service_pb2 import GpuUse, ReportNodeRequest, ReportNodeResponse
 from lockstep.v1.internal_service_pb2_grpc import InternalServiceServicer, add_InternalServiceServicer_to_server
+from lockstep.v1.launcher_pb2 import LauncherOptions
 from lockstep.v1.telemetry_pb2 import HostTelemetry, NodeTelemetry
 from lockstep.workers.node import agent as agent_module
 from lockstep.workers.node.agent import Duty, NodeAgent, Sampler
@@ -86,7 +87,9 @@ def a_sample() -> NodeTelemetry:
 
 
 def make_agent(address: str, folder: Path | None = None, sample: Any = a_sample) -> NodeAgent:
-    return NodeAgent(Duty("node-1", address, "secret", "ours", str(folder or "")), sample)
+    return NodeAgent(
+        Duty("node-1", address, "secret", "ours", LauncherOptions(gpu_job_mapping_dir=str(folder or ""))), sample
+    )
 
 
 def test_it_tells_samples_with_its_token_until_it_is_retired(

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from lockstep.v1.launcher_pb2 import LauncherOptions
 from lockstep.workers.node import agents as agents_module
 from lockstep.workers.node.agent import Duty
 from lockstep.workers.node.agents import AGAIN_AFTER_S, START_AFTER_S, NodeAgents
@@ -45,7 +46,7 @@ class Stage:
         self.started: dict[str, PlayedActor] = {}
         self.fails = False
         self.agents = NodeAgents(self._start)
-        self.agents.begin(lambda node_id: Duty(node_id, "host:1", "token", "ours", ""))
+        self.agents.begin(lambda node_id: Duty(node_id, "host:1", "token", "ours", LauncherOptions()))
 
     def _start(self, duty: Duty) -> PlayedActor:
         if self.fails:

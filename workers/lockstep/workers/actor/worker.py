@@ -12,10 +12,11 @@ import structlog
 
 from lockstep.contract.facts import ENGINE_VERSION
 from lockstep.v1.internal_service_pb2 import StartGang
+from lockstep.v1.launcher_pb2 import LauncherOptions
 from lockstep.workers.actor.assignment import Assignment, Place
 from lockstep.workers.actor.ending_signals import heed_in_children_only, start_children_as_usual
 from lockstep.workers.actor.reset import CleanSlate, free_memory, memory_bytes
-from lockstep.workers.calls import POLL_S, Description, Limits, Presence, Rest, Status, name_of
+from lockstep.workers.calls import POLL_S, Description, Presence, Rest, Status, name_of
 from lockstep.workers.datasets import DataCache
 from lockstep.workers.engine import awake
 from lockstep.workers.logs.spool import folder_of
@@ -35,21 +36,21 @@ class Worker:
     """One worker process.
 
     Args:
-        limits: what it may hold while it is idle.
+        options: what the operator has set; it says what a worker may hold while it is idle.
         cpus: that it holds; told to launchers that come later.
         gpus: likewise.
     """
 
-    def __init__(self, limits: Limits, cpus: float, gpus: float) -> None:
+    def __init__(self, options: LauncherOptions, cpus: float, gpus: float) -> None:
         if threading.current_thread() is threading.main_thread():
             heed_in_children_only()
-        self._limits, self._cpus, self._gpus = limits, cpus, gpus
+        self._options, self._cpus, self._gpus = options, cpus, gpus
         context = ray.get_runtime_context()
         self._node_id: str = context.get_node_id()
         self._gpu_ids = tuple(context.get_accelerator_ids().get("GPU", ())) if gpus else ()
         self._logs = folder_of(context.namespace)
         self._place = Place(ray.util.get_node_ip_address(), self._node_id)  # type: ignore[no-untyped-call]
-        self._data = DataCache(limits.data_bytes)
+        self._data = DataCache(options.data_cache_bytes)
         self._epoch = 0
         self._owner: str | None = None
         self._changed = threading.Condition()
@@ -231,11 +232,11 @@ class Worker:
     def _clear_away(self) -> dict[str, Any]:
         """Make the process as good as a new one; called by the thread that has trained."""
         left = self._slate.put_back()
-        if memory_bytes() > self._limits.memory_bytes:
+        if memory_bytes() > self._options.warm_memory_bytes:
             self._data.clear()
             free_memory()
         memory = memory_bytes()
-        if memory > self._limits.memory_bytes:
+        if memory > self._options.warm_memory_bytes:
             left.append(f"{memory} bytes of memory")
         if left:
             log.info("the process is not used again", left=left)

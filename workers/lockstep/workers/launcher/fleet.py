@@ -16,8 +16,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lockstep.v1.internal_service_pb2 import ClusterCapacity, NodeCapacity
 from lockstep.v1.job_spec_pb2 import ResourcesSpec
+from lockstep.v1.launcher_pb2 import LauncherOptions
 from lockstep.workers.actor.worker import Worker
-from lockstep.workers.calls import CONTROL_CALLS, Description, Limits
+from lockstep.workers.calls import CONTROL_CALLS, Description
 from lockstep.workers.engine import awake
 from lockstep.workers.launcher.log_sweeps import LogSweeps
 from lockstep.workers.node.agents import NodeAgents
@@ -96,7 +97,7 @@ class Fleet:
     Args:
         address: address of the Ray cluster.
         namespace: Ray namespace of this coordinator's actors.
-        limits: what idle workers may hold.
+        options: what the operator has set.
 
     Attributes:
         log_sweeps: brings in what dead workers have printed.
@@ -106,7 +107,7 @@ class Fleet:
         ConnectionError: there is no such cluster.
     """
 
-    def __init__(self, address: str, namespace: str, limits: Limits) -> None:
+    def __init__(self, address: str, namespace: str, options: LauncherOptions) -> None:
         ray.init(
             address=address,
             namespace=namespace,
@@ -114,7 +115,7 @@ class Fleet:
             configure_logging=False,
         )
         self._actor_class = ray.remote(Worker)
-        self._limits = limits
+        self._options = options
         self.log_sweeps = LogSweeps(namespace)
         self.agents = NodeAgents()
         # Resources by node, as (CPUs, GPUs): what actors of this fleet hold, and what is not held by others.
@@ -155,7 +156,7 @@ class Fleet:
             max_restarts=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
         )
-        process = Process(name, options.remote(self._limits, *shape), node_id, shape)
+        process = Process(name, options.remote(self._options, *shape), node_id, shape)
         self._hold(process, 1)
         return process
 

@@ -5,14 +5,13 @@ cluster's control store is away for long, takes over signal handlers and can blo
 a stream from the coordinator and facts go back. It ends when its standard input closes or the stream breaks; its
 workers go on, and the next launcher takes them over.
 
-    python -m lockstep.workers.launcher < CONFIG
+    python -m lockstep.workers.launcher < SETTINGS
 
-The first line of the input is JSON: the fields of `Config`.
+The first line of the input is JSON: LauncherSettings.
 """
 
 import contextlib
 import io
-import json
 import logging
 import os
 import queue
@@ -21,10 +20,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, TextIO, cast
+from functools import partial
+from typing import TextIO, cast
 
 import grpc
 import structlog
+from google.protobuf import json_format
 
 from lockstep.contract.facts import ENGINE_VERSION
 from lockstep.contract.metadata import LAUNCHER_TOKEN
@@ -38,13 +39,14 @@ from lockstep.v1.internal_service_pb2 import (
     WorkerProcesses,
 )
 from lockstep.v1.internal_service_pb2_grpc import InternalServiceStub
-from lockstep.workers.calls import Description, Limits, name_of
+from lockstep.v1.launcher_pb2 import LauncherSettings
+from lockstep.workers.calls import Description, name_of
 from lockstep.workers.connection import OPTIONS
 from lockstep.workers.launcher.attempt import Attempt
 from lockstep.workers.launcher.fleet import Fleet, Process
 from lockstep.workers.launcher.gang import Member
-from lockstep.workers.launcher.pool import Pool, Warmth
-from lockstep.workers.node.agent import Duty
+from lockstep.workers.launcher.pool import Pool
+from lockstep.workers.node.agent import duty_of
 
 CAPACITY_EVERY_S = 1.0
 HEARTBEAT_EVERY_S = 1.0
@@ -53,35 +55,6 @@ FAREWELL_S = 0.5
 """How long this process may take to end when the coordinator is gone."""
 
 log = structlog.get_logger()
-
-
-class Config(NamedTuple):
-    """What the coordinator tells its launcher at the start.
-
-    Attributes:
-        coordinator_address: where this launcher reaches it.
-        reports_address: where workers do, which may be on other machines.
-        node_token: what the agents of nodes show there.
-        gpu_job_mapping_dir: where they tell others which jobs use which GPU; empty for nowhere.
-    """
-
-    coordinator_address: str
-    reports_address: str
-    launcher_token: str
-    epoch: int
-    ray_address: str
-    namespace: str
-    log_format: str
-    warm_ttl_s: float
-    warm_workers: int
-    warm_memory_bytes: int
-    data_cache_bytes: int
-    node_token: str = ""
-    gpu_job_mapping_dir: str = ""
-
-    def duty_of(self, node_id: str) -> Duty:
-        """What the agent of a node is told."""
-        return Duty(node_id, self.reports_address, self.node_token, self.namespace, self.gpu_job_mapping_dir)
 
 
 class Lifeline:
@@ -110,17 +83,17 @@ class Launcher:
     """Carries out the coordinator's orders on a fleet.
 
     Args:
-        config: what the coordinator said.
+        settings: what the coordinator said.
         fleet: the cluster.
         lifeline: tells when the coordinator is gone.
     """
 
-    def __init__(self, config: Config, fleet: Fleet, lifeline: Lifeline) -> None:
-        self._config, self._fleet, self._ended = config, fleet, lifeline.ended
+    def __init__(self, settings: LauncherSettings, fleet: Fleet, lifeline: Lifeline) -> None:
+        self._settings, self._fleet, self._ended = settings, fleet, lifeline.ended
         self._facts: queue.SimpleQueue[ConnectLauncherRequest | Callable[[], ConnectLauncherRequest] | None] = (
             queue.SimpleQueue()
         )
-        self._pool = Pool(fleet, Warmth(config.warm_ttl_s, config.warm_workers), self._processes_changed)
+        self._pool = Pool(fleet, settings.options, self._processes_changed)
         self._will_tell_processes = threading.Event()
         self._attempts: dict[tuple[str, int], Attempt] = {}
         self._is_drained = False
@@ -128,14 +101,14 @@ class Launcher:
     def run(self) -> None:
         """Serve orders until the coordinator is gone; workers that are there go on."""
         gangs = [attempt.inventory() for attempt in self._take_over()]
-        self._facts.put(ConnectLauncherRequest(ready=LauncherReady(epoch=self._config.epoch, gangs=gangs)))
+        self._facts.put(ConnectLauncherRequest(ready=LauncherReady(epoch=self._settings.epoch, gangs=gangs)))
         for attempt in self._attempts.values():
             attempt.start()
         self._pool.start()
         threading.Thread(target=self._report_capacity, daemon=True).start()
-        metadata = ((LAUNCHER_TOKEN, self._config.launcher_token),)
+        metadata = ((LAUNCHER_TOKEN, self._settings.launcher_token),)
         try:
-            with grpc.insecure_channel(self._config.coordinator_address, options=OPTIONS) as channel:
+            with grpc.insecure_channel(self._settings.coordinator_address, options=OPTIONS) as channel:
                 orders = InternalServiceStub(channel).ConnectLauncher(self._tell(), metadata=metadata)
                 threading.Thread(target=self._cancel_when_ended, args=(orders,), daemon=True).start()
                 self._serve(orders)
@@ -169,7 +142,7 @@ class Launcher:
     def _take_over(self) -> Iterable[Attempt]:
         """Take over the workers of earlier launchers; those that belong nowhere are ended."""
         gangs: dict[tuple[str, int], list[tuple[Process, Description]]] = {}
-        for process, actor, told in self._fleet.inventory(self._config.epoch, self._config.reports_address):
+        for process, actor, told in self._fleet.inventory(self._settings.epoch, self._settings.reports_address):
             if process is None or told is None:
                 log.info("ended a worker that says nothing")
                 self._fleet.kill(actor)
@@ -208,7 +181,7 @@ class Launcher:
             )
             members.append(member)
         is_whole = bool(current) and len(current) == len(staying) == current[0].members
-        return Attempt(self._pool, order, self._facts.put, self._config.epoch, members, generation, is_whole)
+        return Attempt(self._pool, order, self._facts.put, self._settings.epoch, members, generation, is_whole)
 
     def _serve(self, orders: Iterator[ConnectLauncherResponse]) -> None:
         try:
@@ -222,10 +195,10 @@ class Launcher:
         match order.WhichOneof("order"):
             case "start_gang":
                 start = order.start_gang
-                if start.epoch < self._config.epoch:
+                if start.epoch < self._settings.epoch:
                     log.warning("refused an order of an earlier coordinator", job_id=start.job_id)
                     return
-                attempt = Attempt(self._pool, start, self._facts.put, self._config.epoch)
+                attempt = Attempt(self._pool, start, self._facts.put, self._settings.epoch)
                 self._attempts = {key: other for key, other in self._attempts.items() if other.is_alive()}
                 self._attempts[start.job_id, start.attempt] = attempt
                 attempt.start()
@@ -264,19 +237,20 @@ class Launcher:
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's to handle
-    config = Config(**json.loads(_first_line()))
-    _configure_logs(config.log_format)
+    settings = json_format.Parse(_first_line(), LauncherSettings())
+    _configure_logs(settings.options.log_format)
     lifeline = Lifeline()
     lifeline.watch()
     try:
-        limits = Limits(config.data_cache_bytes, config.warm_memory_bytes)
-        fleet = Fleet(config.ray_address, config.namespace, limits)
-        fleet.log_sweeps.begin(config.reports_address)
-        fleet.agents.begin(config.duty_of)
+        fleet = Fleet(settings.ray_address, settings.namespace, settings.options)
+        fleet.log_sweeps.begin(settings.reports_address)
+        fleet.agents.begin(partial(duty_of, settings))
     except Exception as error:  # whatever Ray raises; the coordinator tries again
-        log.error("no use of Ray", address=config.ray_address, error=f"{type(error).__name__}: {error}".splitlines()[0])
+        log.error(
+            "no use of Ray", address=settings.ray_address, error=f"{type(error).__name__}: {error}".splitlines()[0]
+        )
         sys.exit(1)
-    Launcher(config, fleet, lifeline).run()
+    Launcher(settings, fleet, lifeline).run()
     os._exit(0)  # a normal exit would wait for Ray
 
 

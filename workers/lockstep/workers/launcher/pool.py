@@ -10,12 +10,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
 from ray.exceptions import ActorUnavailableError
 
 from lockstep.v1.internal_service_pb2 import StartGang, WorkerProcess
+from lockstep.v1.launcher_pb2 import LauncherOptions
 from lockstep.workers.calls import POLL_S, WARM_UP_S, Rest, name_of
 from lockstep.workers.engine import awake
 from lockstep.workers.failures import in_our_words
@@ -33,29 +34,17 @@ LOOK_EVERY_S = 1.0
 log = structlog.get_logger()
 
 
-class Warmth(NamedTuple):
-    """How many workers are kept warm.
-
-    Attributes:
-        ttl_s: how long one that has worked waits for the next job.
-        spares: how many are always ready where there is room.
-    """
-
-    ttl_s: float
-    spares: int
-
-
 class Pool:
     """All worker processes of this launcher. Callable from any thread.
 
     Args:
         fleet: makes and ends them.
-        warmth: how many are kept warm.
+        options: how many are kept warm, and for how long.
         tell_changed: called when `processes` would give something else than before.
     """
 
-    def __init__(self, fleet: Fleet, warmth: Warmth, tell_changed: Callable[[], None]) -> None:
-        self._fleet, self._warmth, self._tell_changed = fleet, warmth, tell_changed
+    def __init__(self, fleet: Fleet, options: LauncherOptions, tell_changed: Callable[[], None]) -> None:
+        self._fleet, self._options, self._tell_changed = fleet, options, tell_changed
         self._lock = threading.RLock()
         self._answers: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._processes: dict[str, Process] = {}
@@ -118,7 +107,7 @@ class Pool:
             assignment, process.assignment = process.assignment, ""
             if process.is_ended:
                 return
-            if self._warmth.ttl_s <= 0 and len(self._fitting()) >= self._warmth.spares:
+            if self._options.warm_ttl_s <= 0 and len(self._fitting()) >= self._options.warm_workers:
                 self.end(process)
                 return
             process.is_warm, process.memory_bytes = True, memory_bytes
@@ -146,7 +135,7 @@ class Pool:
     def drain(self) -> None:
         """Keep no worker warm from now on."""
         with self._lock:
-            self._warmth = Warmth(0.0, 0)
+            self._options = LauncherOptions()
             for process in self._idle():
                 self.end(process)
 
@@ -253,13 +242,13 @@ class Pool:
     def look_after(self) -> None:
         """End idle workers whose time is over or that do not answer, and make a spare if one is missing."""
         with self._lock:
-            now, spares = awake.now(), self._warmth.spares
+            now, spares = awake.now(), self._options.warm_workers
             for process in self._idle():
                 if now - process.asked_at > (SILENT_S if process.is_warm else WARM_UP_S):
                     self._end_lost(process, "ended an idle worker that does not answer")
             kept = self._fitting()[-spares:] if spares else []
             for process in self._idle():
-                if process not in kept and now - process.resting_since > self._warmth.ttl_s:
+                if process not in kept and now - process.resting_since > self._options.warm_ttl_s:
                     self.end(process)
             if len(kept) < spares and now >= self._spare_at:
                 self._make_spare()

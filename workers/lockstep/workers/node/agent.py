@@ -16,6 +16,7 @@ import structlog
 
 from lockstep.contract.metadata import NODE_TOKEN
 from lockstep.v1.internal_service_pb2 import ReportNodeRequest
+from lockstep.v1.launcher_pb2 import LauncherOptions, LauncherSettings
 from lockstep.v1.telemetry_pb2 import NodeTelemetry
 from lockstep.workers.connection import Connection
 from lockstep.workers.node.gpus import Gpus
@@ -37,14 +38,19 @@ class Duty(NamedTuple):
         coordinator_address: where it reports, host:port.
         node_token: proves there that it is an agent.
         owner: of what it writes on its node: the Ray namespace.
-        job_mapping_dir: where it tells NVIDIA's dcgm-exporter which jobs use which GPU; empty for nowhere.
+        options: what the operator has set.
     """
 
     node_id: str
     coordinator_address: str
     node_token: str
     owner: str
-    job_mapping_dir: str
+    options: LauncherOptions
+
+
+def duty_of(settings: LauncherSettings, node_id: str) -> Duty:
+    """What the agent of a node is told."""
+    return Duty(node_id, settings.reports_address, settings.node_token, settings.namespace, settings.options)
 
 
 class NodeAgent:
@@ -58,7 +64,8 @@ class NodeAgent:
     def __init__(self, duty: Duty, sample: Callable[[], NodeTelemetry] | None = None) -> None:
         self._duty = duty
         self._sample = sample or Sampler()
-        self._mapping = JobMapping(Path(duty.job_mapping_dir), duty.owner) if duty.job_mapping_dir else None
+        folder = duty.options.gpu_job_mapping_dir
+        self._mapping = JobMapping(Path(folder), duty.owner) if folder else None
         self._connection = Connection()
         self._retired = threading.Event()
         self._trouble = ""
