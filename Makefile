@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The Python that has torch: the one that is asked for, else that of .venv, else the machine's.
 GPU_PYTHON = $(if $(findstring command,$(origin PYTHON)),$(PYTHON),$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)))
+# Half of the time tests wait for processes, so there are more of them than cores. TEST_PROCESSES=0: one after another.
+TEST_PROCESSES ?= 3
+IN_PARALLEL = -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder
 
 # The contract as it was last released.
 LAST_RELEASE = $(shell ls proto/released/*.binpb | sort -V | tail -1)
@@ -27,10 +30,10 @@ demo: setup  ## train on two workers, then on one, and compare the bits
 	@exec $(BIN)/python examples/demo.py
 
 test: setup  ## run the whole test suite
-	@exec $(BIN)/python -m pytest
+	@exec $(BIN)/python -m pytest $(IN_PARALLEL)
 
 test-faults: setup  ## run the whole table of faults: every place, rank and number of workers
-	@exec $(BIN)/python -m pytest tests/faults tests/integration -m "exhaustive or not exhaustive"
+	@exec $(BIN)/python -m pytest $(IN_PARALLEL) tests/faults tests/integration -m "exhaustive or not exhaustive"
 
 check: setup  ## formatting, lint, types, generated code, tables and boards, contract
 	$(BIN)/ruff format --check .

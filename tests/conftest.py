@@ -3,12 +3,15 @@
 import inspect
 import os
 import signal
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import FrameType
+from typing import Any
 
 import pytest
 
-DATA = Path(os.environ.get("LOCKSTEP_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+SLOWEST_FIRST = ("integration", "distributed", "faults", "machines")
+TESTS = Path(__file__).parent
+DATA = Path(os.environ.get("LOCKSTEP_TEST_DATA", TESTS.parents[1] / "shared" / "data"))
 
 
 def pytest_configure() -> None:
@@ -36,8 +39,28 @@ def mnist_root() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have an asynchronous test that waits for what never comes fail soon: nothing in one takes long."""
+    """Have an asynchronous test that waits for what never comes fail soon, and what takes longest begin first."""
     for item in items:
         is_asynchronous = isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.function)
         if is_asynchronous and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(60))
+            item.add_marker(pytest.mark.timeout(60))  # nothing in one takes long
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    folder = item.path.relative_to(TESTS).parts[0]
+    return SLOWEST_FIRST.index(folder) if folder in SLOWEST_FIRST else len(SLOWEST_FIRST)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Have one process run all tests that share something: in `make test`, which has several."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByWhatTheyShare(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = PurePath(nodeid.partition("::")[0])
+            # A file shares what its fixtures have made, and the folders of integration one running server at a time.
+            return str(file.parent if "integration" in file.parts else file)
+
+    return ByWhatTheyShare(config, log)

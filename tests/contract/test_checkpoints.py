@@ -21,21 +21,24 @@ from lockstep.v1.checkpoint_service_pb2 import (
 )
 from lockstep.v1.internal_service_pb2 import StartGang
 from lockstep.v1.job_pb2 import JOB_STATE_FAILED, JOB_STATE_RUNNING
-from tests.support.server import Running, ScriptedLauncher, loss_at, serving, status_of, violations_of, write_checkpoint
+from tests.support.server import (
+    Running,
+    ScriptedLauncher,
+    loss_at,
+    serving,
+    start_job,
+    status_of,
+    violations_of,
+    write_checkpoint,
+)
 
 MIB = 1024 * 1024
 
 
-async def start_job(server: Running, **changes: object) -> tuple[ScriptedLauncher, StartGang]:
-    launcher = server.launcher()
-    await launcher.be_ready()
-    await server.submit(**changes)
-    return launcher, await launcher.next_start()
-
-
 async def steps_of(server: Running, job_id: str, size: int = 0) -> list[list[int]]:
     """Read all pages of a job's checkpoints, as steps."""
-    pages, token = [], ""
+    token = ""
+    pages: list[Any] = []
     while not pages or token:
         request = ListCheckpointsRequest(job_id=job_id, page_size=size, page_token=token)
         page = await server.checkpoints.ListCheckpoints(request)
@@ -73,14 +76,13 @@ async def test_checkpoints_are_listed_newest_first_page_by_page_until_they_are_r
         assert await steps_of(server, gang.job_id) == [[300, 200]]
 
 
-async def test_bad_pages_of_checkpoints_are_refused_by_the_fields_name(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        job_id = (await server.submit()).job_id
-        for field, wrong in {"page_size": {"page_size": 1001}, "page_token": {"page_token": "x"}}.items():
-            request = ListCheckpointsRequest(job_id=job_id, **wrong)  # type: ignore[arg-type]
-            assert set(violations_of(await status_of(server.checkpoints.ListCheckpoints(request)))) == {field}
-        request = DownloadCheckpointRequest(job_id=job_id, step=-1)
-        assert set(violations_of(await status_of(server.checkpoints.DownloadCheckpoint(request).read()))) == {"step"}
+async def test_bad_pages_of_checkpoints_are_refused_by_the_fields_name(server: Running) -> None:
+    job_id = (await server.submit()).job_id
+    for field, wrong in {"page_size": {"page_size": 1001}, "page_token": {"page_token": "x"}}.items():
+        request = ListCheckpointsRequest(job_id=job_id, **wrong)  # type: ignore[arg-type]
+        assert set(violations_of(await status_of(server.checkpoints.ListCheckpoints(request)))) == {field}
+    download = DownloadCheckpointRequest(job_id=job_id, step=-1)
+    assert set(violations_of(await status_of(server.checkpoints.DownloadCheckpoint(download).read()))) == {"step"}
 
 
 @pytest.mark.parametrize("size", [0, 1, MIB - 1, MIB, MIB + 1, 3 * MIB])
@@ -103,21 +105,21 @@ async def test_a_file_comes_whole_with_its_digest_first(tmp_path: Path, size: in
         assert (header.checkpoint.step, chunks) == (100, [b"model" * 100])
 
 
-async def test_a_manifest_from_before_its_digest_was_told_is_sent_when_it_says_what_was_told(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        launcher, gang = await start_job(server)
-        written = write_checkpoint(tmp_path / "c", 1)
-        manifest = Path(written.uri) / "manifest.json"
-        right, told = manifest.read_bytes(), written.files.pop()
-        await launcher.report(gang, 1, checkpoints=[written])
-        header, chunks = await download(server, gang.job_id, file_name="manifest.json")
-        assert (header.file, chunks) == (told, [right])
-        for wrong in (b"", b"{}", b"[]", b"root:x:0:0", right.replace(b'"step": 1', b'"step": 2')):
-            manifest.write_bytes(wrong)
-            request = DownloadCheckpointRequest(job_id=gang.job_id, file_name="manifest.json")
-            status = await status_of(server.checkpoints.DownloadCheckpoint(request).read())
-            assert status.code() is grpc.StatusCode.DATA_LOSS
-            assert "does not say what was written" in status.details()
+async def test_a_manifest_from_before_its_digest_was_told_is_sent_when_it_says_what_was_told(
+    server: Running, launcher: ScriptedLauncher, gang: StartGang, tmp_path: Path
+) -> None:
+    written = write_checkpoint(tmp_path / "c", 1)
+    manifest = Path(written.uri) / "manifest.json"
+    right, told = manifest.read_bytes(), written.files.pop()
+    await launcher.report(gang, 1, checkpoints=[written])
+    header, chunks = await download(server, gang.job_id, file_name="manifest.json")
+    assert (header.file, chunks) == (told, [right])
+    for wrong in (b"", b"{}", b"[]", b"root:x:0:0", right.replace(b'"step": 1', b'"step": 2')):
+        manifest.write_bytes(wrong)
+        request = DownloadCheckpointRequest(job_id=gang.job_id, file_name="manifest.json")
+        status = await status_of(server.checkpoints.DownloadCheckpoint(request).read())
+        assert status.code() is grpc.StatusCode.DATA_LOSS
+        assert "does not say what was written" in status.details()
 
 
 async def test_a_checkpoint_is_read_from_wherever_fsspec_can_reach(tmp_path: Path) -> None:
@@ -152,7 +154,7 @@ async def test_a_file_that_is_not_what_was_written_ends_as_data_loss(tmp_path: P
             async for response in call:
                 sent += response.chunk
         assert (sent, caught.value.code()) == (b"", grpc.StatusCode.DATA_LOSS)
-        assert f"model.safetensors of checkpoint 1 of {gang.job_id} " in caught.value.details()
+        assert f"model.safetensors of checkpoint 1 of {gang.job_id} " in str(caught.value.details())
 
 
 async def test_a_large_file_gives_signs_of_life_while_it_is_compared(
@@ -169,43 +171,42 @@ async def test_a_large_file_gives_signs_of_life_while_it_is_compared(
         assert b"".join(chunks) == data
 
 
-async def test_what_is_not_there_is_not_found_in_words(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        launcher, gang = await start_job(server)
-
-        async def error(**which: Any) -> str:
-            request = DownloadCheckpointRequest(job_id=gang.job_id, **which)
-            status = await status_of(server.checkpoints.DownloadCheckpoint(request).read())
-            assert status.code() is grpc.StatusCode.NOT_FOUND
-            return status.details()
-
-        assert f"{gang.job_id} has no checkpoint yet" in await error()
-        written = write_checkpoint(tmp_path / "c", 5)
-        await launcher.report(gang, 1, checkpoints=[written])
-        assert "has no checkpoint of step 6" in await error(step=6)
-        allowed = "allowed: manifest.json, model.safetensors, training.safetensors"
-        for name in ("other", "../step-000000000005/model.safetensors", "/etc/passwd", "..", "\0"):
-            assert allowed in await error(file_name=name)
-        (Path(written.uri) / "model.safetensors").unlink()
-        assert f"is not at {written.uri} any more" in await error()
-        for path in Path(written.uri).iterdir():
-            path.unlink()
-        Path(written.uri).rmdir()
-        assert f"is not at {written.uri} any more" in await error(file_name="manifest.json")
-
-
-async def test_a_place_that_cannot_be_reached_is_told_and_is_no_fault_of_the_server(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        launcher, gang = await start_job(server)
-        written = write_checkpoint(tmp_path / "c", 5)
-        (Path(written.uri) / "model.safetensors").unlink()
-        (Path(written.uri) / "model.safetensors").mkdir()
-        await launcher.report(gang, 1, checkpoints=[written])
-        request = DownloadCheckpointRequest(job_id=gang.job_id)
+async def test_what_is_not_there_is_not_found_in_words(
+    server: Running, launcher: ScriptedLauncher, gang: StartGang, tmp_path: Path
+) -> None:
+    async def error(**which: Any) -> str:
+        request = DownloadCheckpointRequest(job_id=gang.job_id, **which)
         status = await status_of(server.checkpoints.DownloadCheckpoint(request).read())
-        assert status.code() is grpc.StatusCode.FAILED_PRECONDITION
-        assert "the server cannot read model.safetensors of checkpoint 5" in status.details()
-        assert "is no regular file" in status.details()
+        assert status.code() is grpc.StatusCode.NOT_FOUND
+        return status.details()
+
+    assert f"{gang.job_id} has no checkpoint yet" in await error()
+    written = write_checkpoint(tmp_path / "c", 5)
+    await launcher.report(gang, 1, checkpoints=[written])
+    assert "has no checkpoint of step 6" in await error(step=6)
+    allowed = "allowed: manifest.json, model.safetensors, training.safetensors"
+    for name in ("other", "../step-000000000005/model.safetensors", "/etc/passwd", "..", "\0"):
+        assert allowed in await error(file_name=name)
+    (Path(written.uri) / "model.safetensors").unlink()
+    assert f"is not at {written.uri} any more" in await error()
+    for path in Path(written.uri).iterdir():
+        path.unlink()
+    Path(written.uri).rmdir()
+    assert f"is not at {written.uri} any more" in await error(file_name="manifest.json")
+
+
+async def test_a_place_that_cannot_be_reached_is_told_and_is_no_fault_of_the_server(
+    server: Running, launcher: ScriptedLauncher, gang: StartGang, tmp_path: Path
+) -> None:
+    written = write_checkpoint(tmp_path / "c", 5)
+    (Path(written.uri) / "model.safetensors").unlink()
+    (Path(written.uri) / "model.safetensors").mkdir()
+    await launcher.report(gang, 1, checkpoints=[written])
+    request = DownloadCheckpointRequest(job_id=gang.job_id)
+    status = await status_of(server.checkpoints.DownloadCheckpoint(request).read())
+    assert status.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert "the server cannot read model.safetensors of checkpoint 5" in status.details()
+    assert "is no regular file" in status.details()
 
 
 async def test_files_are_closed_beside_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,31 +227,31 @@ async def test_files_are_closed_beside_the_event_loop(tmp_path: Path, monkeypatc
     assert threading.main_thread() not in closed_by
 
 
-async def test_a_client_that_leaves_in_the_middle_of_a_file_leaves_nothing_open(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        launcher, gang = await start_job(server)
-        written = write_checkpoint(tmp_path / "c", 1, {"model.safetensors": bytes(32 * MIB)})
-        await launcher.report(gang, 1, checkpoints=[written])
-        call = server.checkpoints.DownloadCheckpoint(DownloadCheckpointRequest(job_id=gang.job_id))
-        await call.read()
-        call.cancel()
-        path = Path(written.uri) / "model.safetensors"
-        while any(link.exists() and link.samefile(path) for link in Path("/proc/self/fd").iterdir()):
-            await server.get(gang.job_id)
+async def test_a_client_that_leaves_in_the_middle_of_a_file_leaves_nothing_open(
+    server: Running, launcher: ScriptedLauncher, gang: StartGang, tmp_path: Path
+) -> None:
+    written = write_checkpoint(tmp_path / "c", 1, {"model.safetensors": bytes(32 * MIB)})
+    await launcher.report(gang, 1, checkpoints=[written])
+    call = server.checkpoints.DownloadCheckpoint(DownloadCheckpointRequest(job_id=gang.job_id))
+    await call.read()
+    call.cancel()
+    path = Path(written.uri) / "model.safetensors"
+    while any(link.exists() and link.samefile(path) for link in Path("/proc/self/fd").iterdir()):
+        await server.get(gang.job_id)
 
 
-async def test_a_failed_job_names_its_last_good_checkpoint_and_a_restarted_one_where_it_goes_on(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        launcher, gang = await start_job(server)
-        written = [write_checkpoint(tmp_path / "c", step) for step in (10, 20)]
-        await launcher.report(gang, 1, step=25, checkpoints=written)
-        await launcher.report(gang, 2, step=26, checkpoints=written[:1])
-        await launcher.gang_stopped(gang, "WORKER_LOST", "Both were killed.")
-        again = await launcher.next_start()
-        await launcher.report(again, 1, step=11)
-        assert (await server.get(gang.job_id)).state == JOB_STATE_RUNNING
-        await launcher.gang_stopped(again, "NON_FINITE_LOSS", "The loss is NaN at step 12.")
-        job = await server.reaches(gang.job_id, JOB_STATE_FAILED)
-        assert job.error.message == "The loss is NaN at step 12. The last good checkpoint is of step 10."
-        told = await server.messages(gang.job_id)
-        assert [text for text in told if "goes on from its newest checkpoint, of step 10: Both were killed." in text]
+async def test_a_failed_job_names_its_last_good_checkpoint_and_a_restarted_one_where_it_goes_on(
+    server: Running, launcher: ScriptedLauncher, gang: StartGang, tmp_path: Path
+) -> None:
+    written = [write_checkpoint(tmp_path / "c", step) for step in (10, 20)]
+    await launcher.report(gang, 1, step=25, checkpoints=written)
+    await launcher.report(gang, 2, step=26, checkpoints=written[:1])
+    await launcher.gang_stopped(gang, "WORKER_LOST", "Both were killed.")
+    again = await launcher.next_start()
+    await launcher.report(again, 1, step=11)
+    assert (await server.get(gang.job_id)).state == JOB_STATE_RUNNING
+    await launcher.gang_stopped(again, "NON_FINITE_LOSS", "The loss is NaN at step 12.")
+    job = await server.reaches(gang.job_id, JOB_STATE_FAILED)
+    assert job.error.message == "The loss is NaN at step 12. The last good checkpoint is of step 10."
+    told = await server.messages(gang.job_id)
+    assert [text for text in told if "goes on from its newest checkpoint, of step 10: Both were killed." in text]

@@ -20,8 +20,7 @@ from lockstep.server.process import file_pool
 from lockstep.v1.checkpoint_service_pb2 import Checkpoint, DownloadCheckpointRequest
 from lockstep.v1.job_service_pb2 import CancelJobRequest, ListJobsRequest
 from lockstep.v1.metrics_service_pb2 import ListMetricsRequest
-from tests.contract.test_checkpoints import start_job
-from tests.support.server import Running, fetch, serving, status_of, violations_of, write_checkpoint
+from tests.support.server import Running, fetch, serving, start_job, status_of, violations_of, write_checkpoint
 
 SECRET = b"s" * 500
 
@@ -190,29 +189,28 @@ def test_a_read_that_hangs_is_told_after_a_while(tmp_path: Path, monkeypatch: py
         is_over.set()
 
 
-async def test_health_is_that_of_the_store(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        may_go_on, store = threading.Event(), server.parts.store
-        assert server.application._health is not None
-        server.application._health.deadline_s = 0.1
-        writing = asyncio.ensure_future(store.database.write(lambda connection: may_go_on.wait()))
-        service = "lockstep.v1.JobService"
-        watch = health_pb2_grpc.HealthStub(server.channel).Watch(health_pb2.HealthCheckRequest(service=service))
-        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
-        assert await fetch(server.application.http_address, "/healthz") == (
-            503,
-            "the store has not answered for 0.1 s\n",
-        )
-        assert await health_of(server) == await health_of(server, service)
-        assert await health_of(server) == health_pb2.HealthCheckResponse.NOT_SERVING
-        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        server.application._health.deadline_s = 20.0
-        may_go_on.set()
-        await writing
-        assert await fetch(server.application.http_address, "/healthz") == (200, "ok\n")
-        assert await health_of(server, service) == health_pb2.HealthCheckResponse.SERVING
-        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
-        watch.cancel()
+async def test_health_is_that_of_the_store(server: Running) -> None:
+    may_go_on, store = threading.Event(), server.parts.store
+    assert server.application._health is not None
+    server.application._health.deadline_s = 0.1
+    writing = asyncio.ensure_future(store.database.write(lambda connection: may_go_on.wait()))
+    service = "lockstep.v1.JobService"
+    watch = health_pb2_grpc.HealthStub(server.channel).Watch(health_pb2.HealthCheckRequest(service=service))
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+    assert await fetch(server.application.http_address, "/healthz") == (
+        503,
+        "the store has not answered for 0.1 s\n",
+    )
+    assert await health_of(server) == await health_of(server, service)
+    assert await health_of(server) == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    server.application._health.deadline_s = 20.0
+    may_go_on.set()
+    await writing
+    assert await fetch(server.application.http_address, "/healthz") == (200, "ok\n")
+    assert await health_of(server, service) == health_pb2.HealthCheckResponse.SERVING
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+    watch.cancel()
 
 
 async def with_checkpoint(server: Running, root: Path) -> tuple[str, Checkpoint]:

@@ -21,17 +21,11 @@ from tests.support.server import (
     ScriptedLauncher,
     digits_spec,
     serving,
+    start_job,
     status_of,
     violations_of,
     write_checkpoint,
 )
-
-
-async def start_job(server: Running, **changes: object) -> tuple[ScriptedLauncher, StartGang]:
-    launcher = server.launcher()
-    await launcher.be_ready()
-    await server.submit(**changes)
-    return launcher, await launcher.next_start()
 
 
 def kept_in(folder: Path) -> list[Path]:
@@ -80,73 +74,72 @@ async def test_the_weights_a_job_starts_from_outlive_their_removal_by_the_job_th
     assert not Path(gang.init_from_uri).parent.exists(), "nobody needs them any more"
 
 
-async def test_weights_that_are_being_removed_are_refused_at_the_submit(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        launcher, source = await start_job(server)
-        await launcher.report(source, 1, checkpoints=[write_checkpoint(tmp_path / "c", 10)])
-        (tmp_path / "c" / f"step-{10:012}" / "manifest.json").unlink()
-        error = await status_of(server.submit(init_from={"job_id": source.job_id}))
-        assert set(violations_of(error)) == {"init_from.job_id"}
+async def test_weights_that_are_being_removed_are_refused_at_the_submit(server: Running, tmp_path: Path) -> None:
+    launcher, source = await start_job(server)
+    await launcher.report(source, 1, checkpoints=[write_checkpoint(tmp_path / "c", 10)])
+    (tmp_path / "c" / f"step-{10:012}" / "manifest.json").unlink()
+    error = await status_of(server.submit(init_from={"job_id": source.job_id}))
+    assert set(violations_of(error)) == {"init_from.job_id"}
 
 
-async def test_a_job_starts_from_a_folder(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        folder = Path(write_checkpoint(tmp_path / "run", 200).uri)
-        _, gang = await start_job(server, init_from={"uri": f"file://{folder}"})
-        assert gang.init_from_uri == f"file://{folder}"
-        error = await status_of(server.submit(init_from={"uri": f"{tmp_path}/nowhere/step-000000000200"}))
-        assert set(violations_of(error)) == {"init_from.uri"}
+async def test_a_job_starts_from_a_folder(server: Running, tmp_path: Path) -> None:
+    folder = Path(write_checkpoint(tmp_path / "run", 200).uri)
+    _, gang = await start_job(server, init_from={"uri": f"file://{folder}"})
+    assert gang.init_from_uri == f"file://{folder}"
+    error = await status_of(server.submit(init_from={"uri": f"{tmp_path}/nowhere/step-000000000200"}))
+    assert set(violations_of(error)) == {"init_from.uri"}
 
 
-async def test_weights_that_are_not_there_are_named_before_anything_is_queued(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        launcher, source = await finished(server, tmp_path / "c", model={"softmax_regression": {}})
-        empty = await server.submit()
+async def test_weights_that_are_not_there_are_named_before_anything_is_queued(server: Running, tmp_path: Path) -> None:
+    launcher, source = await finished(server, tmp_path / "c", model={"softmax_regression": {}})
+    empty = await server.submit()
 
-        async def violation(**changes: Any) -> tuple[str, str]:
-            call = server.jobs.SubmitJob(SubmitJobRequest(spec=digits_spec(**changes), validate_only=True))
-            [(field, message)] = violations_of(await status_of(call)).items()
-            return field, message
+    async def violation(**changes: Any) -> tuple[str, str]:
+        call = server.jobs.SubmitJob(SubmitJobRequest(spec=digits_spec(**changes), validate_only=True))
+        [(field, message)] = violations_of(await status_of(call)).items()
+        return field, message
 
-        same: dict[str, Any] = {"model": {"softmax_regression": {}}}
-        field, message = await violation(init_from={"job_id": "job-none"})
-        assert (field, '"job-none", and there is no such job; give the whole id' in message) == (
-            "init_from.job_id",
-            True,
-        )
-        field, message = await violation(init_from={"job_id": empty.job_id})
-        assert (field, "which has no checkpoint; wait" in message) == ("init_from.job_id", True)
-        await launcher.gang_stopped(await launcher.next_start(), "NON_FINITE_LOSS")
-        await server.reaches(empty.job_id, JOB_STATE_FAILED)
-        field, message = await violation(init_from={"job_id": empty.job_id})
-        hint = "it has ended as FAILED and will write none; name another job"
-        assert (field, message.endswith(hint)) == ("init_from.job_id", True)
-        field, message = await violation(init_from={"job_id": source.job_id, "step": 15}, **same)
-        assert (field, "allowed: 20, 10;" in message) == ("init_from.step", True)
-        field, message = await violation(init_from={"job_id": source.job_id})
-        assert (field, "model is mlp, and the checkpoint" in message) == ("model", True)
-        assert len((await server.jobs.ListJobs(ListJobsRequest())).jobs) == 2
-
-
-async def test_weights_of_the_same_model_with_other_parameters_are_refused_by_the_parameter(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        _, source = await finished(server, tmp_path / "c")
-        model = {"mlp": {"hidden_units": [64, 32], "activation": "tanh"}}
-        error = await status_of(server.submit(model=model, init_from={"job_id": source.job_id}))
-        violations = violations_of(error)
-        assert set(violations) == {"model.mlp.hidden_units", "model.mlp.activation"}
-        assert "is [64, 32], and [256] in job" in violations["model.mlp.hidden_units"]
-        assert 'is "tanh", and "relu" in job' in violations["model.mlp.activation"]
+    same: dict[str, Any] = {"model": {"softmax_regression": {}}}
+    field, message = await violation(init_from={"job_id": "job-none"})
+    assert (field, '"job-none", and there is no such job; give the whole id' in message) == (
+        "init_from.job_id",
+        True,
+    )
+    field, message = await violation(init_from={"job_id": empty.job_id})
+    assert (field, "which has no checkpoint; wait" in message) == ("init_from.job_id", True)
+    await launcher.gang_stopped(await launcher.next_start(), "NON_FINITE_LOSS")
+    await server.reaches(empty.job_id, JOB_STATE_FAILED)
+    field, message = await violation(init_from={"job_id": empty.job_id})
+    hint = "it has ended as FAILED and will write none; name another job"
+    assert (field, message.endswith(hint)) == ("init_from.job_id", True)
+    field, message = await violation(init_from={"job_id": source.job_id, "step": 15}, **same)
+    assert (field, "allowed: 20, 10;" in message) == ("init_from.step", True)
+    field, message = await violation(init_from={"job_id": source.job_id})
+    assert (field, "model is mlp, and the checkpoint" in message) == ("model", True)
+    assert len((await server.jobs.ListJobs(ListJobsRequest())).jobs) == 2
 
 
-async def test_a_repeated_submit_is_answered_even_when_its_weights_have_gone_since(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        launcher, source = await start_job(server)
-        await launcher.report(source, 1, checkpoints=[write_checkpoint(tmp_path / "c", 10)])
-        request = SubmitJobRequest(spec=digits_spec(init_from={"job_id": source.job_id}), request_id="key")
-        first = await server.jobs.SubmitJob(request)
-        await launcher.report(source, 2, checkpoints=[])
-        assert (await server.jobs.SubmitJob(request)).job_id == first.job_id
+async def test_weights_of_the_same_model_with_other_parameters_are_refused_by_the_parameter(
+    server: Running, tmp_path: Path
+) -> None:
+    _, source = await finished(server, tmp_path / "c")
+    model = {"mlp": {"hidden_units": [64, 32], "activation": "tanh"}}
+    error = await status_of(server.submit(model=model, init_from={"job_id": source.job_id}))
+    violations = violations_of(error)
+    assert set(violations) == {"model.mlp.hidden_units", "model.mlp.activation"}
+    assert "is [64, 32], and [256] in job" in violations["model.mlp.hidden_units"]
+    assert 'is "tanh", and "relu" in job' in violations["model.mlp.activation"]
+
+
+async def test_a_repeated_submit_is_answered_even_when_its_weights_have_gone_since(
+    server: Running, tmp_path: Path
+) -> None:
+    launcher, source = await start_job(server)
+    await launcher.report(source, 1, checkpoints=[write_checkpoint(tmp_path / "c", 10)])
+    request = SubmitJobRequest(spec=digits_spec(init_from={"job_id": source.job_id}), request_id="key")
+    first = await server.jobs.SubmitJob(request)
+    await launcher.report(source, 2, checkpoints=[])
+    assert (await server.jobs.SubmitJob(request)).job_id == first.job_id
 
 
 async def test_a_submit_whose_caller_has_gone_keeps_weights_only_for_the_job_that_is_stored(

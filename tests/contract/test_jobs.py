@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import math
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -28,56 +29,49 @@ from lockstep.v1.job_service_pb2 import (
     UpdateJobRequest,
     WatchJobRequest,
 )
-from tests.support.server import Running, digits_spec, loss_at, serving, status_of, violations_of
+from tests.support.server import Running, ScriptedLauncher, digits_spec, loss_at, serving, status_of, violations_of
 
 
 async def submit(server: Running, request_id: str = "", **changes: object) -> job_pb2.Job:
     return await server.jobs.SubmitJob(SubmitJobRequest(spec=digits_spec(**changes), request_id=request_id))
 
 
-async def test_a_job_goes_all_the_way(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        launcher = server.launcher()
-        await launcher.be_ready()
-        job = await submit(server, resources={"workers": 2}, labels={"team": "x"})
-        assert (job.state, job.attempt, job.spec.training.batch_size) == (JOB_STATE_QUEUED, 0, 32)
-        gang = await launcher.next_start()
-        assert (gang.job_id, gang.attempt, list(gang.node_ids)) == (job.job_id, 1, ["node-a", "node-a"])
-        assert gang.spec == job.spec
-        assert gang.coordinator_address == server.application.grpc_address
-        await launcher.gang_started(gang)
-        response = await launcher.report(gang, 1, step=1, points=[loss_at(1, 0.7)])
-        assert response.acknowledged_sequence == 1
-        running = await server.jobs.GetJob(GetJobRequest(job_id=job.job_id))
-        assert (running.state, running.progress.step, running.hardware_class) == (JOB_STATE_RUNNING, 1, "cpu test")
-        assert running.HasField("start_time")
-        await launcher.report(gang, 2, step=100, digest="abc")
-        ready = await server.jobs.GetJob(GetJobRequest(job_id=job.job_id))
-        assert (ready.state, ready.progress.step) == (JOB_STATE_RUNNING, 100)
-        assert not ready.HasField("result")
-        assert not ready.HasField("end_time")
-        await launcher.gang_stopped(gang)
-        done = await server.reaches(job.job_id, JOB_STATE_SUCCEEDED)
-        assert done.result.weights_digest == "abc"
-        assert done.HasField("end_time")
+async def test_a_job_goes_all_the_way(server: Running, launcher: ScriptedLauncher) -> None:
+    job = await submit(server, resources={"workers": 2}, labels={"team": "x"})
+    assert (job.state, job.attempt, job.spec.training.batch_size) == (JOB_STATE_QUEUED, 0, 32)
+    gang = await launcher.next_start()
+    assert (gang.job_id, gang.attempt, list(gang.node_ids)) == (job.job_id, 1, ["node-a", "node-a"])
+    assert gang.spec == job.spec
+    assert gang.coordinator_address == server.application.grpc_address
+    await launcher.gang_started(gang)
+    response = await launcher.report(gang, 1, step=1, points=[loss_at(1, 0.7)])
+    assert response.acknowledged_sequence == 1
+    running = await server.jobs.GetJob(GetJobRequest(job_id=job.job_id))
+    assert (running.state, running.progress.step, running.hardware_class) == (JOB_STATE_RUNNING, 1, "cpu test")
+    assert running.HasField("start_time")
+    await launcher.report(gang, 2, step=100, digest="abc")
+    ready = await server.jobs.GetJob(GetJobRequest(job_id=job.job_id))
+    assert (ready.state, ready.progress.step) == (JOB_STATE_RUNNING, 100)
+    assert not ready.HasField("result")
+    assert not ready.HasField("end_time")
+    await launcher.gang_stopped(gang)
+    done = await server.reaches(job.job_id, JOB_STATE_SUCCEEDED)
+    assert done.result.weights_digest == "abc"
+    assert done.HasField("end_time")
 
 
-async def test_a_bad_spec_is_answered_with_every_field_at_fault_and_nothing_is_stored(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        error = await status_of(
-            submit(server, optimizer={"sgd": {"learning_rate": math.nan}}, training={"batch_size": 0})
-        )
-        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert set(violations_of(error)) == {"optimizer.sgd.learning_rate", "training.batch_size"}
-        assert not (await server.jobs.ListJobs(ListJobsRequest())).jobs
+async def test_a_bad_spec_is_answered_with_every_field_at_fault_and_nothing_is_stored(server: Running) -> None:
+    error = await status_of(submit(server, optimizer={"sgd": {"learning_rate": math.nan}}, training={"batch_size": 0}))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert set(violations_of(error)) == {"optimizer.sgd.learning_rate", "training.batch_size"}
+    assert not (await server.jobs.ListJobs(ListJobsRequest())).jobs
 
 
-async def test_validate_only_stores_nothing(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        job = await server.jobs.SubmitJob(SubmitJobRequest(spec=digits_spec(), validate_only=True, request_id="k"))
-        assert job.job_id == ""
-        assert job.spec.training.max_epochs == 10
-        assert not (await server.jobs.ListJobs(ListJobsRequest())).jobs
+async def test_validate_only_stores_nothing(server: Running) -> None:
+    job = await server.jobs.SubmitJob(SubmitJobRequest(spec=digits_spec(), validate_only=True, request_id="k"))
+    assert job.job_id == ""
+    assert job.spec.training.max_epochs == 10
+    assert not (await server.jobs.ListJobs(ListJobsRequest())).jobs
 
 
 async def test_the_same_request_id_gives_the_same_job_also_after_a_restart(tmp_path: Path) -> None:
@@ -107,10 +101,9 @@ async def test_a_repeated_request_is_answered_even_when_its_files_have_gone_sinc
 
 
 @pytest.mark.parametrize("request_id", ["x" * 129, "a\nb", "\u00e4"])
-async def test_a_request_id_with_odd_characters_is_refused(tmp_path: Path, request_id: str) -> None:
-    async with serving(tmp_path) as server:
-        error = await status_of(submit(server, request_id))
-        assert set(violations_of(error)) == {"request_id"}
+async def test_a_request_id_with_odd_characters_is_refused(server: Running, request_id: str) -> None:
+    error = await status_of(submit(server, request_id))
+    assert set(violations_of(error)) == {"request_id"}
 
 
 TOO_SMALL = "the job asks for at least 3 workers x 1 CPU; the cluster has 2 CPUs and 0 GPUs on 1 node"
@@ -176,7 +169,7 @@ async def test_unknown_jobs_are_not_found(tmp_path: Path, job_id: str) -> None:
     expected = grpc.StatusCode.NOT_FOUND if job_id else grpc.StatusCode.INVALID_ARGUMENT
 
     async with serving(tmp_path) as server:
-        calls = [
+        calls: list[Any] = [
             server.jobs.GetJob(GetJobRequest(job_id=job_id)),
             server.jobs.CancelJob(CancelJobRequest(job_id=job_id)),
             server.jobs.PauseJob(PauseJobRequest(job_id=job_id)),
@@ -193,132 +186,117 @@ async def test_unknown_jobs_are_not_found(tmp_path: Path, job_id: str) -> None:
             assert told.details().endswith("; see `lockstep ls`, or call ListJobs, for those there are")
 
 
-async def test_a_queued_job_is_cancelled_at_once(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        job = await submit(server)
-        for _ in range(2):
-            cancelled = await server.jobs.CancelJob(CancelJobRequest(job_id=job.job_id))
-            assert cancelled.state == JOB_STATE_CANCELLED
-        assert server.coordinator.counts() == {"entries": 0, "holding": 0}
+async def test_a_queued_job_is_cancelled_at_once(server: Running) -> None:
+    job = await submit(server)
+    for _ in range(2):
+        cancelled = await server.jobs.CancelJob(CancelJobRequest(job_id=job.job_id))
+        assert cancelled.state == JOB_STATE_CANCELLED
+    assert server.coordinator.counts() == {"entries": 0, "holding": 0}
 
 
-async def test_a_running_job_is_stopped_and_then_cancelled(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        launcher = server.launcher()
-        await launcher.be_ready()
-        job = await submit(server)
-        gang = await launcher.next_start()
-        await launcher.report(gang, 1)
-        cancelling = await server.jobs.CancelJob(CancelJobRequest(job_id=job.job_id))
-        assert cancelling.state == JOB_STATE_CANCELLING
-        stop = await launcher.next_stop()
-        assert (stop.job_id, stop.attempt, stop.grace_s) == (job.job_id, 1, 10.0)
-        await launcher.report(gang, 2, digest="late")
-        await launcher.gang_stopped(gang, "WORKER_LOST")
-        cancelled = await server.reaches(job.job_id, JOB_STATE_CANCELLED)
-        assert not cancelled.HasField("result")
-        assert not cancelled.HasField("error")
+async def test_a_running_job_is_stopped_and_then_cancelled(server: Running, launcher: ScriptedLauncher) -> None:
+    job = await submit(server)
+    gang = await launcher.next_start()
+    await launcher.report(gang, 1)
+    cancelling = await server.jobs.CancelJob(CancelJobRequest(job_id=job.job_id))
+    assert cancelling.state == JOB_STATE_CANCELLING
+    stop = await launcher.next_stop()
+    assert (stop.job_id, stop.attempt, stop.grace_s) == (job.job_id, 1, 10.0)
+    await launcher.report(gang, 2, digest="late")
+    await launcher.gang_stopped(gang, "WORKER_LOST")
+    cancelled = await server.reaches(job.job_id, JOB_STATE_CANCELLED)
+    assert not cancelled.HasField("result")
+    assert not cancelled.HasField("error")
 
 
-async def test_a_job_that_succeeded_cannot_be_cancelled(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        launcher = server.launcher()
-        await launcher.be_ready()
-        job = await submit(server)
-        await launcher.finish(await launcher.next_start(), 1)
-        await server.reaches(job.job_id, JOB_STATE_SUCCEEDED)
-        error = await status_of(server.jobs.CancelJob(CancelJobRequest(job_id=job.job_id)))
-        assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+async def test_a_job_that_succeeded_cannot_be_cancelled(server: Running, launcher: ScriptedLauncher) -> None:
+    job = await submit(server)
+    await launcher.finish(await launcher.next_start(), 1)
+    await server.reaches(job.job_id, JOB_STATE_SUCCEEDED)
+    error = await status_of(server.jobs.CancelJob(CancelJobRequest(job_id=job.job_id)))
+    assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
-async def test_a_watcher_sees_every_event_and_the_end(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        launcher = server.launcher()
-        job = await submit(server)
-        call = server.jobs.WatchJob(WatchJobRequest(job_id=job.job_id))
-        responses = aiter(call)
-        first = await anext(responses)
-        assert [event.sequence for event in first.events] == [1]
-        await launcher.be_ready()
-        gang = await launcher.next_start()
-        for sequence in range(1, 30):
-            await launcher.report(gang, sequence, step=sequence)
-        await launcher.finish(gang, 30, step=30)
-        events, last = list(first.events), first.job
-        async for response in responses:
-            events += response.events
-            last = response.job
-        assert [event.sequence for event in events] == list(range(1, len(events) + 1))
-        assert [event.state for event in events] == [
-            JOB_STATE_QUEUED,
-            JOB_STATE_STARTING,
-            JOB_STATE_RUNNING,
-            JOB_STATE_SUCCEEDED,
-        ]
-        assert last.state == JOB_STATE_SUCCEEDED
+async def test_a_watcher_sees_every_event_and_the_end(server: Running) -> None:
+    launcher = server.launcher()
+    job = await submit(server)
+    call = server.jobs.WatchJob(WatchJobRequest(job_id=job.job_id))
+    responses = aiter(call)
+    first = await anext(responses)
+    assert [event.sequence for event in first.events] == [1]
+    await launcher.be_ready()
+    gang = await launcher.next_start()
+    for sequence in range(1, 30):
+        await launcher.report(gang, sequence, step=sequence)
+    await launcher.finish(gang, 30, step=30)
+    events, last = list(first.events), first.job
+    async for response in responses:
+        events += response.events
+        last = response.job
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    assert [event.state for event in events] == [
+        JOB_STATE_QUEUED,
+        JOB_STATE_STARTING,
+        JOB_STATE_RUNNING,
+        JOB_STATE_SUCCEEDED,
+    ]
+    assert last.state == JOB_STATE_SUCCEEDED
 
 
-async def test_progress_alone_reaches_a_watcher(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        launcher = server.launcher()
-        await launcher.be_ready()
-        job = await submit(server)
-        gang = await launcher.next_start()
-        await launcher.report(gang, 1, step=1)
-        call = server.jobs.WatchJob(WatchJobRequest(job_id=job.job_id))
-        assert (await call.read()).job.progress.step == 1
-        await launcher.report(gang, 2, step=2)
-        response = await call.read()
-        assert (response.job.progress.step, len(response.events)) == (2, 0)
-        call.cancel()
+async def test_progress_alone_reaches_a_watcher(server: Running, launcher: ScriptedLauncher) -> None:
+    job = await submit(server)
+    gang = await launcher.next_start()
+    await launcher.report(gang, 1, step=1)
+    call: Any = server.jobs.WatchJob(WatchJobRequest(job_id=job.job_id))
+    assert (await call.read()).job.progress.step == 1
+    await launcher.report(gang, 2, step=2)
+    response = await call.read()
+    assert (response.job.progress.step, len(response.events)) == (2, 0)
+    call.cancel()
 
 
-async def test_a_watch_resumes_after_the_last_event_seen(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        job = await submit(server)
-        await server.jobs.CancelJob(CancelJobRequest(job_id=job.job_id))
-        for after, expected in ((0, [1, 2]), (1, [2]), (2, []), (99, [])):
-            request = WatchJobRequest(job_id=job.job_id, after_sequence=after)
-            responses = [response async for response in server.jobs.WatchJob(request)]
-            assert [event.sequence for response in responses for event in response.events] == expected
-            assert responses[-1].job.state == JOB_STATE_CANCELLED
-        request = WatchJobRequest(job_id=job.job_id, after_sequence=-1)
-        assert set(violations_of(await status_of(server.jobs.WatchJob(request).read()))) == {"after_sequence"}
+async def test_a_watch_resumes_after_the_last_event_seen(server: Running) -> None:
+    job = await submit(server)
+    await server.jobs.CancelJob(CancelJobRequest(job_id=job.job_id))
+    for after, expected in ((0, [1, 2]), (1, [2]), (2, []), (99, [])):
+        request = WatchJobRequest(job_id=job.job_id, after_sequence=after)
+        responses = [response async for response in server.jobs.WatchJob(request)]
+        assert [event.sequence for response in responses for event in response.events] == expected
+        assert responses[-1].job.state == JOB_STATE_CANCELLED
+    request = WatchJobRequest(job_id=job.job_id, after_sequence=-1)
+    assert set(violations_of(await status_of(server.jobs.WatchJob(request).read()))) == {"after_sequence"}
 
 
-async def test_watchers_that_leave_are_forgotten(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        job = await submit(server)
-        call = server.jobs.WatchJob(WatchJobRequest(job_id=job.job_id))
-        await call.read()
-        call.cancel()
-        while server.parts.notifier.count():
-            await server.jobs.GetJob(GetJobRequest(job_id=job.job_id))
+async def test_watchers_that_leave_are_forgotten(server: Running) -> None:
+    job = await submit(server)
+    call = server.jobs.WatchJob(WatchJobRequest(job_id=job.job_id))
+    await call.read()
+    call.cancel()
+    while server.parts.notifier.count():
+        await server.jobs.GetJob(GetJobRequest(job_id=job.job_id))
 
 
-async def test_a_shutdown_ends_streams_as_unavailable_so_that_clients_come_back(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        job = await submit(server)
-        call = server.jobs.WatchJob(WatchJobRequest(job_id=job.job_id))
-        await call.read()
-        ended = asyncio.ensure_future(status_of(call.read()))
-        await server.application.stop()
-        assert (await ended).code() is grpc.StatusCode.UNAVAILABLE
+async def test_a_shutdown_ends_streams_as_unavailable_so_that_clients_come_back(server: Running) -> None:
+    job = await submit(server)
+    call = server.jobs.WatchJob(WatchJobRequest(job_id=job.job_id))
+    await call.read()
+    ended = asyncio.ensure_future(status_of(call.read()))
+    await server.application.stop()
+    assert (await ended).code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_first_come_is_first_served_and_the_head_is_not_overtaken(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        launcher = server.launcher()
-        await launcher.be_ready(cpus=2)
-        running = await submit(server)
-        gang = await launcher.next_start()
-        wide = await submit(server, resources={"workers": 2, "min_workers": 2})
-        narrow = await submit(server)
-        await launcher.finish(gang, 1)
-        await server.reaches(running.job_id, JOB_STATE_SUCCEEDED)
-        second = await launcher.next_start()
-        assert second.job_id == wide.job_id
-        await launcher.gang_stopped(second, "USER_ERROR")
-        assert (await launcher.next_start()).job_id == narrow.job_id
-        assert (await server.reaches(wide.job_id, JOB_STATE_FAILED)).error.reason == "USER_ERROR"
-        assert (await server.jobs.GetJob(GetJobRequest(job_id=narrow.job_id))).state == JOB_STATE_STARTING
+async def test_first_come_is_first_served_and_the_head_is_not_overtaken(server: Running) -> None:
+    launcher = server.launcher()
+    await launcher.be_ready(cpus=2)
+    running = await submit(server)
+    gang = await launcher.next_start()
+    wide = await submit(server, resources={"workers": 2, "min_workers": 2})
+    narrow = await submit(server)
+    await launcher.finish(gang, 1)
+    await server.reaches(running.job_id, JOB_STATE_SUCCEEDED)
+    second = await launcher.next_start()
+    assert second.job_id == wide.job_id
+    await launcher.gang_stopped(second, "USER_ERROR")
+    assert (await launcher.next_start()).job_id == narrow.job_id
+    assert (await server.reaches(wide.job_id, JOB_STATE_FAILED)).error.reason == "USER_ERROR"
+    assert (await server.jobs.GetJob(GetJobRequest(job_id=narrow.job_id))).state == JOB_STATE_STARTING

@@ -65,19 +65,18 @@ async def finish_a_job(server: Running) -> StartGang:
     return gang
 
 
-async def test_the_ledger_of_a_job_names_the_rank_that_the_others_wait_for(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        gang = await start_job(server)
-        for rank in (1, 0):
-            request = account_of(gang, rank, 1, steps=40)
-            request.step_duration_counts[-2] = 40
-            await report(server, gang, request)
-        ledger = await server.metrics.GetLedger(GetLedgerRequest(job_id=gang.job_id))
-        assert [rank.rank for rank in ledger.ranks] == [0, 1]
-        assert (ledger.ranks[1].seconds.forward_s, ledger.ranks[1].seconds.exchange_wait_s) == (8.0, 2.0)
-        assert (ledger.ranks[0].node_name, ledger.ranks[0].steps) == ("node-a", 40)
-        assert ledger.HasField("straggler_rank")
-        assert (ledger.straggler_rank, ledger.flops_per_step) == (0, 1e6)
+async def test_the_ledger_of_a_job_names_the_rank_that_the_others_wait_for(server: Running) -> None:
+    gang = await start_job(server)
+    for rank in (1, 0):
+        request = account_of(gang, rank, 1, steps=40)
+        request.step_duration_counts[-2] = 40
+        await report(server, gang, request)
+    ledger = await server.metrics.GetLedger(GetLedgerRequest(job_id=gang.job_id))
+    assert [rank.rank for rank in ledger.ranks] == [0, 1]
+    assert (ledger.ranks[1].seconds.forward_s, ledger.ranks[1].seconds.exchange_wait_s) == (8.0, 2.0)
+    assert (ledger.ranks[0].node_name, ledger.ranks[0].steps) == ("node-a", 40)
+    assert ledger.HasField("straggler_rank")
+    assert (ledger.straggler_rank, ledger.flops_per_step) == (0, 1e6)
 
 
 async def test_a_ledger_is_there_after_the_server_was_started_again(tmp_path: Path) -> None:
@@ -96,38 +95,36 @@ async def test_a_ledger_is_there_after_the_server_was_started_again(tmp_path: Pa
         assert (again.ranks[0].steps, again.ranks[0].seconds) == (6, before.ranks[0].seconds)
 
 
-async def test_of_a_job_without_workers_there_is_an_empty_ledger_and_of_none_there_is_an_error(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        job = await server.submit()
-        ledger = await server.metrics.GetLedger(GetLedgerRequest(job_id=job.job_id))
-        assert not ledger.ranks
-        assert not ledger.HasField("straggler_rank")
-        error = await status_of(server.metrics.GetLedger(GetLedgerRequest(job_id="job-none")))
-        assert error.code() is grpc.StatusCode.NOT_FOUND
-        error = await status_of(server.metrics.GetLedger(GetLedgerRequest()))
-        assert violations_of(error).keys() == {"job_id"}
+async def test_of_a_job_without_workers_there_is_an_empty_ledger_and_of_none_there_is_an_error(server: Running) -> None:
+    job = await server.submit()
+    ledger = await server.metrics.GetLedger(GetLedgerRequest(job_id=job.job_id))
+    assert not ledger.ranks
+    assert not ledger.HasField("straggler_rank")
+    error = await status_of(server.metrics.GetLedger(GetLedgerRequest(job_id="job-none")))
+    assert error.code() is grpc.StatusCode.NOT_FOUND
+    error = await status_of(server.metrics.GetLedger(GetLedgerRequest()))
+    assert violations_of(error).keys() == {"job_id"}
 
 
-async def test_prometheus_sees_what_the_workers_account_for(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        gang = await start_job(server)
-        for rank in (0, 1):
-            await report(server, gang, account_of(gang, rank, 1))
-        job = f'job_id="{gang.job_id}"'
-        text = (await fetch(server.application.http_address, "/metrics"))[1]
-        for line in (
-            f'lockstep_phase_seconds_total{{{job},phase="exchange_wait",rank="1"}} 2.0',
-            f'lockstep_worker_seconds_total{{cause="productive",{job}}} 18.0',
-            f'lockstep_worker_seconds_total{{cause="start_up",{job}}} 2.0',
-            f"lockstep_steps_total{{{job}}} 4.0",
-            f"lockstep_samples_total{{{job}}} 400.0",
-            f'lockstep_step_duration_seconds_bucket{{{job},le="60.0"}} 4.0',
-            f'lockstep_step_duration_seconds_bucket{{{job},le="30.0"}} 0.0',
-            f"lockstep_step_duration_seconds_sum{{{job}}} 120.0",
-            f'lockstep_worker_info{{device="cpu",{job},node="node-a",rank="1"}} 1.0',
-            f"lockstep_job_flops_per_step{{{job}}} 1e+06",
-        ):
-            assert line in text, line
+async def test_prometheus_sees_what_the_workers_account_for(server: Running) -> None:
+    gang = await start_job(server)
+    for rank in (0, 1):
+        await report(server, gang, account_of(gang, rank, 1))
+    job = f'job_id="{gang.job_id}"'
+    text = (await fetch(server.application.http_address, "/metrics"))[1]
+    for line in (
+        f'lockstep_phase_seconds_total{{{job},phase="exchange_wait",rank="1"}} 2.0',
+        f'lockstep_worker_seconds_total{{cause="productive",{job}}} 18.0',
+        f'lockstep_worker_seconds_total{{cause="start_up",{job}}} 2.0',
+        f"lockstep_steps_total{{{job}}} 4.0",
+        f"lockstep_samples_total{{{job}}} 400.0",
+        f'lockstep_step_duration_seconds_bucket{{{job},le="60.0"}} 4.0',
+        f'lockstep_step_duration_seconds_bucket{{{job},le="30.0"}} 0.0',
+        f"lockstep_step_duration_seconds_sum{{{job}}} 120.0",
+        f'lockstep_worker_info{{device="cpu",{job},node="node-a",rank="1"}} 1.0',
+        f"lockstep_job_flops_per_step{{{job}}} 1e+06",
+    ):
+        assert line in text, line
 
 
 @pytest.mark.parametrize(
@@ -146,30 +143,28 @@ async def test_prometheus_sees_what_the_workers_account_for(tmp_path: Path) -> N
     ],
 )
 async def test_an_account_that_no_worker_of_ours_sends_is_refused(
-    tmp_path: Path, fields: dict[str, Any], field: str
+    server: Running, fields: dict[str, Any], field: str
 ) -> None:
-    async with serving(tmp_path) as server:
-        gang = await start_job(server)
-        request = account_of(gang, 0, 1)
-        for name, value in fields.items():
-            if name in ("seconds", "under_way"):
-                getattr(request, name).CopyFrom(value)
-            elif name == "step_duration_counts":
-                request.step_duration_counts[:] = value
-            else:
-                setattr(request, name, value)
-        error = await status_of(report(server, gang, request))
-        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert violations_of(error).keys() == {field}
-        ledger = await server.metrics.GetLedger(GetLedgerRequest(job_id=gang.job_id))
-        assert not ledger.ranks
+    gang = await start_job(server)
+    request = account_of(gang, 0, 1)
+    for name, value in fields.items():
+        if name in ("seconds", "under_way"):
+            getattr(request, name).CopyFrom(value)
+        elif name == "step_duration_counts":
+            request.step_duration_counts[:] = value
+        else:
+            setattr(request, name, value)
+    error = await status_of(report(server, gang, request))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert violations_of(error).keys() == {field}
+    ledger = await server.metrics.GetLedger(GetLedgerRequest(job_id=gang.job_id))
+    assert not ledger.ranks
 
 
-async def test_an_account_needs_the_token_of_its_attempt(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        gang = await start_job(server)
-        error = await status_of(report(server, gang, account_of(gang, 0, 1), token="wrong"))
-        assert error.code() is grpc.StatusCode.PERMISSION_DENIED
+async def test_an_account_needs_the_token_of_its_attempt(server: Running) -> None:
+    gang = await start_job(server)
+    error = await status_of(report(server, gang, account_of(gang, 0, 1), token="wrong"))
+    assert error.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
 async def test_counters_go_on_where_they_were_when_the_server_was_started_again(tmp_path: Path) -> None:
@@ -184,26 +179,24 @@ async def test_counters_go_on_where_they_were_when_the_server_was_started_again(
         assert f"{name} 8.0" in (await fetch(server.application.http_address, "/metrics"))[1]
 
 
-async def test_of_a_job_whose_workers_have_said_nothing_no_time_is_told(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        gang = await start_job(server)
+async def test_of_a_job_whose_workers_have_said_nothing_no_time_is_told(server: Running) -> None:
+    gang = await start_job(server)
+    page = (await fetch(server.application.http_address, "/metrics"))[1]
+    assert f'lockstep_job_info{{data="builtin",device="cpu",job_id="{gang.job_id}"' in page
+    assert "lockstep_worker_seconds_total{" not in page
+
+
+async def test_a_job_that_ended_long_ago_is_told_of_no_more_and_its_ledger_is_in_the_store(server: Running) -> None:
+    gang = await finish_a_job(server)
+    parts = server.parts
+    await parts.ledgers.store_all()
+    for minutes, is_told_of in ((10, True), (20, False)):
+        await parts.coordinator.tidy(datetime.now(UTC) + timedelta(minutes=minutes))
         page = (await fetch(server.application.http_address, "/metrics"))[1]
-        assert f'lockstep_job_info{{data="builtin",device="cpu",job_id="{gang.job_id}"' in page
-        assert "lockstep_worker_seconds_total{" not in page
-
-
-async def test_a_job_that_ended_long_ago_is_told_of_no_more_and_its_ledger_is_in_the_store(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        gang = await finish_a_job(server)
-        parts = server.parts
-        await parts.ledgers.store_all()
-        for minutes, is_told_of in ((10, True), (20, False)):
-            await parts.coordinator.tidy(datetime.now(UTC) + timedelta(minutes=minutes))
-            page = (await fetch(server.application.http_address, "/metrics"))[1]
-            assert (f'lockstep_steps_total{{job_id="{gang.job_id}"}}' in page) == is_told_of
-            assert (gang.job_id in parts.ledgers.newest()) == is_told_of
-        ledger = await server.metrics.GetLedger(GetLedgerRequest(job_id=gang.job_id))
-        assert ledger.ranks[0].steps == 4
+        assert (f'lockstep_steps_total{{job_id="{gang.job_id}"}}' in page) == is_told_of
+        assert (gang.job_id in parts.ledgers.newest()) == is_told_of
+    ledger = await server.metrics.GetLedger(GetLedgerRequest(job_id=gang.job_id))
+    assert ledger.ranks[0].steps == 4
 
 
 async def test_counters_of_a_job_without_workers_go_on_at_once(tmp_path: Path) -> None:

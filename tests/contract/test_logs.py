@@ -15,16 +15,9 @@ from lockstep.v1.internal_service_pb2 import ReportLogsRequest, StartGang
 from lockstep.v1.internal_service_pb2_grpc import InternalServiceStub
 from lockstep.v1.log_service_pb2 import LogLine, StreamLogsRequest, StreamLogsResponse
 from lockstep.v1.log_service_pb2_grpc import LogServiceStub
-from tests.support.server import Running, ScriptedLauncher, serving, status_of, violations_of
+from tests.support.server import Running, ScriptedLauncher, serving, start_job, status_of, violations_of
 
 TIME_S = 1_700_000_000
-
-
-async def start_job(server: Running) -> tuple[ScriptedLauncher, StartGang]:
-    launcher = server.launcher()
-    await launcher.be_ready()
-    await server.submit()
-    return launcher, await launcher.next_start()
 
 
 async def say(
@@ -65,21 +58,20 @@ async def texts(server: Running, gang: StartGang, **fields: Any) -> list[str]:
     return [line.text for line in await read(server, gang, **fields)]
 
 
-async def test_lines_come_in_the_order_of_arrival_with_attempt_worker_rank_and_time(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        _, gang = await start_job(server)
-        assert await read(server, gang) == []
-        await say(server, gang, ["a", ""], number=0, rank=None)
-        await say(server, gang, ["b"], number=1, rank=1, at_s=TIME_S + 1)
-        await say(server, gang, ["c"], number=0, rank=0, start=3)
-        lines = await read(server, gang)
-        assert [(line.text, line.attempt, line.worker, line.HasField("rank"), line.rank) for line in lines] == [
-            ("a", 1, 0, False, 0),
-            ("", 1, 0, False, 0),
-            ("b", 1, 1, True, 1),
-            ("c", 1, 0, True, 0),
-        ]
-        assert [line.time.seconds - TIME_S for line in lines] == [0, 0, 1, 0]
+async def test_lines_come_in_the_order_of_arrival_with_attempt_worker_rank_and_time(server: Running) -> None:
+    _, gang = await start_job(server)
+    assert await read(server, gang) == []
+    await say(server, gang, ["a", ""], number=0, rank=None)
+    await say(server, gang, ["b"], number=1, rank=1, at_s=TIME_S + 1)
+    await say(server, gang, ["c"], number=0, rank=0, start=3)
+    lines = await read(server, gang)
+    assert [(line.text, line.attempt, line.worker, line.HasField("rank"), line.rank) for line in lines] == [
+        ("a", 1, 0, False, 0),
+        ("", 1, 0, False, 0),
+        ("b", 1, 1, True, 1),
+        ("c", 1, 0, True, 0),
+    ]
+    assert [line.time.seconds - TIME_S for line in lines] == [0, 0, 1, 0]
 
 
 async def test_lines_that_come_again_are_stored_once_also_by_the_next_server(tmp_path: Path) -> None:
@@ -128,42 +120,41 @@ async def test_a_record_that_a_crash_cut_off_is_no_hindrance(tmp_path: Path) -> 
         assert await texts(server, gang) == ["one", "two"]
 
 
-async def test_rank_tail_and_since_choose_lines(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        _, gang = await start_job(server)
-        await say(server, gang, ["before"], rank=None)
-        for number in range(5):
-            await say(
-                server,
-                gang,
-                [f"{number}a", f"{number}b"],
-                start=7 + 6 * number,
-                rank=number % 2,
-                at_s=TIME_S + number,
-            )
-        assert await texts(server, gang, rank=1) == ["1a", "1b", "3a", "3b"]
-        assert await texts(server, gang, tail_lines=3) == ["3b", "4a", "4b"]
-        assert await texts(server, gang, tail_lines=3, rank=1) == ["1b", "3a", "3b"]
-        assert await texts(server, gang, tail_lines=99, rank=1) == ["1a", "1b", "3a", "3b"]
-        assert await texts(server, gang, tail_lines=0) == []
-        assert await texts(server, gang, since={"seconds": TIME_S + 3}) == ["3a", "3b", "4a", "4b"]
-        assert await texts(server, gang, since={"seconds": TIME_S + 3}, rank=1, tail_lines=1) == ["3b"]
-        assert await texts(server, gang, since={"seconds": TIME_S + 9}) == []
+async def test_rank_tail_and_since_choose_lines(server: Running) -> None:
+    _, gang = await start_job(server)
+    await say(server, gang, ["before"], rank=None)
+    for number in range(5):
+        await say(
+            server,
+            gang,
+            [f"{number}a", f"{number}b"],
+            start=7 + 6 * number,
+            rank=number % 2,
+            at_s=TIME_S + number,
+        )
+    assert await texts(server, gang, rank=1) == ["1a", "1b", "3a", "3b"]
+    assert await texts(server, gang, tail_lines=3) == ["3b", "4a", "4b"]
+    assert await texts(server, gang, tail_lines=3, rank=1) == ["1b", "3a", "3b"]
+    assert await texts(server, gang, tail_lines=99, rank=1) == ["1a", "1b", "3a", "3b"]
+    assert await texts(server, gang, tail_lines=0) == []
+    assert await texts(server, gang, since={"seconds": TIME_S + 3}) == ["3a", "3b", "4a", "4b"]
+    assert await texts(server, gang, since={"seconds": TIME_S + 3}, rank=1, tail_lines=1) == ["3b"]
+    assert await texts(server, gang, since={"seconds": TIME_S + 9}) == []
 
 
-async def test_a_follower_gets_each_new_line_until_the_workers_of_the_ended_job_have_left(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        launcher, gang = await start_job(server)
-        await say(server, gang, ["one"])
-        responses = aiter(stream(server, gang, follow=True))
-        assert [line.text for line in (await anext(responses)).lines] == ["one"]
-        await say(server, gang, ["two"], start=4)
-        assert [line.text for line in (await anext(responses)).lines] == ["two"]
-        await launcher.report(gang, 1, digest="abc")
-        await say(server, gang, ["three"], start=8)
-        assert [line.text for line in (await anext(responses)).lines] == ["three"]
-        await launcher.gang_stopped(gang)
-        assert [response async for response in responses] == []
+async def test_a_follower_gets_each_new_line_until_the_workers_of_the_ended_job_have_left(
+    server: Running, launcher: ScriptedLauncher, gang: StartGang
+) -> None:
+    await say(server, gang, ["one"])
+    responses = aiter(stream(server, gang, follow=True))
+    assert [line.text for line in (await anext(responses)).lines] == ["one"]
+    await say(server, gang, ["two"], start=4)
+    assert [line.text for line in (await anext(responses)).lines] == ["two"]
+    await launcher.report(gang, 1, digest="abc")
+    await say(server, gang, ["three"], start=8)
+    assert [line.text for line in (await anext(responses)).lines] == ["three"]
+    await launcher.gang_stopped(gang)
+    assert [response async for response in responses] == []
 
 
 async def test_a_follower_who_comes_with_a_cursor_loses_nothing_and_gets_nothing_twice(tmp_path: Path) -> None:
@@ -206,64 +197,62 @@ async def test_the_oldest_lines_go_first_and_a_notice_says_how_many(tmp_path: Pa
         assert len(await read(server, gang)) == len(kept) + 1
 
 
-async def test_bad_requests_are_refused(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        _, gang = await start_job(server)
-        bad = {
-            "rank": {"rank": -1},
-            "tail_lines": {"tail_lines": -1},
-            "cursor": {"cursor": "xyz"},
-            "since": {"since": {"seconds": 10**18}},
-        }
-        for field, wrong in bad.items():
-            error = await status_of(stream(server, gang, **wrong).read())
-            assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-            assert list(violations_of(error)) == [field]
-        other = StartGang(job_id="none")
-        assert (await status_of(stream(server, other).read())).code() is grpc.StatusCode.NOT_FOUND
-        too_much = await status_of(stream(server, gang, tail_lines=100_001).read())
-        assert "100,000" in too_much.details()
+async def test_bad_requests_are_refused(server: Running) -> None:
+    _, gang = await start_job(server)
+    bad: dict[str, Any] = {
+        "rank": {"rank": -1},
+        "tail_lines": {"tail_lines": -1},
+        "cursor": {"cursor": "xyz"},
+        "since": {"since": {"seconds": 10**18}},
+    }
+    for field, wrong in bad.items():
+        error = await status_of(stream(server, gang, **wrong).read())
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert list(violations_of(error)) == [field]
+    other = StartGang(job_id="none")
+    assert (await status_of(stream(server, other).read())).code() is grpc.StatusCode.NOT_FOUND
+    too_much = await status_of(stream(server, gang, tail_lines=100_001).read())
+    assert "100,000" in too_much.details()
 
 
-async def test_only_a_worker_of_the_attempt_can_deliver_and_also_after_its_end(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        launcher, gang = await start_job(server)
-        for token in ("", "wrong"):
-            error = await status_of(say(server, gang, ["x"], token=token))
-            assert error.code() is grpc.StatusCode.PERMISSION_DENIED
-        for wrong in ([1, 2], [0], [-1]):
-            error = await status_of(say(server, gang, ["x"], ends=wrong))
-            assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-        await launcher.gang_stopped(gang, reason="USER_ERROR")
-        await server.until(gang.job_id, lambda job: job.HasField("error"))
-        await say(server, gang, ["late"])
-        assert await texts(server, gang) == ["late"]
+async def test_only_a_worker_of_the_attempt_can_deliver_and_also_after_its_end(
+    server: Running, launcher: ScriptedLauncher, gang: StartGang
+) -> None:
+    for token in ("", "wrong"):
+        error = await status_of(say(server, gang, ["x"], token=token))
+        assert error.code() is grpc.StatusCode.PERMISSION_DENIED
+    for wrong in ([1, 2], [0], [-1]):
+        error = await status_of(say(server, gang, ["x"], ends=wrong))
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    await launcher.gang_stopped(gang, reason="USER_ERROR")
+    await server.until(gang.job_id, lambda job: job.HasField("error"))
+    await say(server, gang, ["late"])
+    assert await texts(server, gang) == ["late"]
 
 
-async def test_a_shutdown_ends_a_stream_as_unavailable(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        launcher, gang = await start_job(server)
-        await say(server, gang, ["one"])
-        call = stream(server, gang, follow=True)
-        await call.read()
-        ended = asyncio.ensure_future(status_of(call.read()))
-        await launcher.leave()
-        await server.application.stop()
-        assert (await ended).code() is grpc.StatusCode.UNAVAILABLE
+async def test_a_shutdown_ends_a_stream_as_unavailable(
+    server: Running, launcher: ScriptedLauncher, gang: StartGang
+) -> None:
+    await say(server, gang, ["one"])
+    call = stream(server, gang, follow=True)
+    await call.read()
+    ended = asyncio.ensure_future(status_of(call.read()))
+    await launcher.leave()
+    await server.application.stop()
+    assert (await ended).code() is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_a_disk_that_takes_nothing_is_the_workers_to_wait_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with serving(tmp_path) as server:
-        _, gang = await start_job(server)
-        (tmp_path / "logs").mkdir(exist_ok=True)
-        (tmp_path / "logs" / gang.job_id).write_text("no folder")
-        error = await status_of(say(server, gang, ["one"]))
-        assert error.code() is grpc.StatusCode.UNAVAILABLE
-        (tmp_path / "logs" / gang.job_id).unlink()
-        await say(server, gang, ["one"])
-        assert await texts(server, gang) == ["one"]
+    _, gang = await start_job(server)
+    (tmp_path / "logs").mkdir(exist_ok=True)
+    (tmp_path / "logs" / gang.job_id).write_text("no folder")
+    error = await status_of(say(server, gang, ["one"]))
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    (tmp_path / "logs" / gang.job_id).unlink()
+    await say(server, gang, ["one"])
+    assert await texts(server, gang) == ["one"]
 
 
 async def test_workers_that_never_leave_hold_no_reader_for_ever(

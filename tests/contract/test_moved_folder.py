@@ -46,10 +46,10 @@ async def test_checkpoints_go_along_with_the_folder_and_others_stay_where_they_a
         again = await server.submit(init_from={"job_id": inside.job_id})
         launcher = server.launcher()
         await launcher.be_ready(cpus=8)
-        started = {job.job_id: job for job in [await launcher.next_start() for _ in range(4)]}
+        gangs = {job.job_id: job for job in [await launcher.next_start() for _ in range(4)]}
         for job_id in (waiting.job_id, again.job_id):
-            assert (Path(started[job_id].init_from_uri) / "manifest.json").exists()
-            assert Path(started[job_id].init_from_uri).is_relative_to(new)
+            assert (Path(gangs[job_id].init_from_uri) / "manifest.json").exists()
+            assert Path(gangs[job_id].init_from_uri).is_relative_to(new)
 
 
 def test_a_store_that_cannot_note_where_it_was_moved_to_says_so_in_words(tmp_path: Path) -> None:

@@ -47,31 +47,29 @@ async def has_succeeded(server: Running, job_id: str) -> None:
     [("", False), ("", True), ("WORKER_LOST", False), ("PLACEMENT_FAILED", False), ("USER_ERROR", False)],
 )
 async def test_a_result_is_shown_when_the_workers_are_gone_whatever_became_of_them(
-    tmp_path: Path, reason: str, is_too_small: bool
+    server: Running, reason: str, is_too_small: bool
 ) -> None:
-    async with serving(tmp_path) as server:
-        launcher, gang = await start_job(server)
-        await launcher.report(gang, 1, digest="abc")
-        assert shows_nothing_yet(await server.get(gang.job_id))
-        [listed] = (await server.jobs.ListJobs(ListJobsRequest())).jobs
-        assert shows_nothing_yet(listed)
-        await launcher.gang_changed(gang, ["node-a"], message="a worker was lost")
-        assert "a worker was lost" in await server.messages(gang.job_id, 4)
-        assert shows_nothing_yet(await server.get(gang.job_id))
-        await launcher.gang_stopped(gang, reason, is_too_small=is_too_small)
-        await has_succeeded(server, gang.job_id)
+    launcher, gang = await start_job(server)
+    await launcher.report(gang, 1, digest="abc")
+    assert shows_nothing_yet(await server.get(gang.job_id))
+    [listed] = (await server.jobs.ListJobs(ListJobsRequest())).jobs
+    assert shows_nothing_yet(listed)
+    await launcher.gang_changed(gang, ["node-a"], message="a worker was lost")
+    assert "a worker was lost" in await server.messages(gang.job_id, 4)
+    assert shows_nothing_yet(await server.get(gang.job_id))
+    await launcher.gang_stopped(gang, reason, is_too_small=is_too_small)
+    await has_succeeded(server, gang.job_id)
 
 
-async def test_a_job_that_has_its_result_is_not_resized(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        launcher, gang = await start_job(server)
-        await launcher.report(gang, 1, digest="abc")
-        await launcher.offer({"node-a": (3, 0)})
-        for workers in (3, 1):
-            await server.jobs.UpdateJob(UpdateJobRequest(job_id=gang.job_id, workers=workers))
-        other = await server.submit()
-        # The next order would have been to resize it.
-        assert (await launcher.next_start()).job_id == other.job_id
+async def test_a_job_that_has_its_result_is_not_resized(server: Running) -> None:
+    launcher, gang = await start_job(server)
+    await launcher.report(gang, 1, digest="abc")
+    await launcher.offer({"node-a": (3, 0)})
+    for workers in (3, 1):
+        await server.jobs.UpdateJob(UpdateJobRequest(job_id=gang.job_id, workers=workers))
+    other = await server.submit()
+    # The next order would have been to resize it.
+    assert (await launcher.next_start()).job_id == other.job_id
 
 
 @pytest.mark.parametrize("is_stopped_first", [False, True])

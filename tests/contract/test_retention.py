@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -67,7 +67,7 @@ async def delete_all(server: Running) -> None:
     await server.coordinator.tidy(datetime.now(UTC) + timedelta(days=10))
 
 
-async def all_of(call: AsyncIterator[Any]) -> list[Any]:
+async def all_of(call: AsyncIterable[Any]) -> list[Any]:
     return [message async for message in call]
 
 
@@ -131,30 +131,28 @@ async def test_a_job_is_deleted_so_many_days_after_its_end_and_not_before(tmp_pa
     assert not (tmp_path / "logs" / gang.job_id).exists()
 
 
-async def test_without_the_setting_every_job_is_kept(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        launcher = server.launcher()
-        await launcher.be_ready()
-        await finish_a_job(server, launcher, tmp_path / "c")
-        await server.coordinator.tidy(datetime.now(UTC) + timedelta(days=10_000))
-        count = await server.parts.store.database.read(
-            lambda connection: connection.execute(select(func.count()).select_from(jobs)).scalar_one()
-        )
-        assert count == 1
+async def test_without_the_setting_every_job_is_kept(
+    server: Running, launcher: ScriptedLauncher, tmp_path: Path
+) -> None:
+    await finish_a_job(server, launcher, tmp_path / "c")
+    await server.coordinator.tidy(datetime.now(UTC) + timedelta(days=10_000))
+    count = await server.parts.store.database.read(
+        lambda connection: connection.execute(select(func.count()).select_from(jobs)).scalar_one()
+    )
+    assert count == 1
 
 
-async def test_a_watch_ends_although_events_of_its_job_are_lost(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        launcher = server.launcher()
-        await launcher.be_ready()
-        gang = await finish_a_job(server, launcher, tmp_path / "c")
-        await server.parts.store.database.write(
-            lambda connection: connection.execute(delete(job_events).where(job_events.c.sequence > 1))
-        )
-        with a_loop_that_hangs_is_seen():
-            messages = await all_of(server.jobs.WatchJob(WatchJobRequest(job_id=gang.job_id)))
-        assert messages[-1].job.state == JOB_STATE_SUCCEEDED
-        assert [event.sequence for message in messages for event in message.events] == [1]
+async def test_a_watch_ends_although_events_of_its_job_are_lost(
+    server: Running, launcher: ScriptedLauncher, tmp_path: Path
+) -> None:
+    gang = await finish_a_job(server, launcher, tmp_path / "c")
+    await server.parts.store.database.write(
+        lambda connection: connection.execute(delete(job_events).where(job_events.c.sequence > 1))
+    )
+    with a_loop_that_hangs_is_seen():
+        messages = await all_of(server.jobs.WatchJob(WatchJobRequest(job_id=gang.job_id)))
+    assert messages[-1].job.state == JOB_STATE_SUCCEEDED
+    assert [event.sequence for message in messages for event in message.events] == [1]
 
 
 @pytest.mark.parametrize("name", READS)

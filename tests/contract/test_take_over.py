@@ -36,23 +36,22 @@ async def start_job(server: Running, **changes: object) -> tuple[ScriptedLaunche
     return launcher, await launcher.next_start()
 
 
-async def test_a_gang_outlives_its_launcher_and_the_next_one_takes_it_over(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        first, gang = await start_job(server)
-        await first.report(gang, 1)
-        waiting = await server.submit()
-        await first.leave()
-        # Nobody looks after the workers, and they go on all the same.
-        await first.report(gang, 2, step=2)
-        second = server.launcher()
-        await second.be_ready(gangs=[changed(gang, PAIR, message="taken over")])
-        job = await server.until(gang.job_id, lambda job: job.running_workers == 2)
-        assert (job.state, job.attempt, job.restarts, job.progress.step) == (JOB_STATE_RUNNING, 1, 0, 2)
-        # What they hold is not given to others.
-        assert (await server.get(waiting.job_id)).state == JOB_STATE_QUEUED
-        await second.finish(gang, 3, step=3)
-        assert (await second.next_start()).job_id == waiting.job_id
-        assert "taken over" in await server.messages(gang.job_id)
+async def test_a_gang_outlives_its_launcher_and_the_next_one_takes_it_over(server: Running) -> None:
+    first, gang = await start_job(server)
+    await first.report(gang, 1)
+    waiting = await server.submit()
+    await first.leave()
+    # Nobody looks after the workers, and they go on all the same.
+    await first.report(gang, 2, step=2)
+    second = server.launcher()
+    await second.be_ready(gangs=[changed(gang, PAIR, message="taken over")])
+    job = await server.until(gang.job_id, lambda job: job.running_workers == 2)
+    assert (job.state, job.attempt, job.restarts, job.progress.step) == (JOB_STATE_RUNNING, 1, 0, 2)
+    # What they hold is not given to others.
+    assert (await server.get(waiting.job_id)).state == JOB_STATE_QUEUED
+    await second.finish(gang, 3, step=3)
+    assert (await second.next_start()).job_id == waiting.job_id
+    assert "taken over" in await server.messages(gang.job_id)
 
 
 async def test_a_gang_outlives_its_server_and_its_reports_are_taken_before_any_launcher_is_there(
@@ -106,23 +105,22 @@ async def test_a_job_whose_workers_are_gone_starts_again_at_no_cost(tmp_path: Pa
             await come_back(server, gang)
 
 
-async def test_gangs_that_nobody_wants_are_sent_away_and_hold_their_place_until_they_are_gone(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        launcher, gang = await start_job(server)
-        await launcher.gang_stopped(gang, is_too_small=True)
-        await server.reaches(gang.job_id, JOB_STATE_QUEUED)
-        second = server.launcher()
-        stranger = GangChanged(job_id="job-nobody", attempt=3, node_ids=["node-a"])
-        await second.be_ready(gangs=[changed(gang, ["node-a"]), stranger])
-        stops = [await second.next_stop() for _ in range(2)]
-        assert [(stop.job_id, stop.attempt, stop.grace_s) for stop in stops] == [
-            (gang.job_id, 1, 0.0),
-            ("job-nobody", 3, 0.0),
-        ]
-        again = await second.next_start()
-        assert (again.attempt, list(again.node_ids)) == (2, ["node-a"]), "the old attempt still holds the other CPU"
-        await second.gang_stopped(gang)
-        assert list((await second.next_resize()).node_ids) == PAIR
+async def test_gangs_that_nobody_wants_are_sent_away_and_hold_their_place_until_they_are_gone(server: Running) -> None:
+    launcher, gang = await start_job(server)
+    await launcher.gang_stopped(gang, is_too_small=True)
+    await server.reaches(gang.job_id, JOB_STATE_QUEUED)
+    second = server.launcher()
+    stranger = GangChanged(job_id="job-nobody", attempt=3, node_ids=["node-a"])
+    await second.be_ready(gangs=[changed(gang, ["node-a"]), stranger])
+    stops = [await second.next_stop() for _ in range(2)]
+    assert [(stop.job_id, stop.attempt, stop.grace_s) for stop in stops] == [
+        (gang.job_id, 1, 0.0),
+        ("job-nobody", 3, 0.0),
+    ]
+    again = await second.next_start()
+    assert (again.attempt, list(again.node_ids)) == (2, ["node-a"]), "the old attempt still holds the other CPU"
+    await second.gang_stopped(gang)
+    assert list((await second.next_resize()).node_ids) == PAIR
 
 
 @pytest.mark.parametrize(
@@ -166,66 +164,62 @@ async def test_a_job_that_was_stopping_has_stopped_when_its_workers_are_gone(
 
 
 async def test_a_gang_whose_end_could_not_be_stored_is_kept_until_the_next_launcher_tells_of_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with serving(tmp_path) as server:
-        first, gang = await start_job(server)
-        await first.report(gang, 1)
+    first, gang = await start_job(server)
+    await first.report(gang, 1)
 
-        async def refuse(*args: object, **kwargs: object) -> None:
-            raise OSError("the disk is full")
+    async def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError("the disk is full")
 
-        with monkeypatch.context() as patched:
-            patched.setattr(server.parts.store.jobs, "save", refuse)
-            await first.gang_stopped(gang, "WORKER_LOST")
-            await status_of(first.call.read())
-        assert (await server.get(gang.job_id)).state == JOB_STATE_RUNNING
-        assert server.coordinator.counts() == {"entries": 1, "holding": 1}
-        second = server.launcher()
-        await second.be_ready()
-        assert (await second.next_start()).attempt == 2
-
-
-async def test_what_the_next_launcher_tells_of_a_gang_counts_as_if_it_were_told_later(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        first, gang = await start_job(server)
-        host = NodeCapacity(node_id="node-a", node_name="host-7", cpus=2, total_cpus=2)
-        await first.say(capacity=ClusterCapacity(nodes=[host]))
-        await first.report(gang, 1)
-        await server.jobs.PauseJob(PauseJobRequest(job_id=gang.job_id))
-        await first.next_stop()
-        await first.leave()
-        told = changed(gang, PAIR, message="the disk of node node-a is full")
-        told.refuses_stop = True
-        told.refused_node_ids.append("node-b")
-        await server.launcher().be_ready(gangs=[told])
-        job = await server.reaches(gang.job_id, JOB_STATE_RUNNING)
-        assert job.state_reason == ("the pause has failed, and training goes on: the disk of node host-7 is full")
-        ((_, taken_over),) = server.coordinator._live.holding.items()
-        assert taken_over.refused == {"node-b"}
+    with monkeypatch.context() as patched:
+        patched.setattr(server.parts.store.jobs, "save", refuse)
+        await first.gang_stopped(gang, "WORKER_LOST")
+        await status_of(first.call.read())
+    assert (await server.get(gang.job_id)).state == JOB_STATE_RUNNING
+    assert server.coordinator.counts() == {"entries": 1, "holding": 1}
+    second = server.launcher()
+    await second.be_ready()
+    assert (await second.next_start()).attempt == 2
 
 
-async def test_a_resize_that_was_lost_is_ordered_again(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        first, gang = await start_job(server)
-        await server.jobs.UpdateJob(UpdateJobRequest(job_id=gang.job_id, workers=1))
-        assert (await first.next_resize()).revision == 1
-        await first.leave()
-        second = server.launcher()
-        await second.be_ready(gangs=[changed(gang, PAIR)])
-        resize = await second.next_resize()
-        assert (resize.revision, list(resize.node_ids)) == (1, ["node-a"])
+async def test_what_the_next_launcher_tells_of_a_gang_counts_as_if_it_were_told_later(server: Running) -> None:
+    first, gang = await start_job(server)
+    host = NodeCapacity(node_id="node-a", node_name="host-7", cpus=2, total_cpus=2)
+    await first.say(capacity=ClusterCapacity(nodes=[host]))
+    await first.report(gang, 1)
+    await server.jobs.PauseJob(PauseJobRequest(job_id=gang.job_id))
+    await first.next_stop()
+    await first.leave()
+    told = changed(gang, PAIR, message="the disk of node node-a is full")
+    told.refuses_stop = True
+    told.refused_node_ids.append("node-b")
+    await server.launcher().be_ready(gangs=[told])
+    job = await server.reaches(gang.job_id, JOB_STATE_RUNNING)
+    assert job.state_reason == ("the pause has failed, and training goes on: the disk of node host-7 is full")
+    ((_, taken_over),) = server.coordinator._live.holding.items()
+    assert taken_over.refused == {"node-b"}
 
 
-async def test_what_a_launcher_says_that_was_replaced_is_no_longer_heard(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        first, gang = await start_job(server)
-        await first.report(gang, 1)
-        second = server.launcher()
-        await second.be_ready(gangs=[changed(gang, PAIR)])
-        assert (await status_of(first.call.read())).code() is grpc.StatusCode.UNAVAILABLE
-        await server.until(gang.job_id, lambda job: job.running_workers == 2)
-        assert (await server.get(gang.job_id)).state == JOB_STATE_RUNNING
+async def test_a_resize_that_was_lost_is_ordered_again(server: Running) -> None:
+    first, gang = await start_job(server)
+    await server.jobs.UpdateJob(UpdateJobRequest(job_id=gang.job_id, workers=1))
+    assert (await first.next_resize()).revision == 1
+    await first.leave()
+    second = server.launcher()
+    await second.be_ready(gangs=[changed(gang, PAIR)])
+    resize = await second.next_resize()
+    assert (resize.revision, list(resize.node_ids)) == (1, ["node-a"])
+
+
+async def test_what_a_launcher_says_that_was_replaced_is_no_longer_heard(server: Running) -> None:
+    first, gang = await start_job(server)
+    await first.report(gang, 1)
+    second = server.launcher()
+    await second.be_ready(gangs=[changed(gang, PAIR)])
+    assert (await status_of(first.call.read())).code() is grpc.StatusCode.UNAVAILABLE
+    await server.until(gang.job_id, lambda job: job.running_workers == 2)
+    assert (await server.get(gang.job_id)).state == JOB_STATE_RUNNING
 
 
 async def test_tokens_differ_by_job_attempt_and_server_and_the_secret_is_the_owners_alone(tmp_path: Path) -> None:

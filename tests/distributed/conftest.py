@@ -57,7 +57,9 @@ class Ranks:
         for rank in range(world_size):
             connection = self._processes[rank][1]
             try:
-                assert connection.poll(TASK_TIMEOUT_S), f"rank {rank} of {world_size} hangs in {function.__name__}"
+                if not connection.poll(TASK_TIMEOUT_S):
+                    self._kill()  # what they answer later is no answer to the next task
+                    raise AssertionError(f"rank {rank} of {world_size} hangs in {function.__name__}")
                 outcomes.append(connection.recv())
             except EOFError:
                 outcomes.append((None, "died"))
@@ -75,6 +77,13 @@ class Ranks:
             if process.is_alive():
                 process.kill()
                 process.join()
+
+    def _kill(self) -> None:
+        for process, connection, _ in self._processes:
+            connection.close()
+            process.kill()
+            process.join()
+        self._processes.clear()
 
     def _start(self) -> tuple[multiprocessing.process.BaseProcess, Connection, str]:
         ours, theirs = self._context.Pipe()

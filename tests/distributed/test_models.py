@@ -56,7 +56,7 @@ class Images(Net):
         Classifier.__init__(self)
         self.body = nn.Sequential(
             nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 2), nn.BatchNorm2d(8), nn.Flatten()
-        ).to(memory_format=torch.channels_last)
+        ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.body.append(nn.Linear(8, CLASSES))
         self.body[1].eval()
 
@@ -236,13 +236,13 @@ def fit_where_flattening_moves(group: Group) -> tuple[dict[str, Tensor], dict[st
             weight.data = weight.data.clone()
 
     plain = nn.RNNBase.flatten_parameters
-    nn.RNNBase.flatten_parameters = move  # type: ignore[method-assign]
+    nn.RNNBase.flatten_parameters = move
     try:
         torch.manual_seed(1)
         before = copy.deepcopy(Recurrent().state_dict())
         return before, fit(group, Recurrent)[2]
     finally:
-        nn.RNNBase.flatten_parameters = plain  # type: ignore[method-assign]
+        nn.RNNBase.flatten_parameters = plain
 
 
 def test_a_recurrent_layer_that_flattens_its_weights_learns(ranks: Any) -> None:

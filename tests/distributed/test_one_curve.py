@@ -109,7 +109,7 @@ def test_shard_numbers_that_are_no_power_of_two_give_the_same_bits(ranks: Any, s
 
 
 def test_another_seed_gives_another_curve(ranks: Any) -> None:
-    model = {"softmax_regression": {}}
+    model: dict[str, Any] = {"softmax_regression": {}}
     one, other = (curves(ranks, spec_of(model, DIGITS, seed=seed), [1])[0] for seed in (1, 2))
     assert one[0] != other[0]
     assert one[1] != other[1]

@@ -28,14 +28,14 @@ class Own(torch.optim.Optimizer):
                 change = group["lr"] * self.change(group, self.state[parameter], parameter)
                 parameter.sub_(change.to(parameter.dtype))
 
-    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Tensor:
+    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Any:
         raise NotImplementedError
 
 
 class Wide(Own):
     """Keeps a mean of more bits than its parameters, which are rounded to what they were cast to."""
 
-    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Tensor:
+    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Any:
         if not state:
             state["mean"] = torch.zeros_like(parameter, dtype=torch.float64)
         state["mean"].mul_(0.9).add_(parameter.grad.double(), alpha=0.1)
@@ -45,7 +45,7 @@ class Wide(Own):
 class Signs(Own):
     """Keeps truth values, whole numbers, a word, and nothing; asks for what they are."""
 
-    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Tensor:
+    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Any:
         if not state:
             state["was_up"] = torch.zeros_like(parameter, dtype=torch.bool)
             state["turns"] = torch.zeros_like(parameter, dtype=torch.int64)
@@ -64,7 +64,7 @@ class Counting(Own):
     def __init__(self, parameters: Any) -> None:
         super().__init__(parameters, count=torch.zeros((), dtype=torch.float64))
 
-    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Tensor:
+    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Any:
         group["count"] += 1
         return parameter.grad / group["count"]
 
@@ -145,7 +145,7 @@ class Hidden(torch.optim.SGD):
         super().__init__(parameters, lr=0.05)
         self.calls = 0
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:
         self.calls += 1
         if self.calls == 5:
             self.param_groups[0]["lr"] *= 0.5
@@ -158,37 +158,37 @@ class Momenta(Own):
     def __init__(self, parameters: Any) -> None:
         super().__init__(parameters, betas=[0.9, 0.99])
 
-    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Tensor:
+    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Any:
         group["betas"][0] *= 0.99
         return parameter.grad
 
 
 class Stray(Own):
-    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Tensor:
-        self.state["calls"] = self.state.get("calls", 0) + 1  # type: ignore[index]
+    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Any:
+        self.state["calls"] = self.state.get("calls", 0) + 1  # type: ignore[call-overload]
         return parameter.grad
 
 
 class History(Own):
-    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Tensor:
+    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Any:
         state["history"] = [parameter.grad.clone()]
         return parameter.grad
 
 
 class GroupHistory(Own):
-    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Tensor:
+    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Any:
         group.setdefault("history", []).append(float(parameter.grad.sum()))
         return parameter.grad
 
 
 class Phases(Own):
-    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Tensor:
+    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Any:
         state["phase"] = parameter.grad.to(torch.complex128)
         return parameter.grad
 
 
 class KeepsGradient(Own):
-    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Tensor:
+    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Any:
         before = state.get("before")
         state["before"] = parameter.grad
         return parameter.grad if before is None else parameter.grad - 0.1 * before

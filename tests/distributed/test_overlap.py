@@ -76,7 +76,7 @@ class Broken(torch.autograd.Function):
         return inputs.clone()
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
         if context.is_broken:
             raise ArithmeticError("no gradient here")
         return gradient, None
@@ -118,12 +118,12 @@ def train(group: Group, kind: type[Deep], shards: int) -> tuple[str, list[Point]
         begun.append(self._begun)
         return plain_total(self)
 
-    OverlappedExchange.total = total  # type: ignore[method-assign]
+    OverlappedExchange.total = total
     try:
         torch.manual_seed(0)
         return (*fit(group, kind(), shards), begun)
     finally:
-        OverlappedExchange.total = plain_total  # type: ignore[method-assign]
+        OverlappedExchange.total = plain_total
 
 
 @pytest.mark.parametrize(("kind", "shards"), [(Deep, 4), (Deep, 7), (Twice, 4), (Unused, 4)])

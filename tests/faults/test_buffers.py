@@ -135,11 +135,11 @@ def launched_buffers() -> Iterator[None]:
             launched.pop().join()
         plain_wait(device)
 
-    Group.swap, stepper.wait_for_device = swap, wait  # type: ignore[method-assign]
+    Group.swap, stepper.wait_for_device = swap, wait
     try:
         yield
     finally:
-        Group.swap, stepper.wait_for_device = plain_swap, plain_wait  # type: ignore[method-assign]
+        Group.swap, stepper.wait_for_device = plain_swap, plain_wait
 
 
 def train_with_launched_buffers(context: Context, kind: type[Net]) -> Any:

@@ -27,7 +27,7 @@ def train_with_checkpoints(
 ) -> tuple[str, list[Point]]:
     listener = context.listener
     if stop_after is not None:
-        listener.wish = lambda: Wish.KEEP_AND_STOP if listener.step >= stop_after else Wish.GO_ON  # type: ignore[method-assign]
+        listener.wish = lambda: Wish.KEEP_AND_STOP if listener.step >= stop_after else Wish.GO_ON
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     if file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, before[1]))
@@ -193,9 +193,9 @@ def train_with_a_pause_on_a_full_disk(context: Context, folder: str, order: int,
         orders.clear()
         refused.append((number, why))
 
-    listener.wish = lambda: Wish.KEEP_AND_STOP if orders and listener.step >= 5 else Wish.GO_ON  # type: ignore[method-assign]
-    listener.refusable = lambda: sum(orders)  # type: ignore[method-assign]
-    listener.refuse_stop = refuse  # type: ignore[method-assign]
+    listener.wish = lambda: Wish.KEEP_AND_STOP if orders and listener.step >= 5 else Wish.GO_ON
+    listener.refusable = lambda: sum(orders)
+    listener.refuse_stop = refuse
     return train_with_checkpoints(context, SPEC, folder, file_size=1000, every_steps=1000), refused
 
 

@@ -45,7 +45,15 @@ class Server:
 
     def start(self) -> "Server":
         """Start the server; returns when it answers."""
-        command = [LOCKSTEP, "serve", "--data-dir", self.data_dir, "--log-format", "json", *self._options]
+        command: list[str | Path] = [
+            LOCKSTEP,
+            "serve",
+            "--data-dir",
+            self.data_dir,
+            "--log-format",
+            "json",
+            *self._options,
+        ]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"],
@@ -105,10 +113,10 @@ class Server:
         found: list[int] = []
 
         def all_are_up() -> bool:
-            found[:] = pids_of(client, job)
+            found[:] = pids_of(asking, job)
             return bool(found) and all(found)
 
-        with self.client() as client:
+        with self.client() as asking:
             self.wait_until(all_are_up)
         return [psutil.Process(pid) for pid in found]
 

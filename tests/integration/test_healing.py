@@ -157,6 +157,8 @@ def test_checkpoints_can_be_fetched_and_started_from(client: Client, trained: Jo
     by_job = client.submit_job(digits(max_epochs=1) | {"init_from": {"job_id": trained.job_id}}).wait()
     fresh = client.submit_job(digits(max_epochs=1)).wait()
     assert by_folder.result == by_job.result != fresh.result
+    assert by_job.result is not None
+    assert fresh.result is not None
     assert by_job.result.final_metrics["val_accuracy"] > fresh.result.final_metrics["val_accuracy"]
 
 

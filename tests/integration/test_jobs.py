@@ -151,7 +151,7 @@ def test_first_come_is_first_served_and_gangs_are_whole(client: Client) -> None:
         next(event.time for update in job.watch() for event in update.events if str(event.state) == "STARTING")
         for job in (second, third)
     ]
-    assert starts == sorted(starts)
+    assert starts == sorted(starts)  # type: ignore[type-var]
 
 
 def test_a_cancelled_job_in_the_queue_never_starts(client: Client) -> None:

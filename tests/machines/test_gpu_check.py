@@ -5,7 +5,7 @@ import platform
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -31,7 +31,9 @@ def verdicts(rows: list[Row]) -> set[Verdict]:
 
 
 @pytest.mark.parametrize("check", [digests.check, healing.check, pausing.check], ids=lambda check: check.__module__)
-def test_ranks_that_exchange_through_host_memory_pass_every_check(plan: Plan, check: Callable[[Plan], object]) -> None:
+def test_ranks_that_exchange_through_host_memory_pass_every_check(
+    plan: Plan, check: Callable[[Plan], Iterable[Row]]
+) -> None:
     assert verdicts(list(check(plan))) == {Verdict.OK}
 
 
@@ -47,7 +49,7 @@ def test_a_layer_that_torch_refuses_is_as_good_as_one_that_repeats_its_bits(plan
     class Unpooled(torch.nn.Module):
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:
             pooled, places = torch.nn.functional.max_pool2d(inputs, 2, return_indices=True)
-            return torch.nn.functional.max_unpool2d(pooled, places, 2)
+            return torch.nn.functional.max_unpool2d(pooled, places, [2])
 
     class Raises(torch.nn.Module):
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:

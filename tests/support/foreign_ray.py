@@ -79,7 +79,14 @@ class ForeignRay:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self, *options: str) -> None:
-        command = [RAY, "start", "--block", "--disable-usage-stats", "--num-gpus=0", "--object-store-memory=80000000"]
+        command: list[str | Path] = [
+            RAY,
+            "start",
+            "--block",
+            "--disable-usage-stats",
+            "--num-gpus=0",
+            "--object-store-memory=80000000",
+        ]
         self._nodes.append(
             subprocess.Popen(
                 [*command, *options],

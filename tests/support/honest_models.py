@@ -71,7 +71,7 @@ class Numbers(Regressor):
 class LanguageModel(Module):
     """A recurrent one."""
 
-    def __init__(self, kind: type[nn.RNNBase] = nn.GRU, is_tied: bool = False) -> None:
+    def __init__(self, kind: Callable[..., nn.RNNBase] = nn.GRU, is_tied: bool = False) -> None:
         super().__init__()
         self.embedding = nn.Embedding(28, 16, padding_idx=0)
         self.recurrent = kind(16, 16, num_layers=2, dropout=0.2, batch_first=True)
@@ -92,7 +92,7 @@ class Transformer(LanguageModel):
 
     def __init__(self) -> None:
         super().__init__()
-        self.recurrent = nn.Identity()  # type: ignore[assignment]
+        self.recurrent = nn.Identity()
         self.attention = nn.MultiheadAttention(16, 4, dropout=0.1, batch_first=True)
         self.feed_forward = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.1, batch_first=True)
         self.weights_shown: Tensor | None = None

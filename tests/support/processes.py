@@ -1,6 +1,11 @@
 """Processes for tests of ranks: they fork from one that has imported what takes seconds, once."""
 
 import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -42,6 +47,32 @@ def in_a_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
         process.close()
     assert not failure, failure
     return value
+
+
+def run_as_main(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """What `python -m module` prints and returns, without the time that its imports take."""
+    code, stdout, stderr = in_a_fresh_process(_run_as_main, module, arguments)
+    return subprocess.CompletedProcess([module, *arguments], code, stdout, stderr)
+
+
+def _run_as_main(module: str, arguments: tuple[str, ...]) -> tuple[Any, str, str]:
+    sys.argv[1:] = arguments
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as stdout, tempfile.TemporaryFile("w+") as stderr:
+        os.dup2(stdout.fileno(), 1)
+        os.dup2(stderr.fileno(), 2)
+        code: Any = 0
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            code = end.code or 0
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for file in (stdout, stderr):
+            file.seek(0)
+        return code, stdout.read(), stderr.read()
 
 
 def _call(connection: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:

@@ -90,13 +90,13 @@ class ScriptedServer:
         jobs = job_service_pb2_grpc.JobServiceServicer()
         for name in ("SubmitJob", "GetJob", "ListJobs", "CancelJob", "PauseJob", "ResumeJob", "UpdateJob"):
             setattr(jobs, name, self._unary(name))
-        jobs.WatchJob = self._stream("WatchJob")  # type: ignore[method-assign]
+        jobs.WatchJob = self._stream("WatchJob")  # type: ignore[method-assign,assignment]
         metrics = metrics_service_pb2_grpc.MetricsServiceServicer()
-        metrics.ListMetrics = self._unary("ListMetrics")  # type: ignore[method-assign]
-        metrics.GetLedger = self._unary("GetLedger")  # type: ignore[method-assign]
-        metrics.StreamMetrics = self._stream("StreamMetrics")  # type: ignore[method-assign]
+        metrics.ListMetrics = self._unary("ListMetrics")  # type: ignore[method-assign,assignment]
+        metrics.GetLedger = self._unary("GetLedger")  # type: ignore[method-assign,assignment]
+        metrics.StreamMetrics = self._stream("StreamMetrics")  # type: ignore[method-assign,assignment]
         logs = log_service_pb2_grpc.LogServiceServicer()
-        logs.StreamLogs = self._stream("StreamLogs")  # type: ignore[method-assign]
+        logs.StreamLogs = self._stream("StreamLogs")  # type: ignore[method-assign,assignment]
         catalog = catalog_service_pb2_grpc.CatalogServiceServicer()
         for name in ("ListModels", "ListDatasets", "ListOptimizers"):
             setattr(catalog, name, self._unary(name))
@@ -104,8 +104,8 @@ class ScriptedServer:
         for name in ("GetCluster", "ListNodes"):
             setattr(cluster, name, self._unary(name))
         checkpoints = checkpoint_service_pb2_grpc.CheckpointServiceServicer()
-        checkpoints.ListCheckpoints = self._unary("ListCheckpoints")  # type: ignore[method-assign]
-        checkpoints.DownloadCheckpoint = self._stream("DownloadCheckpoint")  # type: ignore[method-assign]
+        checkpoints.ListCheckpoints = self._unary("ListCheckpoints")  # type: ignore[method-assign,assignment]
+        checkpoints.DownloadCheckpoint = self._stream("DownloadCheckpoint")  # type: ignore[method-assign,assignment]
         job_service_pb2_grpc.add_JobServiceServicer_to_server(jobs, self._server)
         metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(metrics, self._server)
         log_service_pb2_grpc.add_LogServiceServicer_to_server(logs, self._server)

@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 from google.rpc import error_details_pb2
@@ -260,16 +260,32 @@ async def serving(data_dir: Path, **settings: Any) -> AsyncIterator[Running]:
         await application.stop()
 
 
+async def start_job(server: Running, **changes: Any) -> tuple[ScriptedLauncher, StartGang]:
+    """Submit a small job to a server that has a launcher in service; returns that, and its order to start workers."""
+    launcher = server.launcher()
+    await launcher.be_ready()
+    await server.submit(**changes)
+    return launcher, await launcher.next_start()
+
+
 def loss_at(step: int, value: float, name: str = "train_loss", kind: Any = METRIC_KIND_RESULT) -> MetricPoint:
     return MetricPoint(name=name, step=step, epoch=step / 10, value=value, kind=kind)
 
 
-async def status_of(call: Awaitable[Any]) -> grpc.aio.AioRpcError:
+class Refused(grpc.aio.AioRpcError):
+    """An error of our server: each says why."""
+
+    def details(self) -> str:
+        return super().details() or ""
+
+
+async def status_of(call: Awaitable[Any]) -> Refused:
     """Return the error that a call ends with."""
     try:
         response = await call
     except grpc.aio.AioRpcError as error:
-        return error
+        assert error.details() is not None
+        return cast(Refused, error)
     raise AssertionError(f"the call succeeded: {response}")
 
 

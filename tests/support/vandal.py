@@ -97,7 +97,7 @@ def change_everything() -> None:
     logging.root.addHandler(logging.NullHandler())
     gc.disable()
     sys.stdout = sys.stderr
-    sys.excepthook = threading.excepthook = print  # type: ignore[assignment]
+    sys.excepthook = threading.excepthook = print
     sys.setrecursionlimit(10_000)
     threading.setprofile(lambda *_: None)
     torch.set_default_device("meta")

@@ -62,7 +62,7 @@ def test_the_contract_tells_every_reason_of_a_failure_and_no_other() -> None:
 
 def test_the_table_of_spec_fields_names_every_rule_and_no_other() -> None:
     named = first_cells(page("spec.md").split("<!-- spec fields")[1].split("\n\n")[0])
-    rules = [*FIELD_RULES, *CHOICE_RULES, *CROSS_RULES]
+    rules: list[Any] = [*FIELD_RULES, *CHOICE_RULES, *CROSS_RULES]
     assert set(named) == {rule.path for rule in rules}
     assert len(named) == len(set(named))
 

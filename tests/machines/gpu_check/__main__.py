@@ -109,6 +109,7 @@ def run_apart(section: str, device: str) -> Iterator[Row]:
     print(f"== {section}", flush=True)
     budget_s = SECTIONS[section].budget_s * (1 if device == "cuda" else SLOWER_ON_CPUS)
     began = time.monotonic()
+    assert __spec__ is not None
     command = [sys.executable, "-m", __spec__.name, "--section", section, "--device", device]
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True)

@@ -77,7 +77,7 @@ def reference(module: Module, data: DataModule) -> dict[str, Tensor]:
     """Gradients of the mean loss by parameter, in float64 on the CPU."""
     module = copy.deepcopy(module).cpu().double().train()
     losses = module.loss(module(data.train.inputs), data.train.targets)
-    (losses.sum() / losses.numel()).backward()  # type: ignore[no-untyped-call]
+    (losses.sum() / losses.numel()).backward()
     return {name: value.grad for name, value in module.named_parameters() if value.grad is not None}
 
 

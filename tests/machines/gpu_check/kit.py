@@ -97,7 +97,7 @@ def pinned(names: list[str]) -> dict[str, str]:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = (line.split("==", 1) for line in lines if "==" in line)
     versions = {canonicalize_name(name): version for name, version in pins}
-    return {name: versions[name] for name in names}
+    return {name: versions[canonicalize_name(name)] for name in names}
 
 
 def fetch(pins: dict[str, str], python_version: str, arch: str, folder: Path) -> None:

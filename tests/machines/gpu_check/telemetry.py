@@ -51,7 +51,7 @@ def check(plan: Plan) -> Iterator[Row]:
 
 def fields_of(check: str, told: HostTelemetry | GpuTelemetry, wanted: tuple[str, ...]) -> Row:
     """Which of the figures are there."""
-    unset = [name for name in wanted if not told.HasField(name)]  # type: ignore[arg-type]
+    unset = [name for name in wanted if not told.HasField(name)]
     figures = {name: getattr(told, name) for name in wanted if name not in unset}
     details = [f"not told: {name}" for name in unset] + [f"{name} {value:.6g}" for name, value in figures.items()]
     return judge(check, not unset, f"{len(figures)} of {len(wanted)}", "all", details, **figures)

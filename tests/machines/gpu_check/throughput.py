@@ -36,7 +36,7 @@ def check(plan: Plan) -> Iterator[Row]:
     """Each model; figures, of which nothing is wanted yet."""
     backend = "nccl" if plan.is_gpu and dist.is_nccl_available() else "gloo"
     fix_arithmetic(1)  # cuBLAS looks at it when it is used first
-    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     try:
         for model in MODELS:
             if model in plan.models:
@@ -103,7 +103,7 @@ def plain(
         inputs = data.transform(examples.inputs.index_select(0, chosen))
         loss = loss_of(forward(inputs), examples.targets.index_select(0, chosen)).mean()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     wait_for(device)
     return work.steps * work.batch_size / (time.perf_counter() - began)

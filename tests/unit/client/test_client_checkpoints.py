@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -47,10 +48,10 @@ def job(server: ScriptedServer, client: Client) -> Job:
     return client.get_job("j-1")
 
 
-def serve(server: ScriptedServer, **change: Callable[[list], list]) -> None:
+def serve(server: ScriptedServer, **change: Callable[[list[Any]], list[Any]]) -> None:
     """Serve the files of a checkpoint; `change` makes something else of the messages of those it names."""
 
-    def answer(request: DownloadCheckpointRequest) -> list:
+    def answer(request: DownloadCheckpointRequest) -> list[Any]:
         name = request.file_name
         return change.get(name.partition(".")[0], list)(a_download(name))
 
@@ -61,7 +62,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_all_pages_of_checkpoints_are_read_as_typed_values(server: ScriptedServer, job: Job):
+def test_all_pages_of_checkpoints_are_read_as_typed_values(server: ScriptedServer, job: Job) -> None:
     newest = a_checkpoint(400)
     newest.create_time.FromDatetime(datetime(2024, 5, 17, 12, 0, tzinfo=UTC))
     server.on("ListCheckpoints", a_page(newest, a_checkpoint(300), token="more"), a_page(a_checkpoint(200)))
@@ -76,7 +77,7 @@ def test_all_pages_of_checkpoints_are_read_as_typed_values(server: ScriptedServe
     assert first.size_bytes == 3500 + 2400
 
 
-def test_a_download_has_every_file_and_its_manifest(server: ScriptedServer, job: Job, tmp_path: Path):
+def test_a_download_has_every_file_and_its_manifest(server: ScriptedServer, job: Job, tmp_path: Path) -> None:
     serve(server)
     path = job.download(tmp_path / "new" / "folder", step=200)
     assert path == tmp_path / "new" / "folder" / "step-000000000200"
@@ -85,27 +86,29 @@ def test_a_download_has_every_file_and_its_manifest(server: ScriptedServer, job:
     assert [request.file_name for request in server.requests["DownloadCheckpoint"]] == list(WHOLE)
 
 
-def test_a_manifest_that_is_listed_among_the_files_is_fetched_once(server: ScriptedServer, job: Job, tmp_path: Path):
+def test_a_manifest_that_is_listed_among_the_files_is_fetched_once(
+    server: ScriptedServer, job: Job, tmp_path: Path
+) -> None:
     whole = a_checkpoint(files=[a_file(name, content) for name, content in WHOLE.items()])
     server.on("DownloadCheckpoint", lambda request: a_download(request.file_name, checkpoint=whole))
     assert contents(job.download(tmp_path)) == WHOLE
     assert len(server.requests["DownloadCheckpoint"]) == 3
 
 
-def test_a_newer_checkpoint_does_not_get_between_two_files(server: ScriptedServer, job: Job, tmp_path: Path):
+def test_a_newer_checkpoint_does_not_get_between_two_files(server: ScriptedServer, job: Job, tmp_path: Path) -> None:
     serve(server)
     job.download(tmp_path)
     asked = [r.step if r.HasField("step") else None for r in server.requests["DownloadCheckpoint"]]
     assert asked == [None, 200, 200]
 
 
-def test_step_0_is_a_step(server: ScriptedServer, job: Job, tmp_path: Path):
+def test_step_0_is_a_step(server: ScriptedServer, job: Job, tmp_path: Path) -> None:
     server.on("DownloadCheckpoint", lambda request: a_download(request.file_name, checkpoint=a_checkpoint(0)))
     assert job.download(tmp_path, step=0).name == "step-000000000000"
     assert server.requests["DownloadCheckpoint"][0].HasField("step")
 
 
-def flip(messages: list) -> list:
+def flip(messages: list[Any]) -> list[Any]:
     messages[-1].chunk = bytes([messages[-1].chunk[0] ^ 1]) + messages[-1].chunk[1:]
     return messages
 
@@ -128,7 +131,9 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("file", "change", "message"), WRONG)
-def test_wrong_bytes_are_an_error_and_nothing_stays(server, job: Job, tmp_path: Path, file, change, message):
+def test_wrong_bytes_are_an_error_and_nothing_stays(
+    server: ScriptedServer, job: Job, tmp_path: Path, file: Any, change: Callable[[list[Any]], list[Any]], message: str
+) -> None:
     serve(server, **{file: change})
     with pytest.raises(DataLoss, match=message):
         job.download(tmp_path)
@@ -136,7 +141,7 @@ def test_wrong_bytes_are_an_error_and_nothing_stays(server, job: Job, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", "a/b", "..", "."])
-def test_a_file_cannot_be_put_elsewhere(server: ScriptedServer, job: Job, tmp_path: Path, name: str):
+def test_a_file_cannot_be_put_elsewhere(server: ScriptedServer, job: Job, tmp_path: Path, name: str) -> None:
     evil = a_checkpoint(files=[a_file("model.safetensors", b"x"), a_file(name, b"x")])
     server.on("DownloadCheckpoint", lambda request: a_download(request.file_name, b"x", evil))
     with pytest.raises(DataLoss, match="which is no name of a file"):
@@ -144,7 +149,7 @@ def test_a_file_cannot_be_put_elsewhere(server: ScriptedServer, job: Job, tmp_pa
     assert [entry.name for entry in tmp_path.rglob("*")] == ["inside"]
 
 
-def test_a_download_that_breaks_leaves_nothing(server: ScriptedServer, job: Job, tmp_path: Path):
+def test_a_download_that_breaks_leaves_nothing(server: ScriptedServer, job: Job, tmp_path: Path) -> None:
     serve(server, training=lambda messages: [*messages[:2], UNAVAILABLE])
     with pytest.raises(Unavailable, match="no longer answers"):
         job.download(tmp_path)
@@ -152,20 +157,22 @@ def test_a_download_that_breaks_leaves_nothing(server: ScriptedServer, job: Job,
     assert len(server.requests["DownloadCheckpoint"]) == 2
 
 
-def test_a_download_waits_for_a_server_that_is_away_when_it_starts(server: ScriptedServer, job: Job, tmp_path: Path):
+def test_a_download_waits_for_a_server_that_is_away_when_it_starts(
+    server: ScriptedServer, job: Job, tmp_path: Path
+) -> None:
     replies = [UNAVAILABLE, a_download(), UNAVAILABLE, a_download("training.safetensors"), a_download("manifest.json")]
     server.on("DownloadCheckpoint", *replies)
     assert contents(job.download(tmp_path)) == WHOLE
 
 
-def test_a_checkpoint_that_is_not_there_makes_no_folder(server: ScriptedServer, job: Job, tmp_path: Path):
+def test_a_checkpoint_that_is_not_there_makes_no_folder(server: ScriptedServer, job: Job, tmp_path: Path) -> None:
     server.on("DownloadCheckpoint", Refusal(grpc.StatusCode.NOT_FOUND, "job j-1 has no checkpoint of step 7"))
     with pytest.raises(NotFound, match=r"^job j-1 has no checkpoint of step 7$"):
         job.download(tmp_path / "new", step=7)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_there_already_is_left_as_it_is(server: ScriptedServer, job: Job, tmp_path: Path):
+def test_a_folder_that_is_there_already_is_left_as_it_is(server: ScriptedServer, job: Job, tmp_path: Path) -> None:
     (tmp_path / "step-000000000200").mkdir()
     (tmp_path / "step-000000000200" / "mine").touch()
     serve(server)
@@ -174,7 +181,9 @@ def test_a_folder_that_is_there_already_is_left_as_it_is(server: ScriptedServer,
     assert [path.name for path in tmp_path.rglob("*")] == ["step-000000000200", "mine"]
 
 
-def test_an_interrupted_download_leaves_nothing_and_ends_its_call(server, job: Job, client, tmp_path: Path, release):
+def test_an_interrupted_download_leaves_nothing_and_ends_its_call(
+    server: ScriptedServer, job: Job, client: Client, tmp_path: Path, release: threading.Event
+) -> None:
     def note_the_end(context: grpc.ServicerContext) -> None:
         context.add_callback(release.set)
 
@@ -189,7 +198,9 @@ def test_an_interrupted_download_leaves_nothing_and_ends_its_call(server, job: J
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_download_that_falls_silent_is_given_up(server, job: Job, tmp_path: Path, release, monkeypatch):
+def test_a_download_that_falls_silent_is_given_up(
+    server: ScriptedServer, job: Job, tmp_path: Path, release: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("lockstep.client._connection.IDLE_TIMEOUT_S", 0.2)
     server.on("DownloadCheckpoint", [*a_download()[:2], lambda context: release.wait(timeout=30)])
     with pytest.raises(DeadlineExceeded, match=r"^the server at 127.0.0.1:\d+ sent nothing for 0.2 s$"):
@@ -197,21 +208,27 @@ def test_a_download_that_falls_silent_is_given_up(server, job: Job, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_time_that_a_reader_takes_is_no_silence(server, client: Client, tmp_path: Path, monkeypatch):
+def test_the_time_that_a_reader_takes_is_no_silence(
+    server: ScriptedServer, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("lockstep.client._connection.IDLE_TIMEOUT_S", 0.1)
     serve(server)
     busy = threading.Event()
-    path = checkpoints.download(client, "j-1", tmp_path, None, lambda done_bytes, total_bytes: busy.wait(0.15) or None)
+
+    def take_time(done_bytes: int, total_bytes: int) -> None:
+        busy.wait(0.15)
+
+    path = checkpoints.download(client, "j-1", tmp_path, None, take_time)
     assert contents(path) == WHOLE
 
 
-def test_downloads_have_no_deadline_as_a_whole(server: ScriptedServer, job: Job, tmp_path: Path):
+def test_downloads_have_no_deadline_as_a_whole(server: ScriptedServer, job: Job, tmp_path: Path) -> None:
     serve(server)
     job.download(tmp_path)
     assert all(left is None or left > 1e6 for left in server.seconds_left[1:])
 
 
-def test_no_thread_outlives_a_download(server: ScriptedServer, job: Job, tmp_path: Path):
+def test_no_thread_outlives_a_download(server: ScriptedServer, job: Job, tmp_path: Path) -> None:
     serve(server)
     job.download(tmp_path)
     for thread in threading.enumerate():
@@ -220,7 +237,7 @@ def test_no_thread_outlives_a_download(server: ScriptedServer, job: Job, tmp_pat
             assert not thread.is_alive()
 
 
-def test_progress_is_told_in_bytes_of_all_files(server: ScriptedServer, client: Client, tmp_path: Path):
+def test_progress_is_told_in_bytes_of_all_files(server: ScriptedServer, client: Client, tmp_path: Path) -> None:
     serve(server)
     told: list[tuple[int, int]] = []
     checkpoints.download(client, "j-1", tmp_path, None, lambda done, total: told.append((done, total)))
@@ -237,7 +254,7 @@ def weights() -> bytes:
     return save({"layer.weight": torch.arange(6.0).reshape(2, 3), "count": torch.tensor(7)})
 
 
-def test_weights_are_loaded_as_tensors_by_name(server: ScriptedServer, job: Job, weights: bytes):
+def test_weights_are_loaded_as_tensors_by_name(server: ScriptedServer, job: Job, weights: bytes) -> None:
     import torch
 
     server.on("DownloadCheckpoint", a_download(content=weights))
@@ -251,7 +268,9 @@ def test_weights_are_loaded_as_tensors_by_name(server: ScriptedServer, job: Job,
     ]
 
 
-def test_weights_with_wrong_bytes_are_not_loaded(server, job: Job, weights: bytes, tmp_path: Path, monkeypatch):
+def test_weights_with_wrong_bytes_are_not_loaded(
+    server: ScriptedServer, job: Job, weights: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     server.on("DownloadCheckpoint", flip(a_download(content=weights)), a_download(content=b"no safetensors"))
     with pytest.raises(DataLoss, match=r"^model\.safetensors came with other bytes than it has"):
@@ -262,7 +281,9 @@ def test_weights_with_wrong_bytes_are_not_loaded(server, job: Job, weights: byte
 
 
 @pytest.mark.parametrize("missing", [["torch"], ["safetensors"], ["torch", "safetensors"]])
-def test_what_is_not_installed_is_named_before_anything_is_fetched(server, job: Job, monkeypatch, missing: list[str]):
+def test_what_is_not_installed_is_named_before_anything_is_fetched(
+    server: ScriptedServer, job: Job, monkeypatch: pytest.MonkeyPatch, missing: list[str]
+) -> None:
     for name in missing:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingPackage) as caught:
@@ -273,7 +294,9 @@ def test_what_is_not_installed_is_named_before_anything_is_fetched(server, job: 
     assert not server.requests["DownloadCheckpoint"]
 
 
-def test_a_job_that_was_only_validated_has_no_checkpoints(server: ScriptedServer, client: Client, tmp_path: Path):
+def test_a_job_that_was_only_validated_has_no_checkpoints(
+    server: ScriptedServer, client: Client, tmp_path: Path
+) -> None:
     server.on("SubmitJob", a_job(job_id=""))
     job = client.submit_job(DIGITS, validate_only=True)
     for ask in (job.checkpoints, job.pause, job.resume, job.load_state_dict, lambda: job.download(tmp_path)):

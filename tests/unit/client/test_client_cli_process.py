@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from lockstep.v1.job_service_pb2 import ListJobsResponse
 from lockstep.v1.metrics_service_pb2 import ListMetricsResponse
 from tests.support.scripted_server import ScriptedServer, a_download, a_job, a_point, an_update
 from tests.support.specs import DIGITS
+from tests.unit.client.conftest import Lockstep
 
 LOCKSTEP = [sys.executable, "-c", "from lockstep.client.cli import main; main()"]
 
@@ -32,7 +34,7 @@ def run(server: ScriptedServer, *arguments: str, **environment: str) -> subproce
     )
 
 
-def test_a_reader_that_leaves_early_is_no_error(server: ScriptedServer):
+def test_a_reader_that_leaves_early_is_no_error(server: ScriptedServer) -> None:
     server.on("GetJob", a_job())
     server.on("ListMetrics", ListMetricsResponse(points=[a_point("train_loss", step, 0.5) for step in range(50_000)]))
     lockstep = subprocess.Popen(
@@ -50,18 +52,18 @@ def test_a_reader_that_leaves_early_is_no_error(server: ScriptedServer):
     assert lockstep.returncode == 1
 
 
-def test_there_are_no_colours_in_a_pipe(server: ScriptedServer):
+def test_there_are_no_colours_in_a_pipe(server: ScriptedServer) -> None:
     server.on("ListJobs", ListJobsResponse(jobs=[a_job("FAILED")]))
     assert "\x1b" not in run(server, "ls").stdout
 
 
-def test_no_color_is_respected_where_colours_are_forced(server: ScriptedServer):
+def test_no_color_is_respected_where_colours_are_forced(server: ScriptedServer) -> None:
     server.on("ListJobs", ListJobsResponse(jobs=[a_job("FAILED")]))
     assert "\x1b[31m" in run(server, "ls", FORCE_COLOR="1", TERM="xterm").stdout
     assert "\x1b[31m" not in run(server, "ls", FORCE_COLOR="1", TERM="xterm", NO_COLOR="1").stdout
 
 
-def test_closed_streams_are_no_error(server: ScriptedServer):
+def test_closed_streams_are_no_error(server: ScriptedServer) -> None:
     server.on("ListJobs", ListJobsResponse(jobs=[a_job("FAILED")]))
     environment = {**os.environ, "LOCKSTEP_TARGET": server.target}
     closing = f"{shlex.join([*LOCKSTEP, 'ls'])} >&-"
@@ -72,7 +74,7 @@ def test_closed_streams_are_no_error(server: ScriptedServer):
     assert (done.returncode, done.stderr) == (3, "lockstep: -: standard input is closed\n")
 
 
-def test_a_full_disk_is_told_without_numbers(server: ScriptedServer):
+def test_a_full_disk_is_told_without_numbers(server: ScriptedServer) -> None:
     server.on("ListJobs", ListJobsResponse(jobs=[a_job("FAILED")]))
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
@@ -86,12 +88,14 @@ def test_a_full_disk_is_told_without_numbers(server: ScriptedServer):
     assert (done.returncode, done.stderr) == (1, "lockstep: No space left on device\n")
 
 
-def test_a_job_id_stays_whole_on_a_narrow_terminal(server: ScriptedServer):
+def test_a_job_id_stays_whole_on_a_narrow_terminal(server: ScriptedServer) -> None:
     server.on("ListJobs", ListJobsResponse(jobs=[a_job("SUCCEEDED", job_id="job-0123456789ab")]))
     assert "job-0123456789ab" in run(server, "ls", COLUMNS="30").stdout
 
 
-def test_ctrl_c_while_following_leaves_the_job_and_says_so(server: ScriptedServer, tmp_path: Path, release):
+def test_ctrl_c_while_following_leaves_the_job_and_says_so(
+    server: ScriptedServer, tmp_path: Path, release: threading.Event
+) -> None:
     (tmp_path / "job.yaml").write_text(json.dumps(DIGITS))
     server.on("SubmitJob", a_job())
     server.on("ListMetrics", ListMetricsResponse())
@@ -116,8 +120,8 @@ def test_ctrl_c_while_following_leaves_the_job_and_says_so(server: ScriptedServe
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
 def test_a_download_that_is_told_to_end_leaves_nothing_behind(
-    server: ScriptedServer, tmp_path: Path, release, number: signal.Signals, code: int
-):
+    server: ScriptedServer, tmp_path: Path, release: threading.Event, number: signal.Signals, code: int
+) -> None:
     server.on("GetJob", a_job("RUNNING"))
     server.on("DownloadCheckpoint", [*a_download()[:2], lambda context: release.wait(timeout=30)])
     target = tmp_path / "downloads"
@@ -136,7 +140,7 @@ def test_a_download_that_is_told_to_end_leaves_nothing_behind(
     assert list(target.iterdir()) == []
 
 
-def test_a_command_under_nohup_does_not_end_when_its_terminal_is_closed():
+def test_a_command_under_nohup_does_not_end_when_its_terminal_is_closed() -> None:
     script = (
         "import os, signal; from lockstep.client.cli.ending import clear_up_at_signals; "
         "signal.signal(signal.SIGHUP, signal.SIG_IGN); clear_up_at_signals(); os.kill(os.getpid(), signal.SIGHUP)"
@@ -144,7 +148,7 @@ def test_a_command_under_nohup_does_not_end_when_its_terminal_is_closed():
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
-def test_help_lists_every_command_and_the_exit_codes(server: ScriptedServer):
+def test_help_lists_every_command_and_the_exit_codes(server: ScriptedServer) -> None:
     done = run(server, "--help")
     assert done.returncode == 0
     jobs = ("submit", "ls", "get", "describe", "metrics", "watch", "wait", "cancel", "pause", "resume", "scale")
@@ -156,13 +160,15 @@ def test_help_lists_every_command_and_the_exit_codes(server: ScriptedServer):
     assert not server.requests
 
 
-def test_version_prints_the_version(server: ScriptedServer):
+def test_version_prints_the_version(server: ScriptedServer) -> None:
     done = run(server, "version")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("lockstep 0.")
 
 
-def test_an_error_of_our_own_is_no_traceback_unless_asked_for(lockstep, monkeypatch: pytest.MonkeyPatch):
+def test_an_error_of_our_own_is_no_traceback_unless_asked_for(
+    lockstep: Lockstep, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("division by zero")
 
@@ -192,7 +198,7 @@ def command(listen: str = typer.Option("here", help="Where to listen.")) -> None
 """
 
 
-def test_another_part_adds_a_command(lockstep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_another_part_adds_a_command(lockstep: Lockstep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     plugin(monkeypatch, tmp_path, "other", COMMAND)
     assert lockstep("other", "--listen", "there") == (9, "listens there\n", "")
     code, out, _ = lockstep("other", "--help")
@@ -204,14 +210,18 @@ def test_another_part_adds_a_command(lockstep, monkeypatch: pytest.MonkeyPatch, 
     assert "nonsense" in err
 
 
-def test_a_command_of_another_part_is_listed_without_being_loaded(lockstep, monkeypatch, tmp_path: Path):
+def test_a_command_of_another_part_is_listed_without_being_loaded(
+    lockstep: Lockstep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     plugin(monkeypatch, tmp_path, "other", "raise RuntimeError('loaded')")
     code, out, _ = lockstep("--help")
     assert code == 0
     assert "\n  other " in out
 
 
-def test_a_command_whose_part_is_not_installed_says_what_to_install(lockstep, monkeypatch, tmp_path: Path):
+def test_a_command_whose_part_is_not_installed_says_what_to_install(
+    lockstep: Lockstep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     plugin(monkeypatch, tmp_path, "serve", "import a_part_that_is_not_there")
     code, out, err = lockstep("serve")
     assert (code, out) == (1, "")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import threading
 from datetime import UTC, datetime
+from typing import Any
 
 import yaml
 
 from lockstep.v1.job_service_pb2 import ListJobsResponse
 from lockstep.v1.job_spec_pb2 import JobSpec
 from tests.support.scripted_server import ScriptedServer, a_checkpoint, a_job, an_update, checkpoints
+from tests.unit.client.conftest import Lockstep
 from tests.unit.client.test_client_cli import SUCCEEDED
 
 
-def test_ls_fits_80_columns_and_shows_whole_ids(server: ScriptedServer, lockstep):
+def test_ls_fits_80_columns_and_shows_whole_ids(server: ScriptedServer, lockstep: Lockstep) -> None:
     progress = {"step": 45, "total_steps": 100, "epoch": 1.0}
     long_name = JobSpec(name="a-very-" + "long-" * 11 + "name")
     ids = ["01hzzzzzzzzzzzzzzzzzzzzzzz", "0190a0c5-7e4e-7d2c-9f6a-0d6f2b1c3d4e"]
@@ -30,7 +33,7 @@ def test_ls_fits_80_columns_and_shows_whole_ids(server: ScriptedServer, lockstep
     assert (dict(request.labels), list(request.states)) == ({"team": "vision"}, [3, 1])
 
 
-def test_ls_offers_every_state_but_the_unknown_one(server: ScriptedServer, lockstep):
+def test_ls_offers_every_state_but_the_unknown_one(server: ScriptedServer, lockstep: Lockstep) -> None:
     server.on("ListJobs", ListJobsResponse())
     assert lockstep("ls", "--state", "Paused")[0] == 0
     assert list(server.requests["ListJobs"][0].states) == [9]
@@ -40,7 +43,9 @@ def test_ls_offers_every_state_but_the_unknown_one(server: ScriptedServer, locks
     assert "unspecified" not in lockstep("ls", "--help")[1]
 
 
-def test_ls_tells_the_workers_that_run_and_the_heals_when_there_are_any(server: ScriptedServer, lockstep):
+def test_ls_tells_the_workers_that_run_and_the_heals_when_there_are_any(
+    server: ScriptedServer, lockstep: Lockstep
+) -> None:
     spec = JobSpec(name="digits", resources={"workers": 3})
     running = a_job("RUNNING", "j-2", spec=spec, running_workers=2)
     server.on(
@@ -59,7 +64,9 @@ def test_ls_tells_the_workers_that_run_and_the_heals_when_there_are_any(server: 
     ]
 
 
-def test_ls_tells_the_workers_of_jobs_of_which_none_are_known_to_run(server: ScriptedServer, lockstep):
+def test_ls_tells_the_workers_of_jobs_of_which_none_are_known_to_run(
+    server: ScriptedServer, lockstep: Lockstep
+) -> None:
     spec = JobSpec(name="digits", resources={"workers": 3})
     states = ("RUNNING", "STARTING", "QUEUED", "SUCCEEDED")
     server.on("ListJobs", ListJobsResponse(jobs=[a_job(state, f"j-{state}", spec=spec) for state in states]))
@@ -67,7 +74,9 @@ def test_ls_tells_the_workers_of_jobs_of_which_none_are_known_to_run(server: Scr
     assert [line[3] for line in told] == ["?/3", "0/3", "0/3", "now"]
 
 
-def test_ls_tells_the_owners_when_there_are_several_and_may_ask_for_one(server: ScriptedServer, lockstep):
+def test_ls_tells_the_owners_when_there_are_several_and_may_ask_for_one(
+    server: ScriptedServer, lockstep: Lockstep
+) -> None:
     of_ann, of_bob = a_job(job_id="j-1", owner="ann"), a_job(job_id="j-2", owner="bob")
     server.on("ListJobs", ListJobsResponse(jobs=[of_bob, of_ann]), ListJobsResponse(jobs=[of_ann]), ListJobsResponse())
     assert [line.split() for line in lockstep("ls")[1].splitlines()] == [
@@ -80,7 +89,7 @@ def test_ls_tells_the_owners_when_there_are_several_and_may_ask_for_one(server: 
     assert [request.owner for request in server.requests["ListJobs"]] == ["", "ann", "eve"]
 
 
-def test_ls_as_json_has_all_jobs(server: ScriptedServer, lockstep):
+def test_ls_as_json_has_all_jobs(server: ScriptedServer, lockstep: Lockstep) -> None:
     server.on(
         "ListJobs",
         ListJobsResponse(jobs=[a_job(job_id="j-2")], next_page_token="more"),
@@ -94,13 +103,15 @@ def test_ls_as_json_has_all_jobs(server: ScriptedServer, lockstep):
     ]
 
 
-def test_ls_without_jobs_says_so_on_standard_error(server: ScriptedServer, lockstep):
+def test_ls_without_jobs_says_so_on_standard_error(server: ScriptedServer, lockstep: Lockstep) -> None:
     server.on("ListJobs", ListJobsResponse())
     assert lockstep("ls") == (0, "", "no jobs\n")
     assert lockstep("ls", "-o", "json") == (0, "[]\n", "")
 
 
-def test_get_prints_the_json_form_with_the_field_names_of_the_contract(server: ScriptedServer, lockstep):
+def test_get_prints_the_json_form_with_the_field_names_of_the_contract(
+    server: ScriptedServer, lockstep: Lockstep
+) -> None:
     server.on("GetJob", a_job("SUCCEEDED", progress={"step": 60, "total_steps": 60, "epoch": 3}, **SUCCEEDED))
     _, as_json, _ = lockstep("get", "j-1")
     _, as_yaml, _ = lockstep("get", "j-1", "-o", "yaml")
@@ -111,7 +122,7 @@ def test_get_prints_the_json_form_with_the_field_names_of_the_contract(server: S
     assert yaml.safe_load(as_yaml) == job
 
 
-def test_describe_tells_everything_of_a_failed_job(server: ScriptedServer, lockstep):
+def test_describe_tells_everything_of_a_failed_job(server: ScriptedServer, lockstep: Lockstep) -> None:
     error = {
         "reason": "USER_ERROR",
         "message": "division by zero",
@@ -136,7 +147,7 @@ def test_describe_tells_everything_of_a_failed_job(server: ScriptedServer, locks
         assert told in out
 
 
-def test_describe_tells_the_result_of_a_job(server: ScriptedServer, lockstep):
+def test_describe_tells_the_result_of_a_job(server: ScriptedServer, lockstep: Lockstep) -> None:
     done = an_update("SUCCEEDED", (1, "done"), **SUCCEEDED)
     server.on("GetJob", done.job)
     server.on("ListCheckpoints", checkpoints())
@@ -146,7 +157,7 @@ def test_describe_tells_the_result_of_a_job(server: ScriptedServer, lockstep):
     assert "weights       ab12" in out
 
 
-def test_describe_tells_of_workers_heals_and_the_newest_checkpoint(server: ScriptedServer, lockstep):
+def test_describe_tells_of_workers_heals_and_the_newest_checkpoint(server: ScriptedServer, lockstep: Lockstep) -> None:
     spec = JobSpec(name="digits", resources={"workers": 3})
     running = an_update("RUNNING", (1, "healed"), spec=spec, running_workers=2, heals=4, owner="ann")
     server.on("GetJob", running.job)
@@ -160,8 +171,10 @@ def test_describe_tells_of_workers_heals_and_the_newest_checkpoint(server: Scrip
     assert "checkpoint  step 400, 5.8 KiB, now: /data/j-1/step-000000000400" in facts
 
 
-def test_describe_tells_all_events_of_a_job_that_goes_on(server: ScriptedServer, lockstep, release):
-    def page(request):
+def test_describe_tells_all_events_of_a_job_that_goes_on(
+    server: ScriptedServer, lockstep: Lockstep, release: threading.Event
+) -> None:
+    def page(request: Any) -> Any:
         first = request.after_sequence + 1
         events = ((number, f"event {number}") for number in range(first, min(first + 500, 1_201)))
         return [an_update("RUNNING", *events), lambda context: release.wait(timeout=30)]
@@ -174,7 +187,7 @@ def test_describe_tells_all_events_of_a_job_that_goes_on(server: ScriptedServer,
     assert told == [f"event {number}" for number in range(1, 1_201)]
 
 
-def test_describe_tells_how_long_a_job_took_over_all_attempts(server: ScriptedServer, lockstep):
+def test_describe_tells_how_long_a_job_took_over_all_attempts(server: ScriptedServer, lockstep: Lockstep) -> None:
     now = int(datetime.now(UTC).timestamp())
     times = {
         "create_time": {"seconds": now - 100},
@@ -188,7 +201,7 @@ def test_describe_tells_how_long_a_job_took_over_all_attempts(server: ScriptedSe
         "first_step": {"seconds": now - 16, "nanos": 400_000},
     }
     done = an_update("SUCCEEDED", (1, "training has begun"), attempt=3, timeline=timeline, **times, **SUCCEEDED)
-    done.events[0].time.seconds, done.events[0].state = now - 95, 3
+    done.events[0].time.seconds, done.events[0].state = now - 95, 3  # type: ignore[assignment]
     server.on("GetJob", done.job)
     server.on("ListCheckpoints", checkpoints())
     server.on("WatchJob", [done])

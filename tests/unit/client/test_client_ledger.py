@@ -52,7 +52,7 @@ def running_jobs(request: ListJobsRequest) -> ListJobsResponse:
     spec = JobSpec(name="lenet")
     spec.training.batch_size = 256
     spec.resources.workers = 2
-    jobs = {
+    jobs: dict[tuple[str, ...], Any] = {
         ("JOB_STATE_RUNNING",): a_job("RUNNING", spec=spec, attempt=1, running_workers=2),
         ("JOB_STATE_QUEUED",): a_job("QUEUED", "j-2", state_reason="waits for resources", spec=spec),
     }

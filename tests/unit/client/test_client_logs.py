@@ -120,7 +120,9 @@ def test_a_log_without_lines_says_so(server: ScriptedServer, lockstep: Lockstep)
     assert lockstep("logs", "j-1", "--tail", "0") == (0, "", "")
 
 
-def test_ctrl_c_ends_the_command_quietly(server: ScriptedServer, lockstep: Lockstep, monkeypatch) -> None:
+def test_ctrl_c_ends_the_command_quietly(
+    server: ScriptedServer, lockstep: Lockstep, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 

@@ -28,7 +28,7 @@ NO_SUCH_METRIC = r"^names has 'val_los', which is no metric of this job; it has 
 @pytest.mark.parametrize("state", ["RUNNING", "SUCCEEDED"])
 def test_a_metric_of_a_name_that_no_point_has_is_an_error_with_the_names_there_are(
     server: ScriptedServer, client: Client, state: str
-):
+) -> None:
     server.on("GetJob", a_job(state))
     server.on("ListMetrics", known_metrics("train_loss", "val_loss"))
     server.on("StreamMetrics", [points("c")])
@@ -41,7 +41,7 @@ def test_a_metric_of_a_name_that_no_point_has_is_an_error_with_the_names_there_a
     assert len(job.metrics(["val_loss"], after_step=0)) == 1
 
 
-def test_a_metric_that_may_still_come_is_no_error(server: ScriptedServer, client: Client):
+def test_a_metric_that_may_still_come_is_no_error(server: ScriptedServer, client: Client) -> None:
     server.on("GetJob", a_job("RUNNING"))
     server.on("ListMetrics", known_metrics("train_loss"))
     assert client.get_job("j-1").metrics(["val_loss"]) == []

@@ -62,13 +62,13 @@ def serve(server: ScriptedServer, folder: Path, step: int) -> None:
     server.on("DownloadCheckpoint", answer)
 
 
-def test_a_model_predicts_raw_images_as_well_as_its_job_did(server: ScriptedServer, job: Job, tmp_path: Path):
+def test_a_model_predicts_raw_images_as_well_as_its_job_did(server: ScriptedServer, job: Job, tmp_path: Path) -> None:
     result, folder = trained(tmp_path, "digits", "mlp", steps=300)
     serve(server, folder, 300)
     model = job.load_model()
     digits = datasets.load_digits()
     images, labels = held_out(digits.images, digits.target)
-    predicted = model.predict(images)
+    predicted: Any = model.predict(images)
     assert predicted.dtype == np.int64
     assert (predicted == labels).mean() == pytest.approx(result.final_metrics["val_accuracy"], abs=1e-9)
     assert result.final_metrics["val_accuracy"] > 0.9
@@ -78,7 +78,7 @@ def test_a_model_predicts_raw_images_as_well_as_its_job_did(server: ScriptedServ
     assert np.array_equal(model.predict(torch.from_numpy(images.reshape(-1, 64))).numpy(), predicted)
 
 
-def test_only_the_weights_and_the_manifest_are_fetched(server: ScriptedServer, job: Job, tmp_path: Path):
+def test_only_the_weights_and_the_manifest_are_fetched(server: ScriptedServer, job: Job, tmp_path: Path) -> None:
     _, folder = trained(tmp_path, "iris", "softmax_regression", steps=5)
     serve(server, folder, 5)
     job.load_model(step=5)
@@ -88,7 +88,7 @@ def test_only_the_weights_and_the_manifest_are_fetched(server: ScriptedServer, j
 
 def test_a_table_is_standardised_and_numbers_come_in_the_units_of_the_data(
     server: ScriptedServer, job: Job, tmp_path: Path
-):
+) -> None:
     result, folder = trained(tmp_path, "diabetes", "linear_regression", steps=400, learning_rate=0.05)
     serve(server, folder, 400)
     model = job.load_model()
@@ -103,7 +103,7 @@ def test_a_table_is_standardised_and_numbers_come_in_the_units_of_the_data(
 
 def test_loading_a_model_leaves_the_random_numbers_of_its_caller_alone(
     server: ScriptedServer, job: Job, tmp_path: Path
-):
+) -> None:
     _, folder = trained(tmp_path, "iris", "mlp", steps=5)
     serve(server, folder, 5)
     torch.manual_seed(1)
@@ -113,7 +113,7 @@ def test_loading_a_model_leaves_the_random_numbers_of_its_caller_alone(
     assert torch.equal(torch.rand(3), wanted)
 
 
-def test_inputs_of_another_shape_are_refused_with_both_shapes(server: ScriptedServer, job: Job, tmp_path: Path):
+def test_inputs_of_another_shape_are_refused_with_both_shapes(server: ScriptedServer, job: Job, tmp_path: Path) -> None:
     _, folder = trained(tmp_path, "iris", "mlp", steps=5)
     serve(server, folder, 5)
     model = job.load_model()
@@ -123,7 +123,7 @@ def test_inputs_of_another_shape_are_refused_with_both_shapes(server: ScriptedSe
     assert model.predict(np.zeros((0, 4))).shape == (0,)
 
 
-def test_a_checkpoint_that_does_not_say_what_it_is_of_is_told(server: ScriptedServer, job: Job, tmp_path: Path):
+def test_a_checkpoint_that_does_not_say_what_it_is_of_is_told(server: ScriptedServer, job: Job, tmp_path: Path) -> None:
     _, folder = trained(tmp_path, "iris", "mlp", steps=5)
     manifest = decode((folder / MANIFEST_FILE).read_bytes())
     (folder / MANIFEST_FILE).write_bytes(encode(manifest | {"spec": {}}))
@@ -145,7 +145,7 @@ def test_a_checkpoint_that_does_not_say_what_it_is_of_is_told(server: ScriptedSe
 )
 def test_without_the_workers_part_it_is_said_what_to_install(
     job: Job, monkeypatch: pytest.MonkeyPatch, found: list[EntryPoint], words: str
-):
+) -> None:
     monkeypatch.setattr(_parts, "entry_points", lambda group: found)
     with pytest.raises(MissingPackage, match=words):
         job.load_model()

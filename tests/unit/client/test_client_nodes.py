@@ -14,6 +14,7 @@ from lockstep.client import telemetry as client_types
 from lockstep.v1 import cluster_service_pb2 as pb
 from lockstep.v1.telemetry_pb2 import GpuTelemetry, HostTelemetry, NodeTelemetry
 from tests.support.scripted_server import ScriptedServer, nodes
+from tests.unit.client.conftest import Lockstep
 
 FOUR = {"cpus": 4.0}
 MEGABYTE = 10**6
@@ -53,7 +54,7 @@ def busy(server: ScriptedServer) -> ScriptedServer:
     return server
 
 
-def test_the_cluster_is_told_as_plain_values(busy: ScriptedServer, client: Client):
+def test_the_cluster_is_told_as_plain_values(busy: ScriptedServer, client: Client) -> None:
     cluster = client.get_cluster()
     assert (cluster.is_ready, cluster.nodes, cluster.jobs_running, cluster.jobs_waiting) == (True, 1, 1, 2)
     assert cluster.usable == Resources(cpus=4, gpus=0)
@@ -69,18 +70,18 @@ def test_the_cluster_is_told_as_plain_values(busy: ScriptedServer, client: Clien
     assert (idle.memory_bytes, idle.data_bytes) == (412 * MEGABYTE, 55 * MEGABYTE)
 
 
-def test_nodes_of_all_pages_are_listed(server: ScriptedServer, client: Client):
+def test_nodes_of_all_pages_are_listed(server: ScriptedServer, client: Client) -> None:
     server.on("ListNodes", nodes(a_node(node_id="a"), token="more"), nodes(a_node(node_id="b")))
     assert [node.node_id for node in client.list_nodes()] == ["a", "b"]
     assert server.requests["ListNodes"][1].page_token == "more"
 
 
-def test_a_state_that_a_newer_server_has_is_unspecified(server: ScriptedServer, client: Client):
+def test_a_state_that_a_newer_server_has_is_unspecified(server: ScriptedServer, client: Client) -> None:
     server.on("ListNodes", nodes(a_node(pb.Worker(state=99))))  # type: ignore[arg-type]
     assert client.list_nodes()[0].workers[0].state is WorkerState.UNSPECIFIED
 
 
-def test_nodes_shows_what_each_node_has_and_what_its_workers_do(busy: ScriptedServer, lockstep):
+def test_nodes_shows_what_each_node_has_and_what_its_workers_do(busy: ScriptedServer, lockstep: Lockstep) -> None:
     code, out, err = lockstep("nodes")
     assert (code, err) == (0, "")
     assert out.splitlines() == [
@@ -95,7 +96,7 @@ def test_nodes_shows_what_each_node_has_and_what_its_workers_do(busy: ScriptedSe
     ]
 
 
-def test_nodes_shows_gpus_shares_and_what_others_hold(server: ScriptedServer, lockstep):
+def test_nodes_shows_gpus_shares_and_what_others_hold(server: ScriptedServer, lockstep: Lockstep) -> None:
     with_gpu = {"resources": {"cpus": 0.5, "gpus": 1.0}}
     server.on("GetCluster", a_cluster(nodes=2, jobs_running=0))
     server.on(
@@ -135,7 +136,12 @@ def test_nodes_shows_gpus_shares_and_what_others_hold(server: ScriptedServer, lo
 
 
 def a_gpu(index: int, **fields: Any) -> GpuTelemetry:
-    given = {"name": "NVIDIA H200", "uuid": f"GPU-{index}", "utilization_ratio": 0.99, "temperature_celsius": 64.0}
+    given: dict[str, Any] = {
+        "name": "NVIDIA H200",
+        "uuid": f"GPU-{index}",
+        "utilization_ratio": 0.99,
+        "temperature_celsius": 64.0,
+    }
     return GpuTelemetry(index=index, **(given | fields))
 
 
@@ -171,7 +177,7 @@ def measured(server: ScriptedServer) -> ScriptedServer:
     return server
 
 
-def test_what_a_node_does_is_told_as_plain_values(measured: ScriptedServer, client: Client):
+def test_what_a_node_does_is_told_as_plain_values(measured: ScriptedServer, client: Client) -> None:
     (node,) = client.list_nodes()
     assert node.telemetry is not None
     assert node.telemetry.receive_time == datetime.fromtimestamp(50, UTC)
@@ -187,13 +193,13 @@ def test_what_a_node_does_is_told_as_plain_values(measured: ScriptedServer, clie
     assert [worker.gpu_indexes for worker in node.workers] == [(0, 2), (1,)]
 
 
-def test_every_field_of_the_contract_is_told():
+def test_every_field_of_the_contract_is_told() -> None:
     for message, ours in ((HostTelemetry(), client_types.HostTelemetry), (GpuTelemetry(), client_types.GpuTelemetry)):
         names = {field.name for field in message.DESCRIPTOR.fields if not field.name.startswith("knows_")}
         assert names == {field.name for field in fields(ours)}
 
 
-def test_nodes_shows_what_machines_and_gpus_do_and_who_uses_them(measured: ScriptedServer, lockstep):
+def test_nodes_shows_what_machines_and_gpus_do_and_who_uses_them(measured: ScriptedServer, lockstep: Lockstep) -> None:
     _, out, _ = lockstep("nodes")
     assert out.splitlines()[2:7] == [
         "raptor",
@@ -206,14 +212,14 @@ def test_nodes_shows_what_machines_and_gpus_do_and_who_uses_them(measured: Scrip
     assert out.splitlines()[7] == "  GPU 2 NVIDIA H200: does not answer, job-1a worker 3"
 
 
-def test_nodes_says_that_a_disk_is_nearly_full(server: ScriptedServer, lockstep):
+def test_nodes_says_that_a_disk_is_nearly_full(server: ScriptedServer, lockstep: Lockstep) -> None:
     host = HostTelemetry(cpus=1, disk_total_bytes=1000, disk_used_bytes=954)
     server.on("GetCluster", a_cluster())
     server.on("ListNodes", nodes(a_node(telemetry=NodeTelemetry(host=host))))
     assert "  disk 95 % full" in lockstep("nodes")[1].splitlines()
 
 
-def test_nodes_as_json_has_the_telemetry(measured: ScriptedServer, lockstep):
+def test_nodes_as_json_has_the_telemetry(measured: ScriptedServer, lockstep: Lockstep) -> None:
     (node,) = json.loads(lockstep("nodes", "-o", "json")[1])["nodes"]
     assert node["telemetry"]["receive_time"] == "1970-01-01T00:00:50+00:00"
     assert node["telemetry"]["host"]["memory_used_bytes"] == 12_345 * MEGABYTE
@@ -221,14 +227,14 @@ def test_nodes_as_json_has_the_telemetry(measured: ScriptedServer, lockstep):
     assert node["telemetry"]["gpus"][0]["xid_errors"] == {"13": 1, "31": 2}
 
 
-def test_nodes_says_that_there_is_no_launcher_yet(server: ScriptedServer, lockstep):
+def test_nodes_says_that_there_is_no_launcher_yet(server: ScriptedServer, lockstep: Lockstep) -> None:
     why = "no launcher is in service yet; jobs wait until the cluster is up"
     server.on("GetCluster", pb.Cluster(not_ready_reason=why, jobs_waiting=1))
     server.on("ListNodes", nodes())
     assert lockstep("nodes") == (0, f"not ready: {why}\n0 nodes, 0 jobs running, 1 waiting\n", "")
 
 
-def test_nodes_as_json_has_the_cluster_and_all_nodes(busy: ScriptedServer, lockstep):
+def test_nodes_as_json_has_the_cluster_and_all_nodes(busy: ScriptedServer, lockstep: Lockstep) -> None:
     code, out, _ = lockstep("nodes", "-o", "json")
     data = json.loads(out)
     assert code == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 
 import pytest
 
@@ -12,6 +13,7 @@ from lockstep.client.errors import JobCancelled, WaitTimeout
 from lockstep.client.job import Job
 from lockstep.v1.metrics_service_pb2 import ListMetricsResponse
 from tests.support.scripted_server import ScriptedServer, a_job, a_point, an_update
+from tests.unit.client.conftest import Lockstep
 from tests.unit.client.test_client_terminal import Terminal
 
 
@@ -21,7 +23,9 @@ def job(server: ScriptedServer, client: Client) -> Job:
     return client.get_job("j-1")
 
 
-def test_a_short_job_off_a_terminal_ends_with_a_line_of_where_it_ended(server: ScriptedServer, job: Job, capsys):
+def test_a_short_job_off_a_terminal_ends_with_a_line_of_where_it_ended(
+    server: ScriptedServer, job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
     steps = [{"step": step, "total_steps": 60, "epoch": step / 20} for step in (10, 40, 60)]
     updates = [an_update("RUNNING", progress=progress) for progress in steps]
     server.on("WatchJob", [*updates, an_update("SUCCEEDED", progress=steps[-1], result={"weights_digest": "ab"})])
@@ -32,7 +36,7 @@ def test_a_short_job_off_a_terminal_ends_with_a_line_of_where_it_ended(server: S
     assert told[1:] == ["epoch 3/3  step 60/60  val loss 0.25", "succeeded"]
 
 
-def test_waiting_in_a_pipe_tells_how_it_gets_on(server: ScriptedServer, lockstep):
+def test_waiting_in_a_pipe_tells_how_it_gets_on(server: ScriptedServer, lockstep: Lockstep) -> None:
     progress = {"step": 40, "total_steps": 60, "epoch": 2.0}
     server.on("GetJob", a_job("RUNNING"))
     server.on("ListMetrics", ListMetricsResponse(points=[a_point("val_loss", 40, 0.25)]))
@@ -46,7 +50,13 @@ WHY = "waits for 2 workers with 1 CPU each; room for 0 now (0 of 2 CPUs free)"
 
 
 @pytest.mark.parametrize("on", ["a pipe", "a terminal"])
-def test_a_job_that_goes_on_waiting_says_why(server: ScriptedServer, release, capfd, monkeypatch, on: str):
+def test_a_job_that_goes_on_waiting_says_why(
+    server: ScriptedServer,
+    release: threading.Event,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    on: str,
+) -> None:
     monkeypatch.setattr(progress, "_WAITS_AFTER_S", 0.0)
     waiting = an_update("QUEUED", (1, "submitted"), state_reason=WHY)
     server.on("GetJob", waiting.job)
@@ -63,7 +73,9 @@ def test_a_job_that_goes_on_waiting_says_why(server: ScriptedServer, release, ca
     assert told == ["queued: submitted", f"queued: {WHY}"]
 
 
-def test_a_job_that_starts_at_once_is_not_said_to_wait(server: ScriptedServer, job: Job, capsys):
+def test_a_job_that_starts_at_once_is_not_said_to_wait(
+    server: ScriptedServer, job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
     waiting = an_update("QUEUED", (1, "submitted"), state_reason=WHY)
     server.on("WatchJob", [waiting, an_update("CANCELLED")])
     with pytest.raises(JobCancelled):
@@ -71,7 +83,9 @@ def test_a_job_that_starts_at_once_is_not_said_to_wait(server: ScriptedServer, j
     assert capsys.readouterr().err.splitlines() == ["queued: submitted"]
 
 
-def test_the_bar_shows_validation_in_80_columns(server: ScriptedServer, job: Job, capsys, monkeypatch):
+def test_the_bar_shows_validation_in_80_columns(
+    server: ScriptedServer, job: Job, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
@@ -83,7 +97,9 @@ def test_the_bar_shows_validation_in_80_columns(server: ScriptedServer, job: Job
     assert "loss 0.25  val loss 0.25  val accuracy 0.250" in capsys.readouterr().err
 
 
-def test_waiting_on_a_terminal_shows_progress_and_is_left_with_one_line(server: ScriptedServer, release):
+def test_waiting_on_a_terminal_shows_progress_and_is_left_with_one_line(
+    server: ScriptedServer, release: threading.Event
+) -> None:
     progress = {"step": 30, "total_steps": 60, "epoch": 1.5}
     update = an_update("RUNNING", progress=progress)
     server.on("GetJob", update.job)

@@ -38,7 +38,7 @@ def refusal_of(tmp_path: Path, text: str, *overrides: str, name: str = "job.yaml
     return str(caught.value).replace(f"{tmp_path}/", "")
 
 
-def test_yaml_json_and_a_mapping_are_the_same_spec(tmp_path: Path):
+def test_yaml_json_and_a_mapping_are_the_same_spec(tmp_path: Path) -> None:
     spec = load_text(tmp_path, WHOLE)
     assert spec.optimizer.sgd.learning_rate == 0.1
     assert dict(spec.labels) == {"team": "vision", "a.b/c": "7"}
@@ -49,12 +49,12 @@ def test_yaml_json_and_a_mapping_are_the_same_spec(tmp_path: Path):
     assert load_spec(spec) is spec
 
 
-def test_a_spec_can_be_printed_as_yaml_and_loaded_again(tmp_path: Path):
+def test_a_spec_can_be_printed_as_yaml_and_loaded_again(tmp_path: Path) -> None:
     spec = load_text(tmp_path, WHOLE, "name=007", "labels.on=yes", "labels.e=1e3")
     assert load_text(tmp_path, dump(message_to_dict(spec))) == spec
 
 
-def test_every_whole_number_is_printed_as_a_number_wherever_it_stands():
+def test_every_whole_number_is_printed_as_a_number_wherever_it_stands() -> None:
     job = Job(
         job_id="j-1",
         create_time=timestamp_pb2.Timestamp(seconds=1),
@@ -70,7 +70,7 @@ def test_every_whole_number_is_printed_as_a_number_wherever_it_stands():
     assert json_format.ParseDict(form, Job()) == job
 
 
-def test_standard_input_is_a_spec_too(monkeypatch: pytest.MonkeyPatch):
+def test_standard_input_is_a_spec_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"name: piped")))
     assert load_spec("-").name == "piped"
 
@@ -78,29 +78,29 @@ def test_standard_input_is_a_spec_too(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     ("text", "value"), [("1e-3", 1e-3), ("1E5", 1e5), (".5", 0.5), ("5.", 5.0), ("-0.0", -0.0), ("1_000", 1000.0)]
 )
-def test_numbers_of_yaml_are_numbers(tmp_path: Path, text: str, value: float):
+def test_numbers_of_yaml_are_numbers(tmp_path: Path, text: str, value: float) -> None:
     spec = load_text(tmp_path, f"optimizer: {{sgd: {{learning_rate: {text}}}}}")
     assert repr(spec.optimizer.sgd.learning_rate) == repr(value)
 
 
 @pytest.mark.parametrize(("text", "shown"), [(".nan", "nan"), (".inf", "inf"), ("-.inf", "-inf"), ('"NaN"', "nan")])
-def test_numbers_that_are_not_finite_are_left_for_the_server_to_refuse(tmp_path: Path, text: str, shown: str):
+def test_numbers_that_are_not_finite_are_left_for_the_server_to_refuse(tmp_path: Path, text: str, shown: str) -> None:
     spec = load_text(tmp_path, f"optimizer: {{sgd: {{learning_rate: {text}}}}}")
     assert str(spec.optimizer.sgd.learning_rate) == shown
 
 
-def test_whole_numbers_may_be_written_with_an_exponent_or_as_the_json_form_of_64_bits(tmp_path: Path):
+def test_whole_numbers_may_be_written_with_an_exponent_or_as_the_json_form_of_64_bits(tmp_path: Path) -> None:
     spec = load_text(tmp_path, "training: {batch_size: 1e3, max_steps: '9007199254740993'}")
     assert (spec.training.batch_size, spec.training.max_steps) == (1000, 9007199254740993)
 
 
-def test_an_empty_section_is_not_set(tmp_path: Path):
+def test_an_empty_section_is_not_set(tmp_path: Path) -> None:
     assert load_text(tmp_path, "name: x\ntraining:\nresources: {}") == load_spec({"name": "x", "resources": {}})
 
 
 ALLOWED = "name, model, data, optimizer, training, resources, recovery, labels, init_from"
 MODELS = "linear_regression, softmax_regression, mlp, lenet"
-TRAINING = ", ".join(field.name for field in JobSpec.DESCRIPTOR.fields_by_name["training"].message_type.fields)
+TRAINING = ", ".join(field.name for field in JobSpec.DESCRIPTOR.fields_by_name["training"].message_type.fields)  # type: ignore[union-attr]
 BAD_FIELDS = [
     (
         "training: {batchsize: 3}",
@@ -168,7 +168,7 @@ BAD_FIELDS = [
 
 
 @pytest.mark.parametrize(("text", "message"), BAD_FIELDS, ids=[text[:40] for text, _ in BAD_FIELDS])
-def test_a_value_that_does_not_fit_is_named_with_the_hint(tmp_path: Path, text: str, message: str):
+def test_a_value_that_does_not_fit_is_named_with_the_hint(tmp_path: Path, text: str, message: str) -> None:
     assert refusal_of(tmp_path, text) == message
 
 
@@ -191,7 +191,7 @@ BAD_FILES = [
 
 
 @pytest.mark.parametrize(("text", "message"), BAD_FILES, ids=[text[:20] for text, _ in BAD_FILES])
-def test_a_file_that_is_no_spec_is_named_with_the_line(tmp_path: Path, text: str, message: str):
+def test_a_file_that_is_no_spec_is_named_with_the_line(tmp_path: Path, text: str, message: str) -> None:
     assert refusal_of(tmp_path, text) == message
 
 
@@ -205,11 +205,11 @@ def test_a_file_that_is_no_spec_is_named_with_the_line(tmp_path: Path, text: str
     ],
     ids=["syntax", "duplicate", "surrogate", "deep"],
 )
-def test_a_json_file_that_is_no_spec_is_named_likewise(tmp_path: Path, text: str, message: str):
+def test_a_json_file_that_is_no_spec_is_named_likewise(tmp_path: Path, text: str, message: str) -> None:
     assert refusal_of(tmp_path, text, name="job.json").startswith(message)
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path: Path):
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"name: \xff")
     messages = []
     for path in (tmp_path / "missing.yaml", tmp_path, tmp_path / "latin.yaml"):
@@ -223,12 +223,12 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path):
     ]
 
 
-def test_what_is_no_spec_at_all_is_refused_in_words():
+def test_what_is_no_spec_at_all_is_refused_in_words() -> None:
     with pytest.raises(TypeError, match="a spec is a JobSpec, a mapping or the path of a file, not int"):
         load_spec(3)  # type: ignore[arg-type]
 
 
-def test_all_misfits_are_told_at_once(tmp_path: Path):
+def test_all_misfits_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(InvalidSpec) as caught:
         load_text(tmp_path, "nam: x\ntraining: {batchsize: 1, lr: 2}")
     assert [violation.field for violation in caught.value.violations] == ["nam", "training.batchsize", "training.lr"]
@@ -268,7 +268,7 @@ def test_all_misfits_are_told_at_once(tmp_path: Path):
         ),
     ],
 )
-def test_a_field_can_be_set_over_the_files(overrides: list[str], expected: dict[str, object]):
+def test_a_field_can_be_set_over_the_files(overrides: list[str], expected: dict[str, object]) -> None:
     base = {"model": {"mlp": {"activation": "relu"}}, "training": {"batch_size": 2}}
     assert load_spec(base, overrides) == load_spec(expected)
     assert load_spec(load_spec(base), overrides) == load_spec(expected)
@@ -295,25 +295,27 @@ def test_a_field_can_be_set_over_the_files(overrides: list[str], expected: dict[
         ("training.seed=7 #8", "training.seed: the value '7 #8' holds a comment; leave it out"),
     ],
 )
-def test_a_field_that_cannot_be_set_is_named(override: str, message: str):
+def test_a_field_that_cannot_be_set_is_named(override: str, message: str) -> None:
     with pytest.raises(InvalidSpec) as caught:
         load_spec({"name": "x"}, [override])
     assert str(caught.value).startswith(message)
 
 
 @pytest.mark.parametrize("text", ["#5", "~", "null", "v1 #2", "|", "a: b", "@main", "[wip", "3.10", "no", " x ", "a=b"])
-def test_a_text_is_set_as_it_was_given(text: str):
+def test_a_text_is_set_as_it_was_given(text: str) -> None:
     spec = load_spec({"name": "x"}, [f"name={text}", f"labels.v={text}"])
     assert (spec.name, spec.labels["v"]) == (text, text)
 
 
-def test_a_number_can_be_taken_back_to_its_default():
+def test_a_number_can_be_taken_back_to_its_default() -> None:
     assert not load_spec({"training": {"max_steps": 5}}, ["training.max_steps=null"]).training.HasField("max_steps")
 
 
 @pytest.mark.parametrize("text", ["3.10", "12e4567", "1_000", "1e3", "0.10", "-7.50"])
 @pytest.mark.parametrize("suffix", ["yaml", "json"])
-def test_the_hint_for_a_number_that_should_be_text_keeps_how_it_was_written(tmp_path: Path, text: str, suffix: str):
+def test_the_hint_for_a_number_that_should_be_text_keeps_how_it_was_written(
+    tmp_path: Path, text: str, suffix: str
+) -> None:
     if suffix == "json" and "_" in text:
         return
     path = tmp_path / f"job.{suffix}"

@@ -154,14 +154,14 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_nothing_that_others_wrote_steers_a_terminal(evil: ScriptedServer, command: list[str]):
+def test_nothing_that_others_wrote_steers_a_terminal(evil: ScriptedServer, command: list[str]) -> None:
     shown = on_a_terminal(evil, *command)
     assert "title" in shown  # so that it was shown at all
     assert [control for control in STEERS if control in shown] == []
     assert "Traceback" not in shown
 
 
-def test_a_job_that_is_followed_steers_no_terminal_either(evil: ScriptedServer, tmp_path: Path):
+def test_a_job_that_is_followed_steers_no_terminal_either(evil: ScriptedServer, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(json.dumps(DIGITS))
     evil.on("SubmitJob", a_job(job_id=EVIL))
     shown = on_a_terminal(evil, "submit", "-f", str(tmp_path / "job.yaml"), "--follow")
@@ -169,21 +169,23 @@ def test_a_job_that_is_followed_steers_no_terminal_either(evil: ScriptedServer, 
     assert [control for control in STEERS if control in shown] == []
 
 
-def test_data_in_a_pipe_is_what_the_server_has(evil: ScriptedServer, lockstep: Any):
+def test_data_in_a_pipe_is_what_the_server_has(evil: ScriptedServer, lockstep: Any) -> None:
     assert lockstep("metrics", "j", "-o", "csv")[1].splitlines()[1].startswith(EVIL)
     assert json.loads(lockstep("get", "j")[1])["spec"]["name"] == EVIL
     assert yaml.safe_load(lockstep("get", "j", "-o", "yaml")[1])["spec"]["labels"] == {"note": EVIL}
 
 
 @pytest.mark.parametrize("command", [["describe", "j"], ["logs", "j"], ["watch", "j"], ["nodes"], ["ls"], ["get", "j"]])
-def test_what_is_for_people_is_harmless_behind_a_pager_too(evil: ScriptedServer, lockstep: Any, command: list[str]):
+def test_what_is_for_people_is_harmless_behind_a_pager_too(
+    evil: ScriptedServer, lockstep: Any, command: list[str]
+) -> None:
     _, out, err = lockstep(*command)
     assert [control for control in (*STEERS, "\x1b") if control in out + err] == []
 
 
 def test_what_goes_to_a_file_is_neither_wrapped_nor_padded(
     server: ScriptedServer, lockstep: Any, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.delenv("COLUMNS")
     update = an_update("RUNNING", (1, "training " * 30), attempt=1, progress={"step": 5})
     server.on("GetJob", update.job)
@@ -198,7 +200,7 @@ def test_what_goes_to_a_file_is_neither_wrapped_nor_padded(
     assert [line for line in out.splitlines() if line != line.rstrip()] == []
 
 
-def test_top_in_80_columns_keeps_ids_names_and_remarks_whole(server: ScriptedServer, lockstep: Any):
+def test_top_in_80_columns_keeps_ids_names_and_remarks_whole(server: ScriptedServer, lockstep: Any) -> None:
     running = a_job("RUNNING", "job-0123456789ab", spec=JobSpec(name="digits-mlp"), attempt=1, running_workers=2)
     running.spec.resources.workers, running.progress.step, running.progress.total_steps = 2, 50, 200
     waiting = a_job("QUEUED", "job-ba9876543210", spec=JobSpec(name="lenet"))
@@ -231,7 +233,7 @@ def test_top_in_80_columns_keeps_ids_names_and_remarks_whole(server: ScriptedSer
     assert f"job-ba9876543210: {waiting.state_reason}" in lines
 
 
-def test_a_path_that_is_longer_than_a_line_is_shown_in_one_piece_on_a_terminal(server: ScriptedServer):
+def test_a_path_that_is_longer_than_a_line_is_shown_in_one_piece_on_a_terminal(server: ScriptedServer) -> None:
     update = an_update("RUNNING", (1, "training"), attempt=1, progress={"step": 5})
     server.on("GetJob", update.job)
     server.on("WatchJob", [update])
@@ -242,7 +244,7 @@ def test_a_path_that_is_longer_than_a_line_is_shown_in_one_piece_on_a_terminal(s
     assert checkpoint.uri in on_a_terminal(server, "describe", "j-1")
 
 
-def test_the_pieces_of_the_head_and_the_legend_of_top_are_not_broken(capsys: pytest.CaptureFixture[str]):
+def test_the_pieces_of_the_head_and_the_legend_of_top_are_not_broken(capsys: pytest.CaptureFixture[str]) -> None:
     pieces = [Text(f"{number} held by jobs") for number in range(12)]
     output.console().print(Flowing(*pieces))
     lines = capsys.readouterr().out.splitlines()

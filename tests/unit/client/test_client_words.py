@@ -46,7 +46,9 @@ SHORT_LATER = (
 )
 
 
-def test_a_submit_for_more_workers_than_there_is_room_for_says_so(server: ScriptedServer, lockstep: Any, spec: str):
+def test_a_submit_for_more_workers_than_there_is_room_for_says_so(
+    server: ScriptedServer, lockstep: Any, spec: str
+) -> None:
     server.on("ListNodes", nodes(a_node_of(0.3), a_node_of(0.55)))  # 3 and 5 of a tenth, by whatever floats say
     server.on("SubmitJob", a_job(spec=wanting(9)), a_job(spec=wanting(8)))
     assert lockstep("submit", "-f", spec)[2].splitlines()[1] + "\n" == SHORT_LATER
@@ -65,7 +67,7 @@ def test_a_submit_for_more_workers_than_there_is_room_for_says_so(server: Script
 )
 def test_shards_that_follow_from_the_workers_are_told_since_the_curve_depends_on_them(
     server: ScriptedServer, lockstep: Any, spec: str, shards: int, options: list[str], told: str
-):
+) -> None:
     resolved = wanting(8)
     resolved.resources.shards = shards
     server.on("SubmitJob", a_job(spec=resolved))
@@ -75,21 +77,23 @@ def test_shards_that_follow_from_the_workers_are_told_since_the_curve_depends_on
     assert said == ([told + hint] if told else [])
 
 
-def test_a_scale_beyond_the_cluster_says_so(server: ScriptedServer, lockstep: Any):
+def test_a_scale_beyond_the_cluster_says_so(server: ScriptedServer, lockstep: Any) -> None:
     server.on("ListNodes", nodes(a_node_of(0.8)))
     server.on("GetJob", a_job("RUNNING"))
     server.on("UpdateJob", a_job("RUNNING", spec=wanting(9), running_workers=8))
     assert lockstep("scale", "j-1", "--workers", "9") == (0, "", f"j-1 is running, with 9 workers wanted\n{SHORT}")
 
 
-def test_gpus_count_for_the_room(server: ScriptedServer, lockstep: Any):
+def test_gpus_count_for_the_room(server: ScriptedServer, lockstep: Any) -> None:
     server.on("ListNodes", nodes(a_node_of(8, 2), a_node_of(4)))
     server.on("GetJob", a_job("RUNNING"))
     server.on("UpdateJob", a_job("RUNNING", spec=wanting(4, gpus=1)))
     assert "room for 2 of the 4 workers" in lockstep("scale", "j-1", "--workers", "4")[2]
 
 
-def test_a_dry_run_prints_the_spec_and_says_what_the_cluster_lacks(server: ScriptedServer, lockstep: Any, spec: str):
+def test_a_dry_run_prints_the_spec_and_says_what_the_cluster_lacks(
+    server: ScriptedServer, lockstep: Any, spec: str
+) -> None:
     words = "checked only, nothing is stored; this cluster is too small for it: the job asks for 9 workers"
     server.on("SubmitJob", a_job(job_id="", spec=wanting(9, min_workers=9), state_reason=words))
     server.on("ListNodes", nodes(a_node_of(0.8)))
@@ -97,7 +101,7 @@ def test_a_dry_run_prints_the_spec_and_says_what_the_cluster_lacks(server: Scrip
     assert (code, yaml.safe_load(out)["resources"]["workers"], err) == (0, 9, f"{words}\n")
 
 
-def test_the_reason_of_a_state_is_told_where_it_says_more_than_the_state(server: ScriptedServer, lockstep: Any):
+def test_the_reason_of_a_state_is_told_where_it_says_more_than_the_state(server: ScriptedServer, lockstep: Any) -> None:
     server.on("ListCheckpoints", checkpoints())
     server.on("GetLedger", Ledger())
     for state, reason, is_told in (("RUNNING", "training", False), ("QUEUED", "waits for resources", True)):
@@ -109,7 +113,7 @@ def test_the_reason_of_a_state_is_told_where_it_says_more_than_the_state(server:
         assert (code, ["why", reason] in facts) == (0, is_told)
 
 
-def test_a_spec_is_resolved_without_a_server_as_a_server_would(lockstep: Any, spec: str, unreachable: str):
+def test_a_spec_is_resolved_without_a_server_as_a_server_would(lockstep: Any, spec: str, unreachable: str) -> None:
     code, out, err = lockstep("resolve", "-f", spec, "--set", "resources.workers=8", target=unreachable)
     assert code == 0
     assert err.startswith("resources.shards is 8, since 8 workers need as many; it is part of the curve: set it to ")
@@ -125,7 +129,7 @@ def test_a_spec_is_resolved_without_a_server_as_a_server_would(lockstep: Any, sp
     assert load_spec(resolved).training.max_epochs == 10
 
 
-def test_a_spec_that_breaks_a_rule_is_refused_without_a_server_with_every_field(lockstep: Any, spec: str):
+def test_a_spec_that_breaks_a_rule_is_refused_without_a_server_with_every_field(lockstep: Any, spec: str) -> None:
     wrong = ("--set", "training.batch_size=0", "--set", "optimizer.sgd.learning_rate=-1")
     code, out, err = lockstep("resolve", "-f", spec, *wrong)
     assert (code, out) == (3, "")
@@ -136,7 +140,9 @@ def test_a_spec_that_breaks_a_rule_is_refused_without_a_server_with_every_field(
 
 
 @pytest.mark.parametrize("found", [[], [EntryPoint("resolve", "a_part_that_is_not_there:resolve", "lockstep.rules")]])
-def test_without_the_rules_it_is_said_what_to_install(lockstep: Any, spec: str, monkeypatch: Any, found: list[Any]):
+def test_without_the_rules_it_is_said_what_to_install(
+    lockstep: Any, spec: str, monkeypatch: Any, found: list[Any]
+) -> None:
     monkeypatch.setattr(_parts, "entry_points", lambda group: found)
     code, out, err = lockstep("resolve", "-f", spec)
     assert (code, out) == (1, "")
@@ -153,18 +159,20 @@ def test_without_the_rules_it_is_said_what_to_install(lockstep: Any, spec: str, 
         (("wait", "j", "--timeout", "long"), "'--timeout': it must be a number."),
     ],
 )
-def test_a_wrong_value_of_an_option_is_told_in_plain_words(lockstep: Any, arguments: tuple[str, ...], words: str):
+def test_a_wrong_value_of_an_option_is_told_in_plain_words(
+    lockstep: Any, arguments: tuple[str, ...], words: str
+) -> None:
     code, out, err = lockstep(*arguments)
     assert (code, out) == (2, "")
     assert err.rstrip().endswith(f"Error: Invalid value for {words}")
 
 
-def test_the_version_is_an_option_too_and_there_is_none_that_does_nothing(lockstep: Any):
+def test_the_version_is_an_option_too_and_there_is_none_that_does_nothing(lockstep: Any) -> None:
     code, out, _ = lockstep("--version")
     assert (code, out) == (0, lockstep("version")[1])
     assert lockstep("--token", "x", "ls")[0] == 2
     assert "--token" not in lockstep("--help")[1]
 
 
-def test_what_must_be_given_stands_in_the_usage_without_braces(lockstep: Any):
+def test_what_must_be_given_stands_in_the_usage_without_braces(lockstep: Any) -> None:
     assert lockstep("describe", "--help")[1].startswith("Usage: lockstep describe [OPTIONS] JOB\n")

@@ -14,6 +14,7 @@ from lockstep.client import load_spec
 from lockstep.workers import run as run_module
 from lockstep.workers.engine.state.checkpoint import read_weights
 from lockstep.workers.engine.state.digest import digest_of
+from tests.support.processes import run_as_main
 
 SPEC = """
 name: d
@@ -27,17 +28,29 @@ recovery: {checkpoint_every_steps: 1000, keep_checkpoints: 2}
 """
 
 
-def run(folder: Path, text: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    path = folder / "resolved.yaml"
-    path.write_text(text, encoding="utf-8")
+RUN = "lockstep.workers.run"
+
+
+def run(folder: Path, text: str, *options: str) -> subprocess.CompletedProcess[str]:
+    return run_as_main(RUN, write(folder, text), *options)
+
+
+def run_as_a_user(folder: Path, text: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The same with all that happens at the start and at the end of a program, which takes seconds."""
     return subprocess.run(
-        [sys.executable, "-m", "lockstep.workers.run", str(path), *options],
+        [sys.executable, "-m", RUN, write(folder, text), *options],
         env=os.environ | environment,
         capture_output=True,
         text=True,
         check=False,
         timeout=120,
     )
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "resolved.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
 
 
 def test_weights_are_kept_whole_with_spec_and_preprocessing(tmp_path: Path) -> None:
@@ -103,7 +116,7 @@ def test_what_cannot_be_trained_is_told_without_a_traceback(tmp_path: Path) -> N
 
 
 def test_the_locale_does_not_matter(tmp_path: Path) -> None:
-    done = run(tmp_path, SPEC, LC_ALL="POSIX", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    done = run_as_a_user(tmp_path, SPEC, LC_ALL="POSIX", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
     assert done.returncode == 0, done.stderr
 
 
@@ -121,7 +134,7 @@ def test_each_line_is_valid_json_when_numbers_are_none(tmp_path: Path) -> None:
 
 
 def test_a_quiet_run_prints_the_result_alone(tmp_path: Path) -> None:
-    loud, quiet = run(tmp_path, SPEC), run(tmp_path, SPEC, "--quiet")
+    loud, quiet = run_as_a_user(tmp_path, SPEC), run_as_a_user(tmp_path, SPEC, "--quiet")
     assert (quiet.returncode, quiet.stderr) == (0, "")
     assert quiet.stdout.splitlines() == loud.stdout.splitlines()[-1:]
 

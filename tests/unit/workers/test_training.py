@@ -15,7 +15,8 @@ from lockstep.workers.training import SMALLEST, fields_of, train
 
 
 def spec_of(**training: Any) -> JobSpec:
-    return json_format.ParseDict(SMALLEST | {"training": SMALLEST["training"] | training}, JobSpec())
+    smallest: dict[str, Any] = SMALLEST
+    return json_format.ParseDict(smallest | {"training": smallest["training"] | training}, JobSpec())
 
 
 def test_a_batch_that_is_too_large_blames_the_field_of_the_spec() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -161,7 +161,8 @@ def test_the_straggler_is_the_rank_that_waits_much_less_than_the_others(
     for rank, wait in enumerate(waits):
         ledger.add(account(rank, 1, forward=10 - 10 * wait, exchange_wait=10 * wait, start_up=100.0, steps=20), NOW)
     found = ledger.straggler()
-    assert found == (None if straggler is None else (straggler[0], pytest.approx(straggler[1])))
+    expected: Any = None if straggler is None else (straggler[0], pytest.approx(straggler[1]))
+    assert found == expected
 
 
 @pytest.mark.parametrize(
@@ -184,7 +185,7 @@ def test_no_straggler_is_named_where_the_accounts_are_short_or_of_other_times(
 
 def test_every_phase_was_spent_for_some_cause() -> None:
     ledger = JobLedger()
-    ledger.add(account(0, 1, **{phase: float(2**i) for i, phase in enumerate(PHASES)}), NOW)
+    ledger.add(account(0, 1, **cast(Any, {phase: float(2**i) for i, phase in enumerate(PHASES)})), NOW)
     causes = ledger.by_cause()
     assert sum(causes.values()) == 2 ** len(PHASES) - 1
     assert causes["start_up"] == 2.0 ** PHASES.index("start_up")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,7 +78,8 @@ def test_no_node_is_ever_filled_over_its_capacity(
     before = {gang.job_id: Counter(gang.node_ids) for gang in gangs}
     decided = plan(queue, gangs, nodes, held)
     taken: dict[str, Amount] = {}
-    for decision in (*decided.placements, *decided.resizes):
+    decisions: list[Any] = [*decided.placements, *decided.resizes]
+    for decision in decisions:
         # What a gang gives up is free only when it is gone.
         for node_id in (Counter(decision.node_ids) - before.get(decision.job_id, Counter())).elements():
             taken[node_id] = taken.get(node_id, Amount()) + each[decision.job_id]

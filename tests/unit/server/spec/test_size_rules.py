@@ -38,13 +38,13 @@ def test_a_batch_above_the_images_is_refused_where_the_files_are_seen(tmp_path: 
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress(data)) if is_gzipped else (tmp_path / name).write_bytes(
             data
         )
-    data = {"idx": {"root": str(tmp_path)}}
-    resolve(spec_of(LENET, data=data, training__batch_size=600), SEES_FILES)
-    [violation] = violations_of(spec_of(LENET, data=data, training__batch_size=601), SEES_FILES)
+    files = {"idx": {"root": str(tmp_path)}}
+    resolve(spec_of(LENET, data=files, training__batch_size=600), SEES_FILES)
+    [violation] = violations_of(spec_of(LENET, data=files, training__batch_size=601), SEES_FILES)
     assert violation.message == (
         "training.batch_size is 601; allowed: at most 600, the number of training examples; take a smaller batch"
     )
-    resolve(spec_of(LENET, data=data, training__batch_size=601), SITE)
+    resolve(spec_of(LENET, data=files, training__batch_size=601), SITE)
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", struct.pack(">4I", 7, 1, 60_000, 60_000), b"\x1f\x8b"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,8 @@ async def listen(notifier: Notifier, heard: list[int], ready: asyncio.Semaphore,
 
 
 async def test_others_have_their_turn_while_many_watchers_are_woken() -> None:
-    notifier, heard, ready = Notifier(), [], asyncio.Semaphore(0)
+    notifier, ready = Notifier(), asyncio.Semaphore(0)
+    heard: list[Any] = []
     watchers = [asyncio.create_task(listen(notifier, heard, ready, 1)) for _ in range(MANY)]
     for _ in range(MANY):
         await ready.acquire()
@@ -36,7 +38,8 @@ async def test_others_have_their_turn_while_many_watchers_are_woken() -> None:
 
 
 async def test_what_happens_during_a_round_is_told_by_one_more() -> None:
-    notifier, heard, ready = Notifier(), [], asyncio.Semaphore(0)
+    notifier, ready = Notifier(), asyncio.Semaphore(0)
+    heard: list[Any] = []
     watchers = [asyncio.create_task(listen(notifier, heard, ready, 2)) for _ in range(MANY)]
     for _ in range(MANY):
         await ready.acquire()
@@ -65,7 +68,8 @@ async def test_few_watchers_are_woken_at_once_and_each_time() -> None:
 
 
 async def test_watchers_may_leave_and_come_in_the_middle_of_a_round() -> None:
-    notifier, heard, ready = Notifier(), [], asyncio.Semaphore(0)
+    notifier, ready = Notifier(), asyncio.Semaphore(0)
+    heard: list[Any] = []
     watchers = [asyncio.create_task(listen(notifier, heard, ready, 1)) for _ in range(MANY)]
     for _ in range(MANY):
         await ready.acquire()

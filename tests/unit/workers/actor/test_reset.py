@@ -54,7 +54,7 @@ def warm_up_and_train() -> list[Curve]:
     slate = CleanSlate()
     train_once(on_gpu=False)
     assert slate.put_back() == []
-    return in_a_thread(curves_of_jobs)  # type: ignore[no-any-return]
+    return in_a_thread(curves_of_jobs)
 
 
 def test_a_job_in_a_process_that_was_warmed_up_has_that_curve_too() -> None:
@@ -178,7 +178,7 @@ def test_a_child_process_that_a_job_has_left_is_told() -> None:
 
 def leave_a_process_group() -> list[list[str]]:
     slate = CleanSlate()
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     told = [slate.put_back()]
     dist.destroy_process_group()
     return [*told, slate.put_back()]
@@ -293,7 +293,7 @@ def compile_in_two_jobs(spoil: Callable[[Callable[[Tensor], Tensor]], None]) -> 
 
     def counted(graph: Any, inputs: list[Any]) -> Any:
         compiled.append("compiled")
-        return lambda *args: (compiled.append("run"), graph.forward(*args))[1]
+        return lambda *args: (compiled.append("run"), graph.forward(*args))[1]  # type: ignore[func-returns-value]
 
     shared = torch.compile(lambda inputs: inputs.sin() + 1, backend=counted)
     slate, counts = CleanSlate(), []

@@ -75,7 +75,7 @@ def make_worker(monkeypatch: pytest.MonkeyPatch, slate: PlayedSlate) -> Iterator
 
 @pytest.fixture
 def idle(make_worker: Any) -> Worker:
-    return make_worker()  # type: ignore[no-any-return]
+    return make_worker()
 
 
 def order_of(attempt: int = 0, epoch: int = 1, owner: str = "ann") -> StartGang:
@@ -232,7 +232,7 @@ def test_news_may_be_asked_for_before_the_assignment_has_come(idle: Worker, monk
 
 def test_an_idle_worker_that_waits_is_woken_by_an_assignment(idle: Worker) -> None:
     woken = threading.Event()
-    waiting = threading.Thread(target=lambda: (idle.rest("", WAIT_S), woken.set()))
+    waiting = threading.Thread(target=lambda: (idle.rest("", WAIT_S), woken.set()))  # type: ignore[func-returns-value]
     waiting.start()
     begin(idle, order_of())
     assert woken.wait(WAIT_S)

@@ -92,7 +92,7 @@ def test_a_module_that_cannot_be_trained_is_named(module: Any, data: Any, words:
 
 def test_a_loss_that_is_set_and_not_written_is_one() -> None:
     module = WithoutLoss()
-    module.loss = nn.MSELoss(reduction="none")  # type: ignore[method-assign,assignment]
+    module.loss = nn.MSELoss(reduction="none")
     fit(module)
 
 
@@ -115,7 +115,7 @@ class Unloaded(DataModule):
 class Bare(Points):
     def __init__(self) -> None:
         super().__init__()
-        self.train = (self.train.inputs, self.train.targets)  # type: ignore[assignment]
+        self.train = (self.train.inputs, self.train.targets)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ class PlayedStream:
         self.marks = 0
         self.is_broken = False
 
-    def note(self) -> int:  # type: ignore[override]
+    def note(self) -> int:
         self.marks += 1
         return self.marks
 
@@ -58,7 +58,7 @@ def test_work_comes_behind_what_was_given_before_it_and_before_what_is_given_aft
 
 def test_marks_are_set_by_whoever_gives_the_work() -> None:
     stream, started, may_go_on = PlayedStream(), threading.Event(), threading.Event()
-    lane = ThreadLane(stream)  # type: ignore[arg-type]
+    lane = ThreadLane(stream)
 
     def hold() -> None:
         started.set()
@@ -75,7 +75,7 @@ def test_marks_are_set_by_whoever_gives_the_work() -> None:
 
 def test_a_failure_is_raised_where_the_work_is_waited_for_and_nothing_is_done_after_it() -> None:
     stream = PlayedStream()
-    lane = ThreadLane(stream)  # type: ignore[arg-type]
+    lane = ThreadLane(stream)
 
     def fail() -> None:
         raise PeerLost("worker 1 left")

@@ -170,7 +170,8 @@ def test_steps_are_counted_by_their_duration(clock: Clock) -> None:
     for seconds in (0.001, 0.0011, 0.7, 1000.0):
         ledger.end_step(seconds, examples=10)
     account = ledger.account()
-    assert (account.steps, account.examples, account.step_seconds) == (4, 40, pytest.approx(1000.7021))
+    assert (account.steps, account.examples) == (4, 40)
+    assert account.step_seconds == pytest.approx(1000.7021)
     counted = {
         bound: count for bound, count in zip((*STEP_BOUNDS_S, "more"), account.step_counts, strict=True) if count
     }

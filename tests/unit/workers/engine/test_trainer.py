@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import partial
 from typing import Any
 
 import pytest
@@ -114,7 +115,8 @@ def test_a_gradient_longer_than_the_limit_is_scaled_down_to_it_and_a_shorter_one
     for limit, expected in ((0.01, 0.01), (1e6, None)):
         kept, recorder = Kept(), Recorder()
         trainer = Trainer(max_steps=1, batch_size=8, gradient_clip_norm=limit, log_every_steps=1)
-        trainer.fit(Net(), Numbers(), lambda parameters, kept=kept: Keeping(parameters, kept), listener=recorder)
+        keeping: Any = partial(Keeping, kept=kept)
+        trainer.fit(Net(), Numbers(), keeping, listener=recorder)
         norm = recorder.values("grad_norm")[1]  # before clipping
         assert norm > 0.01
         assert float(torch.cat([part.flatten() for part in kept[0][1]]).norm()) == pytest.approx(

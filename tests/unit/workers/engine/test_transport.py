@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -215,7 +216,7 @@ def test_strangers_are_hung_up_on_and_disturb_nobody(endpoints: list[Endpoint]) 
 def test_waits_elsewhere_are_broken_when_their_generation_is_superseded(endpoints: list[Endpoint]) -> None:
     broken: list[int] = []
     for generation in (1, 2):
-        endpoints[0].when_superseded(generation, lambda generation=generation: broken.append(generation))
+        endpoints[0].when_superseded(generation, partial(broken.append, generation))
     endpoints[0].supersede(2)
     assert broken == [1]
     endpoints[0].supersede(3)

@@ -50,7 +50,7 @@ def test_an_idle_one_that_does_not_answer_is_ended(stage: PoolStage) -> None:
     stage.look(SILENT_S)
     assert not process.is_ended
     stage.look(0.1)
-    assert process.is_ended
+    assert bool(process.is_ended)
     assert stage.fleet.room() == {"a": (4.0, 0.0)}
 
 
@@ -103,7 +103,7 @@ def test_an_answer_waits_for_nobody_who_waits_for_ray(stage: PoolStage) -> None:
 
     def kill(actor: PlayedActor) -> None:
         """End an actor as Ray does, whose thread first tells of calls that have failed."""
-        threading.Thread(target=lambda: (actor.dies(), has_answered.set())).start()
+        threading.Thread(target=lambda: (actor.dies(), has_answered.set())).start()  # type: ignore[func-returns-value]
         assert has_answered.wait(WAIT_S)
 
     stage.fleet.kill = kill  # type: ignore[method-assign]

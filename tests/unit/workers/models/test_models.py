@@ -1,5 +1,7 @@
 """The models, and the data that each of them fits."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -64,7 +66,8 @@ def test_the_seed_alone_decides_the_initial_weights() -> None:
     weights = []
     for seed, noise in ((1, 5), (1, 6), (2, 5)):
         torch.manual_seed(noise)
-        weights.append(build_model(spec, TABLE, seed).net[1].weight)
+        net: Any = build_model(spec, TABLE, seed).net
+        weights.append(net[1].weight)
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 

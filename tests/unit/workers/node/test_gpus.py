@@ -88,7 +88,7 @@ def test_the_figures_of_hopper_are_means_between_two_samples(driver: FakeDriver)
     driver.set_gpu(0, **{"gpm.time": 12, "gpm.2": 101.5, "gpm.3": 0.5, "gpm.5": 51, "gpm.10": 7})
     gpu, older = driver.sample()
     told = (gpu.sm_active_ratio, gpu.sm_occupancy_ratio, gpu.tensor_active_ratio, gpu.memory_bandwidth_ratio)
-    assert told == (0.75, 0.25, 0.5, 0)
+    assert list(told) == [0.75, 0.25, 0.5, 0]
     assert gpu.HasField("memory_bandwidth_ratio")
     assert not older.HasField("sm_active_ratio")
     driver.set_gpu(0, **{"gpm.time": 14, "gpm.2": 102, "gpm.3": None, "gpm.10": 12})
