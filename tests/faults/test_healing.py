@@ -174,7 +174,7 @@ def train_and_be_confirmed_late(context: Context) -> tuple[str, list[Point]]:
             look()
             time.sleep(0.001)
 
-    listener.finished = finished  # type: ignore[method-assign]
+    listener.finished = finished
     return train_and_tell(context, SPEC)
 
 
