@@ -12,9 +12,9 @@ from lockstep.v1.internal_service_pb2 import ConnectLauncherRequest, GangChanged
 from lockstep.v1.job_pb2 import JobError
 from lockstep.workers.calls import Description, Presence, Status
 from lockstep.workers.engine import ENGINE_VERSION
-from lockstep.workers.launcher.attempt import Attempt
 from lockstep.workers.launcher.fleet import Process, Shape
 from lockstep.workers.launcher.launcher import Config, Launcher, Lifeline
+from lockstep.workers.launcher.runner import Attempt
 
 WAIT_S = 20.0
 HARDWARE = "cpu AVX2"

@@ -110,6 +110,7 @@ class Status(NamedTuple):
         was_dismissed: it has ended since it was told to leave, and not since all do.
         refused_stop: number of the last order to stop that this rank has refused for all; 0 for none.
         refused_because: why.
+        has_lost_peer: its error is that it could not reach another worker, so what became of that one is the cause.
     """
 
     is_prepared: bool = False
@@ -125,6 +126,7 @@ class Status(NamedTuple):
     was_dismissed: bool = False
     refused_stop: int = 0
     refused_because: str = ""
+    has_lost_peer: bool = False
 
 
 def name_of(order: StartGang, number: int) -> str:

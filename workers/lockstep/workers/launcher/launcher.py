@@ -40,10 +40,10 @@ from lockstep.v1.internal_service_pb2 import (
 from lockstep.v1.internal_service_pb2_grpc import InternalServiceStub
 from lockstep.workers.calls import Description, Limits, name_of
 from lockstep.workers.connection import OPTIONS
-from lockstep.workers.launcher.attempt import Attempt
 from lockstep.workers.launcher.fleet import Fleet, Process
 from lockstep.workers.launcher.gang import Member
 from lockstep.workers.launcher.pool import Pool, Warmth
+from lockstep.workers.launcher.runner import Attempt
 from lockstep.workers.node.agent import Duty
 
 CAPACITY_EVERY_S = 1.0
