@@ -14,6 +14,8 @@ POLL_S = 10.0
 PLACEMENT_TIMEOUT_S = 60.0
 """How long workers may take to come up before they are given up. So no account can begin with more than that, whatever
 the clock of another machine tells."""
+ANSWER_TIMEOUT_S = 5.0
+"""How long a process that is there may take to answer whoever is new to it; a hung one says nothing."""
 WARM_UP_S = 60.0
 """How long a process may take to get warm, and so whoever waits for that."""
 FIRST_FACTOR = 20

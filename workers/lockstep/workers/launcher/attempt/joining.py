@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from lockstep.contract.wording import count
 from lockstep.v1.job_pb2 import JobError
-from lockstep.workers.calls import PLACEMENT_TIMEOUT_S, Status
+from lockstep.workers.calls import ANSWER_TIMEOUT_S, PLACEMENT_TIMEOUT_S, Status
 from lockstep.workers.launcher.attempt.commands import TellStarted
 from lockstep.workers.launcher.attempt.ending import check_size
 from lockstep.workers.launcher.attempt.events import CameUp, Taken
@@ -24,10 +24,8 @@ from lockstep.workers.launcher.attempt.state import (
 )
 from lockstep.workers.launcher.attempt.turn import Turn
 
-ANSWER_TIMEOUT_S = 5.0
-"""How long a process that was there before may take to answer before a new one is made."""
 COLD_ANSWER_TIMEOUT_S = 20.0
-"""The same of a spare one that has just been made."""
+"""How long a spare worker that has just been made may take to answer before a new one is made."""
 
 
 def taken(turn: Turn, member: Member, process: Taken) -> None:
