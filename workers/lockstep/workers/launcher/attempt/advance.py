@@ -155,19 +155,18 @@ def _cause_of(status: Status) -> Cause:
 
 def _has_told(turn: Turn, member: Member, status: Status) -> None:
     """A worker that goes on has something to tell."""
-    if status.is_prepared:
-        joining.take_in(turn, member, status)
-    ending.take_refusal(turn, status.refused_stop, status.refused_because)
-    joining.meet(turn)
-    losses = turn.attempt.peer_losses.gone_on(status.went_on_in)
     # An order of a launcher that died may have come to a worker after this one had asked it who it is.
     generation = max(status.lost_generation, turn.attempt.generation)
+    losses = turn.attempt.peer_losses.gone_on(status.went_on_in)
     turn.attempt = replace(turn.attempt, generation=generation, peer_losses=losses)
     if generation > 0 and isinstance(turn.state, Gathering):
         turn.enter(Training())
+    if status.is_prepared:
+        joining.take_in(turn, member, status)
+    ending.take_refusal(turn, status.refused_stop, status.refused_because)
     can_meet = isinstance(turn.state, Training | Finishing | Stopping) and not member.is_leaving
     if can_meet and 0 < status.lost_generation == generation:
-        turn.attempt = replace(turn.attempt, peer_losses=losses.begun(turn.now))
+        turn.attempt = replace(turn.attempt, peer_losses=turn.attempt.peer_losses.begun(turn.now))
 
 
 def _time_is_up(turn: Turn) -> None:
