@@ -171,7 +171,8 @@ class World:
             if worker is None or isinstance(member.stage, Finished):
                 continue
             assert worker.is_killed == (member.killed_because is not None)
-            if 0 < worker.generation < self.generation and self.attempt.peer_losses.since is None:
+            is_behind = 0 < worker.generation < self.generation and not isinstance(self.attempt.state, Failing)
+            if is_behind and self.attempt.peer_losses.since is None:
                 assert worker.may_end, "two generations are at work at once"
 
     # How it may end.

@@ -44,11 +44,11 @@ class Life(RuleBasedStateMachine):
 
     Attributes:
         world: its workers.
-        order_under_way: a launcher before may have given an order that has not come to all workers.
+        ordered_before: how many workers a launcher before may have given an order that has not come to all of them.
     """
 
     world: World
-    order_under_way = False
+    ordered_before = 0
 
     def worker(self, which: int) -> Worker:
         return list(self.world.workers.values())[which % len(self.world.workers)]
@@ -117,8 +117,8 @@ class Life(RuleBasedStateMachine):
     @rule(which=WHICH, goes_on=st.booleans(), is_ahead=st.booleans())
     def one_loses_the_others(self, which: int, goes_on: bool, is_ahead: bool) -> None:
         worker = self.worker(which)
-        if is_ahead and self.order_under_way and not worker.is_dismissed:
-            self.order_under_way = False
+        if is_ahead and worker.number < self.ordered_before and not worker.is_dismissed:
+            self.ordered_before = 0
             worker.generation = self.world.generation = self.world.generation + 1
         if worker.generation:
             lost = max(worker.generation, worker.status.lost_generation)
@@ -201,7 +201,7 @@ class TakenOver(Life):
         state = {"state": Training()} if generation else {}
         attempt = Attempt(Plan(least), members=members, generation=generation, created=len(members), **state)
         self.world = World(take_over(attempt, 0.0, is_whole=is_whole), workers)
-        self.order_under_way = True
+        self.ordered_before = len(workers)
 
 
 def adopted(found: list[str], generation: int) -> tuple[tuple[Member, ...], tuple[Worker, ...]]:
