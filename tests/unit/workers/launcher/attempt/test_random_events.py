@@ -181,9 +181,11 @@ class Life(RuleBasedStateMachine):
 class Begun(Life):
     """An attempt that takes its workers itself."""
 
-    @initialize(nodes=NODE_IDS, least=st.integers(1, 3), reuses=st.booleans())
-    def begins(self, nodes: list[str], least: int, reuses: bool) -> None:
+    @initialize(nodes=NODE_IDS, least=st.integers(1, 3), reuses=st.booleans(), trains=st.booleans())
+    def begins(self, nodes: list[str], least: int, reuses: bool, trains: bool) -> None:
         self.world = World(begin(Plan(least, "builtin"), nodes, 0.0), reuses=reuses)
+        if trains:
+            self.all_come_and_read_the_data()
 
 
 class TakenOver(Life):
