@@ -116,9 +116,11 @@ class AttemptRunner:
                 self._take(advance(self._attempt, event, awake.now()))
         except Exception as failure:
             self._log.exception("the attempt failed in the launcher")
-            self._take(advance(self._attempt, LauncherFailed(f"{type(failure).__name__}: {failure}"), awake.now()))
-        finally:
-            self._gang.discard_all()
+            failed = LauncherFailed(f"{type(failure).__name__}: {failure}")
+            try:
+                self._gang.discard_all()  # those among them that were just taken
+            finally:
+                self._take(advance(self._attempt, failed, awake.now()))
 
     def _first_step(self) -> Step:
         if self._taken_over is None:
