@@ -13,9 +13,9 @@ from lockstep.v1.job_pb2 import JobError
 from lockstep.v1.launcher_pb2 import LauncherSettings
 from lockstep.workers.calls import Description, Presence, Status
 from lockstep.workers.engine import ENGINE_VERSION
-from lockstep.workers.launcher.attempt import Attempt
 from lockstep.workers.launcher.fleet import Process, Shape
 from lockstep.workers.launcher.launcher import Launcher, Lifeline
+from lockstep.workers.launcher.runner import AttemptRunner
 
 WAIT_S = 20.0
 HARDWARE = "cpu AVX2"
@@ -95,7 +95,13 @@ class ScriptedActor:
     def end(self, error: JobError | None = None, *, is_reusable: bool = False, was_dismissed: bool = False) -> None:
         """Train no more."""
         error_bytes = b"" if error is None else error.SerializeToString()
-        self.tell(has_ended=True, error_bytes=error_bytes, is_reusable=is_reusable, was_dismissed=was_dismissed)
+        self.tell(
+            has_ended=True,
+            error_bytes=error_bytes,
+            is_reusable=is_reusable,
+            was_dismissed=was_dismissed,
+            has_lost_peer=error is not None and error.reason == "WORKER_LOST",
+        )
 
     def fail(self, failure: Exception | None) -> None:
         """Have all calls end with an error, those under way too; with None, answer again."""
@@ -178,11 +184,11 @@ class Stage:
         self.order.spec.resources.min_workers = min_workers
         self.order.spec.recovery.hang_timeout_s = hang_timeout_s
 
-    def attempt(self) -> Attempt:
+    def attempt(self) -> AttemptRunner:
         """Make an attempt that begins by creating its workers."""
-        return Attempt(self.fleet, self.order, self.facts.put, 1)  # type: ignore[arg-type]
+        return AttemptRunner(self.fleet, self.order, self.facts.put, 1)  # type: ignore[arg-type]
 
-    def begin(self) -> Attempt:
+    def begin(self) -> AttemptRunner:
         """Bring up a gang that trains."""
         attempt = self.attempt()
         attempt.start()
@@ -200,7 +206,7 @@ class Stage:
         members: int = 3,
         dismissed: Collection[int] = (),
         ended: Collection[int] = (),
-    ) -> Attempt:
+    ) -> AttemptRunner:
         """Take over workers of a launcher before, of which each says in which generation it is and since when.
 
         Args:

@@ -16,8 +16,10 @@ from lockstep.workers.calls import Presence
 from lockstep.workers.engine import Activity, awake
 from lockstep.workers.engine.exchange.transport import Endpoint
 from lockstep.workers.engine.state.writer import Writer
+from lockstep.workers.launcher.attempt.events import CameUp, Hung, Taken
+from lockstep.workers.launcher.attempt.state import Bits, Member, Ranked
 from lockstep.workers.launcher.fleet import Process, Shape
-from lockstep.workers.launcher.gang import Gang, Hung, MemberUp
+from lockstep.workers.launcher.gang import Gang
 
 HANG_TIMEOUT_S = 2.0
 
@@ -90,20 +92,22 @@ def gang() -> None:
     order = StartGang()
     order.spec.recovery.hang_timeout_s = HANG_TIMEOUT_S
     watched = Gang(PlayedPool(), order, epoch=1)  # type: ignore[arg-type]
-    member = watched.add("node")
-    assert isinstance(watched.next_event(None), MemberUp)
-    member.address, member.rank, member.kill_by = "127.0.0.1:1", 0, awake.now() + HANG_TIMEOUT_S
-    while member.hang_asked_at is None:
-        watched.next_event(awake.now() + 0.05)
+    watched.take(0, "node")
+    assert isinstance(watched.next_event([], None), Taken)
+    assert isinstance(watched.next_event([], None), CameUp)
+    members = [Member(0, "node", Ranked(Bits("cpu", "0123"), 0, 1), "127.0.0.1:1")]
+    kill_by = awake.now() + HANG_TIMEOUT_S
+    while not watched.is_asked(0):
+        watched.next_event(members, awake.now() + 0.05)
     said = time.monotonic()
     say("ready")
     while time.monotonic() - said < 0.5:  # until this process was stopped
         said = time.monotonic()
-        event = watched.next_event(awake.now() + 0.05)
+        event = watched.next_event(members, awake.now() + 0.05)
         assert not isinstance(event, Hung), event
-        assert member.kill_by > awake.now(), "what a worker may take is over, and it has not run"
+        assert kill_by > awake.now(), "what a worker may take is over, and it has not run"
     for _ in range(20):
-        event = watched.next_event(awake.now() + 0.05)
+        event = watched.next_event(members, awake.now() + 0.05)
         assert not isinstance(event, Hung), event
     say("None")
 

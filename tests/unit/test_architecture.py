@@ -159,6 +159,15 @@ def test_no_arrow_between_packages_runs_up(root: str) -> None:
     assert list(graphlib.TopologicalSorter(graph).static_order())
 
 
+def test_what_becomes_of_an_attempt_is_decided_without_threads_ray_or_a_clock() -> None:
+    folder = ROOT / "workers" / "lockstep" / "workers" / "launcher" / "attempt"
+    trees = [ast.parse(path.read_text()) for path in folder.glob("*.py")]
+    names = {name for tree in trees for node in ast.walk(tree) for name in imported(node)}
+    own = ("lockstep.contract.", "lockstep.v1.", "lockstep.workers.calls.", "lockstep.workers.launcher.attempt")
+    standard = {name.split(".")[0] for name in names if not name.startswith(own)}
+    assert standard <= {"collections", "dataclasses", "enum", "itertools", "typing"}
+
+
 @pytest.mark.parametrize("package", ["spec", "jobs", "scheduling"])
 def test_what_decides_knows_neither_loop_nor_database(package: str) -> None:
     folder = ROOT / "server" / "lockstep" / "server" / package

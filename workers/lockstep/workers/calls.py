@@ -14,6 +14,8 @@ POLL_S = 10.0
 PLACEMENT_TIMEOUT_S = 60.0
 """How long workers may take to come up before they are given up. So no account can begin with more than that, whatever
 the clock of another machine tells."""
+ANSWER_TIMEOUT_S = 5.0
+"""How long a process that is there may take to answer whoever is new to it; a hung one says nothing."""
 WARM_UP_S = 60.0
 """How long a process may take to get warm, and so whoever waits for that."""
 FIRST_FACTOR = 20
@@ -100,6 +102,7 @@ class Status(NamedTuple):
         refused_because: why.
         has_finished: its training has ended in order, with the result or as it was told to stop: it meets nobody any
             more, though it may take a while to leave.
+        has_lost_peer: its error is that it could not reach another worker, so what became of that one is the cause.
     """
 
     is_prepared: bool = False
@@ -116,6 +119,7 @@ class Status(NamedTuple):
     refused_stop: int = 0
     refused_because: str = ""
     has_finished: bool = False
+    has_lost_peer: bool = False
 
     @property
     def is_done(self) -> bool:

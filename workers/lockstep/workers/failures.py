@@ -108,18 +108,6 @@ def _first_line(words: str) -> str:
     return words.strip().partition("\n")[0][:MESSAGE_LIMIT]
 
 
-def first_cause(errors: list[JobError]) -> JobError:
-    """The error that the others follow from: what a worker did itself, before a death, before a lost peer."""
-
-    def distance(error: JobError) -> int:
-        if error.reason != FailureReason.WORKER_LOST:
-            return 0
-        is_first_hand = any(words in error.message for words in (" died: ", " was killed: ", " were killed: "))
-        return 1 if is_first_hand else 2
-
-    return min(errors, key=distance)
-
-
 def short_traceback(error: BaseException) -> str:
     """The last frames of a traceback, with paths cut down to what tells the file."""
     lines = []

@@ -1,13 +1,15 @@
 """An attempt decides what becomes of its workers; those are scripted."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from lockstep.v1.internal_service_pb2 import ResizeGang
 from lockstep.v1.job_pb2 import JobError
-from lockstep.workers.launcher import ending, gang
+from lockstep.workers.launcher.attempt import ending, joining
+from lockstep.workers.launcher.fleet import Process
 from tests.support.scripted_fleet import DATA, HARDWARE, ScriptedActor, Stage
 
 
@@ -264,7 +266,7 @@ def test_only_a_worker_that_says_that_it_may_be_used_again_is_given_back(stage: 
 def test_a_warm_worker_that_does_not_come_up_is_replaced_by_a_new_one(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
-    monkeypatch.setattr(gang, "ANSWER_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(joining, "ANSWER_TIMEOUT_S", 0.05)
     stage.fleet.warm = True
     stage.fleet.failures = {0: failure}
     stage.attempt().start()
@@ -338,3 +340,18 @@ def test_a_worker_that_is_ready_when_the_others_have_ended_does_not_train_alone(
     stage.fleet.actors[1].end(is_reusable=True)
     stage.end()
     assert joiner.told("form") == []
+
+
+def test_when_the_launcher_cannot_go_on_it_says_why_and_leaves_nobody_behind(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take(*args: Any, **how: Any) -> Process:
+        if stage.fleet.actors:
+            raise RuntimeError("Ray is away")
+        return stage.fleet.create("node-0")
+
+    monkeypatch.setattr(stage.fleet, "take", take)
+    stage.attempt().start()
+    error = stage.end().error
+    assert (error.reason, error.message) == ("INTERNAL", "the launcher failed: RuntimeError: Ray is away")
+    assert [actor.is_killed for actor in stage.fleet.actors] == [True]

@@ -7,8 +7,10 @@ from typing import Any
 from lockstep.v1.internal_service_pb2 import StartGang
 from lockstep.v1.job_spec_pb2 import JobSpec, RecoverySpec
 from lockstep.workers.calls import Presence
+from lockstep.workers.launcher.attempt.events import CameUp, Hung, Taken
+from lockstep.workers.launcher.attempt.state import Member, Reading
 from lockstep.workers.launcher.fleet import Process, Shape
-from lockstep.workers.launcher.gang import Gang, Hung, MemberUp
+from lockstep.workers.launcher.gang import Gang
 
 WORDS = "was reading its data or a checkpoint for 21 s"
 
@@ -28,7 +30,7 @@ class Answer:
         return self._future
 
 
-class Reading:
+class ReadingActor:
     """An actor whose worker reads data and hangs."""
 
     def __init__(self) -> None:
@@ -37,7 +39,7 @@ class Reading:
 
 class PlayedPool:
     def take(self, order: StartGang, node_id: str, number: int, *, fresh: bool) -> Process:
-        return Process("worker", Reading(), node_id, Shape())
+        return Process("worker", ReadingActor(), node_id, Shape())
 
     def is_up(self, process: Process, pid: int, gpu_ids: tuple[str, ...]) -> None:
         pass
@@ -46,9 +48,9 @@ class PlayedPool:
 def test_a_worker_that_hangs_before_it_trains_is_noticed() -> None:
     order = StartGang(spec=JobSpec(recovery=RecoverySpec(hang_timeout_s=0.1)))
     gang = Gang(PlayedPool(), order, epoch=1)  # type: ignore[arg-type]
-    member = gang.add("node")
+    gang.take(0, "node")
     deadline = time.monotonic() + 10
-    up = gang.next_event(deadline)
-    assert up == MemberUp(member, "127.0.0.1:1", 1)
-    member.address = "127.0.0.1:1"
-    assert gang.next_event(deadline) == Hung(member, f"worker 0 {WORDS}")
+    assert gang.next_event([], deadline) == Taken(0)
+    assert gang.next_event([], deadline) == CameUp(0, "127.0.0.1:1")
+    reading = Member(0, "node", Reading(), "127.0.0.1:1")
+    assert gang.next_event([reading], deadline) == Hung(0, f"worker 0 {WORDS}")

@@ -4,39 +4,43 @@ import pytest
 
 from lockstep.contract.wording import count, go_on, listed
 from lockstep.v1.job_pb2 import JobError
-from lockstep.workers.launcher.fleet import Process, Shape
-from lockstep.workers.launcher.gang import Member, MemberDied
-from lockstep.workers.launcher.losses import Loss, lost_with, what_happened
+from lockstep.workers.launcher.attempt.events import Death, Died
+from lockstep.workers.launcher.attempt.losses import Loss, lost_with, what_happened
+from lockstep.workers.launcher.attempt.state import Bits, Member, Ranked
 
 KILLED = "died: its process was killed or crashed"
 
 
 def member(number: int, node_id: str = "a", hung_because: str = "") -> Member:
-    process = Process(f"worker-{number}", None, node_id, Shape())
-    return Member(number, process, hung_because=f"worker {number} {hung_because}" if hung_because else "")
+    killed_because = f"worker {number} {hung_because}" if hung_because else None
+    stage = Ranked(Bits("cpu AVX2", "0123"), number, 1)
+    return Member(number, node_id, stage, f"address-{number}", killed_because=killed_because)
 
 
-def died(member: Member, fate: str = KILLED, *, is_with_node: bool = False) -> MemberDied:
-    return MemberDied(member, JobError(message=f"worker {member.number} {fate}"), is_with_node)
+def died(member: Member, *others: Member, fate: str = KILLED, is_with_node: bool = False) -> Died:
+    first, *rest = (
+        Death(gone.number, JobError(message=f"worker {gone.number} {fate}"), is_with_node) for gone in (member, *others)
+    )
+    return Died(first, tuple(rest))
 
 
 def test_those_are_lost_together_whose_deaths_have_come() -> None:
     gang = [member(0), member(1), member(2)]
-    assert lost_with(died(gang[1]), gang, []) == [Loss(gang[1], KILLED)]
-    assert lost_with(died(gang[1]), gang, [died(gang[2])]) == [Loss(gang[1], KILLED), Loss(gang[2], KILLED)]
+    assert lost_with(died(gang[1]), gang) == [Loss(gang[1], KILLED)]
+    assert lost_with(died(gang[1], gang[2]), gang) == [Loss(gang[1], KILLED), Loss(gang[2], KILLED)]
 
 
 def test_those_who_hung_and_were_ended_are_lost_with_the_first_of_them_that_is_dead() -> None:
     silent = "did not answer for 30 s"
     gang = [member(0, hung_because=silent), member(1), member(2, hung_because=silent)]
-    assert lost_with(died(gang[0]), gang, []) == [Loss(gang[0], silent), Loss(gang[2], silent)]
-    assert lost_with(died(gang[1]), gang, []) == [Loss(gang[1], KILLED)]
+    assert lost_with(died(gang[0]), gang) == [Loss(gang[0], silent), Loss(gang[2], silent)]
+    assert lost_with(died(gang[1]), gang) == [Loss(gang[1], KILLED)]
 
 
 def test_with_a_node_all_are_lost_that_were_there() -> None:
     gang = [member(0, "a"), member(1, "b"), member(2, "b")]
     fate = "died: its node is gone"
-    assert lost_with(died(gang[2], fate, is_with_node=True), gang, []) == [Loss(gang[1], fate), Loss(gang[2], fate)]
+    assert lost_with(died(gang[2], fate=fate, is_with_node=True), gang) == [Loss(gang[1], fate), Loss(gang[2], fate)]
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,11 @@ from collections.abc import Iterator
 import pytest
 
 from lockstep.v1.internal_service_pb2 import ResizeGang
-from lockstep.workers.launcher import ending, peer_loss
-from lockstep.workers.launcher.peer_loss import MAX_PEER_LOSSES, PeerLosses
+from lockstep.workers.launcher.attempt import ending, peer_loss
+from lockstep.workers.launcher.attempt.peer_loss import MAX_PEER_LOSSES, PeerLosses
 from tests.support.scripted_fleet import Stage
 
 FAILED_MEETING_S = 62.0
-
-
-class Clock:
-    now = 1000.0
 
 
 @pytest.fixture
@@ -54,16 +50,16 @@ def test_workers_that_get_on_in_between_are_never_given_up(stage: Stage) -> None
     assert not stage.end().HasField("error")
 
 
-def test_however_long_a_failed_meeting_takes_there_are_not_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, seen = Clock(), PeerLosses()
-    monkeypatch.setattr(peer_loss.awake, "now", lambda: clock.now)
+def test_however_long_a_failed_meeting_takes_there_are_not_many() -> None:
+    now, seen = 1000.0, PeerLosses()
     for _ in range(MAX_PEER_LOSSES):
-        seen.begin()
-        clock.now += FAILED_MEETING_S
-        assert seen.is_due(clock.now)
-        assert not seen.is_hopeless()
-    seen.begin()
-    assert seen.is_hopeless()
+        seen = seen.begun(now)
+        now += FAILED_MEETING_S
+        assert seen.is_due(now)
+        seen = seen.counted()
+        assert not seen.is_hopeless
+    seen = seen.begun(now).counted()
+    assert seen.is_hopeless
     assert seen.deadline is None, "it is counted once"
 
 

@@ -17,7 +17,7 @@ from lockstep.workers.actor.training_log import TrainingLog
 from lockstep.workers.actor.watchdog import Watchdog
 from lockstep.workers.calls import PLACEMENT_TIMEOUT_S, Status, name_of
 from lockstep.workers.datasets import DataCache
-from lockstep.workers.engine import Ledger, Origin, Stopped
+from lockstep.workers.engine import Ledger, Origin, PeerLost, Stopped
 from lockstep.workers.engine.determinism import hardware_class
 from lockstep.workers.engine.exchange.membership import Dismissed, Membership
 from lockstep.workers.engine.exchange.transport import Endpoint
@@ -130,7 +130,7 @@ class Assignment:
         self._tell(refused_stop=number, refused_because=why)
 
     def _run(self) -> None:
-        order, error_bytes, was_dismissed = self.order, b"", False
+        order, error_bytes, was_dismissed, has_lost_peer = self.order, b"", False, False
         recovery = order.spec.recovery
         ended: dict[str, Any] = {}
         try:
@@ -165,6 +165,7 @@ class Assignment:
             else:
                 log.exception("this worker cannot go on")
             error_bytes = failure.SerializeToString()
+            has_lost_peer = isinstance(error, PeerLost)
         try:
             self._ledger.leave_step()  # an error may have come in the middle of one
             self._ledger.enter(Phase.IDLE)
@@ -176,7 +177,13 @@ class Assignment:
                 ended |= self._clear_away()
         except Exception:
             log.exception("the process is not used again")
-        self._tell(has_ended=True, error_bytes=error_bytes, was_dismissed=was_dismissed, **ended)
+        self._tell(
+            has_ended=True,
+            error_bytes=error_bytes,
+            was_dismissed=was_dismissed,
+            has_lost_peer=has_lost_peer,
+            **ended,
+        )
 
 
 def checkpoints_of(order: StartGang) -> Checkpoints:

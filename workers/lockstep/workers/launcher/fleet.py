@@ -18,13 +18,11 @@ from lockstep.v1.internal_service_pb2 import ClusterCapacity, NodeCapacity
 from lockstep.v1.job_spec_pb2 import ResourcesSpec
 from lockstep.v1.launcher_pb2 import LauncherOptions
 from lockstep.workers.actor.worker import Worker
-from lockstep.workers.calls import CONTROL_CALLS, Description
+from lockstep.workers.calls import ANSWER_TIMEOUT_S, CONTROL_CALLS, Description
 from lockstep.workers.engine import awake
 from lockstep.workers.launcher.log_sweeps import LogSweeps
 from lockstep.workers.node.agents import NodeAgents
 
-ANSWER_TIMEOUT_S = 5.0
-"""How long a worker of an earlier launcher may take to say who it is; a hung one says nothing."""
 ASK_AGAIN_AFTER_S = 0.5
 """How long after a call could not reach a worker it is made again."""
 

@@ -42,10 +42,11 @@ from lockstep.v1.internal_service_pb2_grpc import InternalServiceStub
 from lockstep.v1.launcher_pb2 import LauncherSettings
 from lockstep.workers.calls import Description, name_of
 from lockstep.workers.connection import OPTIONS
-from lockstep.workers.launcher.attempt import Attempt
+from lockstep.workers.launcher.attempt.adoption import adopted
+from lockstep.workers.launcher.attempt.state import Plan
 from lockstep.workers.launcher.fleet import Fleet, Process
-from lockstep.workers.launcher.gang import Member
 from lockstep.workers.launcher.pool import Pool
+from lockstep.workers.launcher.runner import AttemptRunner, TakenOver
 from lockstep.workers.node.agent import duty_of
 
 CAPACITY_EVERY_S = 1.0
@@ -95,7 +96,7 @@ class Launcher:
         )
         self._pool = Pool(fleet, settings.options, self._processes_changed)
         self._will_tell_processes = threading.Event()
-        self._attempts: dict[tuple[str, int], Attempt] = {}
+        self._attempts: dict[tuple[str, int], AttemptRunner] = {}
         self._is_drained = False
 
     def run(self) -> None:
@@ -139,7 +140,7 @@ class Launcher:
         self._will_tell_processes.clear()
         return ConnectLauncherRequest(processes=WorkerProcesses(processes=self._pool.processes()))
 
-    def _take_over(self) -> Iterable[Attempt]:
+    def _take_over(self) -> Iterable[AttemptRunner]:
         """Take over the workers of earlier launchers; those that belong nowhere are ended."""
         gangs: dict[tuple[str, int], list[tuple[Process, Description]]] = {}
         for process, actor, told in self._fleet.inventory(self._settings.epoch, self._settings.reports_address):
@@ -158,30 +159,13 @@ class Launcher:
             log.info("took over a gang", job_id=key[0], attempt=key[1], workers=len(workers))
         return self._attempts.values()
 
-    def _adopt(self, workers: list[tuple[Process, Description]]) -> Attempt:
+    def _adopt(self, workers: list[tuple[Process, Description]]) -> AttemptRunner:
         order = StartGang.FromString(workers[0][1].order_bytes)
-        generation = max(told.generation for _, told in workers)
-        staying = [told for _, told in workers if not told.is_dismissed]
-        current = [told for told in staying if told.generation == generation]
-        members = []
-        for process, told in sorted(workers, key=lambda worker: worker[1].number):
+        for process, told in workers:
             self._pool.adopt(process, name_of(order, told.number))
-            member = Member(
-                told.number,
-                process,
-                told.address,
-                is_prepared=told.generation > 0,
-                hardware=told.hardware,
-                data=told.data,
-                has_ended=told.has_ended,
-                rank=told.rank if told in current and generation > 0 else None,
-                since=told.since or None,
-                is_leaving=told.is_dismissed,
-                is_surplus=told.is_dismissed,
-            )
-            members.append(member)
-        is_whole = bool(current) and len(current) == len(staying) == current[0].members
-        return Attempt(self._pool, order, self._facts.put, self._settings.epoch, members, generation, is_whole)
+        attempt, is_whole = adopted(Plan.of(order), [told for _, told in workers])
+        taken_over = TakenOver(attempt, {told.number: process for process, told in workers}, is_whole)
+        return AttemptRunner(self._pool, order, self._facts.put, self._settings.epoch, taken_over)
 
     def _serve(self, orders: Iterator[ConnectLauncherResponse]) -> None:
         try:
@@ -198,7 +182,7 @@ class Launcher:
                 if start.epoch < self._settings.epoch:
                     log.warning("refused an order of an earlier coordinator", job_id=start.job_id)
                     return
-                attempt = Attempt(self._pool, start, self._facts.put, self._settings.epoch)
+                attempt = AttemptRunner(self._pool, start, self._facts.put, self._settings.epoch)
                 self._attempts = {key: other for key, other in self._attempts.items() if other.is_alive()}
                 self._attempts[start.job_id, start.attempt] = attempt
                 attempt.start()

@@ -5,7 +5,8 @@ from itertools import groupby
 from typing import NamedTuple
 
 from lockstep.contract.wording import listed
-from lockstep.workers.launcher.gang import Member, MemberDied
+from lockstep.workers.launcher.attempt.events import Died
+from lockstep.workers.launcher.attempt.state import Member
 
 
 class Loss(NamedTuple):
@@ -15,23 +16,24 @@ class Loss(NamedTuple):
     fate: str
 
 
-def lost_with(died: MemberDied, members: Iterable[Member], others: Iterable[MemberDied]) -> list[Loss]:
+def lost_with(died: Died, members: Sequence[Member]) -> list[Loss]:
     """The worker that has died, and those that are as good as dead.
 
     Args:
-        died: what has come first.
+        died: what has come first, and which deaths have come meanwhile.
         members: all of the gang.
-        others: deaths that have come meanwhile.
     """
-    known = {id(other.member): other for other in (*others, died)}
+    deaths = {death.number: death for death in (*died.others, died.first)}
+    first = next(member for member in members if member.number == died.first.number)
     lost = []
     for member in members:
-        if member.hung_because and died.member.hung_because:  # ended, as the other one was
+        if member.hung_because and first.hung_because:  # ended, as the other one was
             lost.append(Loss(member, _fate(member, member.hung_because)))
-        elif id(member) in known:
-            lost.append(Loss(member, _fate(member, member.hung_because or known[id(member)].error.message)))
-        elif died.is_with_node and member.node_id == died.member.node_id:
-            lost.append(Loss(member, _fate(died.member, died.error.message)))
+        elif member.number in deaths:
+            words = member.hung_because or deaths[member.number].error.message
+            lost.append(Loss(member, _fate(member, words)))
+        elif died.first.is_with_node and member.node_id == first.node_id:
+            lost.append(Loss(member, _fate(first, died.first.error.message)))
     return lost
 
 
