@@ -42,7 +42,7 @@ def test_nodes_shows_gpus_as_the_driver_tells_of_them(
     server = make_server("--num-cpus", "1", "--num-gpus", "0", "--gpu-job-mapping-dir", str(mapping)).start()
     telemetry_of(server, lambda told: len(told.gpus) == 2)
     lines = [line for line in shown(server) if "GPU" in line]
-    assert lines[0] == "  GPU 0 NVIDIA H200: utilization 87 %, memory 44.0 GB of 150.3 GB, 512 W, 64 °C"
+    assert lines[0] == "  GPU 0 NVIDIA H200: utilization 87 %, memory 41.0 GiB of 140.0 GiB, 512 W, 64 °C"
     assert lines[1].startswith("  GPU 1 NVIDIA H200: ")
     assert lines[1].endswith(", 30 °C") or lines[1].endswith(": 30 °C")
     driver.set_gpu(1, **{"lost": 1, "xid.0": 79})

@@ -23,7 +23,7 @@ from tests.unit.workers.engine.test_trainer import Keeping, Net, Numbers
 
 def test_a_loss_that_leaves_the_finite_numbers_ends_training_and_names_the_step() -> None:
     module = Net(torch.float32)
-    with pytest.raises(NonFiniteLoss, match=r"train_loss is (inf|nan) at step \d+; .*learning_rate") as caught:
+    with pytest.raises(NonFiniteLoss, match=r"train_loss is (inf|nan) at step \d+; .*learning rate of SGD") as caught:
         Trainer(max_steps=2000, batch_size=8).fit(
             module, Numbers(dtype=torch.float32), lambda parameters: torch.optim.SGD(parameters, lr=1e6)
         )
@@ -32,7 +32,7 @@ def test_a_loss_that_leaves_the_finite_numbers_ends_training_and_names_the_step(
 
 def test_the_learning_rate_of_a_loss_that_is_not_finite_is_that_of_its_optimizer() -> None:
     for factory, rate in (
-        (partial(torch.optim.AdamW, lr=1e6), r"optimizer\.adamw\.learning_rate"),
+        (partial(torch.optim.AdamW, lr=1e6), "learning rate of AdamW"),
         (lambda parameters: Keeping(parameters, [], lr=1e6), "learning rate of Keeping"),
     ):
         with pytest.raises((NonFiniteLoss, NonFiniteGradient, NonFiniteParameters), match=f"Try a lower {rate} or"):
