@@ -149,7 +149,7 @@ async def test_the_catalogue_is_served(server: Running) -> None:
     models = await server.catalog.ListModels(ListModelsRequest())
     datasets = await server.catalog.ListDatasets(ListDatasetsRequest())
     optimizers = await server.catalog.ListOptimizers(ListOptimizersRequest())
-    assert (len(models.models), len(datasets.datasets), len(optimizers.optimizers)) == (4, 3, 1)
+    assert (len(models.models), len(datasets.datasets), len(optimizers.optimizers)) == (4, 3, 2)
 
 
 async def test_prometheus_sees_jobs_queue_submits_and_calls(server: Running) -> None:

@@ -86,6 +86,12 @@ def test_any_number_of_workers_gives_the_same_bits(ranks: Any, model: dict[str, 
     assert_one_curve(curves(ranks, spec_of(model, data)))
 
 
+def test_adamw_gives_the_same_bits_on_any_number_of_workers(ranks: Any) -> None:
+    spec = spec_of({"mlp": {"hidden_units": [64], "activation": "relu", "dropout": [0.5]}}, DIGITS)
+    adamw = {"learning_rate": 0.002, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.01}
+    assert_one_curve(curves(ranks, spec | {"optimizer": {"adamw": adamw}}))
+
+
 def test_lenet_on_mnist_gives_the_same_bits_on_any_number_of_workers(ranks: Any, mnist_root: Any) -> None:
     assert_one_curve(curves(ranks, mnist_spec(mnist_root, {"lenet": {"activation": "sigmoid", "pooling": "avg"}})))
 

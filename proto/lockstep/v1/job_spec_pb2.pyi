@@ -18,6 +18,7 @@ from lockstep.v1.model_pb2 import MlpModel as MlpModel
 from lockstep.v1.model_pb2 import LenetModel as LenetModel
 from lockstep.v1.optimizer_pb2 import OptimizerSpec as OptimizerSpec
 from lockstep.v1.optimizer_pb2 import SgdOptimizer as SgdOptimizer
+from lockstep.v1.optimizer_pb2 import AdamwOptimizer as AdamwOptimizer
 
 DESCRIPTOR: _descriptor.FileDescriptor
 

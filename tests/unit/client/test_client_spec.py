@@ -113,10 +113,11 @@ BAD_FIELDS = [
     ("trainig: {}", f"trainig: unknown key; did you mean training? allowed: {ALLOWED}"),
     (
         "learning_rate: 0.1",
-        f"learning_rate: unknown key; did you mean optimizer.sgd.learning_rate? allowed: {ALLOWED}",
+        "learning_rate: unknown key; did you mean optimizer.sgd.learning_rate or optimizer.adamw.learning_rate? "
+        f"allowed: {ALLOWED}",
     ),
     ("model: {resnet: {}}", f"model.resnet: unknown key; allowed: {MODELS}"),
-    ("optimizer: {adam: {}}", "optimizer.adam: unknown key; allowed: sgd"),
+    ("optimizer: {adam: {}}", "optimizer.adam: unknown key; did you mean adamw? allowed: sgd, adamw"),
     ("gpu_count: 1", f"gpu_count: unknown key; allowed: {ALLOWED}"),
     ("1: 1", f"1: unknown key; allowed: {ALLOWED}"),
     (

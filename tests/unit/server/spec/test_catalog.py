@@ -9,8 +9,8 @@ def test_every_model_and_data_set_is_listed_by_name() -> None:
 
 
 def test_every_optimizer_is_listed_by_name() -> None:
-    assert [entry.name for entry in catalog.optimizers()] == ["sgd"]
-    parameters = {parameter.name: parameter for parameter in catalog.optimizers()[0].parameters}
+    assert [entry.name for entry in catalog.optimizers()] == ["adamw", "sgd"]
+    parameters = {parameter.name: parameter for parameter in catalog.optimizers()[1].parameters}
     assert list(parameters) == ["learning_rate", "momentum", "nesterov", "weight_decay"]
     assert parameters["learning_rate"].required
     assert (parameters["nesterov"].type, parameters["nesterov"].default_json) == ("boolean", "false")

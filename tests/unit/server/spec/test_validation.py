@@ -76,6 +76,11 @@ BAD_VALUES: dict[tuple[str, str], tuple[Any, ...]] = {
     ("digits", "optimizer.sgd.learning_rate"): (0.0, -0.1, 1000.1, 1e300, *NO_NUMBERS),
     ("digits", "optimizer.sgd.momentum"): (-0.1, 1.0, 1e300, *NO_NUMBERS),
     ("digits", "optimizer.sgd.weight_decay"): (-0.1, 1000.1, 1e300, *NO_NUMBERS),
+    ("adamw", "optimizer.adamw.learning_rate"): (0.0, -0.1, 1000.1, *NO_NUMBERS),
+    ("adamw", "optimizer.adamw.beta1"): (-0.1, 1.0, *NO_NUMBERS),
+    ("adamw", "optimizer.adamw.beta2"): (-0.1, 1.0, *NO_NUMBERS),
+    ("adamw", "optimizer.adamw.epsilon"): (0.0, -1e-8, 1.1, *NO_NUMBERS),
+    ("adamw", "optimizer.adamw.weight_decay"): (-0.1, 1000.1, *NO_NUMBERS),
     ("digits", "training.max_steps"): (*NOT_POSITIVE, 1_000_000_001, 2**63 - 1),
     ("digits", "training.max_epochs"): (*NOT_POSITIVE, 1_000_001, HUGE),
     ("digits", "training.batch_size"): (*NOT_POSITIVE, 1_000_001, HUGE),
@@ -97,7 +102,8 @@ BAD_VALUES: dict[tuple[str, str], tuple[Any, ...]] = {
     ("digits", "init_from.step"): (-1, -(2**63)),
     ("digits", "init_from.uri"): NO_FOLDERS,
 }
-BASES = {"digits": DIGITS, "lenet": LENET, "synthetic": SYNTHETIC}
+ADAMW = DIGITS | {"optimizer": {"adamw": {}}}
+BASES = {"digits": DIGITS, "adamw": ADAMW, "lenet": LENET, "synthetic": SYNTHETIC}
 
 
 @pytest.mark.parametrize(
@@ -271,7 +277,7 @@ def test_a_missing_kind_is_answered_with_those_there_are() -> None:
     messages = {violation.field: violation.message for violation in violations_of(JobSpec())}
     assert messages["model"] == "model: missing; set one of linear_regression, softmax_regression, mlp, lenet"
     assert messages["data"] == "data: missing; set one of synthetic_regression, builtin, idx"
-    assert messages["optimizer"] == "optimizer: missing; set one of sgd"
+    assert messages["optimizer"] == "optimizer: missing; set one of sgd, adamw"
     assert {rule.path for rule in CHOICE_RULES} == set(messages)
 
 
