@@ -96,6 +96,13 @@ def test_lenet_on_mnist_gives_the_same_bits_on_any_number_of_workers(ranks: Any,
     assert_one_curve(curves(ranks, mnist_spec(mnist_root, {"lenet": {"activation": "sigmoid", "pooling": "avg"}})))
 
 
+def test_lenet_with_batch_normalization_gives_the_same_bits_on_any_number_of_workers(
+    ranks: Any, mnist_root: Any
+) -> None:
+    model = {"lenet": {"activation": "sigmoid", "pooling": "avg", "batch_norm": True}}
+    assert_one_curve(curves(ranks, mnist_spec(mnist_root, model, max_steps=12, evaluate_every_steps=8)))
+
+
 def test_a_large_mlp_on_mnist_gives_the_same_bits_through_all_exchanges(ranks: Any, mnist_root: Any) -> None:
     model = {"mlp": {"hidden_units": [512, 512], "activation": "relu"}}
     assert_one_curve(curves(ranks, mnist_spec(mnist_root, model, max_steps=4)))

@@ -38,9 +38,11 @@ class MlpModel(_message.Message):
     def __init__(self, hidden_units: _Optional[_Iterable[int]] = ..., activation: _Optional[str] = ..., dropout: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class LenetModel(_message.Message):
-    __slots__ = ("activation", "pooling")
+    __slots__ = ("activation", "pooling", "batch_norm")
     ACTIVATION_FIELD_NUMBER: _ClassVar[int]
     POOLING_FIELD_NUMBER: _ClassVar[int]
+    BATCH_NORM_FIELD_NUMBER: _ClassVar[int]
     activation: str
     pooling: str
-    def __init__(self, activation: _Optional[str] = ..., pooling: _Optional[str] = ...) -> None: ...
+    batch_norm: bool
+    def __init__(self, activation: _Optional[str] = ..., pooling: _Optional[str] = ..., batch_norm: bool = ...) -> None: ...

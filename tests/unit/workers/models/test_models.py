@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from lockstep.v1.job_spec_pb2 import ModelSpec
 from lockstep.workers.engine import DataError, DataModule, Examples
@@ -70,6 +71,19 @@ def test_the_seed_alone_decides_the_initial_weights() -> None:
         weights.append(net[1].weight)
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+def test_lenet_normalizes_before_each_activation_where_that_is_asked() -> None:
+    module = build_model(ModelSpec(lenet={"activation": "tanh", "pooling": "avg", "batch_norm": True}), IMAGES, 0)
+    net = module.net
+    assert isinstance(net, nn.Sequential)
+    layers = [type(layer) for layer in net]
+    assert [layers[place - 1] for place, layer in enumerate(layers) if layer is nn.Tanh] == [
+        nn.BatchNorm2d,
+        nn.BatchNorm2d,
+        nn.BatchNorm1d,
+        nn.BatchNorm1d,
+    ]
 
 
 def test_lenet_has_the_parameters_of_the_book() -> None:
