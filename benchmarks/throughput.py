@@ -130,7 +130,7 @@ def lightning(model: ModelSpec, data: IdxDataset, batches: Iterator[tuple[Tensor
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
 
-    class Lit(pl.LightningModule):
+    class Lit(pl.LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.net = build_model(model, data, 0)
