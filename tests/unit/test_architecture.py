@@ -249,8 +249,8 @@ def written_by_hand() -> list[Path]:
 
 
 def test_no_file_holds_more_than_one_thing_could_need() -> None:
-    lengths = {path.name: len(path.read_text().splitlines()) for path in written_by_hand()}
-    assert not {name: lines for name, lines in lengths.items() if lines > LONGEST_FILE}
+    lengths = {path: len(path.read_text().splitlines()) for path in written_by_hand()}
+    assert not {path: lines for path, lines in lengths.items() if lines > LONGEST_FILE}
 
 
 def test_no_function_outside_of_tests_is_longer_than_a_page() -> None:

@@ -2,7 +2,7 @@
 
 from lockstep.client import submit_job
 
-job = submit_job("lenet-mnist.yaml").wait(progress=True)
+job = submit_job("examples/digits-mlp.yaml").wait(progress=True)
 print(job.result.weights_digest)
 """
 

@@ -1,1 +1,1 @@
-"""The coordinator: it owns the truth about every job."""
+"""The server, one process: the coordinator and everything that stands around it."""

@@ -1,1 +1,1 @@
-"""The workers: launcher, Ray actors and the exact engine."""
+"""What runs on the cluster: launcher, actors, node agents, what they print, and the exact engine."""

@@ -1,1 +1,1 @@
-"""What a job spec may say: its rules, its defaults, its digests, and the catalogue. Pure: no loop, no store."""
+"""What a job spec may say: its rules, its defaults, its digests, and the catalogue. Neither loop nor store."""
