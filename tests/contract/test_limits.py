@@ -134,9 +134,9 @@ async def test_only_the_job_that_has_changed_is_asked_whether_it_can_ever_fit(
     await launcher.be_ready(cpus=2)
     jobs = [await server.submit(resources={"workers": 2, "shards": 4}) for _ in range(20)]
     await launcher.next_start()
-    from lockstep.server.coordinator import unchecked
+    from lockstep.server.coordinator import fit_checks
 
-    asked = counted(monkeypatch, unchecked, "why_it_never_fits")
+    asked = counted(monkeypatch, fit_checks, "why_it_never_fits")
     await server.jobs.PauseJob(PauseJobRequest(job_id=jobs[5].job_id))
     await server.jobs.ResumeJob(ResumeJobRequest(job_id=jobs[5].job_id))
     await server.jobs.UpdateJob(UpdateJobRequest(job_id=jobs[6].job_id, workers=1))

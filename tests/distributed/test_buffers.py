@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lockstep.workers.engine import DataModule, Examples, Group, ModelError, Origin, Point, Regressor, Trainer
-from lockstep.workers.engine.order import EpochOrder
+from lockstep.workers.engine.randomness import EpochOrder
 from lockstep.workers.engine.state.checkpoint import Checkpoints
 from tests.distributed.test_one_curve import Recorder
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lockstep.workers.engine import Classifier, DataModule, Examples, Group, Origin, Point, Trainer
-from lockstep.workers.engine.order import EpochOrder
+from lockstep.workers.engine.randomness import EpochOrder
 from lockstep.workers.engine.state.checkpoint import Checkpoints
 from tests.distributed.test_one_curve import Recorder
 

@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 import structlog
 
 from lockstep.server.checkpoints.init_from import forget_beside
+from lockstep.server.coordinator.fit_checks import Unchecked
 from lockstep.server.coordinator.gangs import Entry, Gang
 from lockstep.server.coordinator.listener import JobListener
 from lockstep.server.coordinator.orders import Orders
-from lockstep.server.coordinator.unchecked import Unchecked
 from lockstep.server.errors import FilesHang, ShuttingDown
 from lockstep.server.jobs.job import Command, Event, Job, Launch, Note, RetryAfter, State, Stop
 from lockstep.server.jobs.lifecycle import advance

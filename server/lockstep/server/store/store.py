@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lockstep.server.store.checkpoints import CheckpointStore
-from lockstep.server.store.cluster import ClusterStore
 from lockstep.server.store.database import Database
+from lockstep.server.store.installation import ClusterStore
 from lockstep.server.store.jobs import JobStore
 from lockstep.server.store.ledgers import LedgerStore
 from lockstep.server.store.metrics import MetricStore

@@ -22,7 +22,7 @@ from lockstep.workers.engine import (
     Regressor,
     Trainer,
 )
-from lockstep.workers.engine.order import EpochOrder
+from lockstep.workers.engine.randomness import EpochOrder
 
 
 class Numbers(DataModule):

@@ -21,7 +21,7 @@ from lockstep.workers.engine.ledger import Ledger, marks_of
 from lockstep.workers.engine.listener import Activity, Listener, Wish
 from lockstep.workers.engine.metrics import Sums
 from lockstep.workers.engine.module import Module, has_batch_statistics
-from lockstep.workers.engine.order import Minibatch, Minibatches, Settings, derive_seed
+from lockstep.workers.engine.randomness import Minibatch, Minibatches, Settings, derive_seed
 from lockstep.workers.engine.rehearsal import Modes, check_losses, rehearse
 from lockstep.workers.engine.state.state import check_state_dict
 from lockstep.workers.engine.update import OptimizerFactory, Update

@@ -21,7 +21,7 @@ from lockstep.workers.engine.ledger import Ledger
 from lockstep.workers.engine.listener import Listener, Result
 from lockstep.workers.engine.loop import Loop, Origin, Regroup
 from lockstep.workers.engine.module import Module
-from lockstep.workers.engine.order import Settings, derive_seed
+from lockstep.workers.engine.randomness import Settings, derive_seed
 from lockstep.workers.engine.schedule import Schedule
 from lockstep.workers.engine.stepper import Stepper
 from lockstep.workers.engine.update import OptimizerFactory

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lockstep.workers.engine.order import EpochOrder, derive_seed
+from lockstep.workers.engine.randomness import EpochOrder, derive_seed
 
 
 @given(size=st.integers(1, 3000), seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 1000))
