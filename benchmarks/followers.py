@@ -26,7 +26,7 @@ from lockstep.v1.job_service_pb2_grpc import JobServiceStub
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.metrics_service_pb2 import METRIC_KIND_RESULT, ListMetricsRequest, MetricPoint, StreamMetricsRequest
 from lockstep.v1.metrics_service_pb2_grpc import MetricsServiceStub
-from played import PlayedJob, PlayedServer, played_server
+from played_cluster import PlayedJob, PlayedServer, played_server
 
 PROCESSES = 2
 STREAMS_PER_CONNECTION = 50

@@ -33,7 +33,7 @@ from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.ledger_pb2 import PhaseSeconds
 from lockstep.v1.metrics_service_pb2 import METRIC_KIND_RESULT, MetricPoint
 from lockstep.v1.telemetry_pb2 import GpuTelemetry, HostTelemetry, NodeTelemetry
-from played import played_server
+from played_cluster import played_server
 
 WORKERS = 5
 GPUS_PER_NODE = 8

@@ -11,7 +11,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from lockstep.contract.spec.fields import FieldRule, kinds_of, meanings_of_sections
-from lockstep.contract.spec.judge import CHOICE_RULES, FIELD_RULES
+from lockstep.contract.spec.validation import CHOICE_RULES, FIELD_RULES
 from lockstep.server.spec.validation import CROSS_RULES
 
 PAGE = Path(__file__).parent / "spec.md"

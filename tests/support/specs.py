@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 
-from lockstep.contract.spec.walk import parent_of
+from lockstep.contract.spec.traversal import parent_of
 from lockstep.server.errors import InvalidSpec, Violation
 from lockstep.server.spec.rules import Site
 from lockstep.server.spec.validation import resolve

@@ -13,7 +13,7 @@ from typing import Any
 from lockstep.v1.internal_service_pb2 import StartGang
 from lockstep.workers.actor.watchdog import Watchdog
 from lockstep.workers.calls import Presence
-from lockstep.workers.engine import Activity, awake
+from lockstep.workers.engine import Activity, awake_clock
 from lockstep.workers.engine.exchange.transport import Endpoint
 from lockstep.workers.engine.state.writer import Writer
 from lockstep.workers.launcher.attempt.events import CameUp, Hung, Taken
@@ -31,11 +31,11 @@ def say(words: str) -> None:
 
 def clock() -> None:
     """Tell the seconds that have passed, and those in which this process ran."""
-    began, awake_from = time.monotonic(), awake.now()
+    began, awake_from = time.monotonic(), awake_clock.now()
     say("ready")
     while time.monotonic() - began < 4.0:
         time.sleep(0.1)
-    say(f"{time.monotonic() - began} {awake.now() - awake_from}")
+    say(f"{time.monotonic() - began} {awake_clock.now() - awake_from}")
 
 
 def watchdog() -> None:
@@ -96,18 +96,18 @@ def gang() -> None:
     assert isinstance(watched.next_event([], None), Taken)
     assert isinstance(watched.next_event([], None), CameUp)
     members = [Member(0, "node", Ranked(Bits("cpu", "0123"), 0, 1), "127.0.0.1:1")]
-    kill_by = awake.now() + HANG_TIMEOUT_S
+    kill_by = awake_clock.now() + HANG_TIMEOUT_S
     while not watched.is_asked(0):
-        watched.next_event(members, awake.now() + 0.05)
+        watched.next_event(members, awake_clock.now() + 0.05)
     said = time.monotonic()
     say("ready")
     while time.monotonic() - said < 0.5:  # until this process was stopped
         said = time.monotonic()
-        event = watched.next_event(members, awake.now() + 0.05)
+        event = watched.next_event(members, awake_clock.now() + 0.05)
         assert not isinstance(event, Hung), event
-        assert kill_by > awake.now(), "what a worker may take is over, and it has not run"
+        assert kill_by > awake_clock.now(), "what a worker may take is over, and it has not run"
     for _ in range(20):
-        event = watched.next_event(members, awake.now() + 0.05)
+        event = watched.next_event(members, awake_clock.now() + 0.05)
         assert not isinstance(event, Hung), event
     say("None")
 
@@ -125,7 +125,7 @@ def writer() -> None:
 
     writing = Writer(SlowDisk(), (), lambda kept: None, lambda step, error: failures.append(error))  # type: ignore[arg-type]
     writing.take_over()
-    writing._give_up_at = awake.now() + HANG_TIMEOUT_S
+    writing._give_up_at = awake_clock.now() + HANG_TIMEOUT_S
     say("ready")
     writing.wait()
     say(str(writing._is_late or None))
@@ -141,7 +141,7 @@ def meeting() -> None:
         endpoints[1].connect(1, addresses, b"key", timeout_s=60)
 
     threading.Thread(target=come, daemon=True).start()
-    awake.now()
+    awake_clock.now()
     say("ready")
     endpoints[0].connect(0, addresses, b"key", timeout_s=HANG_TIMEOUT_S)
     say("None")

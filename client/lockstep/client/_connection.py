@@ -22,7 +22,7 @@ UNARY_TIMEOUT_S = 10.0
 # How long a download may be silent: a server may have to fetch the file from elsewhere first.
 IDLE_TIMEOUT_S = 60.0
 # A client that has never had an answer most likely has a wrong address: it says so soon. One that has sits out a
-# restart of its server.
+# restart of its server, and as long after each break of a stream, however many there have been.
 FIRST_CONTACT_S = 2.0
 RECONNECT_S = 60.0
 MAX_RESPONSE_BYTES = 64 << 20

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lockstep.client.errors import InvalidSpec, Violation
-from lockstep.contract.spec.judge import judge
+from lockstep.contract.spec.validation import validate
 from lockstep.v1.job_spec_pb2 import JobSpec
 
 
@@ -22,6 +22,6 @@ def check_spec(spec: JobSpec, misfits: Sequence[Violation] = ()) -> None:
     Raises:
         InvalidSpec: with the misfits and every rule that the rest breaks, all at once.
     """
-    broken = judge(spec, [misfit.field for misfit in misfits]).violations
+    broken = validate(spec, [misfit.field for misfit in misfits]).violations
     if misfits or broken:
         raise InvalidSpec([*misfits, *(Violation(*violation) for violation in broken)])

@@ -16,7 +16,7 @@ from typing import Any, SupportsInt, cast
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescriptor
 
-from lockstep.client._written import WrittenFloat, WrittenInt
+from lockstep.client._literal_numbers import WrittenFloat, WrittenInt
 from lockstep.client.errors import Violation
 from lockstep.v1.job_spec_pb2 import JobSpec
 

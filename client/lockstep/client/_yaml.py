@@ -13,9 +13,9 @@ from typing import Any, cast
 
 import yaml
 
+from lockstep.client._literal_numbers import WrittenFloat, WrittenInt
 from lockstep.client._printable import printable
 from lockstep.client._spec_form import Ambiguous
-from lockstep.client._written import WrittenFloat, WrittenInt
 
 _AMBIGUOUS = "!ambiguous"
 _PLAIN_SCALARS = (

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lockstep.client._parts import how_to_install
+from lockstep.client._entry_points import how_to_install
 from lockstep.client.errors import DataLoss, MissingPackage
 from lockstep.client.types import Checkpoint, CheckpointFile
 from lockstep.contract.checkpoints import MANIFEST_FILE, MODEL_FILE, folder_of

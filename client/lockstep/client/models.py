@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lockstep.client._parts import load_part
+from lockstep.client._entry_points import load_part
 from lockstep.client.checkpoints import fetch
 from lockstep.client.errors import LockstepError
 from lockstep.contract.checkpoints import MANIFEST_FILE, MODEL_FILE

@@ -13,9 +13,9 @@ from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
+from lockstep.client._literal_numbers import WrittenFloat, WrittenInt
 from lockstep.client._spec_check import check_spec
 from lockstep.client._spec_form import choices_of, fit, is_map, map_value
-from lockstep.client._written import WrittenFloat, WrittenInt
 from lockstep.client.errors import InvalidSpec, Violation
 from lockstep.v1.job_spec_pb2 import JobSpec
 

@@ -27,8 +27,8 @@ from lockstep.server.logs.store import LogStore
 from lockstep.server.process import open_files
 from lockstep.server.process.background import keep_running
 from lockstep.server.process.cpus import available_cpus
-from lockstep.server.process.patience import done_within
 from lockstep.server.process.private_files import closed_to_others, write_atomically
+from lockstep.server.process.timeouts import done_within
 from lockstep.server.rpc.server import GrpcServer
 from lockstep.server.scheduling.capacity import single_node
 from lockstep.server.settings import (

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from lockstep.workers.engine import Activity, Listener, Origin, Stopped, Wish
-from lockstep.workers.engine.flat import FlatModel
+from lockstep.workers.engine.flat_model import FlatModel
 from lockstep.workers.engine.state.checkpoint import Checkpoints
 from lockstep.workers.engine.state.digest import weights_digest
 from lockstep.workers.engine.state.state import TrainState

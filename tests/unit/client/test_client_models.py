@@ -12,7 +12,7 @@ import torch
 from google.protobuf import json_format
 from sklearn import datasets
 
-from lockstep.client import Client, LockstepError, MissingPackage, _parts
+from lockstep.client import Client, LockstepError, MissingPackage, _entry_points
 from lockstep.client.job import Job
 from lockstep.contract.checkpoints import MANIFEST_FILE
 from lockstep.server.spec.offline import resolve_here
@@ -146,6 +146,6 @@ def test_a_checkpoint_that_does_not_say_what_it_is_of_is_told(server: ScriptedSe
 def test_without_the_workers_part_it_is_said_what_to_install(
     job: Job, monkeypatch: pytest.MonkeyPatch, found: list[EntryPoint], words: str
 ) -> None:
-    monkeypatch.setattr(_parts, "entry_points", lambda group: found)
+    monkeypatch.setattr(_entry_points, "entry_points", lambda group: found)
     with pytest.raises(MissingPackage, match=words):
         job.load_model()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lockstep.client import _parts, load_spec
+from lockstep.client import _entry_points, load_spec
 from lockstep.v1 import cluster_service_pb2
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.v1.ledger_pb2 import Ledger
@@ -143,7 +143,7 @@ def test_a_spec_that_breaks_a_rule_is_refused_without_a_server_with_every_field(
 def test_without_the_rules_it_is_said_what_to_install(
     lockstep: Any, spec: str, monkeypatch: Any, found: list[Any]
 ) -> None:
-    monkeypatch.setattr(_parts, "entry_points", lambda group: found)
+    monkeypatch.setattr(_entry_points, "entry_points", lambda group: found)
     code, out, err = lockstep("resolve", "-f", spec)
     assert (code, out) == (1, "")
     assert err.startswith("lockstep: `lockstep resolve` needs ")

@@ -18,8 +18,10 @@ ANSWER_TIMEOUT_S = 5.0
 """How long a process that is there may take to answer whoever is new to it; a hung one says nothing."""
 WARM_UP_S = 60.0
 """How long a process may take to get warm, and so whoever waits for that."""
-FIRST_FACTOR = 20
+HANG_FIRST_FACTOR = 20
 """How many hang timeouts may pass while nothing is known yet: of reading the data, of the first step, of validation."""
+HANG_MEDIAN_FACTOR = 10
+"""How many times the median of what was seen a shard may take, where that is more than the hang timeout."""
 
 
 class Presence(NamedTuple):

@@ -25,7 +25,7 @@ from lockstep.workers.engine import EngineError, Group, Listener, Origin, Point,
 from lockstep.workers.engine.determinism import hardware_class
 from lockstep.workers.engine.state.checkpoint import Checkpoints, NotOurs
 from lockstep.workers.engine.state.manifest import json_number
-from lockstep.workers.engine.state.places import followed
+from lockstep.workers.engine.state.storage import followed
 from lockstep.workers.training import device_of, train
 
 FAILED, REFUSED, UNREAD = 1, 2, 141

@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 import typer
 
-from lockstep.client._parts import load_entry_point
+from lockstep.client._entry_points import load_entry_point
 
 GROUP = "lockstep.commands"
 _HELP = {"serve": "Start a server on this machine."}

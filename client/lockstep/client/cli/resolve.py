@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from lockstep.client._parts import load_part
+from lockstep.client._entry_points import load_part
 from lockstep.client._spec_check import check_spec
 from lockstep.client.cli import output
 from lockstep.client.cli.connect import say_if_shards_follow

@@ -55,7 +55,7 @@ class FieldRule:
 
 
 @dataclass(frozen=True)
-class Place:
+class FieldPath:
     """Where a field is, looked up once.
 
     Attributes:
@@ -72,7 +72,7 @@ class Place:
 
 
 @cache
-def place_of(path: str) -> Place:
+def place_of(path: str) -> FieldPath:
     """Find the place of a field."""
     descriptor = _JOB_SPEC
     *names, leaf = path.split(".")
@@ -83,7 +83,7 @@ def place_of(path: str) -> Place:
         assert field.message_type is not None
         descriptor = field.message_type
     found = descriptor.fields_by_name.get(leaf)
-    return Place(".".join(names), tuple(parents), leaf, found is not None and found.has_presence)
+    return FieldPath(".".join(names), tuple(parents), leaf, found is not None and found.has_presence)
 
 
 @cache

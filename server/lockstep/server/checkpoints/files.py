@@ -22,7 +22,7 @@ from typing import Any
 import fsspec.core
 
 from lockstep.contract.bounds import MOST_MANIFEST_BYTES
-from lockstep.contract.checkpoints import MANIFEST_FILE
+from lockstep.contract.checkpoints import MANIFEST_FILE, Manifest
 from lockstep.contract.spec.values import show
 from lockstep.contract.wording import count
 from lockstep.server.errors import CheckpointNotFound, CheckpointUnreadable, DataLoss, LockstepError
@@ -192,7 +192,7 @@ def _open_remote(uri: str, name: str) -> Any:
 def _says(manifest: bytes, checkpoint: StoredCheckpoint) -> bool:
     """Whether a manifest is that of a checkpoint, by all that was told of it."""
     try:
-        content = json.loads(manifest)
+        content: Manifest = json.loads(manifest)
         files = sorted((file["name"], file["size_bytes"], file["sha256"]) for file in content["files"])
         job_id = (content.get("facts") or {}).get("job_id", checkpoint.job_id)
         told = sorted((file.name, file.size_bytes, file.sha256) for file in checkpoint.files)

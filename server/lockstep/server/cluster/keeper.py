@@ -14,7 +14,7 @@ from lockstep.server.cluster.launcher_process import LauncherProcess
 from lockstep.server.cluster.ray_head import RayHead
 from lockstep.server.cluster.ray_probe import ray_answers
 from lockstep.server.process.background import keep_running
-from lockstep.server.process.patience import PARTS
+from lockstep.server.process.timeouts import PARTS
 from lockstep.v1.launcher_pb2 import LauncherSettings
 
 _FIRST_BACKOFF_S = 1.0

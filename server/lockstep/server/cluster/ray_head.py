@@ -26,8 +26,8 @@ import structlog
 from lockstep.server.cluster import ray_hook
 from lockstep.server.cluster.ray_environment import TOKEN_PATH, environment_of_embedded, made_of
 from lockstep.server.process import children
-from lockstep.server.process.patience import done_within
 from lockstep.server.process.private_files import write_atomically
+from lockstep.server.process.timeouts import done_within
 
 _OBJECT_STORE_BYTES = 100_000_000
 _START_TIMEOUT_S = 180.0

@@ -24,7 +24,7 @@ from lockstep.server.coordinator.retention import Retention
 from lockstep.server.errors import ClusterTooSmall, InvalidRequest, InvalidSpec, NotFound, PermissionDenied
 from lockstep.server.jobs.job import CancelAsked, Event, Job, PauseAsked, ResumeAsked, Scaled, State
 from lockstep.server.jobs.reports import Report
-from lockstep.server.ledger.book import LedgerBook
+from lockstep.server.ledger.job_ledgers import JobLedgers
 from lockstep.server.process.background import keep_running
 from lockstep.server.process.file_pool import FilePool
 from lockstep.server.spec.digests import submit_digest
@@ -50,7 +50,7 @@ class Coordinator:
         store: Store,
         live: LiveJobs,
         dispatcher: Dispatcher,
-        ledgers: LedgerBook,
+        ledgers: JobLedgers,
         files: FilePool,
         notifier: Notifier,
         site: Site,

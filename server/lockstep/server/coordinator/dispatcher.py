@@ -1,4 +1,4 @@
-"""Who starts, grows and shrinks: the line to the launcher, what it tells of gangs, and what follows from that."""
+"""Who starts, grows and shrinks: the connection to the launcher, what it tells of gangs, and what follows from that."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lockstep.contract.failures import FailureReason
 from lockstep.contract.wording import count
 from lockstep.server.coordinator.gangs import Entry, Gang, held_by
 from lockstep.server.coordinator.inventory import take_over
-from lockstep.server.coordinator.launcher_line import LauncherLine
+from lockstep.server.coordinator.launcher_connection import LauncherConnection
 from lockstep.server.coordinator.live_jobs import LiveJobs
 from lockstep.server.coordinator.orders import Orders
 from lockstep.server.errors import PermissionDenied, StoreUnwritable
@@ -30,7 +30,7 @@ from lockstep.server.jobs.job import (
 )
 from lockstep.server.jobs.lifecycle import CANCEL_GRACE_S
 from lockstep.server.process.background import keep_running
-from lockstep.server.process.patience import done_within
+from lockstep.server.process.timeouts import done_within
 from lockstep.server.scheduling import scheduler
 from lockstep.server.scheduling.capacity import nodes_of, warm_on
 from lockstep.server.scheduling.scheduler import Node, Placement, Resize
@@ -112,12 +112,12 @@ class Dispatcher:
     async def drain(self) -> None:
         """Start nothing more, and have every gang write a checkpoint and leave; without a launcher nothing is done."""
         self._is_closing = True
-        line = self._orders.line
+        connection = self._orders.connection
         self._orders.drain()
-        if line is None or not line.is_ready or not self._live.holding:
+        if connection is None or not connection.is_ready or not self._live.holding:
             return
         log.info("the gangs write checkpoints and leave", gangs=len(self._live.holding), grace_s=SHUTDOWN_GRACE_S)
-        if not await done_within(self._gangs_have_left(line), SHUTDOWN_GRACE_S + _SHUTDOWN_MARGIN_S):
+        if not await done_within(self._gangs_have_left(connection), SHUTDOWN_GRACE_S + _SHUTDOWN_MARGIN_S):
             log.warning("some gangs have not left", gangs=len(self._live.holding))
 
     async def _tell_to_leave(self, entry: Entry) -> None:
@@ -127,33 +127,33 @@ class Dispatcher:
                 stop = Stop(SHUTDOWN_GRACE_S if keeps else CANCEL_GRACE_S, keep=keeps)
                 self._orders.stop(entry.job.job_id, entry.gang.attempt, stop)
 
-    async def _gangs_have_left(self, line: LauncherLine) -> None:
+    async def _gangs_have_left(self, connection: LauncherConnection) -> None:
         # All at once: a job's lock is held while it is stored, which takes for ever where the disk hangs.
         await asyncio.gather(*(self._tell_to_leave(entry) for entry in self._live.entries.values()))
-        while self._live.holding and line is self._orders.line:
+        while self._live.holding and connection is self._orders.connection:
             self._live.gang_has_left.clear()
             await self._live.gang_has_left.wait()
 
     async def stop(self) -> None:
-        """End the line and stop scheduling; jobs stay as they are stored."""
+        """End the connection and stop scheduling; jobs stay as they are stored."""
         self._is_closing = True
-        if self._orders.line is not None:
-            self._orders.line.end()
+        if self._orders.connection is not None:
+            self._orders.connection.end()
         if self._scheduling is not None:
             self._scheduling.cancel()
             await asyncio.gather(self._scheduling, return_exceptions=True)
 
-    # The line to the launcher.
+    # The connection to the launcher.
 
-    def launcher_connected(self) -> LauncherLine:
-        """Open a line to the launcher; it replaces the one before."""
-        if self._orders.line is not None:
-            self._orders.line.end()
+    def launcher_connected(self) -> LauncherConnection:
+        """Open a connection to the launcher; it replaces the one before."""
+        if self._orders.connection is not None:
+            self._orders.connection.end()
         self._lose_line()
-        self._orders.line = LauncherLine()
-        return self._orders.line
+        self._orders.connection = LauncherConnection()
+        return self._orders.connection
 
-    async def launcher_ready(self, line: LauncherLine, epoch: int, gangs: Sequence[GangChanged]) -> None:
+    async def launcher_ready(self, connection: LauncherConnection, epoch: int, gangs: Sequence[GangChanged]) -> None:
         """Take the launcher into service, with the gangs that an earlier one has left.
 
         Raises:
@@ -161,33 +161,33 @@ class Dispatcher:
         """
         if epoch != self._epoch:
             raise PermissionDenied(f"the launcher belongs to epoch {epoch}; this is epoch {self._epoch}")
-        await self._live.finish(self._take_into_service(line, gangs))
+        await self._live.finish(self._take_into_service(connection, gangs))
 
-    async def _take_into_service(self, line: LauncherLine, gangs: Sequence[GangChanged]) -> None:
+    async def _take_into_service(self, connection: LauncherConnection, gangs: Sequence[GangChanged]) -> None:
         # Not while a plan is carried out: its orders are for the launcher before, who has not told of what they made.
         async with self._planning:
-            if line is not self._orders.line:
+            if connection is not self._orders.connection:
                 return
             who = "launcher" if self._had_launcher else "server"
-            line.is_ready = self._had_launcher = True
+            connection.is_ready = self._had_launcher = True
             cause = f"the workers were gone when the {who} came back"
             await take_over(gangs, self._workers_changed, self._live, self._orders, self._stored, cause)
         self._live.has_changed.set()
 
-    def launcher_spoke(self, line: LauncherLine) -> None:
+    def launcher_spoke(self, connection: LauncherConnection) -> None:
         """Count a sign of life of the launcher."""
-        if line is self._orders.line:
+        if connection is self._orders.connection:
             self.launcher_words += 1
 
-    def launcher_disconnected(self, line: LauncherLine) -> None:
+    def launcher_disconnected(self, connection: LauncherConnection) -> None:
         """Note that the launcher is gone. Its gangs go on; the next launcher tells what has become of them."""
-        if line is self._orders.line:
+        if connection is self._orders.connection:
             self._lose_line()
             if not self._is_closing:  # else it was told to leave
                 log.warning("the launcher is gone")
 
     def _lose_line(self) -> None:
-        self._orders.line = None
+        self._orders.connection = None
         self._nodes = None
         self.processes = ()
         self.cluster_is_ready.clear()
@@ -196,8 +196,8 @@ class Dispatcher:
     @property
     def has_launcher(self) -> bool:
         """Whether a launcher is in service."""
-        line = self._orders.line
-        return line is not None and line.is_ready
+        connection = self._orders.connection
+        return connection is not None and connection.is_ready
 
     def why_not_ready(self) -> str:
         """Say why no job can start now, for people; empty when jobs can."""
@@ -209,9 +209,9 @@ class Dispatcher:
             return "the launcher is gone and is being replaced; jobs that run go on, others wait until it is in service"
         return "no launcher is in service yet; jobs wait until the cluster is up"
 
-    def capacity_changed(self, line: LauncherLine, capacity: ClusterCapacity) -> None:
+    def capacity_changed(self, connection: LauncherConnection, capacity: ClusterCapacity) -> None:
         """Learn what the cluster has."""
-        if line is not self._orders.line:
+        if connection is not self._orders.connection:
             return
         seen = self._nodes
         self._nodes = self.nodes_seen = nodes_of(capacity)
@@ -226,30 +226,30 @@ class Dispatcher:
         )
         self._live.has_changed.set()
 
-    def processes_changed(self, line: LauncherLine, told: WorkerProcesses) -> None:
+    def processes_changed(self, connection: LauncherConnection, told: WorkerProcesses) -> None:
         """Learn which worker processes there are."""
-        if line is self._orders.line:
+        if connection is self._orders.connection:
             self.processes = tuple(told.processes)
 
     # What the launcher says of a gang.
 
-    def _find(self, line: LauncherLine, job_id: str, attempt: int) -> tuple[Entry, Gang] | None:
+    def _find(self, connection: LauncherConnection, job_id: str, attempt: int) -> tuple[Entry, Gang] | None:
         """Find a gang that belongs to a job; None also for what a launcher says that is no longer ours."""
-        entry = self._live.entries.get(job_id)
-        if line is not self._orders.line or entry is None or entry.gang is None or entry.gang.attempt != attempt:
+        entry = self._live.entries.get(job_id) if connection is self._orders.connection else None
+        if entry is None or entry.gang is None or entry.gang.attempt != attempt:
             return None
         return entry, entry.gang
 
-    async def gang_started(self, line: LauncherLine, job_id: str, attempt: int) -> None:
+    async def gang_started(self, connection: LauncherConnection, job_id: str, attempt: int) -> None:
         """Note that all workers of an attempt are up."""
-        found = self._find(line, job_id, attempt)
+        found = self._find(connection, job_id, attempt)
         if found is not None:
             entry, gang = found
             await self._live.finish(self._live.locked_apply(entry, GangJoined(len(gang.node_ids)), attempt))
 
-    async def gang_changed(self, line: LauncherLine, told: GangChanged) -> None:
+    async def gang_changed(self, connection: LauncherConnection, told: GangChanged) -> None:
         """Note who is in a gang now; of what is older than the newest order only the words count."""
-        found = self._find(line, told.job_id, told.attempt)
+        found = self._find(connection, told.job_id, told.attempt)
         if found is None:
             log.warning("an unknown gang has changed", job_id=told.job_id, attempt=told.attempt)
             return
@@ -270,11 +270,11 @@ class Dispatcher:
         """What the launcher says, with the names of nodes, of which it knows only Ray's ids."""
         return _AFTER_NODE.sub(lambda found: self.node_names.get(found[0], found[0]), words)
 
-    async def gang_stopped(self, line: LauncherLine, told: GangStopped) -> None:
+    async def gang_stopped(self, connection: LauncherConnection, told: GangStopped) -> None:
         """Free what an attempt held, and let the job go on from there."""
-        if line is not self._orders.line:
+        if connection is not self._orders.connection:
             return
-        found = self._find(line, told.job_id, told.attempt)
+        found = self._find(connection, told.job_id, told.attempt)
         if found is not None:
             await self._live.finish(self._release(found[0], told))
         elif not self._live.release(told.job_id, told.attempt):
@@ -340,11 +340,11 @@ class Dispatcher:
 
     async def _schedule(self) -> None:
         async with self._planning:
-            line, nodes = self._orders.line, self._nodes
-            if line is not None and line.is_ready and nodes is not None and not self._is_closing:
-                await self._carry_out_plan(line, nodes)
+            connection, nodes = self._orders.connection, self._nodes
+            if connection is not None and connection.is_ready and nodes is not None and not self._is_closing:
+                await self._carry_out_plan(connection, nodes)
 
-    async def _carry_out_plan(self, line: LauncherLine, nodes: tuple[Node, ...]) -> None:
+    async def _carry_out_plan(self, connection: LauncherConnection, nodes: tuple[Node, ...]) -> None:
         if not self.cluster_is_ready.is_set():
             log.info(f"the cluster is ready: {_all_of(nodes)}; submit jobs with: {self.submit_with}")
             self.cluster_is_ready.set()
@@ -358,7 +358,7 @@ class Dispatcher:
         for resize in plan.resizes:  # At once: the gangs are as the plan has seen them.
             self._resize(resize)
         for placement in plan.placements:
-            await self._admit(placement, line)
+            await self._admit(placement, connection)
 
     def _resize(self, resize: Resize) -> None:
         gang = self._live.entries[resize.job_id].gang
@@ -367,13 +367,13 @@ class Dispatcher:
         self._orders.resize(resize.job_id, gang)
         log.info("gang resized", job_id=resize.job_id, workers=len(resize.node_ids), revision=gang.revision)
 
-    async def _admit(self, placement: Placement, line: LauncherLine) -> None:
+    async def _admit(self, placement: Placement, connection: LauncherConnection) -> None:
         entry = self._live.entries.get(placement.job_id)
         if entry is None:
             return
         async with entry.lock:
             # Since the plan was made the job may have been cancelled, the launcher lost or the server told to stop.
-            if entry.job.state is not State.QUEUED or line is not self._orders.line or self._is_closing:
+            if entry.job.state is not State.QUEUED or connection is not self._orders.connection or self._is_closing:
                 return
             each = scheduler.amount_of_worker(entry.job.spec.resources)
             self._live.set_gang(entry, Gang(entry.job.attempt + 1, placement.node_ids, each))

@@ -26,7 +26,7 @@ from lockstep.server.jobs.lifecycle import advance
 from lockstep.server.jobs.records import NOTHING_NEW, Status
 from lockstep.server.process.file_pool import FilePool
 from lockstep.server.scheduling.scheduler import Request
-from lockstep.server.scheduling.waiting import Place
+from lockstep.server.scheduling.waiting import QueuePlace
 from lockstep.server.store import JobStore
 from lockstep.server.watching.notifier import Notifier
 
@@ -212,12 +212,12 @@ class LiveJobs:
         """Return the job_ids of the queued jobs, first come first."""
         return [job_id for _, job_id in self._queue]
 
-    def place_of(self, job: Job) -> Place | None:
+    def place_of(self, job: Job) -> QueuePlace | None:
         """Where a job stands in the queue; None when it does not wait there. Any thread may ask."""
         ahead = bisect.bisect_left(self._queue, (job.number, job.job_id))
         # Slices, since the queue may have become shorter meanwhile.
         first, there = self._queue[:1], self._queue[ahead : ahead + 1]
-        return Place(ahead, first[0][1]) if first and there and there[0][1] == job.job_id else None
+        return QueuePlace(ahead, first[0][1]) if first and there and there[0][1] == job.job_id else None
 
     def waiting(self) -> Iterator[Request]:
         """Yield what the queued jobs ask for, first come first."""

@@ -8,7 +8,7 @@ import secrets
 from pathlib import Path
 
 from lockstep.server.coordinator.gangs import Gang
-from lockstep.server.coordinator.launcher_line import LauncherLine
+from lockstep.server.coordinator.launcher_connection import LauncherConnection
 from lockstep.server.jobs.job import Job, Stop
 from lockstep.server.process.private_files import write_atomically
 from lockstep.v1.internal_service_pb2 import ConnectLauncherResponse, Drain, ResizeGang, StartGang, StopGang
@@ -17,13 +17,13 @@ _SECRET_BYTES = 32
 
 
 class Orders:
-    """Writes orders to the launcher's line.
+    """Writes orders to the launcher's connection.
 
     While no launcher is in service they are lost. That is no harm: the next launcher tells what gangs there are, and
     what they still have to be told follows from that.
 
     Attributes:
-        line: the line to the launcher, if there is one.
+        connection: the connection to the launcher, if there is one.
         reports_address: where workers report to, host:port.
         checkpoint_root: where jobs keep their checkpoints that do not say where; an absolute path.
     """
@@ -36,7 +36,7 @@ class Orders:
             secret: makes the tokens of attempts.
             checkpoint_root: see the class.
         """
-        self.line: LauncherLine | None = None
+        self.connection: LauncherConnection | None = None
         self.reports_address = ""
         self._epoch = epoch
         self._secret = secret
@@ -89,8 +89,8 @@ class Orders:
         self._send(ConnectLauncherResponse(drain=Drain()))
 
     def _send(self, order: ConnectLauncherResponse) -> None:
-        if self.line is not None and self.line.is_ready:
-            self.line.order(order)
+        if self.connection is not None and self.connection.is_ready:
+            self.connection.order(order)
 
 
 def read_secret(folder: Path) -> bytes:

@@ -12,7 +12,7 @@ from lockstep.server.coordinator.listener import JobListener
 from lockstep.server.coordinator.live_jobs import LiveJobs
 from lockstep.server.coordinator.orders import Orders
 from lockstep.server.coordinator.shown_jobs import ShownJobs
-from lockstep.server.ledger.book import LedgerBook
+from lockstep.server.ledger.job_ledgers import JobLedgers
 from lockstep.server.process.file_pool import FilePool
 from lockstep.server.spec.rules import Site
 from lockstep.server.store import Store
@@ -38,7 +38,7 @@ class Parts:
     store: Store
     files: FilePool
     notifier: Notifier
-    ledgers: LedgerBook
+    ledgers: JobLedgers
     dispatcher: Dispatcher
     shown: ShownJobs
     node_samples: NodeSamples
@@ -65,7 +65,7 @@ def assemble(
         keep_days: how long jobs are kept after their end; None for ever.
         job_forgotten: told of each that was deleted.
     """
-    files, notifier, ledgers = FilePool(), Notifier(), LedgerBook(store.ledgers)
+    files, notifier, ledgers = FilePool(), Notifier(), JobLedgers(store.ledgers)
     live = LiveJobs(store.jobs, files, notifier, listener, orders)
     dispatcher = Dispatcher(live, orders, store.jobs, store.cluster.epoch, cluster)
     coordinator = Coordinator(

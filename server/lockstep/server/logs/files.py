@@ -67,7 +67,7 @@ class Found(NamedTuple):
     header: Header | None
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """Where a reader stands.
 
     Attributes:
@@ -93,7 +93,7 @@ class Record(NamedTuple):
         size_bytes: what of the file it takes.
     """
 
-    next: Place
+    next: Position
     header: Header | None
     request: ReportLogsRequest | None
     removed: int = 0
@@ -206,7 +206,7 @@ def segments_of(folder: Path) -> list[int]:
         return []
 
 
-def read_records(folder: Path, place: Place, since_us: int = 0) -> Iterator[Record]:
+def read_records(folder: Path, place: Position, since_us: int = 0) -> Iterator[Record]:
     """Yield the records from a place on; those that end before a time are passed over."""
     segments = segments_of(folder)
     is_gone = place.segment not in segments  # removed to make room, and so are all before the next one
@@ -215,7 +215,7 @@ def read_records(folder: Path, place: Place, since_us: int = 0) -> Iterator[Reco
         if first < place.segment:
             continue
         if first > here.segment:
-            here = Place(here.line, first, 0)
+            here = Position(here.line, first, 0)
         try:
             with _path(folder, first).open("rb") as file:
                 for offset, end, header in _records(file, here.offset):
@@ -224,9 +224,9 @@ def read_records(folder: Path, place: Place, since_us: int = 0) -> Iterator[Reco
                     request, damaged = None, 0 if is_gone else missing
                     if header is None:
                         damaged += 1  # at least
-                        after = Place(line + 1, first, end)
+                        after = Position(line + 1, first, end)
                     else:
-                        after = Place(line + header.lines, first, end)
+                        after = Position(line + header.lines, first, end)
                         if header.time_us >= since_us:
                             request = _payload(file, offset, header)
                             damaged += 0 if request is not None else header.lines

@@ -21,7 +21,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from lockstep.contract.wording import count, were
 from lockstep.server.errors import LogNotStored
-from lockstep.server.logs.files import Header, JobLog, Place, Record, read_records, segments_of
+from lockstep.server.logs.files import Header, JobLog, Position, Record, read_records, segments_of
 from lockstep.server.watching.notifier import Notifier
 from lockstep.v1.internal_service_pb2 import ReportLogsRequest
 from lockstep.v1.log_service_pb2 import LogLine
@@ -176,7 +176,9 @@ class LogStore:
         for job_id in set(there) - await known(there):
             await self.forget(job_id)
 
-    async def read(self, job_id: str, place: Place, wanted: Wanted, make: Callable[[list[LogLine], Place], T]) -> T:
+    async def read(
+        self, job_id: str, place: Position, wanted: Wanted, make: Callable[[list[LogLine], Position], T]
+    ) -> T:
         """Read some of the lines from a place on; a place before the oldest line that is kept gives a notice first.
 
         Returns:
@@ -189,7 +191,7 @@ class LogStore:
 
         return await asyncio.get_running_loop().run_in_executor(self._reading, run)
 
-    def _read_some(self, job_id: str, place: Place, wanted: Wanted) -> tuple[list[LogLine], Place]:
+    def _read_some(self, job_id: str, place: Position, wanted: Wanted) -> tuple[list[LogLine], Position]:
         lines: list[LogLine] = []
         size_bytes = 0
         for record in read_records(self._folder / job_id, place, wanted.since_us):
@@ -215,19 +217,19 @@ class LogStore:
                 )
         return lines + (wanted.select(record.request) if record.request is not None else [])
 
-    async def tail(self, job_id: str, count: int, wanted: Wanted) -> list[tuple[list[LogLine], Place]]:
+    async def tail(self, job_id: str, count: int, wanted: Wanted) -> list[tuple[list[LogLine], Position]]:
         """The last `count` lines in parts, each with the place behind it; the last part may be empty."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._reading, self._tail, job_id, count, wanted)
 
-    def _tail(self, job_id: str, count: int, wanted: Wanted) -> list[tuple[list[LogLine], Place]]:
+    def _tail(self, job_id: str, count: int, wanted: Wanted) -> list[tuple[list[LogLine], Position]]:
         folder = self._folder / job_id
-        parts: list[tuple[list[LogLine], Place]] = []
-        end: Place | None = None
+        parts: list[tuple[list[LogLine], Position]] = []
+        end: Position | None = None
         missing = count
         for first in reversed(segments_of(folder)):
-            after = Place(first, first, 0)
-            newer: deque[tuple[list[LogLine], Place]] = deque()
+            after = Position(first, first, 0)
+            newer: deque[tuple[list[LogLine], Position]] = deque()
             found = 0
             for record in read_records(folder, after, wanted.since_us):
                 if record.next.segment != first:
@@ -246,7 +248,7 @@ class LogStore:
             end = end or after
             if not missing:
                 break
-        return _joined(parts, end or Place())
+        return _joined(parts, end or Position())
 
 
 def _jobs_in(folder: Path) -> list[str]:
@@ -256,9 +258,9 @@ def _jobs_in(folder: Path) -> list[str]:
         return []
 
 
-def _joined(parts: list[tuple[list[LogLine], Place]], end: Place) -> list[tuple[list[LogLine], Place]]:
+def _joined(parts: list[tuple[list[LogLine], Position]], end: Position) -> list[tuple[list[LogLine], Position]]:
     """The same lines in parts that are worth a message."""
-    joined: list[tuple[list[LogLine], Place]] = []
+    joined: list[tuple[list[LogLine], Position]] = []
     for lines, place in parts:
         if joined and len(joined[-1][0]) + len(lines) <= _TAIL_LINES:
             joined[-1] = (joined[-1][0] + lines, place)

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from lockstep.server.process.patience import done_within
+from lockstep.server.process.timeouts import done_within
 
 # What ends a process that does not say otherwise. A supervisor sends one to all processes of a service at once, and a
 # terminal to all of its own; how a server ends is its coordinator's to decide.

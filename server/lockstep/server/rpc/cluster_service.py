@@ -8,7 +8,7 @@ from typing import cast
 from lockstep.server.cluster.nodes import NodeSamples, gpu_indexes
 from lockstep.server.cluster.view import NodeView, worker_state
 from lockstep.server.coordinator.coordinator import Coordinator
-from lockstep.server.ledger.book import LedgerBook
+from lockstep.server.ledger.job_ledgers import JobLedgers
 from lockstep.server.rpc.interceptors import Context
 from lockstep.server.rpc.paging import make_token, page_size, read_token
 from lockstep.server.scheduling.scheduler import UNITS, Amount
@@ -36,7 +36,7 @@ _STATES = {
 class ClusterService(ClusterServiceServicer):
     """The cluster that jobs run on."""
 
-    def __init__(self, coordinator: Coordinator, ledgers: LedgerBook, node_samples: NodeSamples) -> None:
+    def __init__(self, coordinator: Coordinator, ledgers: JobLedgers, node_samples: NodeSamples) -> None:
         self._coordinator = coordinator
         self._ledgers = ledgers
         self._node_samples = node_samples

@@ -1,4 +1,4 @@
-"""InternalService: the line to the launcher, and the workers' reports."""
+"""InternalService: the connection to the launcher, and the workers' reports."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from lockstep.server.cluster.node_reports import check_node_report
 from lockstep.server.cluster.nodes import NodeSamples
 from lockstep.server.coordinator.coordinator import Coordinator
 from lockstep.server.coordinator.dispatcher import Dispatcher
-from lockstep.server.coordinator.launcher_line import LauncherLine
+from lockstep.server.coordinator.launcher_connection import LauncherConnection
 from lockstep.server.errors import PermissionDenied, ShuttingDown
 from lockstep.server.jobs.reports import check_ledger_report, check_log_report, read_report
-from lockstep.server.ledger.book import LedgerBook
+from lockstep.server.ledger.job_ledgers import JobLedgers
 from lockstep.server.logs.store import LogStore
 from lockstep.server.rpc.interceptors import Context
 from lockstep.v1.internal_service_pb2 import (
@@ -45,7 +45,7 @@ class InternalService(InternalServiceServicer):
     def __init__(
         self,
         coordinator: Coordinator,
-        ledgers: LedgerBook,
+        ledgers: JobLedgers,
         dispatcher: Dispatcher,
         node_samples: NodeSamples,
         logs: LogStore,
@@ -63,16 +63,16 @@ class InternalService(InternalServiceServicer):
     ) -> AsyncIterator[ConnectLauncherResponse]:
         if not secrets.compare_digest(_metadata(context, LAUNCHER_TOKEN), self._launcher_token.encode()):
             raise PermissionDenied(f"{LAUNCHER_TOKEN} is not the one that this server gave to its launcher")
-        line = self._dispatcher.launcher_connected()
-        reading = asyncio.create_task(self._read_facts(line, request_iterator), name="launcher facts")
+        connection = self._dispatcher.launcher_connected()
+        reading = asyncio.create_task(self._read_facts(connection, request_iterator), name="launcher facts")
         try:
-            async for order in line.orders():
+            async for order in connection.orders():
                 yield order
-            if not reading.done():  # The coordinator ended the line, not the launcher.
+            if not reading.done():  # The coordinator ended the connection, not the launcher.
                 raise ShuttingDown
             reading.result()
         finally:
-            self._dispatcher.launcher_disconnected(line)  # before any wait, which the end of the call may cancel
+            self._dispatcher.launcher_disconnected(connection)  # before any wait, which the end of the call may cancel
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
 
@@ -84,31 +84,31 @@ class InternalService(InternalServiceServicer):
         await self._ledgers.report(request)
         return ReportLedgerResponse()
 
-    async def _read_facts(self, line: LauncherLine, requests: AsyncIterator[ConnectLauncherRequest]) -> None:
+    async def _read_facts(self, connection: LauncherConnection, facts: AsyncIterator[ConnectLauncherRequest]) -> None:
         try:
-            async for request in requests:
-                await self._take_fact(line, request)
+            async for request in facts:
+                await self._take_fact(connection, request)
         finally:
-            line.end()
+            connection.end()
 
-    async def _take_fact(self, line: LauncherLine, request: ConnectLauncherRequest) -> None:
-        self._dispatcher.launcher_spoke(line)
+    async def _take_fact(self, connection: LauncherConnection, request: ConnectLauncherRequest) -> None:
+        self._dispatcher.launcher_spoke(connection)
         match request.WhichOneof("fact"):
             case "heartbeat":
                 pass
             case "ready":
-                await self._dispatcher.launcher_ready(line, request.ready.epoch, request.ready.gangs)
+                await self._dispatcher.launcher_ready(connection, request.ready.epoch, request.ready.gangs)
             case "capacity":
-                self._dispatcher.capacity_changed(line, request.capacity)
+                self._dispatcher.capacity_changed(connection, request.capacity)
             case "processes":
-                self._dispatcher.processes_changed(line, request.processes)
+                self._dispatcher.processes_changed(connection, request.processes)
             case "gang_started":
                 started = request.gang_started
-                await self._dispatcher.gang_started(line, started.job_id, started.attempt)
+                await self._dispatcher.gang_started(connection, started.job_id, started.attempt)
             case "gang_stopped":
-                await self._dispatcher.gang_stopped(line, request.gang_stopped)
+                await self._dispatcher.gang_stopped(connection, request.gang_stopped)
             case "gang_changed":
-                await self._dispatcher.gang_changed(line, request.gang_changed)
+                await self._dispatcher.gang_changed(connection, request.gang_changed)
             case _:
                 log.warning("the launcher sent an empty fact")
 

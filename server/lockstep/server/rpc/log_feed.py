@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lockstep.server.logs.files import Place
+from lockstep.server.logs.files import Position
 from lockstep.server.logs.store import LogStore, Wanted
 from lockstep.server.rpc.paging import make_token
 from lockstep.server.watching.shared_reads import SharedReads
@@ -24,7 +24,7 @@ class Part:
     """
 
     message: bytes
-    place: Place
+    place: Position
 
 
 class LogFeed:
@@ -34,17 +34,17 @@ class LogFeed:
         self._logs = logs
         self._reads = SharedReads()
 
-    async def after(self, job_id: str, place: Place, wanted: Wanted) -> Part:
+    async def after(self, job_id: str, place: Position, wanted: Wanted) -> Part:
         """Read some lines after a place of a log that the caller listens to."""
         # Only as long as nothing was printed since: then the oldest lines may be gone, of which a reader is told.
         where = job_id, place, wanted, self._logs.notifier.round_of(job_id)
         kept: Part | None = self._reads.kept(where)
         return kept if kept is not None else await self._reads.read(where, lambda: self._read(where))
 
-    async def _read(self, where: tuple[str, Place, Wanted, int]) -> Part:
+    async def _read(self, where: tuple[str, Position, Wanted, int]) -> Part:
         job_id, place, wanted, _ = where
 
-        def write(lines: list[LogLine], after: Place) -> Part:
+        def write(lines: list[LogLine], after: Position) -> Part:
             return Part(message_of(job_id, lines, after) if lines else b"", after)
 
         part = await self._logs.read(job_id, place, wanted, write)
@@ -58,6 +58,6 @@ def scope_of(job_id: str) -> list[str]:
     return ["logs", job_id]
 
 
-def message_of(job_id: str, lines: list[LogLine], after: Place) -> bytes:
+def message_of(job_id: str, lines: list[LogLine], after: Position) -> bytes:
     """Write a message of StreamLogs."""
     return StreamLogsResponse(lines=lines, cursor=make_token([*after], scope_of(job_id))).SerializeToString()

@@ -8,7 +8,7 @@ from datetime import UTC
 
 from lockstep.server.coordinator.coordinator import Coordinator
 from lockstep.server.errors import InvalidRequest
-from lockstep.server.logs.files import Place
+from lockstep.server.logs.files import Position
 from lockstep.server.logs.store import LogStore, Wanted
 from lockstep.server.rpc.interceptors import Context, as_written
 from lockstep.server.rpc.job_service import required_job_id
@@ -39,7 +39,7 @@ class LogService(LogServiceServicer):
         if tail is not None and tail > _MAX_TAIL:
             raise InvalidRequest.of("tail_lines", f"is {tail:,}; allowed: at most {_MAX_TAIL:,}; leave it out for all")
         await self._coordinator.get(job_id)
-        place = Place() if position is None else Place(*position)
+        place = Position() if position is None else Position(*position)
         with self._logs.notifier.listen(job_id) as wakeup, self._notifier.listen(job_id, wakeup):
             patience = asyncio.get_running_loop().time() + _LEAVE_S
             if tail is not None and position is None:

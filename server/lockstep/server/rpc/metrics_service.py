@@ -8,7 +8,7 @@ from lockstep.server.coordinator.coordinator import Coordinator
 from lockstep.server.coordinator.dispatcher import Dispatcher
 from lockstep.server.errors import InvalidRequest
 from lockstep.server.jobs.records import StoredPoint
-from lockstep.server.ledger.book import LedgerBook
+from lockstep.server.ledger.job_ledgers import JobLedgers
 from lockstep.server.rpc.interceptors import Context, as_written
 from lockstep.server.rpc.job_service import required_job_id
 from lockstep.server.rpc.messages import ledger_to_proto, point_to_proto
@@ -38,7 +38,7 @@ class MetricsService(MetricsServiceServicer):
         coordinator: Coordinator,
         points: MetricStore,
         notifier: Notifier,
-        ledgers: LedgerBook,
+        ledgers: JobLedgers,
         dispatcher: Dispatcher,
     ) -> None:
         self._coordinator = coordinator

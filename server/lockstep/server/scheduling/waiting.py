@@ -14,7 +14,7 @@ WAITS = "waits for resources"
 
 
 @dataclass(frozen=True)
-class Place:
+class QueuePlace:
     """A place in the queue.
 
     Attributes:
@@ -56,7 +56,7 @@ class Room:
         return " and ".join(parts)
 
 
-def why_it_waits(request: Request, place: Place, room: Room) -> str:
+def why_it_waits(request: Request, place: QueuePlace, room: Room) -> str:
     """Say what a queued job waits for."""
     each = count(request.each.cpu / UNITS, "CPU")
     if request.each.gpu:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from lockstep.contract.spec.fields import FieldRule, kinds_of
-from lockstep.contract.spec.judge import FIELD_RULES
+from lockstep.contract.spec.validation import FIELD_RULES
 from lockstep.v1.catalog_service_pb2 import CatalogEntry, CatalogParameter
 
 

@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lockstep.contract.checkpoints import MANIFEST_FILE
+from lockstep.contract.spec.traversal import Shown
 from lockstep.contract.spec.values import STORES
-from lockstep.contract.spec.walk import Shown
 from lockstep.server.process.foreign_files import local_path
 from lockstep.server.spec.rules import Site, SiteRule, is_file
 from lockstep.v1.job_spec_pb2 import JobSpec

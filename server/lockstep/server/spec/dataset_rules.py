@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lockstep.contract import idx
-from lockstep.contract.spec.walk import Shown
+from lockstep.contract.spec.traversal import Shown
 from lockstep.server.spec.rules import Site, SiteRule, is_file
 from lockstep.v1.job_spec_pb2 import JobSpec
 

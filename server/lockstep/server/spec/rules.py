@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lockstep.contract.spec.walk import Resolution, RuleOverFields, Shown
+from lockstep.contract.spec.traversal import Resolution, RuleOverFields, Shown
 from lockstep.v1.job_spec_pb2 import JobSpec
 
 DEFAULT_POINTS_PER_JOB = 100_000_000

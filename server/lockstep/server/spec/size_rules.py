@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from lockstep.contract.spec.builtin import train_size
-from lockstep.contract.spec.data_cross import WEIGHTS_HINT, WEIGHTS_LIMITS, too_many_weights
-from lockstep.contract.spec.walk import Shown
+from lockstep.contract.spec.cross_field_data import WEIGHTS_HINT, WEIGHTS_LIMITS, too_many_weights
+from lockstep.contract.spec.traversal import Shown
 from lockstep.server.spec.idx_header import training_images
 from lockstep.server.spec.rules import Site, SiteRule
 from lockstep.v1.job_spec_pb2 import JobSpec

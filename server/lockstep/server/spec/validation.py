@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from lockstep.contract.spec.fields import kinds_of, place_of
-from lockstep.contract.spec.judge import CHOICE_RULES, FIELD_RULES, SPEC_RULES, fill_in_defaults, judge
-from lockstep.contract.spec.walk import CrossRule, Resolution
+from lockstep.contract.spec.traversal import CrossRule, Resolution
+from lockstep.contract.spec.validation import CHOICE_RULES, FIELD_RULES, SPEC_RULES, fill_in_defaults, validate
 from lockstep.server.errors import InvalidSpec, Violation
 from lockstep.server.spec.checkpoint_rules import CHECKPOINT_RULES
 from lockstep.server.spec.dataset_rules import DATASET_RULES
@@ -42,7 +42,7 @@ def resolve(submitted: JobSpec, site: Site) -> JobSpec:
     Raises:
         InvalidSpec: with all violations at once.
     """
-    resolution = judge(submitted)
+    resolution = validate(submitted)
     _make_absolute(resolution, site)
     for rule in SITE_RULES:
         apply_site_rule(rule, resolution, site)

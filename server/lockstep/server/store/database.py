@@ -12,8 +12,8 @@ import structlog
 from sqlalchemy import Connection, select
 
 from lockstep.server.store import dialect, tables
+from lockstep.server.store.errors import StoreError
 from lockstep.server.store.schema import migrate
-from lockstep.server.store.trouble import StoreError
 from lockstep.server.store.writer import Writer
 
 T = TypeVar("T")

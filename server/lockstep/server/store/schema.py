@@ -10,7 +10,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine
 
-from lockstep.server.store.trouble import StoreError
+from lockstep.server.store.errors import StoreError
 
 
 def migrate(engine: Engine, target: str = "head") -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from lockstep.server.store.checkpoints import CheckpointStore
 from lockstep.server.store.database import Database
+from lockstep.server.store.errors import DAMAGES, StoreError, why_unopenable
 from lockstep.server.store.installation import ClusterStore
 from lockstep.server.store.jobs import JobStore
 from lockstep.server.store.ledgers import LedgerStore
 from lockstep.server.store.metrics import MetricStore
-from lockstep.server.store.trouble import DAMAGES, StoreError, why_unopenable
 
 
 class Store:

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, delete, insert
 
 from lockstep.server.store import tables
 from lockstep.server.store.dialect import Transaction, is_of_the_store
-from lockstep.server.store.trouble import StoreError, why_unwritable
+from lockstep.server.store.errors import StoreError, why_unwritable
 
 T = TypeVar("T")
 Operation = Callable[[Connection], T]

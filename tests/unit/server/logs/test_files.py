@@ -11,12 +11,12 @@ import structlog.testing
 
 from lockstep.server.errors import LogNotStored
 from lockstep.server.logs import files
-from lockstep.server.logs.files import JobLog, Place, read_records, segments_of
+from lockstep.server.logs.files import JobLog, Position, read_records, segments_of
 from lockstep.server.logs.store import LogStore, Wanted
 from lockstep.v1.internal_service_pb2 import ReportLogsRequest
 
 LIMIT_BYTES = 1 << 20
-START = Place()
+START = Position()
 TIME_S = 1_700_000_000
 
 
@@ -44,11 +44,11 @@ def flip(segment: Path, *offsets: int) -> bytes:
     return bytes(data)
 
 
-def texts(folder: Path, place: Place = START, since_s: int = 0) -> list[str]:
+def texts(folder: Path, place: Position = START, since_s: int = 0) -> list[str]:
     return [line.text for line in lines(folder, place, since_s)[0]]
 
 
-def lines(folder: Path, place: Place = START, since_s: int = 0) -> tuple[list[Any], Place]:
+def lines(folder: Path, place: Position = START, since_s: int = 0) -> tuple[list[Any], Position]:
     """All lines from a place on, and the place behind them."""
     store = LogStore(folder, LIMIT_BYTES)
     found: list[Any] = []
@@ -90,7 +90,7 @@ def test_a_place_behind_the_damage_is_good_and_one_in_it_too(tmp_path: Path) -> 
     _, place = lines(tmp_path)
     flip(segment, starts[2], starts[3])
     assert lines(tmp_path, place) == ([], place)
-    assert texts(tmp_path, Place(2, 0, starts[2])) == [damaged("2 lines"), *numbered(*range(4, 10))]
+    assert texts(tmp_path, Position(2, 0, starts[2])) == [damaged("2 lines"), *numbered(*range(4, 10))]
 
 
 def test_damage_that_is_older_than_what_is_wanted_is_not_told(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_lines_that_were_removed_to_make_room_are_not_told_as_damaged(tmp_path: 
     log = JobLog(tmp_path / "job", 16 << 10)
     for number in range(100):
         log.append(request(f"{number:03} {'x' * 500}", number + 1))
-    first, *_ = read_records(tmp_path / "job", Place())
+    first, *_ = read_records(tmp_path / "job", Position())
     assert first.header is not None
     assert (first.removed, first.damaged) == (first.header.line, 0)
     assert first.removed > 50

@@ -6,7 +6,7 @@ import pytest
 
 from lockstep.contract.wording import count, part_of
 from lockstep.server.scheduling.scheduler import Amount, Node, Request, amount
-from lockstep.server.scheduling.waiting import Place, Room, why_it_waits
+from lockstep.server.scheduling.waiting import QueuePlace, Room, why_it_waits
 
 NODES = tuple(Node(node_id, amount(2, 1), amount(2, 1), node_id) for node_id in ("a", "b"))
 
@@ -20,27 +20,27 @@ def request(workers: int, min_workers: int, cpus: float = 1, gpus: float = 0) ->
     [
         (
             request(4, 4),
-            Place(0, "job-1"),
+            QueuePlace(0, "job-1"),
             {"a": amount(1, 0)},
             "waits for 4 workers with 1 CPU each; room for 3 now (3 of 4 CPUs and 2 of 2 GPUs free)",
         ),
         (
             request(3, 1, cpus=2, gpus=1),
-            Place(1, "job-0"),
+            QueuePlace(1, "job-0"),
             {"a": amount(1, 1), "b": amount(1, 0)},
             "waits behind job-0 for 3 workers, or at least 1, with 2 CPUs and 1 GPU each; "
             "room for 0 now (2 of 4 CPUs and 1 of 2 GPUs free)",
         ),
         (
             request(1, 1, cpus=0.5),
-            Place(9_999, "job-0"),
+            QueuePlace(9_999, "job-0"),
             {"a": amount(3, 0), "b": amount(2, 1)},  # a node has become smaller than what is held there
             "waits behind job-0 and 9,998 others for 1 worker with 0.5 CPUs each; "
             "room for 0 now (0 of 4 CPUs and 1 of 2 GPUs free)",
         ),
     ],
 )
-def test_a_job_says_what_it_waits_for(asked: Request, place: Place, held: dict[str, Amount], words: str) -> None:
+def test_a_job_says_what_it_waits_for(asked: Request, place: QueuePlace, held: dict[str, Amount], words: str) -> None:
     assert why_it_waits(asked, place, Room(NODES, held)) == words
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from lockstep.v1.internal_service_pb2 import StartGang
 from lockstep.workers.actor import assignment
-from lockstep.workers.actor.assignment import Assignment, Place
+from lockstep.workers.actor.assignment import Assignment, Location
 from lockstep.workers.calls import Status
 from lockstep.workers.datasets import DataCache
 from lockstep.workers.engine import PeerLost
@@ -25,7 +25,7 @@ def test_a_worker_says_whether_it_has_failed_since_it_could_not_reach_another_on
     monkeypatch.setattr(assignment, "train", train)
     monkeypatch.setattr(assignment, "LAST_WORDS_S", 0.0)  # there is no coordinator
     order = StartGang(job_id="job", attempt=1, coordinator_address="127.0.0.1:1")
-    place = Place("127.0.0.1", "node-1")
+    place = Location("127.0.0.1", "node-1")
     part = Assignment(order, 0, 0.0, place, DataCache(0), tmp_path, lambda: None, dict)
     part.start()
     status: Status | None = None

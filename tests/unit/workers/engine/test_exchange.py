@@ -7,7 +7,7 @@ from lockstep.workers.engine import Group
 from lockstep.workers.engine.exchange.overlap import OverlappedExchange, choose_exchange
 from lockstep.workers.engine.exchange.reduce import SWAP_LIMIT_BYTES, ShardSums, SwapExchange, padded
 from lockstep.workers.engine.exchange.shards import Placement
-from lockstep.workers.engine.flat import FlatModel
+from lockstep.workers.engine.flat_model import FlatModel
 
 MOST_SHARDS = 16
 

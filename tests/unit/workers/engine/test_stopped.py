@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lockstep.workers.engine.awake import LONGEST_GAP_S, TICK_S, AwakeClock
+from lockstep.workers.engine.awake_clock import LONGEST_GAP_S, TICK_S, AwakeClock
 from tests.support import stopped_process
 from tests.support.stopping import stop_and_go_on
 

@@ -5,8 +5,8 @@ import pytest
 from lockstep.contract.wording import count, go_on, listed
 from lockstep.v1.job_pb2 import JobError
 from lockstep.workers.launcher.attempt.events import Death, Died
-from lockstep.workers.launcher.attempt.loss_messages import Loss, lost_with, what_happened
 from lockstep.workers.launcher.attempt.state import Bits, Member, Ranked
+from lockstep.workers.launcher.attempt.worker_loss_messages import Loss, lost_with, what_happened
 
 KILLED = "died: its process was killed or crashed"
 

@@ -22,7 +22,7 @@ from lockstep.workers.engine.determinism import hardware_class
 from lockstep.workers.engine.exchange.membership import Dismissed, Membership
 from lockstep.workers.engine.exchange.transport import Endpoint
 from lockstep.workers.engine.state.checkpoint import Checkpoints
-from lockstep.workers.engine.state.places import followed
+from lockstep.workers.engine.state.storage import followed
 from lockstep.workers.failures import is_of_the_user, job_error
 from lockstep.workers.training import device_of, train
 
@@ -32,7 +32,7 @@ LAST_WORDS_S = 5.0
 log = logging.getLogger(LOGGER)
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """Where a worker is: the name or address of its machine that other ranks can reach, and Ray's id of its node."""
 
     host: str
@@ -58,7 +58,7 @@ class Assignment:
         order: StartGang,
         number: int,
         ordered_at: float,
-        place: Place,
+        place: Location,
         cache: DataCache,
         logs: Path,
         prepare: Callable[[], None],

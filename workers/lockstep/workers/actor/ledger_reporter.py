@@ -14,7 +14,7 @@ from lockstep.v1.internal_service_pb2 import ReportLedgerRequest, StartGang
 from lockstep.v1.ledger_pb2 import PhaseSeconds
 from lockstep.workers.actor.reset import memory_bytes
 from lockstep.workers.connection import COORDINATOR
-from lockstep.workers.engine import Ledger, awake
+from lockstep.workers.engine import Ledger, awake_clock
 
 EVERY_S = 5.0
 CALL_TIMEOUT_S = 5.0
@@ -55,9 +55,9 @@ class LedgerReports:
         self._closing.set()
         if self._thread.ident is not None:  # else it never came to the start
             self._thread.join()
-        deadline = awake.now() + patience_s
-        while not self._report(deadline - awake.now(), is_last=True):
-            if awake.now() + RETRY_AFTER_S > deadline:
+        deadline = awake_clock.now() + patience_s
+        while not self._report(deadline - awake_clock.now(), is_last=True):
+            if awake_clock.now() + RETRY_AFTER_S > deadline:
                 return
             time.sleep(RETRY_AFTER_S)
 

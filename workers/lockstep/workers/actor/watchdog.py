@@ -5,13 +5,12 @@ import threading
 import time
 from collections import deque
 
-from lockstep.workers.calls import FIRST_FACTOR, WARM_UP_S
-from lockstep.workers.engine import Activity, awake
+from lockstep.workers.calls import HANG_FIRST_FACTOR, HANG_MEDIAN_FACTOR, WARM_UP_S
+from lockstep.workers.engine import Activity, awake_clock
 
 OWN_WORK = frozenset({Activity.LOAD, Activity.COMPUTE, Activity.UPDATE, Activity.EVALUATE})
 """Activities in which a rank waits for nobody else."""
 BEATS_REMEMBERED = 64
-MEDIAN_FACTOR = 10
 
 
 class Watchdog:
@@ -28,8 +27,8 @@ class Watchdog:
         self._step = 0
         self._first_step: int | None = None
         self._since = time.monotonic()
-        awake.now()  # from here on it is noticed when this process is stopped
-        self._frozen_before_s = awake.frozen_s()
+        awake_clock.now()  # from here on it is noticed when this process is stopped
+        self._frozen_before_s = awake_clock.frozen_s()
         # What one beat covers is a shard of a minibatch here, and a batch as large as a minibatch there.
         self._seconds = {
             activity: deque[float](maxlen=BEATS_REMEMBERED) for activity in (Activity.COMPUTE, Activity.EVALUATE)
@@ -44,15 +43,18 @@ class Watchdog:
             if activity is Activity.COMPUTE and self._first_step is None:
                 self._first_step = step
             self._activity, self._step, self._since = activity, step, now
-            self._frozen_before_s = awake.frozen_s()
+            self._frozen_before_s = awake_clock.frozen_s()
 
     def why_hung(self) -> str | None:
         """Why this rank counts as hung, in words; None when it does not."""
-        awake.now()  # notices that this process was stopped until now
+        awake_clock.now()  # notices that this process was stopped until now
         with self._lock:
             if self._activity is not None and self._activity not in OWN_WORK:
                 return None
-            limit_s, words = FIRST_FACTOR * self._hang_timeout_s, f"{FIRST_FACTOR} times recovery.hang_timeout_s"
+            limit_s, words = (
+                HANG_FIRST_FACTOR * self._hang_timeout_s,
+                f"{HANG_FIRST_FACTOR} times recovery.hang_timeout_s",
+            )
             if self._activity is None:
                 limit_s, words = min(WARM_UP_S, limit_s), ""
                 what = "was waiting for the end of the warm-up of its process"
@@ -64,9 +66,9 @@ class Watchdog:
                     seconds = self._seconds[
                         Activity.EVALUATE if self._activity is Activity.EVALUATE else Activity.COMPUTE
                     ]
-                    limit_s = max(self._hang_timeout_s, MEDIAN_FACTOR * statistics.median(seconds or [0.0]))
+                    limit_s = max(self._hang_timeout_s, HANG_MEDIAN_FACTOR * statistics.median(seconds or [0.0]))
                     words = ""
-            idle_s = time.monotonic() - self._since - (awake.frozen_s() - self._frozen_before_s)
+            idle_s = time.monotonic() - self._since - (awake_clock.frozen_s() - self._frozen_before_s)
             if idle_s <= limit_s:
                 return None
             return f"{what} for {idle_s:.0f} s (allowed: {limit_s:.0f} s{', ' if words else ''}{words})"

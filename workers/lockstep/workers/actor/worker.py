@@ -13,12 +13,12 @@ import structlog
 from lockstep.contract.facts import ENGINE_VERSION
 from lockstep.v1.internal_service_pb2 import StartGang
 from lockstep.v1.launcher_pb2 import LauncherOptions
-from lockstep.workers.actor.assignment import Assignment, Place
+from lockstep.workers.actor.assignment import Assignment, Location
 from lockstep.workers.actor.ending_signals import heed_in_children_only, start_children_as_usual
 from lockstep.workers.actor.reset import CleanSlate, free_memory, memory_bytes
 from lockstep.workers.calls import POLL_S, Description, Presence, Rest, Status, name_of
 from lockstep.workers.datasets import DataCache
-from lockstep.workers.engine import awake
+from lockstep.workers.engine import awake_clock
 from lockstep.workers.logs.spool import folder_of
 from lockstep.workers.training import train_once
 
@@ -49,7 +49,7 @@ class Worker:
         self._node_id: str = context.get_node_id()
         self._gpu_ids = tuple(context.get_accelerator_ids().get("GPU", ())) if gpus else ()
         self._logs = folder_of(context.namespace)
-        self._place = Place(ray.util.get_node_ip_address(), self._node_id)  # type: ignore[no-untyped-call]
+        self._place = Location(ray.util.get_node_ip_address(), self._node_id)  # type: ignore[no-untyped-call]
         self._data = DataCache(options.data_cache_bytes)
         self._epoch = 0
         self._owner: str | None = None
@@ -91,7 +91,7 @@ class Worker:
     def _look_after(self) -> None:
         """Somebody has asked: only a worker that is idle and that nobody asks for long ends itself."""
         self._orphaned.cancel()
-        self._asked_at = awake.now()
+        self._asked_at = awake_clock.now()
         if self._assignment is None:
             self._orphaned = threading.Timer(ORPHANED_AFTER_S, self._end)
             self._orphaned.daemon = True
@@ -101,7 +101,7 @@ class Worker:
         with self._changed:
             if self._assignment is not None:
                 return
-            if awake.now() - self._asked_at >= ORPHANED_AFTER_S / 2:
+            if awake_clock.now() - self._asked_at >= ORPHANED_AFTER_S / 2:
                 os._exit(0)
             self._look_after()  # this process was stopped for most of the time, and the launcher may have been, too
 

@@ -11,7 +11,7 @@ import torch
 
 from lockstep.workers.engine import DataModule
 from lockstep.workers.engine.data_module import Contents
-from lockstep.workers.engine.state.places import open_regular
+from lockstep.workers.engine.state.storage import open_regular
 
 SETTLED_AFTER_S = 2.0
 """A file that was changed more lately than this may be changed again without getting another time."""

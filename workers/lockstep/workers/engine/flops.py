@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lockstep.workers.engine.dry_run import without_compiling
 from lockstep.workers.engine.module import Module
-from lockstep.workers.engine.rehearsal import without_compiling
 
 
 def flops_per_step(module: Module, example: Sequence[Tensor], batch_size: int) -> float:

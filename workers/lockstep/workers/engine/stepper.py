@@ -10,19 +10,19 @@ from lockstep.contract.facts import Phase
 from lockstep.workers.engine.buffers.buffers import Buffers
 from lockstep.workers.engine.data_module import DataModule
 from lockstep.workers.engine.determinism import seed_generators
+from lockstep.workers.engine.dry_run import Modes, check_losses, rehearse
 from lockstep.workers.engine.errors import DataError, EngineError, ModelError, NonFiniteGradient, NonFiniteLoss, Stopped
 from lockstep.workers.engine.exchange.group import Group
 from lockstep.workers.engine.exchange.overlap import choose_exchange
 from lockstep.workers.engine.exchange.reduce import Exchange, ShardSums, padded
 from lockstep.workers.engine.exchange.shards import Placement, part
-from lockstep.workers.engine.flat import FlatModel, check_trainable, l2_norm
+from lockstep.workers.engine.flat_model import FlatModel, check_trainable, l2_norm
 from lockstep.workers.engine.flops import flops_per_step
 from lockstep.workers.engine.ledger import Ledger, marks_of
 from lockstep.workers.engine.listener import Activity, Listener, Wish
 from lockstep.workers.engine.metrics import Sums
 from lockstep.workers.engine.module import Module, has_batch_statistics
 from lockstep.workers.engine.randomness import Minibatch, Minibatches, Settings, derive_seed
-from lockstep.workers.engine.rehearsal import Modes, check_losses, rehearse
 from lockstep.workers.engine.state.state import check_state_dict
 from lockstep.workers.engine.update import OptimizerFactory, Update
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lockstep.workers.engine.errors import ModelError, Parameter
-from lockstep.workers.engine.flat import FlatModel
+from lockstep.workers.engine.flat_model import FlatModel
 from lockstep.workers.engine.state.optimizer_state import Constants
 
 OptimizerFactory = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]

@@ -19,7 +19,7 @@ from lockstep.v1.job_spec_pb2 import ResourcesSpec
 from lockstep.v1.launcher_pb2 import LauncherOptions
 from lockstep.workers.actor.worker import Worker
 from lockstep.workers.calls import ANSWER_TIMEOUT_S, CONTROL_CALLS, Description
-from lockstep.workers.engine import awake
+from lockstep.workers.engine import awake_clock
 from lockstep.workers.launcher.log_sweeps import LogSweeps
 from lockstep.workers.node.agents import NodeAgents
 
@@ -231,11 +231,11 @@ def ask_all(actors: Mapping[str, Actor], ask: Callable[[Actor], Any]) -> dict[st
 
     One that cannot be reached is asked again: its connection may come back.
     """
-    deadline = awake.now() + ANSWER_TIMEOUT_S
+    deadline = awake_clock.now() + ANSWER_TIMEOUT_S
     answers: dict[str, Description | None] = {}
     while unanswered := {name: ask(actor) for name, actor in actors.items() if name not in answers}:
-        ray.wait(list(unanswered.values()), num_returns=len(unanswered), timeout=max(0.0, deadline - awake.now()))
-        is_last = awake.now() >= deadline
+        ray.wait(list(unanswered.values()), num_returns=len(unanswered), timeout=max(0.0, deadline - awake_clock.now()))
+        is_last = awake_clock.now() >= deadline
         for name, call in unanswered.items():
             try:
                 answers[name] = Description(*ray.get(call, timeout=0))

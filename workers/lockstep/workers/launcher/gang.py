@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from ray.exceptions import ActorUnavailableError
 
 from lockstep.v1.internal_service_pb2 import StartGang
-from lockstep.workers.calls import FIRST_FACTOR, Presence, Status, name_of
-from lockstep.workers.engine import awake
+from lockstep.workers.calls import HANG_FIRST_FACTOR, Presence, Status, name_of
+from lockstep.workers.engine import awake_clock
 from lockstep.workers.failures import is_with_node, job_error
 from lockstep.workers.launcher.attempt.events import (
     CameUp,
@@ -133,14 +133,14 @@ class Gang:
             deadline: as awake.now() tells; None for never.
         """
         while True:
-            now = awake.now()
+            now = awake_clock.now()
             if now >= self._next_check:
                 self._check_for_hangs(members, now)
             until = self._next_check if deadline is None else min(deadline, self._next_check)
             try:
                 event = self._come.popleft() if self._come else self.events.get(timeout=max(0.0, until - now))
             except queue.Empty:
-                if deadline is not None and awake.now() >= deadline:
+                if deadline is not None and awake_clock.now() >= deadline:
                     return TimeIsUp()
                 continue
             if isinstance(event, _Answered):
@@ -181,7 +181,7 @@ class Gang:
                 self._ask_for_life(member.number, now)
             elif member.killed_because is None:
                 # Whoever reads data may be in code that lets no other thread run.
-                allowed_s = timeout_s if member.is_ranked else FIRST_FACTOR * timeout_s
+                allowed_s = timeout_s if member.is_ranked else HANG_FIRST_FACTOR * timeout_s
                 owing.append((member, now - asked_at, allowed_s))
         overdue_on = {member.node_id for member, silent_s, allowed_s in owing if silent_s > allowed_s}
         # Of a node that went, all are silent; one may have been asked a moment later than another.

@@ -18,7 +18,7 @@ from ray.exceptions import ActorUnavailableError
 from lockstep.v1.internal_service_pb2 import StartGang, WorkerProcess
 from lockstep.v1.launcher_pb2 import LauncherOptions
 from lockstep.workers.calls import POLL_S, WARM_UP_S, Rest, name_of
-from lockstep.workers.engine import awake
+from lockstep.workers.engine import awake_clock
 from lockstep.workers.failures import in_our_words
 from lockstep.workers.launcher.fleet import ASK_AGAIN_AFTER_S, Fleet, Process, Shape
 
@@ -54,7 +54,7 @@ class Pool:
 
     def start(self) -> None:
         """Begin to look after idle workers; returns at once."""
-        self._spare_at = max(self._spare_at, awake.now() + QUIET_S)  # jobs may wait
+        self._spare_at = max(self._spare_at, awake_clock.now() + QUIET_S)  # jobs may wait
         threading.Thread(target=self._keep, name="pool", daemon=True).start()
 
     # For those who need workers.
@@ -168,7 +168,7 @@ class Pool:
     def _rest(self, process: Process, assignment: str) -> None:
         """Have a process wait for its next job, say at once what it holds, and see from now on that it lives."""
         process.idle_since = idle_since = time.time()
-        process.resting_since = awake.now()
+        process.resting_since = awake_clock.now()
         self._ask(process, idle_since, lambda: process.actor.rest.remote(assignment, 0.0))
 
     def _ask_again(self, process: Process, idle_since: float, ask: Callable[[], Any]) -> None:
@@ -182,7 +182,7 @@ class Pool:
             self._answers.put(lambda: self._take_answer(process, idle_since, ask, future))
 
         if is_first:  # else it still owes the answer
-            process.asked_at = awake.now()
+            process.asked_at = awake_clock.now()
         ask().future().add_done_callback(answered)
 
     def _take_answer(self, process: Process, idle_since: float, ask: Callable[[], Any], future: Any) -> None:
@@ -209,7 +209,7 @@ class Pool:
             facts |= {"failed_in_a_row": self._failed_spares, "next_spare_in_s": delay_s}
         log.warning(what, worker=process.name, node_id=process.node_id, is_warm=process.is_warm, **facts)
         self.end(process)
-        self._spare_at = max(self._spare_at, awake.now() + delay_s)
+        self._spare_at = max(self._spare_at, awake_clock.now() + delay_s)
 
     def _has_answered(self, process: Process, rest: Rest) -> None:
         if not process.is_warm:
@@ -221,7 +221,7 @@ class Pool:
             self._tell_changed()
 
     def _has_changed(self) -> None:
-        self._spare_at = max(self._spare_at, awake.now() + QUIET_S)
+        self._spare_at = max(self._spare_at, awake_clock.now() + QUIET_S)
         self._tell_changed()
 
     def _keep(self) -> None:
@@ -242,7 +242,7 @@ class Pool:
     def look_after(self) -> None:
         """End idle workers whose time is over or that do not answer, and make a spare if one is missing."""
         with self._lock:
-            now, spares = awake.now(), self._options.warm_workers
+            now, spares = awake_clock.now(), self._options.warm_workers
             for process in self._idle():
                 if now - process.asked_at > (SILENT_S if process.is_warm else WARM_UP_S):
                     self._end_lost(process, "ended an idle worker that does not answer")
@@ -262,7 +262,7 @@ class Pool:
         process = self._fleet.create(shape, node_id)
         self._processes[process.name] = process
         process.idle_since = idle_since = time.time()
-        process.resting_since = awake.now()
+        process.resting_since = awake_clock.now()
         self._ask(process, idle_since, lambda: process.actor.warm_up.remote())
         log.info("a spare worker warms up", worker=process.name, node_id=node_id)
         self._has_changed()

@@ -15,7 +15,7 @@ from lockstep.v1.internal_service_pb2 import (
     StartGang,
     StopGang,
 )
-from lockstep.workers.engine import awake
+from lockstep.workers.engine import awake_clock
 from lockstep.workers.launcher.attempt.advance import Step, advance, begin, take_over
 from lockstep.workers.launcher.attempt.commands import (
     Command,
@@ -113,21 +113,21 @@ class AttemptRunner:
             self._take(self._first_step())
             while not self._attempt.has_ended:
                 event = self._gang.next_event(self._attempt.members, self._attempt.deadline)
-                self._take(advance(self._attempt, event, awake.now()))
+                self._take(advance(self._attempt, event, awake_clock.now()))
         except Exception as failure:
             self._log.exception("the attempt failed in the launcher")
             failed = LauncherFailed(f"{type(failure).__name__}: {failure}")
             try:
                 self._gang.discard_all()  # those among them that were just taken
             finally:
-                self._take(advance(self._attempt, failed, awake.now()))
+                self._take(advance(self._attempt, failed, awake_clock.now()))
 
     def _first_step(self) -> Step:
         if self._taken_over is None:
-            return begin(Plan.of(self.order), self.order.node_ids, awake.now())
+            return begin(Plan.of(self.order), self.order.node_ids, awake_clock.now())
         for number, process in self._taken_over.processes.items():
             self._gang.adopt(number, process)
-        return take_over(self._attempt, awake.now(), is_whole=self._taken_over.is_whole)
+        return take_over(self._attempt, awake_clock.now(), is_whole=self._taken_over.is_whole)
 
     def _take(self, step: Step) -> None:
         attempt, commands = step

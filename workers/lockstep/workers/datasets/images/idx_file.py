@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lockstep.contract.idx import magic
 from lockstep.workers.engine import DataError
-from lockstep.workers.engine.state.places import open_regular
+from lockstep.workers.engine.state.storage import open_regular
 
 FIELD = "data.idx.root"
 MOST_GZIP_PACKS = 1032

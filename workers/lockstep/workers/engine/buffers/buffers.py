@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lockstep.workers.engine.buffers.found import Kept, find, known_to_change
+from lockstep.workers.engine.buffers.discovery import Kept, find, known_to_change
 from lockstep.workers.engine.buffers.policies import ATTRIBUTE, COMBINE, SAME, allowed_for
 from lockstep.workers.engine.errors import ModelError
 from lockstep.workers.engine.exchange.group import Group

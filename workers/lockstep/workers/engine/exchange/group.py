@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 
-from lockstep.workers.engine import awake
+from lockstep.workers.engine import awake_clock
 from lockstep.workers.engine.errors import RanksDisagree
 from lockstep.workers.engine.exchange.nccl import NO_NCCL, NcclGroup, nccl_failure, number_of, tcp_store
 from lockstep.workers.engine.exchange.staging import Staging, bytes_in_host_memory
@@ -254,7 +254,7 @@ class Group:
             PeerLost: a rank left or did not come in time, or the generation was superseded.
         """
         assert self._transport is not None
-        transport, deadline = self._transport, awake.now() + timeout_s
+        transport, deadline = self._transport, awake_clock.now() + timeout_s
         port = torch.zeros(1, dtype=torch.int64)
         with nccl_failure(), contextlib.ExitStack() as stack:
             listener = None

@@ -17,7 +17,7 @@ from lockstep.workers.engine.exchange.group import Group
 from lockstep.workers.engine.exchange.reduce import ChunkExchange, Exchange, ShardSums, SwapExchange, is_small
 from lockstep.workers.engine.exchange.shards import Placement
 from lockstep.workers.engine.exchange.streams import Line, line_of
-from lockstep.workers.engine.flat import FlatModel
+from lockstep.workers.engine.flat_model import FlatModel
 
 
 class OverlappedExchange(ChunkExchange):

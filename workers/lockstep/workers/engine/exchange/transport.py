@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from lockstep.workers.engine import awake
+from lockstep.workers.engine import awake_clock
 from lockstep.workers.engine.errors import PeerLost
 
 BACKLOG = 1024
@@ -87,7 +87,7 @@ class Endpoint:
         Raises:
             PeerLost: a rank is not there, did not come in time, or the generation was superseded.
         """
-        deadline = awake.now() + timeout_s
+        deadline = awake_clock.now() + timeout_s
         digest = hashlib.sha256(b"%d %s" % (generation, key)).digest()
         transport = Transport(self, generation)
         try:
@@ -121,7 +121,8 @@ class Endpoint:
         if deadline is None:
             ready = poll.poll()
         else:
-            while not (ready := poll.poll(max(0.0, 1e3 * (deadline - awake.now())))) and awake.now() < deadline:
+            left_s = deadline - awake_clock.now()
+            while not (ready := poll.poll(1e3 * max(0.0, left_s))) and (left_s := deadline - awake_clock.now()) > 0:
                 pass  # this process was stopped meanwhile, and its peers may have been, too
         if any(descriptor == self._wakeup.fileno() for descriptor, _ in ready):
             self._wakeup.recv(4096)
@@ -151,9 +152,9 @@ class Endpoint:
                 link.socket.close()
                 raise
             link.socket.close()
-            if awake.now() > deadline:
+            if awake_clock.now() > deadline:
                 raise PeerLost(f"worker {peer} did not join in time")
-            self.wait(transport.generation, [], awake.now() + pause_s)
+            self.wait(transport.generation, [], awake_clock.now() + pause_s)
             pause_s = min(2 * pause_s, LONGEST_REDIAL_S)
 
     def _call(self, peer: int, address: str, generation: int, deadline: float) -> socket.socket:
@@ -168,7 +169,7 @@ class Endpoint:
         host, _, port = place.rpartition(":")
         sock = _tuned(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET))
         try:
-            limit = min(deadline, awake.now() + UNACKNOWLEDGED_LIMIT_MS / 1e3)
+            limit = min(deadline, awake_clock.now() + UNACKNOWLEDGED_LIMIT_MS / 1e3)
             while (error := sock.connect_ex((host, int(port)))) in (errno.EINPROGRESS, errno.EALREADY):
                 if not self.wait(generation, [(sock, select.POLLOUT)], limit):
                     error = errno.ETIMEDOUT

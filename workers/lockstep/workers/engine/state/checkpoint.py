@@ -23,12 +23,19 @@ from safetensors.torch import load
 from torch import Tensor
 
 from lockstep.contract.bounds import MOST_MANIFEST_BYTES
-from lockstep.contract.checkpoints import MANIFEST_FILE, MODEL_FILE, TRAINING_FILE, folder_of
+from lockstep.contract.checkpoints import (
+    MANIFEST_FILE,
+    MODEL_FILE,
+    TRAINING_FILE,
+    Manifest,
+    ManifestFile,
+    folder_of,
+)
 from lockstep.workers.engine.state import manifest as manifests
 from lockstep.workers.engine.state.digest import digest_of
 from lockstep.workers.engine.state.manifest import Damaged
-from lockstep.workers.engine.state.places import Local, NotOurs, Place, place_of
 from lockstep.workers.engine.state.state import TrainState, safetensors_of
+from lockstep.workers.engine.state.storage import Local, NotOurs, Storage, storage_of
 
 BITS_DEPEND_ON = {
     "hardware_class": "with {}",
@@ -61,6 +68,10 @@ class File:
     @classmethod
     def of(cls, name: str, content: bytes) -> "File":
         return cls(name, len(content), hashlib.sha256(content).hexdigest())
+
+    def as_manifest(self) -> ManifestFile:
+        """Say it as the manifest does."""
+        return ManifestFile(name=self.name, size_bytes=self.size_bytes, sha256=self.sha256)
 
 
 @dataclass(frozen=True)
@@ -100,7 +111,7 @@ class Checkpoints:
     def __init__(
         self, uri: str, keep: int = 2, facts: dict[str, Any] | None = None, spec: dict[str, Any] | None = None
     ) -> None:
-        self._place: Place = place_of(uri)
+        self._place: Storage = storage_of(uri)
         self._keep, self.facts = keep, dict(facts or {})
         self._spec = dict(spec or {})
         self.preprocessing: dict[str, Any] = {}
@@ -176,11 +187,11 @@ class Checkpoints:
                 self._write(target, MODEL_FILE, safetensors_of(state.model)),
                 self._write(target, TRAINING_FILE, safetensors_of(state.training)),
             )
-            manifest = {
+            manifest: Manifest = {
                 "step": state.step,
                 "create_time": time.time(),
                 "weights_digest": weights_digest,
-                "files": [vars(file) for file in files],
+                "files": [file.as_manifest() for file in files],
                 "facts": self.facts,
                 "spec": self._spec,
                 "preprocessing": self.preprocessing,
@@ -248,7 +259,7 @@ class Checkpoints:
             self._place.remove_file(folder_of(step), MANIFEST_FILE)
             self._place.remove(folder_of(step))
 
-    def _ours(self, manifest: dict[str, Any]) -> dict[str, Any]:
+    def _ours(self, manifest: Manifest) -> Manifest:
         """A manifest, if it is not another job's."""
         theirs = manifest.get("facts") or {}
         for name, words in BELONGS_BY.items():
@@ -271,7 +282,7 @@ class Checkpoints:
     def _manifest_bytes(self, step: int) -> bytes:
         return _manifest_bytes(self._place, folder_of(step))
 
-    def _describe(self, step: int, manifest: dict[str, Any], content: bytes) -> Checkpoint:
+    def _describe(self, step: int, manifest: Manifest, content: bytes) -> Checkpoint:
         with _understood():
             files = (*(File(**file) for file in manifest["files"]), File.of(MANIFEST_FILE, content))
             created, digest = float(manifest["create_time"]), str(manifest["weights_digest"])
@@ -303,21 +314,21 @@ def read_weights(uri: str, most_bytes: int) -> dict[str, Tensor]:
         OSError: it cannot be read.
     """
     parent, _, folder = uri.rstrip("/").rpartition("/")
-    place = place_of(parent or "/", is_owned=True)
+    place = storage_of(parent or "/", is_owned=True)
     manifest = manifests.decode(_manifest_bytes(place, folder))
     with _understood():
         weights: dict[str, Tensor] = load(_checked(place, folder, manifest, MODEL_FILE, most_bytes))
         return weights
 
 
-def _manifest_bytes(place: Place, folder: str) -> bytes:
+def _manifest_bytes(place: Storage, folder: str) -> bytes:
     try:
         return place.read(folder, MANIFEST_FILE, MOST_MANIFEST_BYTES)
     except FileNotFoundError as error:
         raise Damaged(f"{MANIFEST_FILE} is missing") from error
 
 
-def _checked(place: Place, folder: str, manifest: dict[str, Any], name: str, most_bytes: int | None = None) -> bytes:
+def _checked(place: Storage, folder: str, manifest: Manifest, name: str, most_bytes: int | None = None) -> bytes:
     listed = {file["name"]: File(**file) for file in manifest["files"]}[name]
     if most_bytes is not None and listed.size_bytes > most_bytes:
         raise Damaged(f"{name} has {listed.size_bytes:,} bytes; the model takes at most {most_bytes:,}")

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import math
-from typing import Any
+from typing import Any, cast
+
+from lockstep.contract.checkpoints import Manifest
 
 FORMAT = 2
 """Format 1, of earlier times, has no digest over itself, and NaN as a bare word."""
@@ -16,17 +18,17 @@ class Damaged(Exception):
     """A checkpoint is not what was written; says what is wrong with which file."""
 
 
-def encode(content: dict[str, Any]) -> bytes:
+def encode(manifest: Manifest) -> bytes:
     """Write a manifest.
 
     What JSON has no number for becomes an object: {"float": "NaN"}. The last entry, "sha256", is the digest over all
     others in the form of `_canonical`.
     """
-    content = json.loads(json.dumps({"format": FORMAT} | _without_words(content), allow_nan=False))
+    content = json.loads(json.dumps({"format": FORMAT} | _without_words(manifest), allow_nan=False))
     return json.dumps(content | {_DIGEST: _digest_of(content)}, indent=1, allow_nan=False).encode()
 
 
-def decode(data: bytes) -> dict[str, Any]:
+def decode(data: bytes) -> Manifest:
     """Read a manifest.
 
     Raises:
@@ -43,8 +45,7 @@ def decode(data: bytes) -> dict[str, Any]:
         raise Damaged(f"manifest.json is of format {content.get('format')}, which this version does not know")
     if content["format"] != 1 and digest != _digest_of(content):
         raise Damaged("the bytes of manifest.json have changed")
-    restored: dict[str, Any] = _with_words(content)
-    return restored
+    return cast(Manifest, _with_words(content))
 
 
 def json_number(value: float) -> float | str:

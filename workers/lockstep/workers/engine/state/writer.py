@@ -4,7 +4,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Collection, Sequence
 
-from lockstep.workers.engine import awake
+from lockstep.workers.engine import awake_clock
 from lockstep.workers.engine.errors import LEARNING_RATE, NonFiniteParameters, Parameter
 from lockstep.workers.engine.state.checkpoint import Checkpoint, Checkpoints
 from lockstep.workers.engine.state.state import TrainState, first_non_finite
@@ -91,8 +91,8 @@ class Writer:
         Args:
             look: called now and then; what it raises ends the wait, and the writing goes on.
         """
-        while not self._is_done_within(min(LOOK_EVERY_S, self._give_up_at - awake.now())):
-            if awake.now() >= self._give_up_at:
+        while not self._is_done_within(min(LOOK_EVERY_S, self._give_up_at - awake_clock.now())):
+            if awake_clock.now() >= self._give_up_at:
                 self._give_up()
                 return
             look()
@@ -110,10 +110,10 @@ class Writer:
 
     def _is_done_within(self, patience_s: float) -> bool:
         if self._thread is not None:
-            gives_up_at = awake.now() + patience_s
+            gives_up_at = awake_clock.now() + patience_s
             self._thread.join(max(0.0, patience_s))
             while self._thread.is_alive():
-                left_s = gives_up_at - awake.now()
+                left_s = gives_up_at - awake_clock.now()
                 if left_s <= 0:
                     return False
                 self._thread.join(left_s)
@@ -121,7 +121,7 @@ class Writer:
         return True
 
     def _start(self, step: int | None, limit_s: float, work: Callable[..., None], *args: TrainState) -> None:
-        self._step, self._limit_s, self._give_up_at = step, limit_s, awake.now() + limit_s
+        self._step, self._limit_s, self._give_up_at = step, limit_s, awake_clock.now() + limit_s
         self._is_late = False
         self._thread = threading.Thread(target=work, args=args, name="checkpoint", daemon=True)
         self._thread.start()

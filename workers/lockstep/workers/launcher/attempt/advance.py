@@ -7,7 +7,7 @@ from lockstep.contract.failures import FailureReason
 from lockstep.contract.wording import count, go_on
 from lockstep.v1.job_pb2 import JobError
 from lockstep.workers.calls import Status
-from lockstep.workers.launcher.attempt import ending, joining, losing
+from lockstep.workers.launcher.attempt import ending, joining, worker_loss
 from lockstep.workers.launcher.attempt.commands import Command, Dismiss
 from lockstep.workers.launcher.attempt.events import (
     CameUp,
@@ -21,7 +21,7 @@ from lockstep.workers.launcher.attempt.events import (
     TimeIsUp,
     Told,
 )
-from lockstep.workers.launcher.attempt.peer_loss import HOPELESS
+from lockstep.workers.launcher.attempt.partition import HOPELESS
 from lockstep.workers.launcher.attempt.state import (
     Attempt,
     Cause,
@@ -95,7 +95,7 @@ def advance(attempt: Attempt, event: Event, now: float) -> Step:
         case LauncherFailed(why):
             turn.end(Ended(JobError(reason=FailureReason.INTERNAL, message=f"the launcher failed: {why}")))
         case Died(first) if (member := attempt.member(first.number)) is not None:
-            losing.died(turn, member, event)
+            worker_loss.died(turn, member, event)
         case Taken(number) | CameUp(number) | Told(number) | Hung(number):
             if (member := attempt.member(number)) is not None:
                 _hear(turn, member, event)
@@ -127,7 +127,7 @@ def _hear(turn: Turn, member: Member, event: Taken | CameUp | Told | Hung) -> No
             else:
                 _has_told(turn, member, status)
         case Hung(_, why):
-            losing.hung(turn, member, why)
+            worker_loss.hung(turn, member, why)
 
 
 def _has_ended(turn: Turn, member: Member, status: Status) -> None:
@@ -136,7 +136,7 @@ def _has_ended(turn: Turn, member: Member, status: Status) -> None:
     if not status.error_bytes:
         if status.was_dismissed and not member.is_leaving:  # a launcher that died has told it
             words = f"worker {member.number} was let go before this launcher came"
-            losing.go_on_without(turn, [member], words)
+            worker_loss.go_on_without(turn, [member], words)
             return
         turn.tell_changed("")
         return

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from lockstep.v1.internal_service_pb2 import StartGang
 from lockstep.v1.job_pb2 import JobError
-from lockstep.workers.launcher.attempt.peer_loss import PeerLosses
+from lockstep.workers.launcher.attempt.partition import PeerLosses
 
 # How far a worker has come.
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import groupby
 from typing import Any
 
-from lockstep.contract.spec.fields import FieldRule, Place, kinds_of, place_of
+from lockstep.contract.spec.fields import FieldPath, FieldRule, kinds_of, place_of
 from lockstep.contract.spec.values import show
 from lockstep.contract.wording import count
 from lockstep.v1.job_spec_pb2 import JobSpec
@@ -18,7 +18,7 @@ _MAX_SHOWN_ITEMS = 3
 Shown = Callable[[str], str]
 """Gives a field with its value as a sentence's beginning: `training.batch_size is 0`."""
 
-Sections = tuple[tuple[Place, tuple[tuple[FieldRule, Place], ...]], ...]
+Sections = tuple[tuple[FieldPath, tuple[tuple[FieldRule, FieldPath], ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class RuleOverFields:
     hint: str
 
     @cached_property
-    def folders(self) -> tuple[Place, ...]:
+    def folders(self) -> tuple[FieldPath, ...]:
         """A place in each message that it reads of."""
         return tuple({place.folder: place for place in map(place_of, self.reads)}.values())
 
@@ -88,7 +88,7 @@ class Parents:
         self.spec = spec
         self._found: dict[str, Any] = {}
 
-    def of(self, place: Place) -> Any | None:
+    def of(self, place: FieldPath) -> Any | None:
         """Return the message that holds a field; None when it belongs to a kind that is not chosen."""
         try:
             return self._found[place.folder]
@@ -144,7 +144,7 @@ def parent_of(spec: JobSpec, path: str) -> Any | None:
     return _parent_of(spec, place_of(path))
 
 
-def _parent_of(spec: JobSpec, place: Place) -> Any | None:
+def _parent_of(spec: JobSpec, place: FieldPath) -> Any | None:
     message: Any = spec
     for name, is_choice in place.parents:
         if is_choice and not message.HasField(name):
@@ -235,7 +235,7 @@ def _compute(default: ComputedDefault, parents: Parents) -> bool:
     return True
 
 
-def _is_set(parent: Any, place: Place) -> bool:
+def _is_set(parent: Any, place: FieldPath) -> bool:
     return bool(parent.HasField(place.name)) if place.has_presence else bool(getattr(parent, place.name))
 
 

@@ -30,7 +30,7 @@ class NotOurs(Exception):
     """A folder is not one that this job, or this user, has made; says which one and why."""
 
 
-class Place(Protocol):
+class Storage(Protocol):
     """A folder of folders of files.
 
     Attributes:
@@ -72,7 +72,7 @@ class Place(Protocol):
         """Remove a file of a folder."""
 
 
-def place_of(uri: str, *, is_owned: bool = False) -> Place:
+def storage_of(uri: str, *, is_owned: bool = False) -> Storage:
     """The place that a path or URI names.
 
     Args:
@@ -100,7 +100,7 @@ def followed(uri: str) -> str:
 
 
 class Local:
-    """A folder on a disk; see `place_of`."""
+    """A folder on a disk; see `storage_of`."""
 
     is_local = True
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lockstep.contract.spec.walk import CrossRule, Shown
+from lockstep.contract.spec.traversal import CrossRule, Shown
 from lockstep.contract.wording import count
 from lockstep.v1.job_spec_pb2 import JobSpec
 

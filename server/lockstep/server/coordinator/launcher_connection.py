@@ -1,4 +1,4 @@
-"""The line to the launcher: the orders that wait to go down."""
+"""The connection to the launcher: the orders that wait to go down."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from lockstep.v1.internal_service_pb2 import ConnectLauncherResponse
 
 
-class LauncherLine:
+class LauncherConnection:
     """One connection of the launcher: the orders that wait to go down.
 
     Attributes:
@@ -28,6 +28,6 @@ class LauncherLine:
         self._orders.put_nowait(None)
 
     async def orders(self) -> AsyncIterator[ConnectLauncherResponse]:
-        """Yield orders until the line is ended."""
+        """Yield orders until the connection is ended."""
         while (order := await self._orders.get()) is not None:
             yield order

@@ -15,7 +15,7 @@ from lockstep.contract.spec.builtin import (
     train_size,
 )
 from lockstep.contract.spec.fields import kinds_of
-from lockstep.contract.spec.walk import CrossRule, Shown
+from lockstep.contract.spec.traversal import CrossRule, Shown
 from lockstep.v1.job_spec_pb2 import JobSpec
 
 MOST_SYNTHETIC_NUMBERS = 1_000_000_000

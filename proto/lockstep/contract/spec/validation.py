@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from lockstep.contract.bounds import MOST_SHARDS
-from lockstep.contract.spec.cross import CROSS_RULES
-from lockstep.contract.spec.data_cross import DATA_CROSS_RULES
+from lockstep.contract.spec.cross_field import CROSS_RULES
+from lockstep.contract.spec.cross_field_data import DATA_CROSS_RULES
 from lockstep.contract.spec.fields import SECTIONS_WITH_KINDS, field_rules
-from lockstep.contract.spec.walk import (
+from lockstep.contract.spec.traversal import (
     ChoiceRule,
     ComputedDefault,
     CrossRule,
@@ -51,7 +51,7 @@ SPEC_RULES: tuple[CrossRule, ...] = (*CROSS_RULES, *DATA_CROSS_RULES)
 _SECTIONS = sections_of(FIELD_RULES)
 
 
-def judge(submitted: JobSpec, unread: Iterable[str] = ()) -> Resolution:
+def validate(submitted: JobSpec, unread: Iterable[str] = ()) -> Resolution:
     """Check a spec by itself and fill in every default.
 
     Args:

@@ -20,7 +20,7 @@ _STORED_EVERY_S = 2.0
 log = structlog.get_logger(__name__)
 
 
-class LedgerBook:
+class JobLedgers:
     """All ledgers. What a crash of the server takes is what workers that died in the last seconds had told."""
 
     def __init__(self, store: LedgerStore) -> None:

@@ -8,7 +8,6 @@ from lockstep.v1.job_pb2 import JobError
 from lockstep.workers.launcher.attempt.ending import check_size, lose_all
 from lockstep.workers.launcher.attempt.events import Died
 from lockstep.workers.launcher.attempt.joining import not_placed
-from lockstep.workers.launcher.attempt.loss_messages import lost_with, what_happened
 from lockstep.workers.launcher.attempt.state import (
     Coming,
     Finishing,
@@ -19,6 +18,7 @@ from lockstep.workers.launcher.attempt.state import (
     Training,
 )
 from lockstep.workers.launcher.attempt.turn import Turn
+from lockstep.workers.launcher.attempt.worker_loss_messages import lost_with, what_happened
 
 
 def hung(turn: Turn, member: Member, why: str) -> None:

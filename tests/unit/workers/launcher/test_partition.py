@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from lockstep.v1.internal_service_pb2 import ResizeGang
-from lockstep.workers.launcher.attempt import ending, peer_loss
-from lockstep.workers.launcher.attempt.peer_loss import MAX_PEER_LOSSES, PeerLosses
+from lockstep.workers.launcher.attempt import ending, partition
+from lockstep.workers.launcher.attempt.partition import MAX_PEER_LOSSES, PeerLosses
 from tests.support.scripted_fleet import Stage
 
 FAILED_MEETING_S = 62.0
@@ -14,7 +14,7 @@ FAILED_MEETING_S = 62.0
 
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
-    monkeypatch.setattr(peer_loss, "PEER_LOSS_S", 0.0)
+    monkeypatch.setattr(partition, "PEER_LOSS_S", 0.0)
     stage = Stage()
     yield stage
     stage.close()

@@ -1,6 +1,6 @@
 """How long a call holds the server's event loop, and so everybody else, when many jobs wait.
 
-    python benchmarks/turns.py [--jobs 10000]
+    python benchmarks/loop_turns.py [--jobs 10000]
 
 The server's parts run in this process, with a store of so many queued jobs. Shown is the most CPU time that one turn of
 the loop took after each call, the client's own part among it, since it shares the loop.

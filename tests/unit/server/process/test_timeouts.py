@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from lockstep.server.process.patience import PARTS, done_within
+from lockstep.server.process.timeouts import PARTS, done_within
 from tests.support.stopping import stop_and_go_on
 
 TIMEOUT_S = 3.0
 STOPPED_S = 1.5 * TIMEOUT_S
 SCRIPT = f"""
 import asyncio, sys
-from lockstep.server.process.patience import PARTS, done_within
+from lockstep.server.process.timeouts import PARTS, done_within
 
 async def main():
     print("ready", flush=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lockstep.server.ledger.book import LedgerBook
+from lockstep.server.ledger.job_ledgers import JobLedgers
 from lockstep.server.store import Store
 from tests.unit.server.ledger.test_ledger import account
 
@@ -29,7 +29,7 @@ async def test_a_ledger_that_could_not_be_stored_is_kept_until_it_is(
         saved.append(ledgers)
 
     monkeypatch.setattr(store.ledgers, "save_ledgers", save)
-    book = LedgerBook(store.ledgers)
+    book = JobLedgers(store.ledgers)
     await book.report(account(0, 1, forward=5.0))
     storing = asyncio.create_task(book.store_all())
     await is_saving.wait()
