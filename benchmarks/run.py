@@ -16,7 +16,7 @@ BENCHMARKS = (
     "heal.py",
     "ledger.py",
     "scrape.py",
-    "turns.py",
+    "loop_turns.py",
 )
 
 

@@ -17,7 +17,7 @@ from tests.support.pool_stage import Clock, Make, PoolStage
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(pool_module, "time", clock)
-    monkeypatch.setattr(pool_module, "awake", clock)
+    monkeypatch.setattr(pool_module, "awake_clock", clock)
     monkeypatch.setattr(pool_module, "ASK_AGAIN_AFTER_S", 0.0)
     return clock
 
