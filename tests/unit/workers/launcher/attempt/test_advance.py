@@ -1,5 +1,7 @@
 """What an attempt does where the order of things matters."""
 
+import pytest
+
 from lockstep.v1.job_pb2 import JobError
 from lockstep.workers.calls import PLACEMENT_TIMEOUT_S
 from lockstep.workers.launcher.attempt import ending
@@ -8,7 +10,7 @@ from lockstep.workers.launcher.attempt.commands import TellStopped
 from lockstep.workers.launcher.attempt.ending import first_cause
 from lockstep.workers.launcher.attempt.events import CameUp, ResizeAsked, StopAsked, TimeIsUp, Told
 from lockstep.workers.launcher.attempt.state import Cause, Failure, Finishing, Gathering, Leaving, Plan, Training
-from tests.support.attempt_world import Worker, World, ended, prepared
+from tests.support.attempt_world import Worker, World, death, ended, prepared
 
 UNREADABLE = JobError(reason="DATA_INVALID", message="data.idx.root: there is no such folder")
 
@@ -93,6 +95,21 @@ def test_a_stop_that_is_refused_when_one_has_left_lets_the_others_finish() -> No
     world.happens(Told(1, status))
     assert isinstance(world.attempt.state, Finishing)
     assert world.attempt.deadline == world.now + ending.LAST_GRACE_S
+    world.happens(ended(world.workers[1]))
+    assert stopped(world) == TellStopped(None, is_too_small=False)
+
+
+@pytest.mark.parametrize("is_stopping", [False, True])
+def test_whoever_is_killed_while_one_that_is_done_has_the_others_let_go_is_not_missed(is_stopping: bool) -> None:
+    world = trains(3)
+    if is_stopping:
+        world.happens(StopAsked(60.0, keep=True))
+    world.happens(Told(1, world.workers[1].status._replace(has_finished=True)))
+    assert [worker.is_dismissed for worker in world.workers.values()] == [True, False, True]
+    first, second = world.workers[0], world.workers[2]
+    world.happens(death(first, second))
+    world.happens(death(second))
+    assert world.attempt.generation == 1, "nobody is told to meet once more"
     world.happens(ended(world.workers[1]))
     assert stopped(world) == TellStopped(None, is_too_small=False)
 
