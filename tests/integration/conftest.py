@@ -18,6 +18,7 @@ import pytest
 from lockstep.client import Client, Job
 
 MARK = "LOCKSTEP_TEST_MARK"
+AGENT = "ray::NodeAgent"
 LOCKSTEP = Path(sys.executable).with_name("lockstep")
 START_TIMEOUT_S = 150
 TEST_TIMEOUT_S = 600
@@ -130,7 +131,11 @@ class Server:
 
     def wait_for_log(self, event: str, count: int = 1) -> None:
         """Wait until the server has logged an event so many times."""
-        self.wait_until(lambda: self.log().count(f'"event": "{event}"') >= count)
+        self.wait_until(lambda: self.count_in_log(event) >= count)
+
+    def count_in_log(self, event: str) -> int:
+        """How often the server has logged an event."""
+        return self.log().count(f'"event": "{event}"')
 
     def wait_until(self, is_so: Callable[[], bool]) -> None:
         """Wait for something that no event tells, while the server lives."""
@@ -181,14 +186,15 @@ def _servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
     try:
         yield make
     finally:
-        left = []
+        left, statuses = [], []
         for server in servers:
             with contextlib.suppress(subprocess.TimeoutExpired):  # then it is one of those that are left
-                server.stop()
+                statuses.append(server.stop())
             left += server.processes()
         for process in left:
             process.kill()
         assert not left, f"left behind: {left}"
+        assert not any(statuses), f"ended with: {statuses}"
 
 
 def digits(workers: int = 2, min_workers: int = 1, **training: Any) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from tests.distributed.test_ranks_together import write_idx
 from tests.integration.conftest import Server, digits, endless, quick, wait_for_event, wait_for_state, wait_for_step
 from tests.support.alone import assert_curve_of_the_engine_alone
 
-LONG = {"max_epochs": 150}
+LONG = {"max_epochs": 60}
+"""Longer than it takes to find a worker and to kill it."""
 
 
 def story(job: Job) -> str:

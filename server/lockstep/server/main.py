@@ -93,7 +93,7 @@ def serve(
     checkpoint_roots: CheckpointRoots = None,
     log_format: LogFormat = None,
 ) -> None:
-    """Run the server, until SIGTERM, Ctrl-C or the end of its terminal; a second one forces it to end.
+    """Run the server, until SIGTERM, Ctrl-C or the end of its terminal; a second of the first two forces it to end.
 
     Every option can also be set by a variable: LOCKSTEP_ and its name, such as LOCKSTEP_DATA_DIR.
     """
@@ -128,16 +128,20 @@ def serve(
 
 async def _serve(settings: Settings) -> None:
     application = Application(settings)
-    stop = asyncio.Event()
+    stop, is_forced_next = asyncio.Event(), False
 
     def on_signal(number: signal.Signals) -> None:
-        if stop.is_set():
-            if number is signal.SIGHUP:  # comes along with others, from a supervisor or the end of a terminal
-                return
-            application.kill()
-            os._exit(EXIT_FORCED)
-        log.info("shutting down; once more to force it")
-        stop.set()
+        nonlocal is_forced_next
+        # SIGHUP comes along with others, from a supervisor or the end of a terminal, and of those that come at once it
+        # is the first to arrive, whichever was sent first.
+        if number is not signal.SIGHUP:
+            if is_forced_next:
+                application.kill()
+                os._exit(EXIT_FORCED)
+            is_forced_next = True
+        if not stop.is_set():
+            log.info("shutting down; once more to force it")
+            stop.set()
 
     loop = asyncio.get_running_loop()
     for number in children.ENDING_SIGNALS:

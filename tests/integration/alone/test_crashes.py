@@ -16,26 +16,6 @@ from tests.support.foreign_ray import ForeignRay, foreign_ray
 MakeServer = Callable[..., Server]
 
 
-def test_a_killed_server_comes_back_with_all_its_jobs(make_server: MakeServer) -> None:
-    server = make_server("--num-cpus", "2").start()
-    with server.client() as client:
-        running = wait_for_step(client.submit_job(quick(max_epochs=300)), 20)
-        queued = client.submit_job(quick(seed=8, min_workers=2))
-        cancelled = client.submit_job(endless()).cancel()
-    workers = {worker.pid for worker in server.workers(running)}
-    server.kill()
-    server.start()
-    with server.client() as client:
-        assert {worker.pid for worker in server.workers()} >= workers, "they have gone on meanwhile"
-        running, queued = (client.get_job(job.job_id).wait() for job in (running, queued))
-        assert (running.attempt, running.restarts, running.heals) == (1, 0, 0)
-        assert queued.attempt == 1
-        assert client.get_job(cancelled.job_id).state is JobState.CANCELLED
-        assert_curve_of_the_engine_alone(running)
-    assert "adopting the embedded Ray" in server.log()
-    assert server.stop() == 0
-
-
 @pytest.mark.exhaustive
 def test_workers_that_finish_while_the_server_is_away_wait_for_it(make_server: MakeServer) -> None:
     server = make_server("--num-cpus", "2").start()
@@ -51,19 +31,6 @@ def test_workers_that_finish_while_the_server_is_away_wait_for_it(make_server: M
         assert job.attempt == 1
         assert_curve_of_the_engine_alone(job)
     server.wait_until_nobody_works()
-
-
-def test_a_killed_launcher_is_replaced_and_its_jobs_go_on(make_server: MakeServer) -> None:
-    server = make_server("--num-cpus", "3").start()
-    with server.client() as client:
-        job = wait_for_step(client.submit_job(quick(workers=3, max_epochs=300)), 20)
-        worker = server.workers(job)[1]
-        server.processes("lockstep.workers.launcher")[0].kill()
-        worker.kill()  # while nobody looks after it
-        job.wait()
-        assert (job.attempt, job.restarts, job.heals) == (1, 0, 1)
-        assert_curve_of_the_engine_alone(job)
-    assert server.stop(signal.SIGINT) == 0
 
 
 @pytest.mark.exhaustive

@@ -27,9 +27,9 @@ def test_a_signal_to_all_processes_at_once_is_as_one_to_the_server_wherever_that
     monkeypatch.setenv("RAY_ADDRESS", "10.9.8.7:6379")
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
     monkeypatch.delenv("HOME", raising=False)
-    server = make_server("--num-cpus", "2").start()
+    server = make_server("--num-cpus", "1", "--warm-workers", "0").start()
     with server.client() as client:
-        job = wait_for_step(client.submit_job(endless()), 50)
+        job = wait_for_step(client.submit_job(endless(workers=1)), 50)
     processes = server.processes()
     for process in processes:
         process.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Agents that end and come again, and GPUs as the agents see them."""
+"""GPUs as the agents see them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,24 +9,7 @@ from tests.integration.conftest import Server
 from tests.integration.test_telemetry import shown, telemetry_of
 from tests.support.nvml.fake import FakeDriver
 
-AGENT = "ray::NodeAgent"
 GIB = 1 << 30
-
-
-def test_a_new_launcher_brings_new_agents_and_the_old_ones_end(make_server: Callable[..., Server]) -> None:
-    server = make_server("--num-cpus", "1").start()
-    first = telemetry_of(server, lambda told: True)
-    (agent,) = server.processes(AGENT)
-    (launcher,) = server.processes("lockstep.workers.launcher")
-    launcher.kill()
-    agent.wait(30)
-    server.wait_until(lambda: [process.pid for process in server.processes(AGENT)] not in ([], [agent.pid]))
-    (second,) = server.processes(AGENT)
-    telemetry_of(server, lambda told: told.receive_time > first.receive_time)
-    second.kill()
-    server.wait_for_log("a node agent has ended")
-    server.wait_until(lambda: bool(server.processes(AGENT)))
-    assert server.stop() == 0
 
 
 def test_nodes_shows_gpus_as_the_driver_tells_of_them(
@@ -39,7 +22,9 @@ def test_nodes_shows_gpus_as_the_driver_tells_of_them(
     driver.set_gpu(0, utilization=87, memory_total=140 * GIB, memory_used=41 * GIB, power=512_400, temperature=64)
     driver.set_gpu(1, nvmlDeviceGetUtilizationRates=3, nvmlDeviceGetPowerUsage=3, temperature=30)
     mapping = tmp_path / "gpu-jobs"
-    server = make_server("--num-cpus", "1", "--num-gpus", "0", "--gpu-job-mapping-dir", str(mapping)).start()
+    server = make_server(
+        "--num-cpus", "1", "--num-gpus", "0", "--warm-workers", "0", "--gpu-job-mapping-dir", str(mapping)
+    ).start()
     telemetry_of(server, lambda told: len(told.gpus) == 2)
     lines = [line for line in shown(server) if "GPU" in line]
     assert lines[0] == "  GPU 0 NVIDIA H200: utilization 87 %, memory 41.0 GiB of 140.0 GiB, 512 W, 64 °C"

@@ -78,6 +78,15 @@ def test_the_end_of_a_terminal_comes_more_than_once_and_forces_nothing(tmp_path:
         assert process.wait() == 0
 
 
+def test_what_comes_after_the_end_of_a_terminal_forces_nothing_either(tmp_path: Path) -> None:
+    with server(tmp_path) as (process, _):
+        process.send_signal(signal.SIGHUP)
+        assert process.stderr is not None
+        assert any("shutting down" in line for line in process.stderr)
+        process.send_signal(signal.SIGTERM)  # of those that are sent at once, either may arrive first
+        assert process.wait() == 0
+
+
 def test_a_server_that_was_told_to_outlive_its_terminal_does(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does; inherited
     try:
