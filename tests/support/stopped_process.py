@@ -1,13 +1,13 @@
-"""Measures silence in a process that is stopped meanwhile: run by test_stopped.py, one of these functions at a time.
+"""Measures silence in a process that is stopped meanwhile: test_stopped.py runs each of these functions in one.
 
-Says "ready" when it may be stopped, and its verdict once it goes on.
+Each is given what says "ready" when the process may be stopped, and its verdict once it goes on.
 """
 
-import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
-from pathlib import Path
+from multiprocessing.connection import Connection
 from typing import Any
 
 from lockstep.v1.internal_service_pb2 import StartGang
@@ -24,12 +24,10 @@ from lockstep.workers.launcher.gang import Gang
 HANG_TIMEOUT_S = 2.0
 
 
-def say(words: str) -> None:
-    sys.stdout.write(f"{words}\n")
-    sys.stdout.flush()
+Say = Callable[[str], None]
 
 
-def clock() -> None:
+def clock(say: Say) -> None:
     """Tell the seconds that have passed, and those in which this process ran."""
     began, awake_from = time.monotonic(), awake_clock.now()
     say("ready")
@@ -38,7 +36,7 @@ def clock() -> None:
     say(f"{time.monotonic() - began} {awake_clock.now() - awake_from}")
 
 
-def watchdog() -> None:
+def watchdog(say: Say) -> None:
     """Ask a rank that computes whether it hangs, at once when it goes on."""
     beating = Watchdog(HANG_TIMEOUT_S)
     for step in (1, 2):
@@ -87,7 +85,7 @@ class PlayedPool:
         pass
 
 
-def gang() -> None:
+def gang(say: Say) -> None:
     """Watch a worker that answers in time, as the launcher does."""
     order = StartGang()
     order.spec.recovery.hang_timeout_s = HANG_TIMEOUT_S
@@ -112,7 +110,7 @@ def gang() -> None:
     say("None")
 
 
-def writer() -> None:
+def writer(say: Say) -> None:
     """Wait for a checkpoint that is being written."""
     failures: list[Exception] = []
 
@@ -131,7 +129,7 @@ def writer() -> None:
     say(str(writing._is_late or None))
 
 
-def meeting() -> None:
+def meeting(say: Say) -> None:
     """Wait for another rank, which comes in time."""
     endpoints = [Endpoint("127.0.0.1"), Endpoint("127.0.0.1")]
     addresses = [endpoint.address for endpoint in endpoints]
@@ -147,6 +145,10 @@ def meeting() -> None:
     say("None")
 
 
-if __name__ == "__main__":
-    assert Path(__file__).name == "stopped_process.py"
-    {"clock": clock, "watchdog": watchdog, "gang": gang, "writer": writer, "meeting": meeting}[sys.argv[1]]()
+WHAT = {function.__name__: function for function in (clock, watchdog, gang, writer, meeting)}
+
+
+def say_what(name: str, connection: Connection) -> None:
+    """Run one of them."""
+    WHAT[name](connection.send)
+    connection.close()

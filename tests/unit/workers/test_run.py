@@ -134,7 +134,7 @@ def test_each_line_is_valid_json_when_numbers_are_none(tmp_path: Path) -> None:
 
 
 def test_a_quiet_run_prints_the_result_alone(tmp_path: Path) -> None:
-    loud, quiet = run_as_a_user(tmp_path, SPEC), run_as_a_user(tmp_path, SPEC, "--quiet")
+    loud, quiet = run(tmp_path, SPEC), run_as_a_user(tmp_path, SPEC, "--quiet")
     assert (quiet.returncode, quiet.stderr) == (0, "")
     assert quiet.stdout.splitlines() == loud.stdout.splitlines()[-1:]
 

@@ -121,13 +121,21 @@ def test_a_large_tensor_that_each_shard_writes_anew_is_none() -> None:
     train(Holding(torch.zeros(LARGE_BYTES // 4 + 1), lambda model: setattr(model, "held", torch.zeros(LARGE_BYTES))))
 
 
+@pytest.mark.parametrize("mode", ["r+", "c"])
+def test_a_map_of_a_file_that_can_be_written_may_carry_something_on(tmp_path: Path, mode: str) -> None:
+    np.zeros(3).tofile(tmp_path / "array")
+    held = np.memmap(tmp_path / "array", np.float64, mode)  # type: ignore[call-overload]
+    with pytest.raises(NotDeterministic, match="held of Holding"):
+        train(Holding(np.asarray(held), lambda model: model.held.__iadd__(1)))
+
+
 def test_data_of_any_size_is_not_read_as_a_whole(tmp_path: Path) -> None:
     for name in ("array", "tensor"):
         with (tmp_path / name).open("wb") as file:
             file.truncate(HUGE_BYTES)
     data = Points()
     data.rows = np.memmap(tmp_path / "array", np.float32, "r", shape=(HUGE_BYTES // 400, 100))  # type: ignore[attr-defined]
-    data.columns = data.rows.T  # type: ignore[attr-defined]
+    data.columns, data.plain = data.rows.T, np.asarray(data.rows)  # type: ignore[attr-defined]
     data.pixels = torch.from_file(str(tmp_path / "tensor"), shared=True, size=HUGE_BYTES, dtype=torch.uint8)  # type: ignore[attr-defined]
     train(Numbers(), data)
 

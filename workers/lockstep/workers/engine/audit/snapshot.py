@@ -197,10 +197,22 @@ def state_of(value: Any) -> Any:
             return repr(value.bit_generator.state)
         case np.random.RandomState():
             return repr(value.get_state(legacy=False))
+        case np.ndarray() if is_map_for_reading(value):
+            return value.shape, "as it was"
         case np.ndarray() if not value.dtype.hasobject:  # the bytes of objects and strings of any length are addresses
             return value.shape, array_digest(value)
         case _:
             return None
+
+
+def is_map_for_reading(array: np.ndarray) -> bool:
+    """Whether it is of a file that is mapped for reading alone: nobody here can write to it, and reading it is slow."""
+    part: Any = array
+    while isinstance(part, np.ndarray):
+        if isinstance(part, np.memmap):
+            return part.mode == "r"
+        part = part.base
+    return False
 
 
 def array_digest(array: np.ndarray) -> bytes:
