@@ -102,6 +102,7 @@ def _serve(connection: Connection) -> None:
         except EOFError:
             return
         group = None
+        outcome: tuple[Any, str | None]
         try:
             group = Group.join(endpoint, rank, addresses, b"secret", "cpu", generation, 60, via)
             outcome = function(group, *args), None

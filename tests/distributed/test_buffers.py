@@ -54,6 +54,12 @@ class Counts(Net):
         "seen": "max",
     }
 
+    examples: Tensor
+    positive: Tensor
+    largest: Tensor
+    least: Tensor
+    seen: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("examples", torch.zeros((), dtype=torch.int64))
@@ -72,6 +78,14 @@ class Counts(Net):
 
 class Moving(Net):
     """Averages that begin at infinity, a complex one, one of 16 bits, a counter; and what never changes."""
+
+    mean: Tensor
+    phases: Tensor
+    narrow: Tensor
+    calls: Tensor
+    mask: Tensor
+    ones: Tensor
+    rotation: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,6 +107,8 @@ class Moving(Net):
 class Reassigning(Net):
     """Assigns a buffer anew, instead of changing it in place."""
 
+    mean: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(4), persistent=False)
@@ -111,6 +127,8 @@ class Seldom(Net):
 
     buffer_policies: Mapping[str, str] = {"largest": "max"}
 
+    largest: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("largest", torch.zeros(()))
@@ -126,6 +144,8 @@ class Seldom(Net):
 class CountsInValidation(Net):
     """Changes a buffer in validation too, on which training depends."""
 
+    calls: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("calls", torch.zeros(()))
@@ -138,6 +158,9 @@ class CountsInValidation(Net):
 
 class ReassigningLate(Net):
     """Assigns a buffer anew from the fourth step on, with the graph that has made it."""
+
+    mean: Tensor
+    calls: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,13 +179,16 @@ class ReassigningLate(Net):
 class Shown(Net):
     """Shows the last batch of a validation, once the weights have moved, in what holds negative zeros before it."""
 
+    shown: Tensor
+    start: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("shown", torch.full((4,), -0.0))
-        self.register_buffer("start", self.body[0].weight.detach().clone())
+        self.register_buffer("start", self.get_parameter("body.0.weight").detach().clone())
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if not self.training and (self.body[0].weight - self.start).abs().sum() > 0.05:
+        if not self.training and (self.get_parameter("body.0.weight") - self.start).abs().sum() > 0.05:
             self.shown.copy_(inputs.mean(0))
         outputs: Tensor = self.body(inputs)
         return outputs

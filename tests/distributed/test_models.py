@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ class Points(DataModule):
 
 class Net(Classifier):
     dtype = torch.float32
+    body: nn.Module
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,6 +54,8 @@ class Float16(Net):
 class Images(Net):
     """Takes the inputs for images, in channels_last; a normalisation is held in evaluation mode."""
 
+    body: nn.Sequential
+
     def __init__(self) -> None:
         Classifier.__init__(self)
         self.body = nn.Sequential(
@@ -68,6 +72,7 @@ class PartsLater(Net):
     """From the second step on, some shards run a layer in several re-entrant checkpoints."""
 
     width = 8
+    calls: Tensor
 
     def __init__(self) -> None:
         Classifier.__init__(self)
@@ -102,13 +107,14 @@ def adafactor(parameters: Any) -> torch.optim.Optimizer:
 
 def in_groups(parameters: Any) -> torch.optim.Optimizer:
     matrices, others = ([p for p in parameters if (p.dim() > 1) is many] for many in (True, False))
-    return torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": others}], lr=0.01)
+    groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": 0.1}, {"params": others}]
+    return torch.optim.AdamW(groups, lr=0.01)
 
 
 class ByLayer(torch.optim.SGD):
     """Scales each parameter's gradient to its norm, and counts its steps in its group."""
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         for group in self.param_groups:
             group["steps"] = group.get("steps", 0) + 1
             for parameter in group["params"]:
@@ -235,14 +241,10 @@ def fit_where_flattening_moves(group: Group) -> tuple[dict[str, Tensor], dict[st
         for weight in layer.parameters():
             weight.data = weight.data.clone()
 
-    plain = nn.RNNBase.flatten_parameters
-    nn.RNNBase.flatten_parameters = move
-    try:
+    with mock.patch.object(nn.RNNBase, "flatten_parameters", move):
         torch.manual_seed(1)
         before = copy.deepcopy(Recurrent().state_dict())
         return before, fit(group, Recurrent)[2]
-    finally:
-        nn.RNNBase.flatten_parameters = plain
 
 
 def test_a_recurrent_layer_that_flattens_its_weights_learns(ranks: Any) -> None:

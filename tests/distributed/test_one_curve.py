@@ -131,6 +131,8 @@ def test_another_seed_gives_another_curve(ranks: Any) -> None:
 class ImageNet(Classifier):
     """Convolution, batch normalisation, dropout: everything that keeps state or draws at random."""
 
+    mask: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
@@ -165,7 +167,7 @@ def train_images(group: Group, shards: int) -> tuple[str, list[Point], int, bool
         group=group,
         listener=recorder,
     )
-    counter, mask = module.body[1].num_batches_tracked, module.mask
+    counter, mask = module.get_buffer("body.1.num_batches_tracked"), module.mask
     return result.weights_digest, recorder.points, int(counter), bool(torch.isneginf(mask).all())
 
 

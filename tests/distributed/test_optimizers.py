@@ -1,5 +1,6 @@
 """What optimizers keep goes on bit for bit, from checkpoints and on workers that join; what cannot is named."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,20 @@ class Own(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": 0.05} | options)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         for group in self.param_groups:
             for parameter in group["params"]:
                 change = group["lr"] * self.change(group, self.state[parameter], parameter)
                 parameter.sub_(change.to(parameter.dtype))
 
-    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Any:
+    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Any) -> Any:
         raise NotImplementedError
 
 
 class Wide(Own):
     """Keeps a mean of more bits than its parameters, which are rounded to what they were cast to."""
 
-    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Any:
+    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Any) -> Any:
         if not state:
             state["mean"] = torch.zeros_like(parameter, dtype=torch.float64)
         state["mean"].mul_(0.9).add_(parameter.grad.double(), alpha=0.1)
@@ -45,7 +46,7 @@ class Wide(Own):
 class Signs(Own):
     """Keeps truth values, whole numbers, a word, and nothing; asks for what they are."""
 
-    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Any:
+    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Any) -> Any:
         if not state:
             state["was_up"] = torch.zeros_like(parameter, dtype=torch.bool)
             state["turns"] = torch.zeros_like(parameter, dtype=torch.int64)
@@ -64,12 +65,12 @@ class Counting(Own):
     def __init__(self, parameters: Any) -> None:
         super().__init__(parameters, count=torch.zeros((), dtype=torch.float64))
 
-    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Any:
+    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Any) -> Any:
         group["count"] += 1
         return parameter.grad / group["count"]
 
 
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "wide": Wide,
     "signs": Signs,
     "counting": Counting,
@@ -145,7 +146,7 @@ class Hidden(torch.optim.SGD):
         super().__init__(parameters, lr=0.05)
         self.calls = 0
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         self.calls += 1
         if self.calls == 5:
             self.param_groups[0]["lr"] *= 0.5
@@ -158,37 +159,37 @@ class Momenta(Own):
     def __init__(self, parameters: Any) -> None:
         super().__init__(parameters, betas=[0.9, 0.99])
 
-    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Any:
+    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Any) -> Any:
         group["betas"][0] *= 0.99
         return parameter.grad
 
 
 class Stray(Own):
-    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Any:
-        self.state["calls"] = self.state.get("calls", 0) + 1  # type: ignore[call-overload]
+    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Any) -> Any:
+        self.state["calls"] = self.state.get("calls", 0) + 1  # type: ignore[call-overload, index]
         return parameter.grad
 
 
 class History(Own):
-    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Any:
+    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Any) -> Any:
         state["history"] = [parameter.grad.clone()]
         return parameter.grad
 
 
 class GroupHistory(Own):
-    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Any:
+    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Any) -> Any:
         group.setdefault("history", []).append(float(parameter.grad.sum()))
         return parameter.grad
 
 
 class Phases(Own):
-    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Any:
+    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Any) -> Any:
         state["phase"] = parameter.grad.to(torch.complex128)
         return parameter.grad
 
 
 class KeepsGradient(Own):
-    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> Any:
+    def change(self, group: dict[str, Any], state: dict[str, Any], parameter: Any) -> Any:
         before = state.get("before")
         state["before"] = parameter.grad
         return parameter.grad if before is None else parameter.grad - 0.1 * before

@@ -1,6 +1,7 @@
 """A model that is exchanged in buckets, while the backward pass still runs."""
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -118,12 +119,9 @@ def train(group: Group, kind: type[Deep], shards: int) -> tuple[str, list[Point]
         begun.append(self._begun)
         return plain_total(self)
 
-    OverlappedExchange.total = total
-    try:
+    with mock.patch.object(OverlappedExchange, "total", total):
         torch.manual_seed(0)
         return (*fit(group, kind(), shards), begun)
-    finally:
-        OverlappedExchange.total = plain_total
 
 
 @pytest.mark.parametrize(("kind", "shards"), [(Deep, 4), (Deep, 7), (Twice, 4), (Unused, 4)])

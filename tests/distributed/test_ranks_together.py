@@ -55,7 +55,7 @@ def train_until(group: Group, deed: Any, deed_rank: int, bent_rank: int | None =
     torch.manual_seed(1)
     module = SoftmaxRegression(64, 10)
     if group.rank == bent_rank:
-        module.net[1].bias.data[0] = 1e-30
+        module.get_parameter("net.1.bias").data[0] = 1e-30
     trainer = Trainer(max_steps=50, batch_size=20, shards=4, log_every_steps=1)
     listener = AtStep(group, deed_rank, 3, deed)
     try:

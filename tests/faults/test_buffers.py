@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -35,7 +36,14 @@ def train_and_tell(context: Context, kind: type[Net]) -> tuple[str, list[Point],
     return result.weights_digest, context.listener.points, {name: b.tolist() for name, b in kept.items()}
 
 
-PLACES = [("swap", 1, 1), ("swap", 1, 2), ("uneven", 1, 3), ("swap", 5, 2), ("uneven", 5, 2), (Activity.UPDATE, 5, 1)]
+PLACES: list[tuple[Activity | str, int, int]] = [
+    ("swap", 1, 1),
+    ("swap", 1, 2),
+    ("uneven", 1, 3),
+    ("swap", 5, 2),
+    ("uneven", 5, 2),
+    (Activity.UPDATE, 5, 1),
+]
 
 
 @pytest.mark.parametrize("kind", [Counts, Moving, Seldom])
@@ -57,6 +65,8 @@ def test_a_worker_that_joins_learns_what_changes(fleet: Fleet, kind: type[Net]) 
 class Untold(Net):
     """Writes to a buffer in a way that leaves no trace, in which the engine sees it only when it looks closely."""
 
+    mean: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(4))
@@ -70,6 +80,8 @@ class Untold(Net):
 
 class UntoldLate(Untold):
     """Does so from the fourth step on, which fails the job, also if that step is lost."""
+
+    calls: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,11 +147,8 @@ def launched_buffers() -> Iterator[None]:
             launched.pop().join()
         plain_wait(device)
 
-    Group.swap, stepper.wait_for_device = swap, wait
-    try:
+    with mock.patch.object(Group, "swap", swap), mock.patch.object(stepper, "wait_for_device", wait):
         yield
-    finally:
-        Group.swap, stepper.wait_for_device = plain_swap, plain_wait
 
 
 def train_with_launched_buffers(context: Context, kind: type[Net]) -> Any:

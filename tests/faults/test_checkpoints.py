@@ -4,6 +4,7 @@ import json
 import resource
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from google.protobuf import json_format
@@ -27,7 +28,7 @@ def train_with_checkpoints(
 ) -> tuple[str, list[Point]]:
     listener = context.listener
     if stop_after is not None:
-        listener.wish = lambda: Wish.KEEP_AND_STOP if listener.step >= stop_after else Wish.GO_ON
+        listener.wish = lambda: Wish.KEEP_AND_STOP if listener.step >= stop_after else Wish.GO_ON  # type: ignore[method-assign]
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     if file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, before[1]))
@@ -193,10 +194,13 @@ def train_with_a_pause_on_a_full_disk(context: Context, folder: str, order: int,
         orders.clear()
         refused.append((number, why))
 
-    listener.wish = lambda: Wish.KEEP_AND_STOP if orders and listener.step >= 5 else Wish.GO_ON
-    listener.refusable = lambda: sum(orders)
-    listener.refuse_stop = refuse
-    return train_with_checkpoints(context, SPEC, folder, file_size=1000, every_steps=1000), refused
+    with mock.patch.multiple(
+        listener,
+        wish=lambda: Wish.KEEP_AND_STOP if orders and listener.step >= 5 else Wish.GO_ON,
+        refusable=lambda: sum(orders),
+        refuse_stop=refuse,
+    ):
+        return train_with_checkpoints(context, SPEC, folder, file_size=1000, every_steps=1000), refused
 
 
 @pytest.mark.parametrize("has_it", [0, 1])

@@ -19,7 +19,7 @@ from tests.support.honest_models import Numbers, Points, sgd
 from tests.support.process_fleet import Context, Fault, Fleet
 
 STEPS = 12
-SPEC = {
+SPEC: dict[str, Any] = {
     "model": {"mlp": {"hidden_units": [24], "activation": "relu", "dropout": [0.2]}},
     "data": {
         "synthetic_regression": {
@@ -174,7 +174,7 @@ def train_and_be_confirmed_late(context: Context) -> tuple[str, list[Point]]:
             look()
             time.sleep(0.001)
 
-    listener.finished = finished
+    listener.finished = finished  # type: ignore[method-assign]
     return train_and_tell(context, SPEC)
 
 

@@ -121,7 +121,8 @@ class Moving(Numbers):
     """Puts its weights elsewhere."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        self.body[0].weight.data = self.body[0].weight.data.clone()
+        weight = self.get_parameter("body.0.weight")
+        weight.data = weight.data.clone()
         return super().forward(inputs)
 
 
@@ -136,6 +137,8 @@ class Registering(Numbers):
 
 class Secretly(Numbers):
     """Writes to a buffer in a way that PyTorch does not count."""
+
+    total: Tensor
 
     def __init__(self) -> None:
         super().__init__()

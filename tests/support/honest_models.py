@@ -74,7 +74,7 @@ class LanguageModel(Module):
     def __init__(self, kind: Callable[..., nn.RNNBase] = nn.GRU, is_tied: bool = False) -> None:
         super().__init__()
         self.embedding = nn.Embedding(28, 16, padding_idx=0)
-        self.recurrent = kind(16, 16, num_layers=2, dropout=0.2, batch_first=True)
+        self.recurrent: nn.Module = kind(16, 16, num_layers=2, dropout=0.2, batch_first=True)
         self.output = nn.Linear(16, 28)
         if is_tied:
             self.output.weight = self.embedding.weight
@@ -156,6 +156,8 @@ class Frozen(Numbers):
 
 class Counting(Numbers):
     """Counts its calls in a buffer, as it should."""
+
+    calls: Tensor
 
     def __init__(self) -> None:
         super().__init__()

@@ -92,7 +92,7 @@ def test_the_generators_are_seeded_for_each_shard_whatever_was_drawn_before() ->
 class Noisy(torch.optim.SGD):
     """Adds noise to what it has learnt."""
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         super().step()
         with torch.no_grad():
             for parameter in self.param_groups[0]["params"]:

@@ -14,6 +14,9 @@ from lockstep.workers.engine.exchange.shards import Placement
 
 
 class Layer(nn.Module):
+    mask: Tensor
+    total: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(2)
@@ -129,6 +132,8 @@ DTYPES_OF_BUFFERS = (
 @pytest.mark.parametrize("dtype", DTYPES_OF_BUFFERS)
 def test_a_policy_is_refused_at_the_start_or_can_be_computed(dtype: torch.dtype, policy: str) -> None:
     class Own(nn.Module):
+        value: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.buffer_policies = {"value": policy}

@@ -109,9 +109,7 @@ def test_a_writer_that_was_cut_off_removes_nothing_of_its_successor() -> None:
 @pytest.mark.parametrize("is_local", [True, False], ids=["on a disk", "elsewhere"])
 def test_a_folder_may_have_any_name(tmp_path: Path, name: str, is_local: bool) -> None:
     parent = str(tmp_path) if is_local else ROOT
-    like = name.translate(
-        str.maketrans({"[": "", "]": "", "*": "x", "?": "y"})
-    )  # what the name as a pattern stands for
+    like = name.translate(str.maketrans("*?", "xy", "[]"))  # what the name as a pattern stands for
     theirs = Checkpoints(f"{parent}/{like}")
     theirs.write(state(1))
     checkpoints = Checkpoints(f"{parent}/{name}")

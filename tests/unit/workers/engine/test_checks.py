@@ -37,7 +37,7 @@ class Precise(Numbers):
 
 
 class Copies(Numbers):
-    def state_dict(self, *args: Any, **options: Any) -> dict[str, Tensor]:
+    def state_dict(self, *args: Any, **options: Any) -> Any:
         return {name: tensor.clone() for name, tensor in super().state_dict(*args, **options).items()}
 
 
@@ -92,7 +92,7 @@ def test_a_module_that_cannot_be_trained_is_named(module: Any, data: Any, words:
 
 def test_a_loss_that_is_set_and_not_written_is_one() -> None:
     module = WithoutLoss()
-    module.loss = nn.MSELoss(reduction="none")
+    module.loss = nn.MSELoss(reduction="none")  # type: ignore[method-assign]
     fit(module)
 
 
@@ -115,7 +115,7 @@ class Unloaded(DataModule):
 class Bare(Points):
     def __init__(self) -> None:
         super().__init__()
-        self.train = (self.train.inputs, self.train.targets)
+        self.train = (self.train.inputs, self.train.targets)  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from lockstep.workers.engine.state.manifest import Damaged, decode, encode
 
-CONTENT: dict[str, Any] = {
+CONTENT: Any = {  # a part of a `Manifest`
     "step": 40,
     "files": [{"name": "model.safetensors", "size_bytes": 3, "sha256": "00"}],
     "facts": {"job_id": "job-1"},

@@ -58,7 +58,8 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
 
 def fit(module: Module, data: DataModule | None = None, optimizer: Any = sgd, **options: Any) -> Recorder:
     recorder = Recorder()
-    trainer = Trainer(**{"max_steps": 6, "batch_size": 10, "log_every_steps": 1, "audit": "off"} | options)
+    settings: dict[str, Any] = {"max_steps": 6, "batch_size": 10, "log_every_steps": 1, "audit": "off"}
+    trainer = Trainer(**settings | options)
     trainer.fit(module, data or Points(), optimizer, listener=recorder)
     return recorder
 
@@ -66,14 +67,15 @@ def fit(module: Module, data: DataModule | None = None, optimizer: Any = sgd, **
 class MovesParameters(Net):
     def forward(self, inputs: Tensor) -> Tensor:
         if self.training:
-            self.body[0].weight.data = self.body[0].weight.data.clamp(-0.5, 0.5)
+            weight = self.get_parameter("body.0.weight")
+            weight.data = weight.data.clamp(-0.5, 0.5)
         return super().forward(inputs)
 
 
 class ClampsParameters(Net):
     def forward(self, inputs: Tensor) -> Tensor:
         with torch.no_grad():
-            self.body[2].bias.clamp_(-0.1, 0.1)
+            self.get_parameter("body.2.bias").clamp_(-0.1, 0.1)
         return super().forward(inputs)
 
 
@@ -119,6 +121,8 @@ class ReplacesLate(Late):
 
 
 class WritesUnseenLate(Late):
+    scale: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("scale", torch.ones(4))
@@ -146,7 +150,7 @@ class TiedByTranspose(Net):
     def __init__(self) -> None:
         super().__init__()
         self.back = nn.Linear(6, 4)
-        self.back.weight = nn.Parameter(self.body[0].weight.t())
+        self.back.weight = nn.Parameter(self.get_parameter("body.0.weight").t())
 
 
 class Expanded(Net):
@@ -158,7 +162,7 @@ class Expanded(Net):
 class AfterAccumulation(Net):
     def __init__(self) -> None:
         super().__init__()
-        self.body[0].bias.register_post_accumulate_grad_hook(lambda parameter: None)
+        self.get_parameter("body.0.bias").register_post_accumulate_grad_hook(lambda parameter: None)
 
 
 class SparseLookup(Net):

@@ -55,7 +55,7 @@ class Spoiling(torch.optim.SGD):
         super().__init__(parameters, lr=0.1)
         self.parameter, self.steps_left = parameter, at_step
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         super().step()
         self.steps_left -= 1
         if self.steps_left == 0:
@@ -77,7 +77,7 @@ def test_the_state_before_a_loss_that_is_not_finite_is_in_no_checkpoint(tmp_path
         Trainer(max_steps=2000, batch_size=8).fit(
             module,
             Numbers(),
-            lambda p: Spoiling(p, module.body[0].weight, at_step=5),
+            lambda p: Spoiling(p, module.get_parameter("body.0.weight"), at_step=5),
             origin=Origin(checkpoints, every_steps=1),
         )
     assert checkpoints.steps() == [4, 3, 2, 1]

@@ -42,7 +42,7 @@ def train(model: Regressor, data: Points | None = None, audit: str = "start") ->
     """All activities."""
     entered: list[Activity] = []
     listener = Listener()
-    listener.entered = lambda activity, step: entered.append(activity)
+    listener.entered = lambda activity, step: entered.append(activity)  # type: ignore[method-assign]
     Trainer(max_steps=1, batch_size=20, shards=2, audit=audit).fit(model, data or Points(), sgd, listener=listener)
     return entered
 
@@ -172,7 +172,7 @@ def test_the_data_and_an_attribute_of_that_name_are_told_apart(data_of_the_model
     model = Numbers()
     model.data = data_of_the_model
     if isinstance(data_of_the_model, nn.Linear):
-        data_of_the_model.calls = 3
+        data_of_the_model.calls = 3  # type: ignore[assignment]
         data_of_the_model.requires_grad_(False)
     with pytest.raises(NotDeterministic, match=r"data\.calls of Counted is a plain number.* outside of the data"):
         train(model, Counted())

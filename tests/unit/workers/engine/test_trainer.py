@@ -56,7 +56,7 @@ class Keeping(torch.optim.SGD):
         super().__init__(parameters, lr=lr)
         self.kept = kept
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         parameters = self.param_groups[0]["params"]
         self.kept.append(([p.detach().clone() for p in parameters], [p.grad.clone() for p in parameters]))
         super().step()
@@ -213,7 +213,7 @@ def test_a_setting_out_of_its_range_is_refused_with_its_name_and_value(options: 
 
 
 @pytest.mark.parametrize("options", [{}, {"max_epochs": 1, "max_steps": 1}])
-def test_exactly_one_length_of_training_is_needed(options: dict[str, int]) -> None:
+def test_exactly_one_length_of_training_is_needed(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="exactly one"):
         Trainer(**options)
 

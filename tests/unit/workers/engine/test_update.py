@@ -33,7 +33,7 @@ def test_a_parameter_that_is_not_used_is_told_where_it_decays(decay: float, told
 
 def test_a_hook_that_sees_the_gradient_of_a_shard_is_told() -> None:
     module, notes = Net(), Notes()
-    module.body[0].bias.register_hook(lambda gradient: gradient.clamp(-1, 1))
+    module.get_parameter("body.0.bias").register_hook(lambda gradient: gradient.clamp(-1, 1))
     Trainer(max_steps=2, batch_size=10, audit="off").fit(module, Points(), sgd, listener=notes)
     assert len(notes.words) == 1
     assert notes.words[0].startswith("body.0.bias has a hook on its gradient")
@@ -64,6 +64,8 @@ def test_an_optimizer_that_cannot_be_used_is_named(optimizer: Any, words: str) -
 class PartsLater(Net):
     """Runs a layer in several re-entrant checkpoints from the second step on, but not in the first."""
 
+    calls: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.first, self.layer = nn.Linear(4, 4), nn.Linear(4, 4)
@@ -93,6 +95,8 @@ def test_gradients_that_come_in_parts_from_a_later_step_on_are_summed_right() ->
 
 
 class CountsCalls(Net):
+    calls: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
@@ -144,5 +148,5 @@ def test_weights_that_lie_beside_each_other_share_no_memory() -> None:
     fit(module)
     fit(module)  # whose weights lie in one vector now
     with torch.no_grad():
-        module.body[0].weight.zero_()
+        module.get_parameter("body.0.weight").zero_()
     assert module.other.weight.abs().sum() > 0
