@@ -17,10 +17,13 @@ from tests.support.server import serving, write_checkpoint
 
 
 @pytest.mark.parametrize("place", [shutil.move, shutil.copytree])
-@pytest.mark.parametrize("name", ["new", "new_%", "n"])
+@pytest.mark.parametrize(("scheme", "name"), [("", "new"), ("file://", "new"), ("file://", "new_%"), ("file://", "n")])
 async def test_checkpoints_go_along_with_the_folder_and_others_stay_where_they_are(
-    tmp_path: Path, place: Callable[[Path, Path], object], name: str
+    tmp_path: Path, place: Callable[[Path, Path], object], scheme: str, name: str
 ) -> None:
+    def where(uri: str) -> Path:
+        return Path(uri.removeprefix(scheme))
+
     old, new = tmp_path / "old", tmp_path / "place" / name
     new.parent.mkdir()
     async with serving(old) as server:
@@ -30,26 +33,28 @@ async def test_checkpoints_go_along_with_the_folder_and_others_stay_where_they_a
         for job, root in ((inside, old / "checkpoints"), (outside, tmp_path / "old" / "checkpoints-2")):
             started = await launcher.next_start()
             assert started.job_id == job.job_id
-            await launcher.report(started, 1, checkpoints=[write_checkpoint(root / job.job_id, 10)])
+            checkpoint = write_checkpoint(root / job.job_id, 10)
+            checkpoint.uri = scheme + checkpoint.uri
+            await launcher.report(started, 1, checkpoints=[checkpoint])
         waiting = await server.submit(init_from={"job_id": inside.job_id})
         await launcher.leave()
     place(old, new)
     async with serving(new) as server:
         (listed,) = (await server.checkpoints.ListCheckpoints(ListCheckpointsRequest(job_id=inside.job_id))).checkpoints
-        assert Path(listed.uri).is_relative_to(new / "checkpoints")
+        assert where(listed.uri).is_relative_to(new / "checkpoints")
         call = server.checkpoints.DownloadCheckpoint(
             DownloadCheckpointRequest(job_id=inside.job_id, file_name="model.safetensors")
         )
         assert b"".join([part.chunk async for part in call]) == b"model" * 100
         (other,) = (await server.checkpoints.ListCheckpoints(ListCheckpointsRequest(job_id=outside.job_id))).checkpoints
-        assert Path(other.uri).is_relative_to(old / "checkpoints-2"), "it only begins alike"
+        assert where(other.uri).is_relative_to(old / "checkpoints-2"), "it only begins alike"
         again = await server.submit(init_from={"job_id": inside.job_id})
         launcher = server.launcher()
         await launcher.be_ready(cpus=8)
         gangs = {job.job_id: job for job in [await launcher.next_start() for _ in range(4)]}
         for job_id in (waiting.job_id, again.job_id):
-            assert (Path(gangs[job_id].init_from_uri) / "manifest.json").exists()
-            assert Path(gangs[job_id].init_from_uri).is_relative_to(new)
+            assert (where(gangs[job_id].init_from_uri) / "manifest.json").exists()
+            assert where(gangs[job_id].init_from_uri).is_relative_to(new)
 
 
 def test_a_store_that_cannot_note_where_it_was_moved_to_says_so_in_words(tmp_path: Path) -> None:

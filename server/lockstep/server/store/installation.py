@@ -6,6 +6,7 @@ import secrets
 
 from sqlalchemy import Column, Connection, Table, func, select, update
 
+from lockstep.contract.checkpoints import LOCAL_SCHEMES
 from lockstep.server.store import tables
 from lockstep.server.store.database import Database
 from lockstep.server.store.dialect import insert_or_update
@@ -55,8 +56,9 @@ def _follow_checkpoint_root(connection: Connection, root: str) -> str:
     _note(connection, _CHECKPOINT_ROOT, root)
     if before is None:
         return ""
-    _move(connection, tables.checkpoints, tables.checkpoints.c.uri, before, root)
-    _move(connection, tables.jobs, tables.jobs.c.init_from_uri, before, root)
+    for scheme in ("", *LOCAL_SCHEMES):  # workers name a path with one
+        _move(connection, tables.checkpoints, tables.checkpoints.c.uri, scheme + before, scheme + root)
+        _move(connection, tables.jobs, tables.jobs.c.init_from_uri, scheme + before, scheme + root)
     return before
 
 
