@@ -129,6 +129,25 @@ def test_a_map_of_a_file_that_can_be_written_may_carry_something_on(tmp_path: Pa
         train(Holding(np.asarray(held), lambda model: model.held.__iadd__(1)))
 
 
+def test_another_part_of_a_large_file_or_another_file_is_another_state(tmp_path: Path) -> None:
+    def mapped(name: str) -> np.ndarray:
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(2 * LARGE_BYTES + 100)
+        return np.memmap(tmp_path / name, np.uint8, "r")
+
+    one, other = mapped("one"), mapped("other")
+    size = LARGE_BYTES + 100
+    views = [one[:size], np.asarray(one)[100 : size + 100], other[:size], one[: 2 * size : 2], one[:size].view(np.int8)]
+    assert len({state_of(view) for view in views}) == len(views)
+    assert state_of(one[50:][50 : size + 50]) == state_of(views[1]), "the same, however it was cut"
+    with (tmp_path / "few").open("wb") as file:
+        file.write(b"few")
+    few = np.memmap(tmp_path / "few", np.uint8, "r")
+    before = state_of(few)
+    (tmp_path / "few").write_bytes(b"new")
+    assert state_of(few) != before, "a small one is read"
+
+
 def test_data_of_any_size_is_not_read_as_a_whole(tmp_path: Path) -> None:
     for name in ("array", "tensor"):
         with (tmp_path / name).open("wb") as file:

@@ -197,22 +197,27 @@ def state_of(value: Any) -> Any:
             return repr(value.bit_generator.state)
         case np.random.RandomState():
             return repr(value.get_state(legacy=False))
-        case np.ndarray() if is_map_for_reading(value):
-            return value.shape, "as it was"
+        case np.ndarray() if (place := place_in_file(value)) is not None:
+            return value.shape, value.strides, str(value.dtype), place
         case np.ndarray() if not value.dtype.hasobject:  # the bytes of objects and strings of any length are addresses
             return value.shape, array_digest(value)
         case _:
             return None
 
 
-def is_map_for_reading(array: np.ndarray) -> bool:
-    """Whether it is of a file that is mapped for reading alone: nobody here can write to it, and reading it is slow."""
+def place_in_file(array: np.ndarray) -> tuple[str, int] | None:
+    """The file that a large array maps for reading alone, and where in it the array begins; None for all others.
+
+    Nobody can write to it through such a map, and reading blocks all over a large file is slow.
+    """
     part: Any = array
+    root: np.memmap | None = None
     while isinstance(part, np.ndarray):
-        if isinstance(part, np.memmap):
-            return part.mode == "r"
+        root = part if isinstance(part, np.memmap) else root
         part = part.base
-    return False
+    if array.nbytes <= LARGE_BYTES or root is None or root.mode != "r" or root.filename is None:
+        return None
+    return str(root.filename), root.offset + array.ctypes.data - root.ctypes.data
 
 
 def array_digest(array: np.ndarray) -> bytes:
