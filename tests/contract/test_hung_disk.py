@@ -13,6 +13,7 @@ import pytest
 
 from lockstep.server import application
 from lockstep.server.coordinator import dispatcher
+from lockstep.server.store import Store
 from lockstep.server.store import jobs as stored_jobs
 from tests.support.server import serving
 
@@ -93,3 +94,29 @@ async def test_work_on_files_goes_on_while_the_gangs_leave(tmp_path: Path, monke
         await server.parts.files.run(time.sleep, 0.5, what="a download")
         await launcher.gang_stopped(gang)
         assert await stopping
+
+
+async def test_an_end_that_a_hung_disk_holds_up_is_over_before_the_next_one_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(application, "_DISK_GRACE_S", 0.2)
+    answers, both = threading.Event(), threading.Barrier(2)
+    close, closed_beside_another = Store.close, []
+
+    def hang(store: Store) -> None:
+        answers.wait()
+        try:
+            both.wait(0.5)
+            closed_beside_another.append(store)
+        except threading.BrokenBarrierError:
+            close(store)
+
+    monkeypatch.setattr(Store, "close", hang)
+    async with serving(tmp_path) as server:
+        try:
+            assert not await server.application.stop()
+        finally:
+            asyncio.get_running_loop().call_later(0.05, answers.set)
+        monkeypatch.setattr(application, "_DISK_GRACE_S", 30.0)
+        assert await server.application.stop()
+        assert not closed_beside_another

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import secrets
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -74,6 +75,7 @@ class Application:
         self._keeps_cluster = keeps_cluster
         self._is_embedded = settings.ray_address is None
         self._lock: IO[str] | None = None
+        self._closing = threading.Lock()
         self._http: HttpServer | None = None
         self._store: Store | None = None
         self._logs: LogStore | None = None
@@ -268,16 +270,17 @@ class Application:
         return has_ended
 
     def _close(self) -> None:
-        if self._http is not None:
-            self._http.stop()
-        if self._logs is not None:
-            self._logs.close()
-        if self._store is not None:
-            self._store.close()
-        if self._lock is not None:
-            (self._data_dir / "server.json").unlink(missing_ok=True)
-            self._lock.close()
-            self._lock = None
+        with self._closing:  # an end that a hung disk has held up may still go on when the next one begins
+            if self._http is not None:
+                self._http.stop()
+            if self._logs is not None:
+                self._logs.close()
+            if self._store is not None:
+                self._store.close()
+            if self._lock is not None:
+                (self._data_dir / "server.json").unlink(missing_ok=True)
+                self._lock.close()
+                self._lock = None
 
     def kill(self) -> None:
         """End the cluster's processes at once; for a second Ctrl-C."""
