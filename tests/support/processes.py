@@ -12,8 +12,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
-SLOW_IMPORTS = ["sklearn.datasets", "torch", "torch._dynamo", "lockstep.workers.training"]
-"""torch imports its `_dynamo` when the first optimizer is made."""
+SLOW_IMPORTS = ["sklearn.datasets", "torch", "lockstep.workers.training"]
 TIMEOUT_S = 60
 
 

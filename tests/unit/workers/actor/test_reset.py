@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from lockstep.workers.actor.reset import CleanSlate, free_memory, memory_bytes, settings
-from lockstep.workers.engine.determinism import fix_compiler
+from lockstep.workers.engine.compiler import fix_compiler
 from lockstep.workers.training import train_once
 from tests.support.processes import in_a_fresh_process
 from tests.support.vandal import Curve, curves_of_jobs, in_a_thread, vandalise

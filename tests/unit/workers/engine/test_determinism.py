@@ -9,18 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lockstep.workers.engine import Ledger, Trainer
 from lockstep.workers.engine.determinism import (
-    COMPILED_SHAPES,
     MATH_SETTINGS,
     cpu_vendor,
     driver_version,
     fix_arithmetic,
-    fix_compiler,
     hardware_class,
     seed_generators,
 )
-from tests.support.honest_models import Numbers, Points, sgd
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -113,54 +109,3 @@ def test_a_scripted_module_gives_the_same_bits_however_often_it_has_run() -> Non
             seen.append([outputs.detach().clone(), *(parameter.grad.clone() for parameter in module.parameters())])
     for later in seen[1:]:
         assert all(torch.equal(one, other) for one, other in zip(seen[0], later, strict=True))
-
-
-def test_a_compiled_function_is_compiled_for_each_shape_by_itself() -> None:
-    fix_arithmetic(1)
-    fix_compiler()
-    shapes: list[tuple[Any, ...]] = []
-
-    def note(graph: Any, inputs: list[Any]) -> Any:
-        shapes.extend(tuple(value.shape) for value in inputs if isinstance(value, Tensor))
-        return graph.forward
-
-    double = torch.compile(lambda inputs: inputs * 2, backend=note)
-    for size in (12, 13, 14, 12, 13):
-        double(torch.ones(size, 8))
-    assert shapes == [(12, 8), (13, 8), (14, 8)]
-    assert all(type(length) is int for shape in shapes for length in shape)
-
-
-def test_a_function_that_is_compiled_for_too_many_shapes_fails_instead_of_going_on_uncompiled() -> None:
-    fix_compiler()
-    double = torch.compile(lambda inputs: inputs * 2, backend="eager")
-    with pytest.raises(Exception, match="recompile_limit"):
-        for size in range(2, COMPILED_SHAPES + 4):
-            double(torch.ones(size))
-
-
-def test_a_function_that_is_compiled_is_run_compiled_in_every_step() -> None:
-    runs: list[int] = []
-    was_compiled: list[bool] = []
-
-    def counted(graph: Any, inputs: list[Any]) -> Any:
-        def run(*args: Any) -> Any:
-            runs.append(len(args))
-            return graph.forward(*args)
-
-        return run
-
-    activation = torch.compile(lambda inputs: inputs.sigmoid() * inputs.std(), backend=counted)
-
-    class Compiled(Numbers):
-        def forward(self, inputs: Tensor) -> Tensor:
-            before = len(runs)
-            outputs = super().forward(activation(inputs))
-            if inputs.device.type == "cpu" and self.training:  # and not while its operations are counted
-                was_compiled.append(len(runs) > before)
-            return outputs
-
-    ledger = Ledger()
-    Trainer(max_steps=3, batch_size=20, shards=2, audit="off").fit(Compiled(), Points(), sgd, ledger=ledger)
-    assert was_compiled == [True] * 6
-    assert ledger.flops_per_step > 0

@@ -24,6 +24,8 @@ import structlog
 import torch
 import torch.distributed as dist
 
+from lockstep.workers.engine.compiler import forget_compiled_code
+
 LIBRARY_THREADS = frozenset({"fsspecIO"})
 """Threads that a library starts once for all."""
 ATTRIBUTES: dict[ModuleType, str] = {
@@ -274,16 +276,6 @@ def _has_children() -> bool:
     except ChildProcessError:
         return False
     return True
-
-
-def forget_compiled_code() -> None:
-    """Have torch.compile begin anew: what it has compiled, or has given up to compile, is kept with the code itself.
-
-    The code of models is imported once, so that the next job would meet it as the one before has left it.
-    """
-    if "torch._dynamo" in sys.modules:
-        torch.compiler.set_stance("default")
-        torch.compiler.reset()
 
 
 def has_cuda() -> bool:

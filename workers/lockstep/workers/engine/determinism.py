@@ -26,8 +26,6 @@ GPU_MATH_SETTINGS = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 """The same for a GPU."""
 LONGEST_SETTING = 60
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
-COMPILED_SHAPES = 64
-"""For how many shapes one function may be compiled: the shards of a job have a few sizes."""
 
 
 def fix_arithmetic(threads: int) -> None:
@@ -38,7 +36,7 @@ def fix_arithmetic(threads: int) -> None:
     """
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it when the first handle is made
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # without the import of the compiler; it is set up by `fix_compiler`
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a safeguard for bugs that costs a pass over memory
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
@@ -47,23 +45,6 @@ def fix_arithmetic(threads: int) -> None:
     torch.set_default_dtype(torch.float32)
     # TorchScript runs a function as it was written at first, and otherwise once it has seen it run.
     torch._C._set_graph_executor_optimize(False)
-    # For a torch.compile before `fix_compiler`.
-    os.environ["TORCH_DYNAMO_AUTOMATIC_DYNAMIC_SHAPES"] = "0"
-
-
-def fix_compiler() -> None:
-    """Have torch.compile compile a function for each shape by itself.
-
-    Otherwise the second shape that a process sees is compiled for any shape from then on, with other kernels, and which
-    size of shard comes second depends on the number of workers. Beyond its limit it would go on without compiling.
-
-    Not a part of `fix_arithmetic`, as the compiler takes a second to import; the first optimizer imports it anyway.
-    """
-    import torch._dynamo.config as compiler
-
-    compiler.automatic_dynamic_shapes = False
-    compiler.recompile_limit = max(compiler.recompile_limit, COMPILED_SHAPES)
-    compiler.fail_on_recompile_limit_hit = True
 
 
 def hardware_class(device: torch.device) -> str:

@@ -1,7 +1,5 @@
 """What is done with a module before its parameters are laid out: its modes are noted, and it runs once."""
 
-import contextlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
+from lockstep.workers.engine.compiler import without_compiling
 from lockstep.workers.engine.errors import ModelError
 from lockstep.workers.engine.module import Module
 from lockstep.workers.engine.state.dtypes import DTYPES
@@ -106,11 +105,3 @@ def check_shapes(of_two: torch.Size, of_three: torch.Size) -> None:
             "loss returned a loss for each pair of examples, of shape (n, n): outputs and targets have shapes, such as "
             f"(n, 1) and (n,), that are compared each with each; {HINT}"
         )
-
-
-def without_compiling() -> contextlib.AbstractContextManager[object]:
-    """A context in which torch.compile compiles nothing, so that the first shapes that it sees are those of shards."""
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and its import takes a second
-        return contextlib.nullcontext()
-    stance: contextlib.AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
-    return stance

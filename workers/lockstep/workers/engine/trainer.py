@@ -14,8 +14,9 @@ from lockstep.contract.bounds import MOST_CPUS_PER_WORKER, MOST_EPOCHS, MOST_SHA
 from lockstep.workers.engine.audit.audit import AUDITS, START
 from lockstep.workers.engine.audit.checks import check_data, check_module
 from lockstep.workers.engine.audit.layers import operations_told_by_name
+from lockstep.workers.engine.compiler import fix_compiler, spare_import
 from lockstep.workers.engine.data_module import DataModule
-from lockstep.workers.engine.determinism import fix_arithmetic, fix_compiler
+from lockstep.workers.engine.determinism import fix_arithmetic
 from lockstep.workers.engine.exchange.group import Group
 from lockstep.workers.engine.ledger import Ledger
 from lockstep.workers.engine.listener import Listener, Result
@@ -134,6 +135,8 @@ class Trainer:
         check_module(module)
         check_data(data)
         fix_arithmetic(self.threads)
+        fix_compiler()
+        spare_import()
         device = torch.device(device)
         if device.type == "cuda":  # what names no device, such as pinned memory, belongs to the current one
             device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
@@ -142,7 +145,6 @@ class Trainer:
         with operations_told_by_name(module):
             settings = Settings(self.batch_size, self.shards, self.seed, self.gradient_clip_norm)
             stepper = Stepper(settings, module, data, optimizer, device, listener, ledger or Ledger())
-            fix_compiler()
             schedule = Schedule(
                 total_steps=self.max_steps or (self.max_epochs or 0) * stepper.steps_per_epoch,
                 log_every=self.log_every_steps,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lockstep.workers.engine.compiler import step
 from lockstep.workers.engine.errors import ModelError, Parameter
 from lockstep.workers.engine.flat_model import FlatModel
 from lockstep.workers.engine.state.optimizer_state import Constants
@@ -69,11 +70,11 @@ class Update:
         model = self._model
         model.parameters.grad = gradient
         if self.is_flat:
-            self.optimizer.step()
+            step(self.optimizer)
         else:
             for parameter, part in zip(model.trainable, model.parts_of(gradient), strict=True):
                 parameter.grad = part
-            self.optimizer.step()
+            step(self.optimizer)
             model.put_gradients_back()
         self._constants.check()
         if self._is_first_step:
