@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
-SLOW_IMPORTS = ["sklearn.datasets", "torch", "lockstep.workers.training"]
+SLOW_IMPORTS = ["torch", "lockstep.workers.training"]
 TIMEOUT_S = 60
 
 

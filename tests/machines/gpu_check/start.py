@@ -42,7 +42,7 @@ def missing() -> list[str]:
     sys.path.insert(0, str(site))
     absent = [name for name in (*NEEDED, *OF_THE_MACHINE) if not is_there(name)]
     if absent == ["sklearn"]:
-        print("scikit-learn is not here: jobs on the digits are not run, and workers do not warm up.", flush=True)
+        print("scikit-learn is not here: jobs on the digits are not run.", flush=True)
     elif absent:
         refuse(f"These are neither on this machine nor in the kit: {', '.join(absent)}. Make it with WITH_SCIPY=1.")
     return [*(str(ROOT / source) for source in SOURCES), str(site)]

@@ -67,8 +67,6 @@ SMALLEST = {
 
 def train_once(on_gpu: bool) -> None:
     """Train as little as can be, so that the first job finds everything imported and set up."""
-    import sklearn.datasets  # noqa: F401  # takes a second
-
     spec = json_format.ParseDict(SMALLEST, JobSpec())
     spec.resources.gpus_per_worker = int(on_gpu)
     train(spec)

@@ -3,21 +3,23 @@
 import gzip
 import os
 import shutil
+import sys
 import tracemalloc
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import sklearn.datasets
 import torch
 
 from lockstep.v1.job_spec_pb2 import DataSpec
-from lockstep.workers.datasets import build_data
+from lockstep.workers.datasets import build_data, builtin
 from lockstep.workers.datasets.builtin import BuiltinDataset
 from lockstep.workers.datasets.images.idx import IdxDataset
 from lockstep.workers.engine import DataError
+from tests.support.processes import in_a_fresh_process
 
 CPU = torch.device("cpu")
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -166,6 +168,24 @@ def test_the_built_in_data_is_there_and_split(
         torch.testing.assert_close(data.train.inputs.mean(0), torch.zeros(shape), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("name", [*builtin.FILES, "diabetes"])
+def test_a_bundled_table_is_what_scikit_learn_makes_of_it(name: str) -> None:
+    bunch = getattr(import_module("sklearn.datasets"), f"load_{name}")()
+    inputs, targets = builtin.read(name)
+    assert np.array_equal(inputs, bunch.data)
+    assert np.array_equal(targets, bunch.target)
+
+
+def scikit_learn_is_imported_for(names: list[str]) -> bool:
+    for name in names:
+        builtin.read(name)
+    return "sklearn" in sys.modules
+
+
+def test_scikit_learn_is_not_imported_for_its_files() -> None:
+    assert not in_a_fresh_process(scikit_learn_is_imported_for, list(builtin.FILES))
+
+
 def test_another_seed_gives_another_split_and_the_same_seed_the_same() -> None:
     splits = []
     for seed in (0, 0, 1):
@@ -251,7 +271,7 @@ def test_nothing_of_a_file_that_is_none_is_told(idx_root: Path, tmp_path: Path) 
 def test_raw_examples_become_what_was_trained_on_by_what_is_told_of_them(name: str) -> None:
     data = BuiltinDataset(name, 0.2, seed=0)
     data.load()
-    bunch = getattr(sklearn.datasets, f"load_{name}")()
+    bunch = getattr(import_module("sklearn.datasets"), f"load_{name}")()
     raw = {"inputs": bunch.images[:, None] if name == "digits" else bunch.data}
     if name == "diabetes":
         raw["targets"] = bunch.target[:, None]
