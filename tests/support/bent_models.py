@@ -1,7 +1,10 @@
 """Models and data, as people write them, that would give another curve on another number of workers."""
 
+import itertools
 import os
+from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,6 +106,69 @@ class RememberingForValidation(Remembering):
         return inputs + (torch.stack(self.seen).mean() if self.seen else 0)
 
 
+class Turning(nn.Module):
+    """Computes otherwise from some call on.
+
+    Args:
+        held: what it counts its calls in.
+        count: counts one there and returns how many there were.
+    """
+
+    def __init__(self, held: Any, count: Callable[[Any], int]) -> None:
+        super().__init__()
+        self.held, self.count = held, count
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.training and self.count(self.held) > 20:
+            return inputs * 1.5
+        return inputs
+
+
+class Calls:
+    """How often something was called."""
+
+    number = 0
+
+
+def count_in(calls: Calls) -> int:
+    calls.number += 1
+    return calls.number
+
+
+def count_in_tensor(tensor: Tensor) -> int:
+    return int(tensor.add_(1))
+
+
+def count_in_dict(values: dict[str, int]) -> int:
+    values["calls"] += 1
+    return values["calls"]
+
+
+def count_in_list(values: list[int]) -> int:
+    values.append(1)
+    return len(values)
+
+
+CALLS = {"calls": 0}
+"""A state of the code."""
+
+
+def turning(held: Callable[[], Any], count: Callable[[Any], int]) -> Callable[[], Numbers]:
+    """A model whose state shows only later."""
+    return lambda: in_the_middle(Turning(held(), count))()
+
+
+class TurningByClass(Numbers):
+    """Counts its calls in its class."""
+
+    calls = 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.training:
+            TurningByClass.calls += 1
+        return super().forward(inputs) * (1.5 if TurningByClass.calls % 100 > 20 else 1)
+
+
 class Teacher(Numbers):
     """A frozen layer that follows the inputs."""
 
@@ -183,11 +249,31 @@ BENT: dict[str, tuple[Callable[[], Module], type[DataModule], str]] = {
     "carried hidden state": (Carrying, Text, "hidden of Carrying is a tensor that is no buffer"),
     "generator of its own": (OwnGenerator, Points, "generator of OwnGenerator is a Generator of its own"),
     "system noise": (in_the_middle(FromTheSystem()), Points, r"body\.1\.1 \(FromTheSystem\) gave other bits"),
-    "list": (in_the_middle(Remembering()), Points, r"body\.1\.1 \(Remembering\) gave other bits when a shard"),
+    "list": (in_the_middle(Remembering()), Points, r"body\.1\.1\.seen of Remembering is a list, and held something"),
     "list for validation": (
         in_the_middle(RememberingForValidation()),
         Points,
-        r"body\.1\.1 \(RememberingForValidation\) gave other bits when validation",
+        r"body\.1\.1\.seen of RememberingForValidation is a list",
+    ),
+    "list that matters later": (turning(list, count_in_list), Points, r"body\.1\.1\.held of Turning is a list"),
+    "deque that matters later": (turning(deque, count_in_list), Points, r"body\.1\.1\.held of Turning is a deque"),
+    "dict that matters later": (turning(lambda: {"calls": 0}, count_in_dict), Points, r"held of Turning is a dict"),
+    "tensor in a list that matters later": (
+        turning(lambda: [torch.zeros(())], lambda held: count_in_tensor(held[0])),
+        Points,
+        r"body\.1\.1\.held of Turning is a list",
+    ),
+    "iterator that matters later": (turning(itertools.count, next), Points, r"held of Turning is a count"),
+    "object that matters later": (turning(Calls, count_in), Points, r"held of Turning is a Calls"),
+    "class attribute that matters later": (
+        TurningByClass,
+        Points,
+        r"the class attribute TurningByClass\.calls is a plain number",
+    ),
+    "global variable that matters later": (
+        turning(lambda: None, lambda _: count_in_dict(CALLS)),
+        Points,
+        r"the global variable tests\.support\.bent_models\.CALLS is a dict",
     ),
     "frozen layer that moves": (Teacher, Points, r"the parameter teacher\.weight was changed in training"),
     "moved weights": (Moving, Points, r"the parameter body\.0\.weight was moved to other memory"),

@@ -202,6 +202,39 @@ def quantised() -> Numbers:
     return module
 
 
+class ByFunction(nn.Module):
+    """Batch normalisation over buffers of its own, which torch changes without counting it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("var", torch.ones(channels))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        mean, var = self.get_buffer("mean"), self.get_buffer("var")
+        return functional.batch_norm(inputs, mean, var, training=self.training)
+
+
+def scripted() -> Numbers:
+    body = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 1))
+    return Numbers(torch.jit.script(body))
+
+
+class RemembersTheLast(Numbers):
+    """Keeps what it saw last, in a list and in a dict, for whoever wants to see it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: list[Tensor | None] = [None]
+        self.sizes: dict[int, Tensor] = {}
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs = super().forward(inputs)
+        self.last[0] = outputs.detach()
+        self.sizes.setdefault(len(inputs), torch.ones(len(inputs)))
+        return outputs
+
+
 HONEST: dict[str, tuple[Callable[[], Module], type[DataModule]]] = {
     "convolutions and batch normalisation": (convolutions, Images),
     "lazy layers": (lazy, Images),
@@ -225,6 +258,9 @@ HONEST: dict[str, tuple[Callable[[], Module], type[DataModule]]] = {
     "dropout in evaluation": (lambda: Numbers(nn.Linear(8, 16), Always(), nn.Linear(16, 1)), Points),
     "a counter in a buffer": (Counting, Points),
     "augmentation": (convolutions, Flipping),
+    "batch normalisation by a function": (lambda: Numbers(nn.Linear(8, 16), ByFunction(16), nn.Linear(16, 1)), Points),
+    "batch normalisation in TorchScript": (scripted, Points),
+    "remembers the last outputs": (RemembersTheLast, Points),
 }
 """Models that give one curve, with data for them."""
 

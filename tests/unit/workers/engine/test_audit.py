@@ -1,8 +1,9 @@
 """The audit names what would bend the curve, lets pass what would not, and changes nothing itself."""
 
+import itertools
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -61,22 +62,27 @@ def test_what_would_bend_the_curve_is_named_before_the_first_step(name: str) -> 
         assert (error.reason, error.message, error.traceback) == ("NOT_DETERMINISTIC", str(caught.value), "")
 
 
-class Turning(Numbers):
-    """Keeps a state that shows from a step on, in a list that nobody looks at."""
+def counted_in_a_closure() -> Callable[[Tensor], Tensor]:
+    """A state that shows from a step on, where nobody looks."""
+    calls = itertools.count()
+    return lambda inputs: inputs * (1 if (call := next(calls)) < 20 else 1 + 0.01 * call)
+
+
+class TurningSecretly(Numbers):
+    """Has such a state."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[float] = []
+        self.turn = counted_in_a_closure()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        self.seen.append(float(inputs.detach().sum()))
-        return super().forward(inputs) * (1 if len(self.seen) < 20 else 1 + 0.01 * sum(self.seen))
+        return self.turn(super().forward(inputs))
 
 
 def test_what_shows_only_later_is_named_when_every_step_is_watched() -> None:
-    assert curve(Turning, Points, "start")[0] != curve(Turning, Points, "off")[0]
-    with pytest.raises(NotDeterministic, match=r"forward \(Turning\) gave other bits"):
-        curve(Turning, Points, "always", max_steps=20)
+    assert curve(TurningSecretly, Points, "start")[0] != curve(TurningSecretly, Points, "off")[0]
+    with pytest.raises(NotDeterministic, match=r"forward \(TurningSecretly\) gave other bits"):
+        curve(TurningSecretly, Points, "always", max_steps=20)
 
 
 def test_the_generators_are_seeded_for_each_shard_whatever_was_drawn_before() -> None:

@@ -11,10 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from lockstep.workers.engine import Activity, Listener, NotDeterministic, Regressor, Trainer
-from lockstep.workers.engine.audit.snapshot import LARGE_BYTES, content, state_of
+from lockstep.workers.engine.audit.attributes import LARGE_BYTES, States
+from lockstep.workers.engine.audit.snapshot import content
 from tests.support.honest_models import Numbers, Points, sgd
 
 HUGE_BYTES = 1 << 40
+
+
+def state_of(value: Any) -> Any:
+    return States(lambda value: isinstance(value, Holding)).of(value)
 
 
 @pytest.fixture(autouse=True)

@@ -117,7 +117,15 @@ class NonFiniteLoss(NonFiniteStep):
 
     def __init__(self, step: int, loss: float, rate: Parameter) -> None:
         what = f"train_loss is {loss} at step {step}"
-        super().__init__(step, what, "Try a lower ", rate, " or set ", GRADIENT_CLIP_NORM, ".")
+        if step == 1:  # nothing has been learnt yet
+            super().__init__(
+                step,
+                what,
+                "Look for values that are not finite in the data and in the weights that training begins with, and for "
+                "a logarithm, an overflow or a division by 0 in forward or loss.",
+            )
+        else:
+            super().__init__(step, what, "Try a lower ", rate, " or set ", GRADIENT_CLIP_NORM, ".")
 
 
 class NonFiniteGradient(NonFiniteStep):

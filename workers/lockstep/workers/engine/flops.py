@@ -1,6 +1,7 @@
 """How many floating-point operations a step takes."""
 
 import copy
+import warnings
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -29,7 +30,8 @@ def flops_per_step(module: Module, example: Sequence[Tensor], batch_size: int) -
     try:
         double = copy.deepcopy(module, {id(parameter): _alias(parameter) for parameter in module.parameters()})
         inputs, targets = example
-        with without_compiling(), FlopCounterMode(display=False) as counter:
+        with warnings.catch_warnings(), without_compiling(), FlopCounterMode(display=False) as counter:
+            warnings.simplefilter("ignore")  # of a module that is compiled, that somebody looks on
             double.loss(double(inputs), targets).sum().backward()  # type: ignore[no-untyped-call]
         return float(counter.get_total_flops() * batch_size / len(inputs))
     except Exception:  # models may do anything

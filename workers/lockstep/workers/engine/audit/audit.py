@@ -19,10 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from lockstep.workers.engine.audit.attributes import GENERATORS, Attribute, Watch
 from lockstep.workers.engine.audit.snapshot import (
-    Attribute,
     Registered,
-    Watch,
     content,
     content_if_readable,
     joined,
@@ -48,6 +47,10 @@ NUMBER_HINT = (
     "dtype={dtype})) in the constructor, it counts minibatches with the same code; if nothing that is trained "
     "depends on it, leave it out or keep it outside of the model"
 )
+STATE_HINT = (
+    "each worker would have its own, of its own shards; keep what is computed with in buffers (register_buffer); if "
+    "nothing that is trained depends on it, leave it out"
+)
 DATA_HINT = (
     "each worker would have its own; make each example from what was read and from torch's generator alone; if nothing "
     "that is trained depends on it, leave it out or keep it outside of the data"
@@ -57,7 +60,7 @@ GENERATOR_HINT = (
     "generator of your own"
 )
 UNKNOWN_HINT = (
-    "look there for a generator of your own, os.urandom, the time, or a state in a list, a dict or a global variable; "
+    "look there for a generator of your own, os.urandom, the time, or a state that the engine does not know; "
     "draw from torch's own generator, and keep state in buffers (register_buffer)"
 )
 RANK_HINT = (
@@ -218,8 +221,7 @@ def changes(before: dict[str, Registered], now: dict[str, Registered], kind: str
 
 def words_of(attribute: Attribute) -> str:
     """What to tell of an attribute that was not the same after the same shard."""
-    where = f"{attribute} of {type(attribute.owner).__name__}"
-    is_layers = isinstance(attribute.owner, nn.Module)
+    where, is_layers = attribute.path, not attribute.is_datas
     match attribute.value:
         case Tensor():
             hint = BUFFER_HINT if is_layers else DATA_HINT
@@ -231,8 +233,13 @@ def words_of(attribute: Attribute) -> str:
         case np.ndarray():
             hint = BUFFER_HINT if is_layers else DATA_HINT
             return f"{where} is a NumPy array, and held other values when a shard was computed again; {hint}"
+        case generator if isinstance(generator, GENERATORS):
+            return f"{where} is a {type(generator).__name__} of its own, which was drawn from; {GENERATOR_HINT}"
         case other:
-            return f"{where} is a {type(other).__name__} of its own, which was drawn from; {GENERATOR_HINT}"
+            hint = STATE_HINT if is_layers else DATA_HINT
+            return (
+                f"{where} is a {type(other).__name__}, and held something else when a shard was computed again; {hint}"
+            )
 
 
 @dataclass(frozen=True)

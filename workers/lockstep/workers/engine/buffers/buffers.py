@@ -117,7 +117,7 @@ class Buffers:
                 kept.is_seen = kept.is_seen or not is_validation
                 kept.take_back()
                 kept.tensor.data.copy_(kept.before)
-                kept.version = kept.tensor._version
+                kept.version, kept.is_untraced = kept.tensor._version, False
 
     def break_off(self) -> None:
         """Undo a step that is not applied; in the first one of a generation also what was written without a trace."""
@@ -228,7 +228,9 @@ class Buffers:
                 )
 
     def left_behind(self) -> Iterator[Tensor]:
-        """What a shard has changed, and what is live; to be undone."""
+        """What a shard has changed, counted or not, and what is live; to be undone."""
+        for kept in self._still:
+            kept.is_untraced = not kept.is_touched() and not equal(kept.before, kept.tensor)
         for kept in self.kept:
             if kept.is_live or kept.is_touched():
                 kept.take_back()

@@ -25,6 +25,8 @@ class Kept:
         version: how often it had been written to when `before` was noted.
         is_live: whether some shard of some rank has changed it.
         is_seen: whether this rank has seen it change.
+        is_untraced: whether it was seen to change without being counted, as `functional.batch_norm` changes what it is
+            given.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Kept:
     version: int
     is_live: bool = False
     is_seen: bool = False
+    is_untraced: bool = False
 
     @property
     def dtype_name(self) -> str:
@@ -45,8 +48,8 @@ class Kept:
         return any(place[key] is not self.tensor for place, key in self.places)
 
     def is_touched(self) -> bool:
-        """Whether it was replaced or written to since the last note; writes through `data` are not seen."""
-        return self.tensor._version != self.version or self.is_replaced()
+        """Whether it was replaced or written to since the last note; writes that are not counted only if looked for."""
+        return self.tensor._version != self.version or self.is_untraced or self.is_replaced()
 
     def take_back(self) -> None:
         """Have the layers hold the tensor again, with the values of what had taken its place."""
