@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from lockstep.workers.actor.failures import job_error
 from lockstep.workers.datasets.images.idx import IdxDataset
 from lockstep.workers.engine import (
     DataError,
@@ -23,7 +24,6 @@ from lockstep.workers.engine import (
     Wish,
 )
 from lockstep.workers.engine.state.digest import weights_digest
-from lockstep.workers.failures import job_error
 from lockstep.workers.models.linear import SoftmaxRegression
 from tests.distributed.test_one_curve import RandomImages
 

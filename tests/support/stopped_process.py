@@ -11,9 +11,10 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from lockstep.v1.internal_service_pb2 import StartGang
+from lockstep.workers import awake_clock
 from lockstep.workers.actor.watchdog import Watchdog
 from lockstep.workers.calls import Presence
-from lockstep.workers.engine import Activity, awake_clock
+from lockstep.workers.engine import Activity
 from lockstep.workers.engine.exchange.transport import Endpoint
 from lockstep.workers.engine.state.writer import Writer
 from lockstep.workers.launcher.attempt.events import CameUp, Hung, Taken

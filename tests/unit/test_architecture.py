@@ -54,6 +54,13 @@ def test_the_node_agent_is_light() -> None:
     assert loaded(script) == "[]"
 
 
+def test_the_launcher_is_light() -> None:
+    script = (
+        "import lockstep.workers.launcher.__main__, sys; print([n for n in ('torch', 'sklearn') if n in sys.modules])"
+    )
+    assert loaded(script) == "[]"
+
+
 def test_the_roots_are_one_namespace_package() -> None:
     for root in ("proto", "client", "server", "workers"):
         assert not (ROOT / root / "__init__.py").exists()
@@ -90,10 +97,11 @@ ALLOWED = {
         "main": "application logging process settings",
     },
     "workers": {
-        "engine": "",
+        "awake_clock": "",
+        "engine": "awake_clock",
         "connection": "",
         "calls": "",
-        "failures": "engine",
+        "failures": "",
         "logs": "connection",
         "registry": "",
         "models": "engine registry",
@@ -103,8 +111,9 @@ ALLOWED = {
         "run": "engine training",
         "trained": "engine models",
         "node": "connection failures",
-        "actor": "calls connection datasets engine failures logs training",
-        "launcher": "actor calls connection engine failures logs node",  # of the actor the class alone, to make some
+        "actor": "awake_clock calls connection datasets engine failures logs training",
+        # of the actor the class alone, to make some
+        "launcher": "actor awake_clock calls connection failures logs node",
     },
 }
 

@@ -7,10 +7,10 @@ import pytest
 from google.protobuf import json_format
 
 from lockstep.v1.job_spec_pb2 import JobSpec
+from lockstep.workers.actor.failures import job_error
 from lockstep.workers.engine import DataError, ModelError, NonFiniteLoss, Origin
 from lockstep.workers.engine.audit.layers import ELSEWHERE
 from lockstep.workers.engine.state.checkpoint import Checkpoints
-from lockstep.workers.failures import job_error
 from lockstep.workers.training import SMALLEST, fields_of, train
 
 

@@ -130,6 +130,10 @@ class Status(NamedTuple):
         return self.has_finished or ended_in_order
 
 
+class Unfit(Exception):
+    """A worker was given an assignment that it must not take."""
+
+
 def name_of(order: StartGang, number: int) -> str:
     """The name of an assignment: no worker ever has another of this name."""
     return f"{order.job_id}/{order.attempt}/{number}"

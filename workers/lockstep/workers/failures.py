@@ -1,4 +1,4 @@
-"""What went wrong in a worker, in the words of the contract."""
+"""What went wrong in another process, in the words of the contract; light, for the launcher needs it."""
 
 import traceback
 from pathlib import Path
@@ -7,65 +7,31 @@ import ray.exceptions
 
 from lockstep.contract.failures import FailureReason
 from lockstep.v1.job_pb2 import JobError
-from lockstep.workers.engine import (
-    DataError,
-    HardwareDiffers,
-    ModelError,
-    NonFiniteParameters,
-    NonFiniteStep,
-    NotDeterministic,
-    PeerLost,
-    RanksDisagree,
-)
 
 FRAMES_SHOWN = 12
 MESSAGE_LIMIT = 2_000
 TRACEBACK_LIMIT = 8_000
 
 
-def job_error(error: BaseException, rank: int) -> JobError:
-    """The error of a job that rank `rank` could not go on with."""
+def error_of_call(error: BaseException, rank: int) -> JobError:
+    """The error of a job that has asked something of the worker of rank `rank`, and got `error`."""
     match error:
-        case DataError():
-            return JobError(reason=FailureReason.DATA_INVALID, message=str(error), field=error.field, rank=rank)
-        case NonFiniteStep() | NonFiniteParameters():
-            return JobError(reason=FailureReason.NON_FINITE_LOSS, message=str(error), rank=rank)
-        case NotDeterministic():
-            return JobError(reason=FailureReason.NOT_DETERMINISTIC, message=str(error), rank=rank)
-        case PeerLost():
-            return JobError(reason=FailureReason.WORKER_LOST, message=str(error), rank=rank)
-        case HardwareDiffers():
-            hint = "equal bits need nodes of one class; take the others out of the cluster, or set fewer workers"
-            return JobError(reason=FailureReason.RANKS_DISAGREE, message=f"{error}; {hint}", rank=rank)
-        case RanksDisagree():
-            message = f"{error}. The promise of equal bits is broken, so the job was stopped; please report this."
-            return JobError(reason=FailureReason.RANKS_DISAGREE, message=message, rank=rank)
-        case ModelError():
-            # The message names the part; without a cause, the frames would be the engine's own.
-            trace = short_traceback(error.__cause__) if error.__cause__ is not None else ""
-            return JobError(reason=FailureReason.USER_ERROR, message=str(error), traceback=trace, rank=rank)
         case ray.exceptions.RayTaskError():
-            pass  # what a worker has raised
+            return error_raised(error, rank)
         case ray.exceptions.OutOfMemoryError():
             message = f"worker {rank} was killed: {in_our_words(error)}"
             return JobError(reason=FailureReason.WORKER_LOST, message=message, rank=rank)
         case ray.exceptions.RayError():
-            return JobError(
-                reason=FailureReason.WORKER_LOST, message=f"worker {rank} died: {in_our_words(error)}", rank=rank
-            )
+            message = f"worker {rank} died: {in_our_words(error)}"
+            return JobError(reason=FailureReason.WORKER_LOST, message=message, rank=rank)
+        case _:
+            return error_raised(error, rank)
+
+
+def error_raised(error: BaseException, rank: int) -> JobError:
+    """The error of a job whose code has raised `error`, of which nothing else is known."""
     message = f"worker {rank} raised {type(error).__name__}: {str(error)[:MESSAGE_LIMIT]}"
     return JobError(reason=FailureReason.USER_ERROR, message=message, traceback=short_traceback(error), rank=rank)
-
-
-def is_of_the_user(error: BaseException) -> bool:
-    """Whether its message says all that its user can mend, so that where it came up in this code helps nobody."""
-    match error:
-        case ModelError():
-            return error.__cause__ is None
-        case DataError() | NonFiniteStep() | NonFiniteParameters():
-            return True
-        case _:
-            return False
 
 
 def is_with_node(error: BaseException) -> bool:

@@ -178,6 +178,8 @@ class RayHead:
             # Two heads on one machine would give out the same worker ports: let the kernel choose.
             *(f"--dashboard-agent-listen-port={agent_port}", "--min-worker-port=0", "--max-worker-port=0"),
             *("--include-dashboard=false", "--disable-usage-stats"),
+            # It is no cluster that grows by itself, and what workers print is collected by Lockstep.
+            *("--no-monitor", "--include-log-monitor=false"),
             *(f"--object-store-memory={_OBJECT_STORE_BYTES}", f"--temp-dir={temp_dir}"),
             *(f"--num-cpus={self._num_cpus}", f"--num-gpus={self._num_gpus}"),
         ]

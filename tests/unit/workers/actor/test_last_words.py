@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from lockstep.workers.actor import assignment
-from lockstep.workers.actor.worker import Worker
+from lockstep.workers.actor.assignments import Assignments
 from lockstep.workers.calls import name_of
 from tests.unit.workers.actor.test_worker import (  # noqa: F401  fixtures
     idle,
@@ -26,7 +26,7 @@ from tests.unit.workers.actor.test_worker import (  # noqa: F401  fixtures
     ],
 )
 def test_what_a_user_can_mend_is_logged_in_one_line(
-    idle: Worker,  # noqa: F811
+    idle: Assignments,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     what: str,

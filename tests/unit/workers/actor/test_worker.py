@@ -10,9 +10,9 @@ import ray
 
 from lockstep.v1.internal_service_pb2 import StartGang
 from lockstep.v1.launcher_pb2 import LauncherOptions
-from lockstep.workers.actor import assignment, worker
+from lockstep.workers.actor import assignment, assignments
 from lockstep.workers.actor.assignment import Assignment
-from lockstep.workers.actor.worker import Unfit, Worker
+from lockstep.workers.actor.assignments import Assignments, Unfit
 from lockstep.workers.calls import Description, Status, name_of
 from lockstep.workers.engine import ENGINE_VERSION
 from tests.support.processes import in_a_fresh_process
@@ -58,13 +58,13 @@ def slate() -> PlayedSlate:
 def make_worker(monkeypatch: pytest.MonkeyPatch, slate: PlayedSlate) -> Iterator[Any]:
     monkeypatch.setattr(ray, "get_runtime_context", RayContext)
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
-    monkeypatch.setattr(worker, "CleanSlate", lambda: slate)
-    monkeypatch.setattr(worker, "POLL_S", 0.2)
+    monkeypatch.setattr(assignments, "CleanSlate", lambda: slate)
+    monkeypatch.setattr(assignments, "POLL_S", 0.2)
     monkeypatch.setattr(assignment, "LAST_WORDS_S", 0.0)  # there is no coordinator
     made = []
 
-    def make(options: LauncherOptions = ROOMY, gpus: float = 0.0) -> Worker:
-        made.append(Worker(options, 1.0, gpus))
+    def make(options: LauncherOptions = ROOMY, gpus: float = 0.0) -> Assignments:
+        made.append(Assignments(options, 1.0, gpus))
         return made[-1]
 
     yield make
@@ -74,7 +74,7 @@ def make_worker(monkeypatch: pytest.MonkeyPatch, slate: PlayedSlate) -> Iterator
 
 
 @pytest.fixture
-def idle(make_worker: Any) -> Worker:
+def idle(make_worker: Any) -> Assignments:
     return make_worker()
 
 
@@ -92,7 +92,7 @@ def order_of(attempt: int = 0, epoch: int = 1, owner: str = "ann") -> StartGang:
     return order
 
 
-def begin(one: Worker, order: StartGang, number: int = 0) -> str:
+def begin(one: Assignments, order: StartGang, number: int = 0) -> str:
     """Give a worker an assignment; returns its name, when the worker waits for a group."""
     one.begin(order.SerializeToString(), number, 0.0)
     name = name_of(order, number)
@@ -100,17 +100,17 @@ def begin(one: Worker, order: StartGang, number: int = 0) -> str:
     return name
 
 
-def wait_for_status(one: Worker, name: str, what: str) -> Status:
+def wait_for_status(one: Assignments, name: str, what: str) -> Status:
     """Wait until something has happened to a worker."""
     known = None
-    for _ in range(int(WAIT_S / worker.POLL_S)):
+    for _ in range(int(WAIT_S / assignments.POLL_S)):
         known = one.status(name, known)
         if getattr(known, what):
             return known
     raise AssertionError(f"never {what}: {known}")
 
 
-def end(one: Worker) -> Status:
+def end(one: Assignments) -> Status:
     """Have a worker's assignment end, if it has one."""
     current = one._assignment
     if current is None:
@@ -121,7 +121,7 @@ def end(one: Worker) -> Status:
     return current.status(None, 0)
 
 
-def test_an_assignment_that_is_begun_twice_is_begun_once(idle: Worker) -> None:
+def test_an_assignment_that_is_begun_twice_is_begun_once(idle: Assignments) -> None:
     order = order_of()
     first = idle.begin(order.SerializeToString(), 0, 0.0)
     current = idle._assignment
@@ -129,7 +129,7 @@ def test_an_assignment_that_is_begun_twice_is_begun_once(idle: Worker) -> None:
     assert idle._assignment is current
 
 
-def test_a_worker_does_one_assignment_after_another(idle: Worker) -> None:
+def test_a_worker_does_one_assignment_after_another(idle: Assignments) -> None:
     for _ in range(3):
         name = begin(idle, order_of())
         told = end(idle)
@@ -141,7 +141,7 @@ def test_a_worker_does_one_assignment_after_another(idle: Worker) -> None:
     assert idle.describe(1, "").order_bytes == b""
 
 
-def test_a_new_assignment_may_come_before_the_call_that_forgets_the_one_before(idle: Worker) -> None:
+def test_a_new_assignment_may_come_before_the_call_that_forgets_the_one_before(idle: Assignments) -> None:
     before = begin(idle, order_of())
     end(idle)
     name = begin(idle, order_of())
@@ -153,7 +153,7 @@ def test_a_new_assignment_may_come_before_the_call_that_forgets_the_one_before(i
         idle.begin(order_of(attempt=int(before.split("/")[1])).SerializeToString(), 0, 0.0)
 
 
-def test_an_assignment_that_is_forgotten_is_not_begun_again(idle: Worker) -> None:
+def test_an_assignment_that_is_forgotten_is_not_begun_again(idle: Assignments) -> None:
     order = order_of()
     name = begin(idle, order)
     end(idle)
@@ -162,13 +162,13 @@ def test_an_assignment_that_is_forgotten_is_not_begun_again(idle: Worker) -> Non
         idle.begin(order.SerializeToString(), 0, 0.0)
 
 
-def test_a_busy_worker_takes_no_other_assignment(idle: Worker) -> None:
+def test_a_busy_worker_takes_no_other_assignment(idle: Assignments) -> None:
     name = begin(idle, order_of())
     with pytest.raises(Unfit, match=f"busy with {name}"):
         idle.begin(order_of().SerializeToString(), 0, 0.0)
 
 
-def test_no_worker_takes_an_assignment_of_another_owner(idle: Worker) -> None:
+def test_no_worker_takes_an_assignment_of_another_owner(idle: Assignments) -> None:
     name = begin(idle, order_of(owner="ann"))
     end(idle)
     idle.rest(name, 0)
@@ -177,14 +177,14 @@ def test_no_worker_takes_an_assignment_of_another_owner(idle: Worker) -> None:
     assert idle.describe(1, "").owner == "ann"
 
 
-def test_an_assignment_of_an_earlier_coordinator_is_not_taken(idle: Worker) -> None:
+def test_an_assignment_of_an_earlier_coordinator_is_not_taken(idle: Assignments) -> None:
     idle.describe(7, "")
     with pytest.raises(Unfit, match="of epoch 6, of an earlier coordinator than 7"):
         idle.begin(order_of(epoch=6).SerializeToString(), 0, 0.0)
     begin(idle, order_of(epoch=7))
 
 
-def test_orders_for_an_earlier_assignment_touch_nothing(idle: Worker) -> None:
+def test_orders_for_an_earlier_assignment_touch_nothing(idle: Assignments) -> None:
     before = begin(idle, order_of())
     end(idle)
     idle.rest(before, 0)
@@ -201,7 +201,7 @@ def test_orders_for_an_earlier_assignment_touch_nothing(idle: Worker) -> None:
     assert current.reporter.wish().name == "GO_ON"
 
 
-def test_orders_of_an_earlier_coordinator_touch_nothing(idle: Worker) -> None:
+def test_orders_of_an_earlier_coordinator_touch_nothing(idle: Assignments) -> None:
     name = begin(idle, order_of(epoch=2))
     idle.form(name, 1, 1, 0, ["nowhere"], "")
     idle.dismiss(name, 1)
@@ -212,8 +212,8 @@ def test_orders_of_an_earlier_coordinator_touch_nothing(idle: Worker) -> None:
     assert wait_for_status(idle, name, "has_ended").is_reusable
 
 
-def test_news_may_be_asked_for_before_the_assignment_has_come(idle: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "POLL_S", WAIT_S)
+def test_news_may_be_asked_for_before_the_assignment_comes(idle: Assignments, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assignments, "POLL_S", WAIT_S)
     order, told, asks = order_of(), [], threading.Event()
     real_current = idle._current
 
@@ -230,7 +230,7 @@ def test_news_may_be_asked_for_before_the_assignment_has_come(idle: Worker, monk
     assert told, "it has not waited in vain"
 
 
-def test_an_idle_worker_that_waits_is_woken_by_an_assignment(idle: Worker) -> None:
+def test_an_idle_worker_that_waits_is_woken_by_an_assignment(idle: Assignments) -> None:
     woken = threading.Event()
     waiting = threading.Thread(target=lambda: (idle.rest("", WAIT_S), woken.set()))  # type: ignore[func-returns-value]
     waiting.start()
@@ -239,8 +239,8 @@ def test_an_idle_worker_that_waits_is_woken_by_an_assignment(idle: Worker) -> No
     waiting.join()
 
 
-def test_a_worker_says_who_it_is(idle: Worker) -> None:
-    pid = worker.os.getpid()
+def test_a_worker_says_who_it_is(idle: Assignments) -> None:
+    pid = assignments.os.getpid()
     assert idle.describe(1, "") == Description(ENGINE_VERSION, 1.0, 0.0, None, "node-1", pid)
     order = order_of()
     name = begin(idle, order, number=5)
@@ -265,7 +265,7 @@ def test_a_worker_says_which_gpus_it_holds(make_worker: Any) -> None:
     assert one.describe(1, "").gpu_ids == held
 
 
-def test_a_worker_says_that_it_was_let_go_until_its_assignment_is_forgotten(idle: Worker) -> None:
+def test_a_worker_says_that_it_was_let_go_until_its_assignment_is_forgotten(idle: Assignments) -> None:
     name = begin(idle, order_of())
     idle.dismiss(name, 1)
     assert idle.describe(2, "").is_dismissed
@@ -275,7 +275,7 @@ def test_a_worker_says_that_it_was_let_go_until_its_assignment_is_forgotten(idle
 
 
 def test_a_worker_that_has_stopped_with_all_others_was_not_let_go(
-    idle: Worker, monkeypatch: pytest.MonkeyPatch
+    idle: Assignments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = begin(idle, order_of())
     current = idle._assignment
@@ -287,14 +287,14 @@ def test_a_worker_that_has_stopped_with_all_others_was_not_let_go(
     assert not idle.describe(2, "").is_dismissed
 
 
-def test_a_worker_of_which_something_is_left_is_not_used_again(idle: Worker, slate: PlayedSlate) -> None:
+def test_a_worker_of_which_something_is_left_is_not_used_again(idle: Assignments, slate: PlayedSlate) -> None:
     slate.left = ["thread lingering"]
     begin(idle, order_of())
     assert not end(idle).is_reusable
 
 
 def test_a_worker_that_cannot_be_cleared_away_says_that_it_has_ended(
-    idle: Worker, slate: PlayedSlate, monkeypatch: pytest.MonkeyPatch
+    idle: Assignments, slate: PlayedSlate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> list[str]:
         raise OSError("the disk is gone")
@@ -305,7 +305,7 @@ def test_a_worker_that_cannot_be_cleared_away_says_that_it_has_ended(
     assert not wait_for_status(idle, name, "has_ended").is_reusable
 
 
-def test_a_worker_whose_job_has_failed_is_not_used_again(idle: Worker) -> None:
+def test_a_worker_whose_job_has_failed_is_not_used_again(idle: Assignments) -> None:
     order = order_of()
     order.spec.training.batch_size = 1000
     name = begin_only(idle, order)
@@ -314,7 +314,7 @@ def test_a_worker_whose_job_has_failed_is_not_used_again(idle: Worker) -> None:
     assert not told.is_reusable
 
 
-def begin_only(one: Worker, order: StartGang) -> str:
+def begin_only(one: Assignments, order: StartGang) -> str:
     one.begin(order.SerializeToString(), 0, 0.0)
     return name_of(order, 0)
 
@@ -324,7 +324,7 @@ def test_a_worker_that_takes_too_much_memory_gives_up_its_data_first(
     make_worker: Any, monkeypatch: pytest.MonkeyPatch, without_data_bytes: int, is_reusable: bool
 ) -> None:
     large = make_worker(LauncherOptions(data_cache_bytes=1 << 20, warm_memory_bytes=1000))
-    monkeypatch.setattr(worker, "memory_bytes", lambda: without_data_bytes + large._data.size_bytes)
+    monkeypatch.setattr(assignments, "memory_bytes", lambda: without_data_bytes + large._data.size_bytes)
     begin(large, order_of())
     assert large._data.size_bytes == 160
     told = end(large)
@@ -334,20 +334,20 @@ def test_a_worker_that_takes_too_much_memory_gives_up_its_data_first(
 
 def test_a_worker_within_its_limit_keeps_its_data(make_worker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     small = make_worker(LauncherOptions(data_cache_bytes=1 << 20, warm_memory_bytes=1000))
-    monkeypatch.setattr(worker, "memory_bytes", lambda: 1000)
+    monkeypatch.setattr(assignments, "memory_bytes", lambda: 1000)
     begin(small, order_of())
     assert end(small).is_reusable
     assert small._data.size_bytes == 160
 
 
-def test_training_waits_for_a_warm_up_that_has_begun(idle: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_waits_for_a_warm_up_that_has_begun(idle: Assignments, monkeypatch: pytest.MonkeyPatch) -> None:
     warms_up, may_go_on = threading.Event(), threading.Event()
 
     def train_once(on_gpu: bool) -> None:
         warms_up.set()
         assert may_go_on.wait(WAIT_S)
 
-    monkeypatch.setattr(worker, "train_once", train_once)
+    monkeypatch.setattr(assignments, "train_once", train_once)
     warming = threading.Thread(target=idle.warm_up)
     warming.start()
     assert warms_up.wait(WAIT_S)
@@ -361,18 +361,18 @@ def test_training_waits_for_a_warm_up_that_has_begun(idle: Worker, monkeypatch: 
     wait_for_status(idle, name, "is_prepared")
 
 
-def test_a_worker_with_an_assignment_is_not_warmed_up(idle: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "train_once", lambda on_gpu: pytest.fail("it trains already"))
+def test_a_worker_with_an_assignment_is_not_warmed_up(idle: Assignments, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assignments, "train_once", lambda on_gpu: pytest.fail("it trains already"))
     begin(idle, order_of())
     idle.warm_up()
 
 
-def soon_orphaned() -> Worker:
+def soon_orphaned() -> Assignments:
     patch = pytest.MonkeyPatch()
     patch.setattr(ray, "get_runtime_context", RayContext)
     patch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
-    patch.setattr(worker, "ORPHANED_AFTER_S", 0.2)
-    return Worker(ROOMY, 1.0, 0.0)
+    patch.setattr(assignments, "ORPHANED_AFTER_S", 0.2)
+    return Assignments(ROOMY, 1.0, 0.0)
 
 
 def live_alone(asked: bool) -> None:

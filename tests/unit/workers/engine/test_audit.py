@@ -13,8 +13,8 @@ from google.protobuf import json_format
 from torch import Tensor
 
 from lockstep.v1.job_spec_pb2 import JobSpec
+from lockstep.workers.actor.failures import job_error
 from lockstep.workers.engine import Listener, NotDeterministic, Point, Progress, Trainer
-from lockstep.workers.failures import job_error
 from lockstep.workers.training import SMALLEST, build_trainer
 from tests.support.bent_models import BENT
 from tests.support.honest_models import HONEST, Images, Numbers, Points, convolutions, sgd

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lockstep.workers.actor.failures import job_error
 from lockstep.workers.engine import Classifier, DataModule, Examples, ModelError, Trainer
 from lockstep.workers.engine.audit.layers import layers_that_use, operations_told_by_name
-from lockstep.workers.failures import job_error
 
 
 class Images(DataModule):

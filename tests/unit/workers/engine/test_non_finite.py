@@ -33,9 +33,7 @@ def test_a_loss_that_leaves_the_finite_numbers_ends_training_and_names_the_step(
 def test_a_loss_that_is_not_finite_before_anything_was_learnt_is_looked_for_in_data_and_model() -> None:
     data = Numbers(dtype=torch.float32)
     data.train.inputs[:] = torch.nan
-    with pytest.raises(
-        NonFiniteLoss, match=r"train_loss is nan at step 1; .*not finite in the data and in"
-    ):
+    with pytest.raises(NonFiniteLoss, match=r"train_loss is nan at step 1; .*not finite in the data and in"):
         Trainer(max_steps=3, batch_size=8).fit(
             Net(torch.float32), data, lambda parameters: torch.optim.SGD(parameters, lr=0.1)
         )

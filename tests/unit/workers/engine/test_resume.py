@@ -9,12 +9,12 @@ import torch
 from lockstep.contract.checkpoints import MANIFEST_FILE
 from lockstep.v1.internal_service_pb2 import StartGang
 from lockstep.workers.actor.assignment import checkpoints_of
+from lockstep.workers.actor.failures import job_error
 from lockstep.workers.datasets.synthetic import SyntheticRegression
 from lockstep.workers.engine import ENGINE_VERSION, DataError
 from lockstep.workers.engine.determinism import hardware_class
 from lockstep.workers.engine.state.checkpoint import Checkpoints
 from lockstep.workers.engine.state.manifest import decode, encode
-from lockstep.workers.failures import job_error
 from tests.unit.workers.engine.test_writer import train
 
 STEPS = 20

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 
 import pytest
 
-from lockstep.workers.engine.awake_clock import LONGEST_GAP_S, TICK_S, AwakeClock
+from lockstep.workers.awake_clock import LONGEST_GAP_S, TICK_S, AwakeClock
 from tests.support import stopped_process
 from tests.support.processes import forking_context
 from tests.support.stopped_process import WHAT

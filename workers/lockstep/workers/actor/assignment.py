@@ -11,6 +11,7 @@ from google.protobuf import json_format
 
 from lockstep.contract.facts import ENGINE_VERSION, Phase
 from lockstep.v1.internal_service_pb2 import StartGang
+from lockstep.workers.actor.failures import is_of_the_user, job_error
 from lockstep.workers.actor.ledger_reporter import LedgerReports
 from lockstep.workers.actor.output import LOGGER, WorkerLog, configure_logger
 from lockstep.workers.actor.training_log import TrainingLog
@@ -23,7 +24,6 @@ from lockstep.workers.engine.exchange.membership import Dismissed, Membership
 from lockstep.workers.engine.exchange.transport import Endpoint
 from lockstep.workers.engine.state.checkpoint import Checkpoints
 from lockstep.workers.engine.state.storage import followed
-from lockstep.workers.failures import is_of_the_user, job_error
 from lockstep.workers.training import device_of, train
 
 LAST_WORDS_S = 5.0

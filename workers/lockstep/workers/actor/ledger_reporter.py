@@ -12,9 +12,10 @@ from lockstep.contract.facts import Phase
 from lockstep.contract.metadata import ATTEMPT_TOKEN
 from lockstep.v1.internal_service_pb2 import ReportLedgerRequest, StartGang
 from lockstep.v1.ledger_pb2 import PhaseSeconds
+from lockstep.workers import awake_clock
 from lockstep.workers.actor.reset import memory_bytes
 from lockstep.workers.connection import COORDINATOR
-from lockstep.workers.engine import Ledger, awake_clock
+from lockstep.workers.engine import Ledger
 
 EVERY_S = 5.0
 CALL_TIMEOUT_S = 5.0

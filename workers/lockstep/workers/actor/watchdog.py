@@ -5,8 +5,9 @@ import threading
 import time
 from collections import deque
 
+from lockstep.workers import awake_clock
 from lockstep.workers.calls import HANG_FIRST_FACTOR, HANG_MEDIAN_FACTOR, WARM_UP_S
-from lockstep.workers.engine import Activity, awake_clock
+from lockstep.workers.engine import Activity
 
 OWN_WORK = frozenset({Activity.LOAD, Activity.COMPUTE, Activity.UPDATE, Activity.EVALUATE})
 """Activities in which a rank waits for nobody else."""

@@ -17,9 +17,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from lockstep.v1.internal_service_pb2 import ClusterCapacity, NodeCapacity
 from lockstep.v1.job_spec_pb2 import ResourcesSpec
 from lockstep.v1.launcher_pb2 import LauncherOptions
+from lockstep.workers import awake_clock
 from lockstep.workers.actor.worker import Worker
 from lockstep.workers.calls import ANSWER_TIMEOUT_S, CONTROL_CALLS, Description
-from lockstep.workers.engine import awake_clock
 from lockstep.workers.launcher.log_sweeps import LogSweeps
 from lockstep.workers.node.agents import NodeAgents
 

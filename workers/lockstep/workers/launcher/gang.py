@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from ray.exceptions import ActorUnavailableError
 
 from lockstep.v1.internal_service_pb2 import StartGang
+from lockstep.workers import awake_clock
 from lockstep.workers.calls import HANG_FIRST_FACTOR, Presence, Status, name_of
-from lockstep.workers.engine import awake_clock
-from lockstep.workers.failures import is_with_node, job_error
+from lockstep.workers.failures import error_of_call, is_with_node
 from lockstep.workers.launcher.attempt.events import (
     CameUp,
     Death,
@@ -239,7 +239,7 @@ class Gang:
                 again.daemon = True
                 again.start()
             elif tell_death:
-                self.events.put(Died(Death(number, job_error(error, number), is_with_node(error))))
+                self.events.put(Died(Death(number, error_of_call(error, number), is_with_node(error))))
 
         def call() -> None:
             if number in self._processes:

@@ -17,8 +17,8 @@ from ray.exceptions import ActorUnavailableError
 
 from lockstep.v1.internal_service_pb2 import StartGang, WorkerProcess
 from lockstep.v1.launcher_pb2 import LauncherOptions
+from lockstep.workers import awake_clock
 from lockstep.workers.calls import POLL_S, WARM_UP_S, Rest, name_of
-from lockstep.workers.engine import awake_clock
 from lockstep.workers.failures import in_our_words
 from lockstep.workers.launcher.fleet import ASK_AGAIN_AFTER_S, Fleet, Process, Shape
 

@@ -15,7 +15,7 @@ from lockstep.v1.internal_service_pb2 import (
     StartGang,
     StopGang,
 )
-from lockstep.workers.engine import awake_clock
+from lockstep.workers import awake_clock
 from lockstep.workers.launcher.attempt.advance import Step, advance, begin, take_over
 from lockstep.workers.launcher.attempt.commands import (
     Command,

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 
-from lockstep.workers.engine import awake_clock
+from lockstep.workers import awake_clock
 from lockstep.workers.engine.errors import RanksDisagree
 from lockstep.workers.engine.exchange.nccl import NO_NCCL, NcclGroup, nccl_failure, number_of, tcp_store
 from lockstep.workers.engine.exchange.staging import Staging, bytes_in_host_memory

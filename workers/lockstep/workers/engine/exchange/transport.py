@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from lockstep.workers.engine import awake_clock
+from lockstep.workers import awake_clock
 from lockstep.workers.engine.errors import PeerLost
 
 BACKLOG = 1024

@@ -4,7 +4,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Collection, Sequence
 
-from lockstep.workers.engine import awake_clock
+from lockstep.workers import awake_clock
 from lockstep.workers.engine.errors import LEARNING_RATE, NonFiniteParameters, Parameter
 from lockstep.workers.engine.state.checkpoint import Checkpoint, Checkpoints
 from lockstep.workers.engine.state.state import TrainState, first_non_finite
