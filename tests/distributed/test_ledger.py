@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lockstep.workers.engine import Account, Classifier, Examples, Group, Ledger, Phase, Trainer, stepper
+from lockstep.workers.engine import Account, Classifier, Examples, Group, Ledger, Phase, Trainer, loop
 from lockstep.workers.models.linear import SoftmaxRegression
 from tests.distributed.test_one_curve import RandomImages
 
@@ -92,7 +92,7 @@ def digest_and_flops(group: Group, model: type[Classifier], is_counted: bool) ->
     trainer = Trainer(max_steps=10, batch_size=30, shards=4)
     with contextlib.ExitStack() as stack:
         if not is_counted:
-            stack.enter_context(mock.patch.object(stepper, "flops_per_step", lambda *arguments: 0.0))
+            stack.enter_context(mock.patch.object(loop, "flops_per_step", lambda *arguments: 0.0))
         result = trainer.fit(
             model(),
             RandomImages(200),

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lockstep.workers.engine import Activity, Group, ModelError, Point, Trainer, stepper
+from lockstep.workers.engine import Activity, Group, ModelError, Point, Trainer
 from lockstep.workers.engine.errors import PeerLost
+from lockstep.workers.engine.pace import HostPace
 from tests.distributed.test_buffers import BATCH_SIZE, SEED, Counts, Moving, Net, Points, Seldom, Shown
 from tests.support.process_fleet import Context, Fault, Fleet
 
@@ -122,7 +123,7 @@ def test_what_a_validation_has_written_has_the_same_bits_after_a_loss(fleet: Fle
 @contextlib.contextmanager
 def launched_buffers() -> Iterator[None]:
     """As over NCCL: a swap of buffers returns at once, and hangs when a peer is lost, until it is broken off untold."""
-    plain_swap, plain_wait = Group.swap, stepper.wait_for_device
+    plain_swap = Group.swap
     launched: list[threading.Thread] = []
 
     def swap(group: Group, tensors: Any) -> None:
@@ -142,12 +143,11 @@ def launched_buffers() -> Iterator[None]:
         launched[-1].start()
         return None
 
-    def wait(device: torch.device) -> None:
+    def wait(pace: HostPace) -> None:
         while launched:
             launched.pop().join()
-        plain_wait(device)
 
-    with mock.patch.object(Group, "swap", swap), mock.patch.object(stepper, "wait_for_device", wait):
+    with mock.patch.object(Group, "swap", swap), mock.patch.object(HostPace, "wait", wait):
         yield
 
 

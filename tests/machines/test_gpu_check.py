@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.machines.gpu_check import accounts, digests, gradients, healing, operations, pausing, start
+from tests.machines.gpu_check import accounts, digests, gradients, graphs, healing, operations, pausing, start
 from tests.machines.gpu_check.plan import Plan, smallest
 from tests.machines.gpu_check.report import Row, Verdict, attempt, judge, the_same
 from tests.machines.gpu_check.sections import SECTIONS
@@ -39,6 +39,10 @@ def test_ranks_that_exchange_through_host_memory_pass_every_check(
 
 def test_gradients_are_compared_with_float64(plan: Plan) -> None:
     assert verdicts(list(gradients.check(plan))) == {Verdict.OK}
+
+
+def test_graphs_are_held_against_shards_that_are_launched_call_by_call(plan: Plan) -> None:
+    assert verdicts(list(graphs.check(plan))) == {Verdict.OK}
 
 
 def test_the_ledger_is_held_against_the_clock(plan: Plan) -> None:

@@ -7,6 +7,7 @@ from tests.machines.gpu_check import (
     accounts,
     digests,
     gradients,
+    graphs,
     healing,
     operations,
     pausing,
@@ -33,12 +34,13 @@ class Section(NamedTuple):
 SECTIONS = {
     "operations": Section(operations.check, 25),
     "gradients": Section(gradients.check, 25),
+    "graphs": Section(graphs.check, 45),
     "telemetry": Section(telemetry.check, 15),
     "ledger": Section(accounts.check, 25),
     "healing": Section(healing.check, 60),
     "pausing": Section(pausing.check, 40),
     "service": Section(service.check, 90),
     "throughput": Section(throughput.check, 80),
-    "digests": Section(digests.check, 120),
+    "digests": Section(digests.check, 75),
 }
 """What is cheap and new comes first; the last one loses only rows when it runs out."""

@@ -35,6 +35,8 @@ def _max_epochs(spec: JobSpec) -> int | None:
 def _shards(spec: JobSpec) -> int:
     workers, batch_size = spec.resources.workers, spec.training.batch_size
     wanted = 4 if workers <= 4 else 1 << (workers - 1).bit_length()
+    if spec.resources.gpus_per_worker:  # each shard more is a pass more for a GPU that could take all at once
+        wanted = workers
     return max(1, min(wanted, batch_size, MOST_SHARDS))
 
 
@@ -42,7 +44,9 @@ FIELD_RULES = field_rules()
 COMPUTED_DEFAULTS = (
     ComputedDefault("name", (), _name),
     ComputedDefault("training.max_epochs", ("training.max_steps",), _max_epochs),
-    ComputedDefault("resources.shards", ("resources.workers", "training.batch_size"), _shards),
+    ComputedDefault(
+        "resources.shards", ("resources.workers", "resources.gpus_per_worker", "training.batch_size"), _shards
+    ),
 )
 CHOICE_RULES = tuple(map(ChoiceRule, SECTIONS_WITH_KINDS))
 SPEC_RULES: tuple[CrossRule, ...] = (*CROSS_RULES, *DATA_CROSS_RULES)

@@ -371,6 +371,13 @@ def test_shards_follow_from_workers_and_never_exceed_the_batch(workers: int, bat
     assert spec.resources.shards == shards
 
 
+@pytest.mark.parametrize(("workers", "batch_size", "shards"), [(1, 64, 1), (3, 64, 3), (8, 64, 8)])
+def test_on_gpus_there_are_as_many_shards_as_workers(workers: int, batch_size: int, shards: int) -> None:
+    wanted = spec_of(DIGITS, resources__workers=workers, resources__gpus_per_worker=1, training__batch_size=batch_size)
+    spec = resolve(wanted, SITE)
+    assert spec.resources.shards == shards
+
+
 def test_steps_take_the_place_of_the_default_epochs() -> None:
     spec = resolve(spec_of(DIGITS, training__max_steps=7), SITE)
     assert not spec.training.HasField("max_epochs")

@@ -22,6 +22,7 @@ from lockstep.workers.engine.errors import (
     Stopped,
 )
 from lockstep.workers.engine.exchange.group import Group
+from lockstep.workers.engine.flops import flops_per_step
 from lockstep.workers.engine.listener import Activity, Listener, Result
 from lockstep.workers.engine.metrics import Point, Progress, Window
 from lockstep.workers.engine.schedule import Schedule
@@ -96,8 +97,7 @@ class Loop:
             rate = stepper.update.rate
             self.writer = Writer(origin.checkpoints, self.trainable, listener.checkpointed, self.not_written, rate)
         self.why_not_kept = ""
-        self.has_looked_back = False
-        self.has_counted_flops = False
+        self.has_looked_back = self.has_counted_flops = False
         self.last_step_at = math.nan
         self.is_first_step = False
 
@@ -223,7 +223,8 @@ class Loop:
             self.settle()
             if not self.has_counted_flops:  # not before the first points are told, for which people wait
                 self.ledger.enter(Phase.IDLE)
-                self.ledger.flops_per_step = self.stepper.flops_per_step()
+                example = self.data.take(self.stepper.train_set, slice(0, 2))
+                self.ledger.flops_per_step = flops_per_step(self.module, example, self.stepper.settings.batch_size)
                 self.has_counted_flops = True
         return self.finish()
 

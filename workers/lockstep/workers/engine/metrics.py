@@ -52,6 +52,20 @@ class Sums(NamedTuple):
         return means
 
 
+class Step(NamedTuple):
+    """What a step brought.
+
+    Attributes:
+        sums: over its minibatch.
+        examples: size of the minibatch.
+        gradient_norm: L2 norm of the gradient before clipping; NaN when nobody asked for it.
+    """
+
+    sums: Sums
+    examples: int
+    gradient_norm: float
+
+
 @dataclass
 class Window:
     """What happened since the last point of the training metrics.

@@ -1,7 +1,7 @@
 """One step of minibatch SGD on one rank, and the validation between steps."""
 
 import math
-from typing import NamedTuple
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,33 +17,21 @@ from lockstep.workers.engine.exchange.overlap import choose_exchange
 from lockstep.workers.engine.exchange.reduce import Exchange, ShardSums, padded
 from lockstep.workers.engine.exchange.shards import Placement, part
 from lockstep.workers.engine.flat_model import FlatModel, check_trainable, l2_norm
-from lockstep.workers.engine.flops import flops_per_step
+from lockstep.workers.engine.graphs import ShardGraphs, recorder_of
 from lockstep.workers.engine.ledger import Ledger, marks_of
 from lockstep.workers.engine.listener import Activity, Listener, Wish
-from lockstep.workers.engine.metrics import Sums
+from lockstep.workers.engine.metrics import Step, Sums
 from lockstep.workers.engine.module import Module, has_batch_statistics
+from lockstep.workers.engine.pace import pace_of
 from lockstep.workers.engine.randomness import Minibatch, Minibatches, Settings, derive_seed
 from lockstep.workers.engine.state.state import check_state_dict
 from lockstep.workers.engine.update import OptimizerFactory, Update
+from lockstep.workers.engine.validation import Validation
 
 # Slots at the front of the exchanged row; each wish is counted, and each rank on which the step cannot be used.
 LOSS, WEIGHT, CORRECT, STOP, KEEP, REPEAT, SLOTS = 0, 1, 2, 3, 4, 5, 6
 OURS = ("lockstep.workers.models", "lockstep.workers.datasets")
 """Where models and data come from that draw from torch's generator alone."""
-
-
-class Step(NamedTuple):
-    """What a step brought.
-
-    Attributes:
-        sums: over its minibatch.
-        examples: size of the minibatch.
-        gradient_norm: L2 norm of the gradient before clipping; NaN when nobody asked for it.
-    """
-
-    sums: Sums
-    examples: int
-    gradient_norm: float
 
 
 class Stepper:
@@ -106,6 +94,14 @@ class Stepper:
         self.scalar_part = slice(0, SLOTS)
         self.gradient_part = slice(padded(SLOTS, dtype=self.dtype), padded(SLOTS, dtype=self.dtype) + self.model.size)
         self.exchange: Exchange | None = None
+        self.pace = pace_of(device)
+        self.validation = Validation(self.module, data, self.validation_set, settings.batch_size, self.pace, listener)
+        recorder = recorder_of(device)
+        self.graphs = (
+            None
+            if recorder is None
+            else ShardGraphs(recorder, self.compute_examples, self.outcome, self.graphs_not_used)
+        )
         self.is_first_step = True
         self.is_spoilt = False
 
@@ -130,10 +126,15 @@ class Stepper:
         self.exchange = choose_exchange(placement, group, self.sums, self.model, self.gradient_part.start)
         self.model.point_gradients_at(self.sums.accumulator[self.gradient_part])
         self.scalars = self.sums.accumulator[self.scalar_part].unbind()
-        # A dtype of 16 bits cannot hold sums of losses: they go in a table of their own.
-        self.wide = None
+        # A dtype of 16 bits cannot hold sums of losses: they go in a table of their own, by way of a row.
+        self.wide = self.wide_row = None
+        self.counts = self.scalars
         if self.dtype.itemsize < torch.float32.itemsize:
             self.wide = torch.zeros(self.settings.shards, 3, device=self.device)
+            self.wide_row = torch.zeros(3, device=self.device)
+            self.counts = self.wide_row.unbind()
+        if self.graphs is not None:
+            self.graphs.forget()
 
     def agree_on_buffers(self) -> None:
         """Hold those buffers for live that some rank does; every rank holds the same state now.
@@ -143,7 +144,13 @@ class Stepper:
             PeerLost: a rank left.
         """
         self.buffers.enter()
+        self.agree()
+
+    def agree(self) -> None:
+        """The same in the middle of a generation."""
         self.buffers.agree(self.group)
+        if self.graphs is not None:  # what they restore may have become more
+            self.graphs.forget()
 
     def leave(self) -> None:
         """Give up this rank's place, before the group is left; harmless without one."""
@@ -176,12 +183,12 @@ class Stepper:
         try:
             total = self.add_up(step, minibatch)
             while total is None:
-                self.buffers.agree(self.group)
+                self.agree()
                 total = self.add_up(step, minibatch)
             sums, gradient = total
             self.buffers.exchange(self.group, self.placement)
             # Over NCCL that has only been launched: what it brings is not to be looked at before it has come.
-            wait_for_device(self.device)
+            self.pace.wait()
             self.group.check()
             self.buffers.check_same(minibatch.active_shards)
         except EngineError:
@@ -239,20 +246,34 @@ class Stepper:
             if shard == self.my_shards[-1] and self.exchange is not None:
                 self.exchange.before_last()
             if shard < minibatch.active_shards:
-                self.compute_shard(step, shard, self.minibatches.indices(minibatch, shard))
+                self.compute_shard(step, shard, self.minibatches.indices(minibatch, shard), may_replay=True)
             if shard == self.my_shards.start and wish is not Wish.GO_ON:
                 self.scalars[STOP].add_(1.0)
                 self.scalars[KEEP].add_(float(wish is Wish.KEEP_AND_STOP))
             if shard == self.my_shards[-1]:
                 self.look_after()
-            wait_for_device(self.device)
+            self.pace.shard_is_given()
+        self.pace.wait()
 
-    def compute_shard(self, step: int, shard: int, indices: Tensor) -> None:
-        """Add the loss and the gradient of a shard, of the examples at `indices`, to the row."""
+    def compute_shard(self, step: int, shard: int, indices: Tensor, may_replay: bool = False) -> None:
+        """Add the loss and the gradient of a shard, of the examples at `indices`, to the row; maybe by a graph."""
+        if self.wide_row is not None:
+            self.wide_row.zero_()
+        may_replay = may_replay and bool(self.model.gradients_come_whole) and not self.ledger.is_sampled
+        if may_replay and self.graphs is not None:
+            self.graphs.compute(indices, partial(self.seed, step, shard))
+        else:
+            if self.ledger.is_sampled:
+                self.ledger.part(Phase.DATA)
+            self.seed(step, shard)
+            self.compute_examples(indices)
+        if self.wide is not None and self.wide_row is not None:
+            self.wide[shard].copy_(self.wide_row)
+        self.buffers.keep(shard)
+
+    def compute_examples(self, indices: Tensor) -> None:
+        """Add the loss and the gradient of the examples at `indices` to the row, as the generators are seeded."""
         is_sampled = self.ledger.is_sampled
-        if is_sampled:
-            self.ledger.part(Phase.DATA)
-        self.seed(step, shard)
         self.data.training = True
         inputs, targets = self.data.take(self.train_set, indices)
         self.data.training = False
@@ -263,11 +284,20 @@ class Stepper:
         losses = self.module.loss(outputs, targets)
         check_losses(losses)
         loss = losses.sum() if losses.dtype.itemsize >= torch.float32.itemsize else losses.sum(dtype=torch.float32)
-        self.count(shard, loss.detach(), losses, outputs.detach() if isinstance(outputs, Tensor) else outputs, targets)
+        self.count(loss.detach(), losses, outputs.detach() if isinstance(outputs, Tensor) else outputs, targets)
         if is_sampled:
             self.ledger.part(Phase.BACKWARD)
         self.add_gradients(loss)
-        self.buffers.keep(shard)
+
+    def outcome(self) -> list[Tensor]:
+        """The tensors that a shard writes."""
+        rows = [self.sums.accumulator] if self.wide_row is None else [self.sums.accumulator, self.wide_row]
+        return rows + self.buffers.live()
+
+    def graphs_not_used(self, words: str) -> None:
+        """Tell why, on one rank."""
+        if self.group.rank == 0:
+            self.listener.noted(words)
 
     def add_gradients(self, loss: Tensor) -> None:
         """Have autograd add the gradient of a shard's loss to what is in the row."""
@@ -326,9 +356,9 @@ class Stepper:
         self.update.apply(gradient)
         return norm.item() if norm_is_wanted else math.nan
 
-    def count(self, shard: int, loss: Tensor, losses: Tensor, outputs: Tensor, targets: Tensor) -> None:
+    def count(self, loss: Tensor, losses: Tensor, outputs: Tensor, targets: Tensor) -> None:
         """Add a shard's loss, weight and right answers to what is exchanged."""
-        scalars = self.scalars if self.wide is None else self.wide[shard]
+        scalars = self.counts
         scalars[LOSS].add_(loss)
         scalars[WEIGHT].add_(self.module.weight_of(losses, targets))
         correct = self.module.count_correct(outputs, targets)
@@ -343,11 +373,6 @@ class Stepper:
         """
         self.model.check_structure()
         self.buffers.check_unseen()
-
-    def flops_per_step(self) -> float:
-        """Floating-point operations of a step on all ranks; 0 where they cannot be counted. Changes nothing."""
-        example = self.data.take(self.train_set, slice(0, 2))
-        return flops_per_step(self.module, example, self.settings.batch_size)
 
     @torch.no_grad()
     def evaluate(self, step: int) -> Sums:
@@ -366,35 +391,10 @@ class Stepper:
         for shard in self.my_shards:
             self.buffers.undo(is_validation=True)
             self.seed("validation", step, shard)
-            table[shard] = self.evaluate_shard(part(len(self.validation_set), shard, self.settings.shards), step)
+            examples = part(len(self.validation_set), shard, self.settings.shards)
+            table[shard] = self.validation.sums(examples, step)
         self.buffers.undo(is_validation=True)
         self.listener.entered(Activity.EXCHANGE, step)
         self.ledger.enter(Phase.EXCHANGE)
         self.group.fill_in(table)
         return Sums.over(table.tolist())
-
-    def evaluate_shard(self, examples: range, step: int) -> Tensor:
-        """Sums of loss, weight and right answers over a range of the validation set, float64, (3,)."""
-        total = torch.zeros(3, dtype=torch.float64, device=self.device)
-        for start in range(examples.start, examples.stop, self.settings.batch_size):
-            self.listener.entered(Activity.EVALUATE, step)
-            batch = slice(start, min(start + self.settings.batch_size, examples.stop))
-            inputs, targets = self.data.take(self.validation_set, batch)
-            outputs = self.module(inputs)
-            losses = self.module.loss(outputs, targets)
-            total[LOSS] += losses.sum(dtype=torch.float64)
-            total[WEIGHT] += self.module.weight_of(losses, targets)
-            correct = self.module.count_correct(outputs, targets)
-            if correct is not None:
-                total[CORRECT] += correct
-            wait_for_device(self.device)
-        return total.cpu()
-
-
-def wait_for_device(device: torch.device) -> None:
-    """Return when a GPU has done what this rank gave it: a launch returns at once, also on one that hangs.
-
-    So this rank's own work ends within its own phase. What the GPU exchanges goes on in a stream of its own.
-    """
-    if device.type == "cuda":
-        torch.cuda.current_stream(device).synchronize()

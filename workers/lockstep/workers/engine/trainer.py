@@ -18,6 +18,7 @@ from lockstep.workers.engine.compiler import fix_compiler, spare_import
 from lockstep.workers.engine.data_module import DataModule
 from lockstep.workers.engine.determinism import fix_arithmetic
 from lockstep.workers.engine.exchange.group import Group
+from lockstep.workers.engine.exchange.streams import training_line
 from lockstep.workers.engine.ledger import Ledger
 from lockstep.workers.engine.listener import Listener, Result
 from lockstep.workers.engine.loop import Loop, Origin, Regroup
@@ -142,7 +143,7 @@ class Trainer:
             device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
             torch.cuda.set_device(device)
         listener = listener or Listener()
-        with operations_told_by_name(module):
+        with operations_told_by_name(module), training_line(device):
             settings = Settings(self.batch_size, self.shards, self.seed, self.gradient_clip_norm)
             stepper = Stepper(settings, module, data, optimizer, device, listener, ledger or Ledger())
             schedule = Schedule(

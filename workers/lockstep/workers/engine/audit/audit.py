@@ -152,7 +152,7 @@ class Audit:
         shard, examples = next((n, part(size, n, shards)) for n in range(shards) if part(size, n, shards))
         stepper.seed("validation", self._of_step, shard)
         self._module.eval()
-        sums = stepper.evaluate_shard(examples[: stepper.settings.batch_size], self._at_step)
+        sums = stepper.validation.sums(examples[: stepper.settings.batch_size], self._at_step)
         stepper.buffers.undo()
         return content(sums)
 

@@ -227,6 +227,10 @@ class Buffers:
                     "mul_() and so on, not through `data` or NumPy"
                 )
 
+    def live(self) -> list[Tensor]:
+        """What some shard changes."""
+        return [kept.tensor for kept in self._live]
+
     def left_behind(self) -> Iterator[Tensor]:
         """What a shard has changed, counted or not, and what is live; to be undone."""
         for kept in self._still:

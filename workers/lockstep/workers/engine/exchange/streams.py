@@ -5,6 +5,7 @@ and what comes behind it. On a CPU what was called is done, and there is nothing
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -68,3 +69,28 @@ class SideStream:
 def line_of(device: torch.device) -> Line:
     """A line of a device's own."""
     return SideStream(device) if device.type == "cuda" else HostLine()
+
+
+@functools.cache
+def stream_for_training(device: torch.device) -> torch.cuda.Stream:
+    """The one of a GPU, so that memory that a job has left is of use to the next."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def training_line(device: torch.device) -> Iterator[None]:
+    """Around training: what a GPU is given goes on a stream that no other waits for by itself, and can be recorded.
+
+    What the default stream of this thread was given before comes before it, and what it is given after comes after.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    outside, own = torch.cuda.current_stream(device), stream_for_training(device)
+    own.wait_stream(outside)
+    try:
+        with torch.cuda.stream(own):
+            yield
+    finally:
+        with contextlib.suppress(RuntimeError):  # what is wrong with the device was told by what computes there
+            outside.wait_stream(own)

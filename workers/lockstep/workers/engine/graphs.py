@@ -1,0 +1,187 @@
+"""The shards of a GPU as graphs: what one launches is recorded once, and given to the GPU again at one stroke.
+
+The kernels of a small model take less time than their launches. A graph reads the numbers of its examples from where
+they were put, draws from the generators as they were seeded, and adds to the same row as the shard that was recorded:
+the kernels and their order are those of a shard that is launched call by call, and so are the bits. That is compared
+before a graph is relied on. A model that cannot be recorded, or does something beside the GPU, goes on call by call.
+"""
+
+import gc
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lockstep.workers.engine.errors import EngineError
+from lockstep.workers.engine.tensor_memory import words
+
+WARM_UPS = 2
+"""How many shards of a size are computed call by call first: libraries set themselves up, buffers become live."""
+COMPARISONS = 2
+"""How many shards are computed both ways before a graph is relied on."""
+MOST_GRAPHS = 4
+"""For how many sizes of shards: two in each minibatch, and two in the last one of an epoch."""
+
+
+class Recorder(Protocol):
+    """Keeps what a device is given."""
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Keep what `work` gives to the device, which need not do it; returns what gives the same to the device again.
+
+        Raises:
+            RuntimeError: the work waits for the device, or does what else cannot be kept.
+        """
+
+    def drawn_beside(self) -> object:
+        """What changes when something draws from a generator that is not the device's."""
+
+
+class CudaRecorder:
+    """On a GPU, by CUDA graphs that share their memory, since one runs after the other.
+
+    Args:
+        device: the GPU; the current stream must be none that others wait for by itself, as the default one is.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize(self._device)
+        gc.collect()  # what is freed during the recording would be waited for
+        torch.cuda.empty_cache()
+        # Of other threads, such as that of NCCL, nothing is forbidden.
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=torch.cuda.current_stream(self._device), capture_error_mode="thread_local"
+        ):
+            work()
+        return graph.replay
+
+    def drawn_beside(self) -> object:
+        return host_draws(), bytes(torch.get_rng_state().tolist())
+
+
+def host_draws() -> object:
+    """The states of the generators of Python and NumPy."""
+    return random.getstate(), repr(np.random.get_state(legacy=False))
+
+
+def recorder_of(device: torch.device) -> Recorder | None:
+    """What records on a device; None for a CPU, which has nothing to gain by it."""
+    return CudaRecorder(device) if device.type == "cuda" else None
+
+
+@dataclass
+class Graph:
+    """A shard of one size.
+
+    Attributes:
+        indices: where the numbers of its examples are put, int64, (n,).
+        replay: computes it.
+        comparisons: how often it is still to be compared with a shard that is computed call by call.
+    """
+
+    indices: Tensor
+    replay: Callable[[], None]
+    comparisons: int = COMPARISONS
+
+
+class ShardGraphs:
+    """Computes shards by graphs, as soon and as long as that gives the same bits.
+
+    Args:
+        recorder: records them.
+        compute: computes a shard of the examples with these numbers, int64, (n,), call by call.
+        outcome: the tensors that a shard adds to or writes; always the same until `forget`.
+        noted: told, once, why graphs are not used.
+
+    Attributes:
+        why_not: why graphs are not used; empty as long as they are.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        compute: Callable[[Tensor], None],
+        outcome: Callable[[], Sequence[Tensor]],
+        noted: Callable[[str], None],
+    ) -> None:
+        self._recorder, self._compute, self._outcome, self._noted = recorder, compute, outcome, noted
+        self._graphs: dict[int, Graph] = {}
+        self._computed: dict[int, int] = {}
+        self.why_not = ""
+
+    def forget(self) -> None:
+        """What shards read or write has moved: record them anew."""
+        self._graphs.clear()
+        self._computed.clear()
+
+    def compute(self, indices: Tensor, seed: Callable[[], None]) -> None:
+        """Compute the shard of the examples with these numbers, int64, (n,); `seed` seeds all generators for it."""
+        graph = self._graph_of(indices)
+        seed()
+        if graph is None:
+            self._compute(indices)
+            return
+        graph.indices.copy_(indices)
+        if graph.comparisons:
+            self._compare(graph, seed)
+        else:
+            graph.replay()
+
+    def _graph_of(self, indices: Tensor) -> Graph | None:
+        """The graph for so many examples; None where there is none, or not yet."""
+        size = len(indices)
+        graph = self._graphs.get(size)
+        if graph is not None or self.why_not or len(self._graphs) == MOST_GRAPHS:
+            return graph
+        self._computed[size] = self._computed.get(size, 0) + 1
+        if self._computed[size] <= WARM_UPS:
+            return None
+        own, before = indices.clone(), [tensor.clone() for tensor in self._outcome()]
+        try:
+            graph = self._graphs[size] = Graph(own, self._recorder.record(lambda: self._compute(own)))
+        except EngineError:
+            raise
+        except Exception as error:  # a model may do anything, and CUDA tells of it in many ways
+            self._give_up(f"it cannot be recorded: {_first_line(error)}")
+        finally:
+            self._put(before)
+        return graph
+
+    def _compare(self, graph: Graph, seed: Callable[[], None]) -> None:
+        """Compute a shard both ways; the bits that stay are those of the one that was computed call by call."""
+        outcome = self._outcome()
+        before = [tensor.clone() for tensor in outcome]
+        graph.replay()
+        replayed = [tensor.clone() for tensor in outcome]
+        self._put(before)
+        seed()
+        drawn = self._recorder.drawn_beside()
+        self._compute(graph.indices)
+        graph.comparisons -= 1
+        if drawn != self._recorder.drawn_beside():
+            self._give_up("it draws from a generator of the host")
+        elif not all(torch.equal(words(one), words(other)) for one, other in zip(outcome, replayed, strict=True)):
+            self._give_up("its bits were others")
+
+    def _put(self, values: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for tensor, value in zip(self._outcome(), values, strict=True):
+                tensor.copy_(value)
+
+    def _give_up(self, why: str) -> None:
+        self.why_not = why
+        self.forget()
+        self._noted(f"shards are computed call by call, which is slower, and not as a CUDA graph: {why}")
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip().partition("\n")[0][:200]
