@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lockstep.workers.engine import Classifier, DataModule, Examples, Group, Point, Trainer
+from lockstep.workers.engine import Classifier, DataModule, Examples, Group, Point, Trainer, graphs
 from lockstep.workers.engine.exchange.overlap import OverlappedExchange
 from tests.distributed.test_one_curve import Recorder
+from tests.support.honest_models import sgd
+from tests.support.host_recorder import HostRecorder
 
 WIDTH = 1024
 
@@ -129,6 +131,25 @@ def test_the_curve_is_the_same_on_any_number_of_workers(ranks: Any, kind: type[D
     seen = [result for world_size in (1, 2, 3, 4) for result in ranks.run(world_size, train, kind, shards)]
     assert len({digest for digest, *_ in seen}) == 1
     assert all(points == seen[0][1] for _, points, _ in seen)
+
+
+def train_by_graphs(group: Group, shards: int, by_graphs: bool) -> tuple[str, int]:
+    """Digest of the weights, and how many shards were computed by graphs."""
+    recorder = HostRecorder()
+    with mock.patch.object(graphs, "recorder_of", lambda device: recorder if by_graphs else None):
+        torch.manual_seed(0)
+        data = Images()
+        data.load()
+        result = Trainer(max_steps=10, batch_size=48, shards=shards).fit(Deep(), data, sgd, group=group)
+    return result.weights_digest, recorder.replayed
+
+
+@pytest.mark.parametrize("shards", [2, 4])
+def test_what_is_recorded_and_compared_is_not_exchanged(ranks: Any, shards: int) -> None:
+    ((alone, _),) = ranks.run(1, train_by_graphs, shards, False)
+    for digest, replayed in ranks.run(2, train_by_graphs, shards, True):
+        assert digest == alone
+        assert replayed > 4
 
 
 def test_buckets_are_exchanged_while_others_are_computed(ranks: Any) -> None:

@@ -5,7 +5,7 @@ from unittest import mock
 import pytest
 import torch
 
-from lockstep.workers.engine import Point, Trainer, stepper
+from lockstep.workers.engine import Point, Trainer, graphs
 from tests.distributed.test_buffers import BATCH_SIZE, SEED, Counts, Moving, Net, Points, Seldom
 from tests.support.host_recorder import HostRecorder
 from tests.support.process_fleet import Context, Fault, Fleet
@@ -18,7 +18,7 @@ def train(context: Context, kind: type[Net], by_graphs: bool) -> tuple[str, list
     torch.manual_seed(1)
     trainer = Trainer(max_steps=STEPS, batch_size=BATCH_SIZE, shards=6, seed=SEED, log_every_steps=2, audit="off")
     recorder = HostRecorder()
-    with mock.patch.object(stepper, "recorder_of", lambda device: recorder if by_graphs else None):
+    with mock.patch.object(graphs, "recorder_of", lambda device: recorder if by_graphs else None):
         result = trainer.fit(
             kind(),
             Points(),

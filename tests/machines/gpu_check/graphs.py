@@ -7,7 +7,7 @@ from unittest import mock
 
 import torch
 
-from lockstep.workers.engine import Progress, stepper
+from lockstep.workers.engine import Progress, graphs
 from lockstep.workers.engine.graphs import Recorder as GraphRecorder
 from lockstep.workers.engine.graphs import recorder_of
 from lockstep.workers.engine.metrics import Point
@@ -93,5 +93,5 @@ def of_one_model(name: str, plan: Plan, work: Work) -> Row:
 def train(work: Work, recorder: GraphRecorder | None) -> tuple[str, Timed]:
     """Digest of the weights, and what was told."""
     listener = Timed()
-    with mock.patch.object(stepper, "recorder_of", lambda device: recorder):
+    with mock.patch.object(graphs, "recorder_of", lambda device: recorder):
         return fit(work, None, listener).weights_digest, listener

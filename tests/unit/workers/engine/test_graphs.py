@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lockstep.workers.engine import DataModule, Listener, Module, Point, Progress, Trainer, graphs, stepper
+from lockstep.workers.engine import DataModule, Listener, Module, Point, Progress, Trainer, graphs
 from tests.support.honest_models import HONEST, Net, Numbers, Points, sgd
 from tests.support.host_recorder import HostRecorder
 
@@ -44,7 +44,7 @@ def train(
     settings: dict[str, Any] = {"max_steps": 24, "batch_size": 20, "shards": 3, "log_every_steps": 5, "audit": "off"}
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stepper, "recorder_of", lambda device: recorder)
+        patch.setattr(graphs, "recorder_of", lambda device: recorder)
         result = Trainer(**settings | options).fit(module(), data(), sgd, listener=kept)
     return result.weights_digest, kept.points, kept.notes
 

@@ -99,7 +99,7 @@ class ShardGraphs:
     Args:
         recorder: records them.
         compute: computes a shard of the examples with these numbers, int64, (n,), call by call.
-        outcome: the tensors that a shard adds to or writes; always the same until `forget`.
+        outcome: returns the tensors that a shard adds to or writes; always the same until `forget`.
         noted: told, once, why graphs are not used.
 
     Attributes:
@@ -123,54 +123,65 @@ class ShardGraphs:
         self._graphs.clear()
         self._computed.clear()
 
+    def prepare(self, indices: Tensor, seed: Callable[[], None]) -> None:
+        """Record a shard of so many examples, or compare it, if that is due; before anything follows the real one.
+
+        Args:
+            indices: of the examples of the shard that comes next, int64, (n,).
+            seed: seeds all generators for it.
+        """
+        size = len(indices)
+        if size not in self._graphs:
+            self._computed[size] = self._computed.get(size, 0) + 1
+            if self.why_not or len(self._graphs) == MOST_GRAPHS or self._computed[size] <= WARM_UPS:
+                return
+            self._record(indices)
+        graph = self._graphs.get(size)
+        if graph is not None and graph.comparisons:
+            self._compare(graph, indices, seed)
+
     def compute(self, indices: Tensor, seed: Callable[[], None]) -> None:
         """Compute the shard of the examples with these numbers, int64, (n,); `seed` seeds all generators for it."""
-        graph = self._graph_of(indices)
         seed()
-        if graph is None:
+        graph = self._graphs.get(len(indices))
+        if graph is None or graph.comparisons:
             self._compute(indices)
-            return
-        graph.indices.copy_(indices)
-        if graph.comparisons:
-            self._compare(graph, seed)
         else:
+            graph.indices.copy_(indices)
             graph.replay()
 
-    def _graph_of(self, indices: Tensor) -> Graph | None:
-        """The graph for so many examples; None where there is none, or not yet."""
-        size = len(indices)
-        graph = self._graphs.get(size)
-        if graph is not None or self.why_not or len(self._graphs) == MOST_GRAPHS:
-            return graph
-        self._computed[size] = self._computed.get(size, 0) + 1
-        if self._computed[size] <= WARM_UPS:
-            return None
-        own, before = indices.clone(), [tensor.clone() for tensor in self._outcome()]
+    def _record(self, indices: Tensor) -> None:
+        own, before = indices.clone(), self._copies()
         try:
-            graph = self._graphs[size] = Graph(own, self._recorder.record(lambda: self._compute(own)))
+            self._graphs[len(indices)] = Graph(own, self._recorder.record(lambda: self._compute(own)))
         except EngineError:
             raise
         except Exception as error:  # a model may do anything, and CUDA tells of it in many ways
             self._give_up(f"it cannot be recorded: {_first_line(error)}")
         finally:
             self._put(before)
-        return graph
 
-    def _compare(self, graph: Graph, seed: Callable[[], None]) -> None:
-        """Compute a shard both ways; the bits that stay are those of the one that was computed call by call."""
-        outcome = self._outcome()
-        before = [tensor.clone() for tensor in outcome]
+    def _compare(self, graph: Graph, indices: Tensor, seed: Callable[[], None]) -> None:
+        """Compute a shard both ways, and undo it."""
+        graph.comparisons -= 1
+        graph.indices.copy_(indices)
+        before = self._copies()
+        seed()
         graph.replay()
-        replayed = [tensor.clone() for tensor in outcome]
+        replayed = self._copies()
         self._put(before)
         seed()
         drawn = self._recorder.drawn_beside()
-        self._compute(graph.indices)
-        graph.comparisons -= 1
+        self._compute(indices)
+        pairs = zip(self._outcome(), replayed, strict=True)
         if drawn != self._recorder.drawn_beside():
             self._give_up("it draws from a generator of the host")
-        elif not all(torch.equal(words(one), words(other)) for one, other in zip(outcome, replayed, strict=True)):
+        elif not all(torch.equal(words(one), words(other)) for one, other in pairs):
             self._give_up("its bits were others")
+        self._put(before)
+
+    def _copies(self) -> list[Tensor]:
+        return [tensor.clone() for tensor in self._outcome()]
 
     def _put(self, values: Sequence[Tensor]) -> None:
         with torch.no_grad():
@@ -181,6 +192,17 @@ class ShardGraphs:
         self.why_not = why
         self.forget()
         self._noted(f"shards are computed call by call, which is slower, and not as a CUDA graph: {why}")
+
+
+def graphs_of(
+    device: torch.device,
+    compute: Callable[[Tensor], None],
+    outcome: Callable[[], Sequence[Tensor]],
+    noted: Callable[[str], None],
+) -> ShardGraphs | None:
+    """Those of a rank that computes on a device, or None; see `ShardGraphs`."""
+    recorder = recorder_of(device)
+    return None if recorder is None else ShardGraphs(recorder, compute, outcome, noted)
 
 
 def _first_line(error: Exception) -> str:

@@ -17,7 +17,7 @@ from lockstep.workers.engine.exchange.overlap import choose_exchange
 from lockstep.workers.engine.exchange.reduce import Exchange, ShardSums, padded
 from lockstep.workers.engine.exchange.shards import Placement, part
 from lockstep.workers.engine.flat_model import FlatModel, check_trainable, l2_norm
-from lockstep.workers.engine.graphs import ShardGraphs, recorder_of
+from lockstep.workers.engine.graphs import ShardGraphs, graphs_of
 from lockstep.workers.engine.ledger import Ledger, marks_of
 from lockstep.workers.engine.listener import Activity, Listener, Wish
 from lockstep.workers.engine.metrics import Step, Sums
@@ -96,12 +96,7 @@ class Stepper:
         self.exchange: Exchange | None = None
         self.pace = pace_of(device)
         self.validation = Validation(self.module, data, self.validation_set, settings.batch_size, self.pace, listener)
-        recorder = recorder_of(device)
-        self.graphs = (
-            None
-            if recorder is None
-            else ShardGraphs(recorder, self.compute_examples, self.outcome, self.graphs_not_used)
-        )
+        self.graphs = graphs_of(device, self.compute_examples, self.outcome, self.note)
         self.is_first_step = True
         self.is_spoilt = False
 
@@ -243,10 +238,14 @@ class Stepper:
             self.wide.zero_()
         for shard in self.sums.each():
             self.listener.entered(Activity.COMPUTE, step)
+            indices = self.minibatches.indices(minibatch, shard) if shard < minibatch.active_shards else None
+            graphs = self.graphs if self.model.gradients_come_whole and not self.ledger.is_sampled else None
+            if indices is not None and graphs is not None:
+                graphs.prepare(indices, partial(self.seed, step, shard))
             if shard == self.my_shards[-1] and self.exchange is not None:
                 self.exchange.before_last()
-            if shard < minibatch.active_shards:
-                self.compute_shard(step, shard, self.minibatches.indices(minibatch, shard), may_replay=True)
+            if indices is not None:
+                self.compute_shard(step, shard, indices, graphs)
             if shard == self.my_shards.start and wish is not Wish.GO_ON:
                 self.scalars[STOP].add_(1.0)
                 self.scalars[KEEP].add_(float(wish is Wish.KEEP_AND_STOP))
@@ -255,13 +254,12 @@ class Stepper:
             self.pace.shard_is_given()
         self.pace.wait()
 
-    def compute_shard(self, step: int, shard: int, indices: Tensor, may_replay: bool = False) -> None:
-        """Add the loss and the gradient of a shard, of the examples at `indices`, to the row; maybe by a graph."""
+    def compute_shard(self, step: int, shard: int, indices: Tensor, graphs: ShardGraphs | None = None) -> None:
+        """Add the loss and the gradient of a shard, of the examples at `indices`, to the row; by graphs, or without."""
         if self.wide_row is not None:
             self.wide_row.zero_()
-        may_replay = may_replay and bool(self.model.gradients_come_whole) and not self.ledger.is_sampled
-        if may_replay and self.graphs is not None:
-            self.graphs.compute(indices, partial(self.seed, step, shard))
+        if graphs is not None:
+            graphs.compute(indices, partial(self.seed, step, shard))
         else:
             if self.ledger.is_sampled:
                 self.ledger.part(Phase.DATA)
@@ -294,11 +292,6 @@ class Stepper:
         rows = [self.sums.accumulator] if self.wide_row is None else [self.sums.accumulator, self.wide_row]
         return rows + self.buffers.live()
 
-    def graphs_not_used(self, words: str) -> None:
-        """Tell why, on one rank."""
-        if self.group.rank == 0:
-            self.listener.noted(words)
-
     def add_gradients(self, loss: Tensor) -> None:
         """Have autograd add the gradient of a shard's loss to what is in the row."""
         self.model.begin_backward()
@@ -309,8 +302,8 @@ class Stepper:
                 self.model.gradients_come_whole = self.sums.neighbours_add_up = False
                 self.is_spoilt = True
             return
-        if self.group.rank == 0 and (hooked := self.model.hooked()) is not None:
-            self.listener.noted(
+        if (hooked := self.model.hooked()) is not None:
+            self.note(
                 f"{hooked} has a hook on its gradient, which sees that of the sum of a shard's losses, not of the mean "
                 "over a minibatch: right for a mask and wrong for a bound; clip with gradient_clip_norm"
             )
@@ -323,8 +316,8 @@ class Stepper:
         additions = self.model.additions()
         self.model.gradients_come_whole = self.sums.neighbours_add_up = max(additions) <= 1
         unused = [name for name, count in zip(self.model.names, additions, strict=True) if not count]
-        if unused and self.group.rank == 0 and self.update.decays():
-            self.listener.noted(
+        if unused and self.update.decays():
+            self.note(
                 f"{unused[0]} got no gradient in the first shard; one without is taken for 0, so that weight decay "
                 "shrinks it: freeze with requires_grad_(False) what is not trained"
             )
@@ -364,6 +357,11 @@ class Stepper:
         correct = self.module.count_correct(outputs, targets)
         if correct is not None:
             scalars[CORRECT].add_(correct)
+
+    def note(self, words: str) -> None:
+        """Tell people something, on one rank."""
+        if self.group.rank == 0:
+            self.listener.noted(words)
 
     def check_unseen(self) -> None:
         """Check, between two steps, for what is too slow to look at in each.
