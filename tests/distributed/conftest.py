@@ -1,9 +1,11 @@
 """Real processes that train together, kept for all tests of a session: importing torch takes longer than most tests."""
 
+import gzip
 import multiprocessing
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -120,3 +122,16 @@ def ranks() -> Iterator[Ranks]:
     pool = Ranks()
     yield pool
     pool.close()
+
+
+@pytest.fixture(scope="session")
+def first_of_mnist(mnist_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the first 12,000 and 1,000 images of MNIST: of the rest every rank reads and validates no more."""
+    folder = tmp_path_factory.mktemp("mnist")
+    for part, count in (("train", 12_000), ("t10k", 1_000)):
+        for kind, header_bytes, bytes_each in (("images-idx3", 16, 784), ("labels-idx1", 8, 1)):
+            name = f"{part}-{kind}-ubyte"
+            with gzip.open(mnist_root / f"{name}.gz") as file:
+                header, content = file.read(header_bytes), file.read(count * bytes_each)
+            (folder / name).write_bytes(header[:4] + count.to_bytes(4, "big") + header[8:] + content)
+    return folder

@@ -48,10 +48,10 @@ def spec_of(model: dict[str, Any], data: dict[str, Any], **training: Any) -> dic
     }
 
 
-def mnist_spec(mnist_root: Any, model: dict[str, Any], **training: Any) -> dict[str, Any]:
+def mnist_spec(root: Any, model: dict[str, Any], **training: Any) -> dict[str, Any]:
     # Steps of 999 reach neither the end of the epoch nor an even cut into 4 shards.
     options = {"max_epochs": None, "max_steps": 6, "batch_size": 999, "evaluate_every_steps": 4} | training
-    spec = spec_of(model, {"idx": {"root": str(mnist_root)}}, **options)
+    spec = spec_of(model, {"idx": {"root": str(root)}}, **options)
     spec["training"] = {key: value for key, value in spec["training"].items() if value is not None}
     return spec
 
@@ -92,20 +92,20 @@ def test_adamw_gives_the_same_bits_on_any_number_of_workers(ranks: Any) -> None:
     assert_one_curve(curves(ranks, spec | {"optimizer": {"adamw": adamw}}))
 
 
-def test_lenet_on_mnist_gives_the_same_bits_on_any_number_of_workers(ranks: Any, mnist_root: Any) -> None:
-    assert_one_curve(curves(ranks, mnist_spec(mnist_root, {"lenet": {"activation": "sigmoid", "pooling": "avg"}})))
+def test_lenet_on_mnist_gives_the_same_bits_on_any_number_of_workers(ranks: Any, first_of_mnist: Any) -> None:
+    assert_one_curve(curves(ranks, mnist_spec(first_of_mnist, {"lenet": {"activation": "sigmoid", "pooling": "avg"}})))
 
 
 def test_lenet_with_batch_normalization_gives_the_same_bits_on_any_number_of_workers(
-    ranks: Any, mnist_root: Any
+    ranks: Any, first_of_mnist: Any
 ) -> None:
     model = {"lenet": {"activation": "sigmoid", "pooling": "avg", "batch_norm": True}}
-    assert_one_curve(curves(ranks, mnist_spec(mnist_root, model, max_steps=4)))
+    assert_one_curve(curves(ranks, mnist_spec(first_of_mnist, model, max_steps=4)))
 
 
-def test_a_large_mlp_on_mnist_gives_the_same_bits_through_all_exchanges(ranks: Any, mnist_root: Any) -> None:
+def test_a_large_mlp_on_mnist_gives_the_same_bits_through_all_exchanges(ranks: Any, first_of_mnist: Any) -> None:
     model = {"mlp": {"hidden_units": [512, 512], "activation": "relu"}}
-    assert_one_curve(curves(ranks, mnist_spec(mnist_root, model, max_steps=4)))
+    assert_one_curve(curves(ranks, mnist_spec(first_of_mnist, model, max_steps=4)))
 
 
 def test_clipping_by_the_global_norm_gives_the_same_bits(ranks: Any) -> None:
