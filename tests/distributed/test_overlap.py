@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lockstep.workers.engine import Classifier, DataModule, Examples, Group, Point, Trainer, graphs
+from lockstep.workers.engine import Classifier, DataModule, Examples, Group, Point, Trainer
 from lockstep.workers.engine.exchange.overlap import OverlappedExchange
 from tests.distributed.test_one_curve import Recorder
 from tests.support.honest_models import sgd
-from tests.support.host_recorder import HostRecorder
+from tests.support.host_recorder import HostRecorder, shards_by
 
 WIDTH = 1024
 
@@ -136,11 +136,11 @@ def test_the_curve_is_the_same_on_any_number_of_workers(ranks: Any, kind: type[D
 def train_by_graphs(group: Group, shards: int, by_graphs: bool) -> tuple[str, int]:
     """Digest of the weights, and how many shards were computed by graphs."""
     recorder = HostRecorder()
-    with mock.patch.object(graphs, "recorder_of", lambda device: recorder if by_graphs else None):
+    with shards_by(recorder if by_graphs else None):
         torch.manual_seed(0)
         data = Images()
         data.load()
-        result = Trainer(max_steps=10, batch_size=48, shards=shards).fit(Deep(), data, sgd, group=group)
+        result = Trainer(max_steps=12, batch_size=48, shards=shards).fit(Deep(), data, sgd, group=group)
     return result.weights_digest, recorder.replayed
 
 

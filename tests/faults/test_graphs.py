@@ -1,13 +1,11 @@
 """Ranks that compute by graphs and die: the curve of one that computes call by call and does not."""
 
-from unittest import mock
-
 import pytest
 import torch
 
-from lockstep.workers.engine import Point, Trainer, graphs
-from tests.distributed.test_buffers import BATCH_SIZE, SEED, Counts, Moving, Net, Points, Seldom
-from tests.support.host_recorder import HostRecorder
+from lockstep.workers.engine import Point, Trainer
+from tests.distributed.test_buffers import BATCH_SIZE, SEED, Counts, Moving, Net, Points, Reassigning, Seldom
+from tests.support.host_recorder import HostRecorder, shards_by
 from tests.support.process_fleet import Context, Fault, Fleet
 
 STEPS = 30
@@ -18,7 +16,7 @@ def train(context: Context, kind: type[Net], by_graphs: bool) -> tuple[str, list
     torch.manual_seed(1)
     trainer = Trainer(max_steps=STEPS, batch_size=BATCH_SIZE, shards=6, seed=SEED, log_every_steps=2, audit="off")
     recorder = HostRecorder()
-    with mock.patch.object(graphs, "recorder_of", lambda device: recorder if by_graphs else None):
+    with shards_by(recorder if by_graphs else None):
         result = trainer.fit(
             kind(),
             Points(),
@@ -30,7 +28,7 @@ def train(context: Context, kind: type[Net], by_graphs: bool) -> tuple[str, list
     return result.weights_digest, context.listener.points, recorder.replayed > 0
 
 
-@pytest.mark.parametrize("kind", [Counts, Moving, Seldom])
+@pytest.mark.parametrize("kind", [Counts, Reassigning, Moving, Seldom])
 def test_ranks_that_compute_by_graphs_have_the_curve_of_one_that_does_not_whoever_dies(
     fleet: Fleet, kind: type[Net]
 ) -> None:
@@ -45,4 +43,6 @@ def test_ranks_that_compute_by_graphs_have_the_curve_of_one_that_does_not_whoeve
         assert len(outcomes) == world_size - len(faults)
         for outcome in outcomes:
             assert outcome[:2] == (digest, points if outcome[1] else []), (world_size, faults)
-        assert all(replayed for *_, replayed in outcomes) is (kind is Counts), "the others look at values on the host"
+        assert all(replayed for *_, replayed in outcomes) is (kind in (Counts, Reassigning)), (
+            "the others look at values on the host"
+        )

@@ -1,14 +1,17 @@
 """Records what a CPU computes as a GPU's graphs do, and refuses what they refuse."""
 
-from collections.abc import Callable
+import contextlib
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from lockstep.workers.engine.graphs import host_draws
+from lockstep.workers.engine import graphs, ledger
 
 aten = torch.ops.aten
 WAITING = frozenset(
@@ -80,4 +83,14 @@ class HostRecorder:
         return replay
 
     def drawn_beside(self) -> object:
-        return host_draws()
+        return graphs.host_draws()
+
+
+@contextlib.contextmanager
+def shards_by(recorder: graphs.Recorder | None) -> Iterator[None]:
+    """Have shards be recorded by a recorder, or by none; no steps but the first are looked into, however slow it is."""
+    with (
+        mock.patch.object(graphs, "recorder_of", lambda device: recorder),
+        mock.patch.object(ledger, "SAMPLED_EVERY_S", math.inf),
+    ):
+        yield

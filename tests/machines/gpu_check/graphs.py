@@ -3,18 +3,17 @@
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from unittest import mock
 
 import torch
 
-from lockstep.workers.engine import Progress, graphs
+from lockstep.workers.engine import Progress
 from lockstep.workers.engine.graphs import Recorder as GraphRecorder
 from lockstep.workers.engine.graphs import recorder_of
 from lockstep.workers.engine.metrics import Point
 from tests.machines.gpu_check.plan import Plan
 from tests.machines.gpu_check.report import Row, attempt, judge
 from tests.machines.gpu_check.work import Recorder, Work, fit
-from tests.support.host_recorder import HostRecorder
+from tests.support.host_recorder import HostRecorder, shards_by
 
 
 class Counting:
@@ -93,5 +92,5 @@ def of_one_model(name: str, plan: Plan, work: Work) -> Row:
 def train(work: Work, recorder: GraphRecorder | None) -> tuple[str, Timed]:
     """Digest of the weights, and what was told."""
     listener = Timed()
-    with mock.patch.object(graphs, "recorder_of", lambda device: recorder):
+    with shards_by(recorder):
         return fit(work, None, listener).weights_digest, listener

@@ -89,6 +89,7 @@ def test_a_tied_buffer_that_is_replaced_in_one_place_stays_tied() -> None:
         if live(buffers) == NORM:
             buffers.agree(Group())
             layer.twin.total = layer.total + 1
+        buffers.take_back()
         buffers.keep(0)
         buffers.exchange(Group(), placement)
         buffers.combine(1)

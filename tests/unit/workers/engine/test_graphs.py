@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lockstep.workers.engine import DataModule, Listener, Module, Point, Progress, Trainer, graphs
 from tests.support.honest_models import HONEST, Net, Numbers, Points, sgd
-from tests.support.host_recorder import HostRecorder
+from tests.support.host_recorder import HostRecorder, shards_by
 
 REFUSED = {
     "quantisation": "it cannot be recorded: RuntimeError: operation not permitted when stream is capturing",
@@ -43,8 +43,7 @@ def train(
     kept = Kept()
     settings: dict[str, Any] = {"max_steps": 24, "batch_size": 20, "shards": 3, "log_every_steps": 5, "audit": "off"}
     torch.manual_seed(0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graphs, "recorder_of", lambda device: recorder)
+    with shards_by(recorder):
         result = Trainer(**settings | options).fit(module(), data(), sgd, listener=kept)
     return result.weights_digest, kept.points, kept.notes
 

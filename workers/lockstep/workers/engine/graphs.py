@@ -100,6 +100,7 @@ class ShardGraphs:
         recorder: records them.
         compute: computes a shard of the examples with these numbers, int64, (n,), call by call.
         outcome: returns the tensors that a shard adds to or writes; always the same until `forget`.
+        dropped: has the module forget what it made while it could not be recorded, which was never computed.
         noted: told, once, why graphs are not used.
 
     Attributes:
@@ -111,9 +112,11 @@ class ShardGraphs:
         recorder: Recorder,
         compute: Callable[[Tensor], None],
         outcome: Callable[[], Sequence[Tensor]],
+        dropped: Callable[[], None],
         noted: Callable[[str], None],
     ) -> None:
-        self._recorder, self._compute, self._outcome, self._noted = recorder, compute, outcome, noted
+        self._recorder, self._compute, self._outcome = recorder, compute, outcome
+        self._dropped, self._noted = dropped, noted
         self._graphs: dict[int, Graph] = {}
         self._computed: dict[int, int] = {}
         self.why_not = ""
@@ -157,6 +160,7 @@ class ShardGraphs:
         except EngineError:
             raise
         except Exception as error:  # a model may do anything, and CUDA tells of it in many ways
+            self._dropped()
             self._give_up(f"it cannot be recorded: {_first_line(error)}")
         finally:
             self._put(before)
@@ -198,11 +202,12 @@ def graphs_of(
     device: torch.device,
     compute: Callable[[Tensor], None],
     outcome: Callable[[], Sequence[Tensor]],
+    dropped: Callable[[], None],
     noted: Callable[[str], None],
 ) -> ShardGraphs | None:
     """Those of a rank that computes on a device, or None; see `ShardGraphs`."""
     recorder = recorder_of(device)
-    return None if recorder is None else ShardGraphs(recorder, compute, outcome, noted)
+    return None if recorder is None else ShardGraphs(recorder, compute, outcome, dropped, noted)
 
 
 def _first_line(error: Exception) -> str:

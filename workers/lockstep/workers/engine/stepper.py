@@ -96,7 +96,7 @@ class Stepper:
         self.exchange: Exchange | None = None
         self.pace = pace_of(device)
         self.validation = Validation(self.module, data, self.validation_set, settings.batch_size, self.pace, listener)
-        self.graphs = graphs_of(device, self.compute_examples, self.outcome, self.note)
+        self.graphs = graphs_of(device, self.compute_examples, self.outcome, self.buffers.drop_replacements, self.note)
         self.is_first_step = True
         self.is_spoilt = False
 
@@ -286,6 +286,7 @@ class Stepper:
         if is_sampled:
             self.ledger.part(Phase.BACKWARD)
         self.add_gradients(loss)
+        self.buffers.take_back()
 
     def outcome(self) -> list[Tensor]:
         """The tensors that a shard writes."""

@@ -128,11 +128,20 @@ class Buffers:
                     kept.is_seen = True
                     kept.tensor.data.copy_(kept.before)
 
-    def keep(self, shard: int) -> None:
-        """Keep what a shard has left behind; no graph of it is left for the next one to come upon."""
+    def take_back(self) -> None:
+        """Have layers hold their own tensors, with the values of what has replaced them, and nothing of autograd."""
         for kept in self.kept:
             if kept.is_replaced():
                 kept.take_back()
+
+    def drop_replacements(self) -> None:
+        """Have layers hold their own tensors, as they are: what was to replace them was perhaps never computed."""
+        for kept in self.kept:
+            for place, key in kept.places:
+                place[key] = kept.tensor
+
+    def keep(self, shard: int) -> None:
+        """Keep what a shard has left behind."""
         for part in self._parts:
             torch._foreach_copy_(part.rows[shard], part.tensors)
 
