@@ -220,6 +220,21 @@ def scripted() -> Numbers:
     return Numbers(torch.jit.script(body))
 
 
+class Shifting(Numbers):
+    """Assigns a buffer anew, instead of changing it in place, and computes with it."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * inputs.mean(0)
+        return super().forward(inputs - self.mean)
+
+
 class RemembersTheLast(Numbers):
     """Keeps what it saw last, in a list and in a dict, for whoever wants to see it."""
 
@@ -261,6 +276,7 @@ HONEST: dict[str, tuple[Callable[[], Module], type[DataModule]]] = {
     "batch normalisation by a function": (lambda: Numbers(nn.Linear(8, 16), ByFunction(16), nn.Linear(16, 1)), Points),
     "batch normalisation in TorchScript": (scripted, Points),
     "remembers the last outputs": (RemembersTheLast, Points),
+    "a buffer that is assigned anew": (Shifting, Points),
 }
 """Models that give one curve, with data for them."""
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lockstep.workers.engine import DataModule, Listener, Module, Point, Progress, Trainer, graphs
-from tests.support.honest_models import HONEST, Net, Numbers, Points, sgd
+from tests.support.honest_models import HONEST, Net, Numbers, Points, Shifting, sgd
 from tests.support.host_recorder import HostRecorder, shards_by
 
 REFUSED = {
@@ -86,6 +86,20 @@ def test_parameters_of_16_bits_have_the_same_curve_with_graphs_and_without() -> 
     images, recorder = HONEST["convolutions and batch normalisation"][1], HostRecorder()
     assert train(Half, images, recorder) == train(Half, images, None)
     assert recorder.replayed > 40
+
+
+class Looking(Shifting):
+    """Looks at a value, when a buffer has been assigned anew."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs = super().forward(inputs)
+        return outputs if float(self.mean.sum()) < 1e9 else 2 * outputs
+
+
+def test_what_a_model_did_before_it_could_not_be_recorded_is_undone() -> None:
+    digest, points, notes = train(Looking, Points, HostRecorder())
+    assert (digest, points) == train(Looking, Points, None)[:2]
+    assert [REFUSED["quantisation"] in words for words in notes] == [True]
 
 
 class Broken(HostRecorder):
