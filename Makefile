@@ -29,6 +29,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup  ## train on two workers, then on one, and compare the bits
 	@exec $(BIN)/python examples/demo.py
 
+# Tests start hundreds of processes: each source is compiled once for all of them, also where containers forbid it.
+test test-faults: export PYTHONDONTWRITEBYTECODE =
+
 test: setup  ## run the whole test suite
 	@exec $(BIN)/python -m pytest $(IN_PARALLEL)
 

@@ -39,8 +39,9 @@ def test_a_killed_launcher_is_replaced_and_its_jobs_go_on(server: Server, client
 
 
 def test_a_new_launcher_brings_new_agents_and_the_old_ones_end(server: Server) -> None:
-    first = telemetry_of(server, lambda told: True)
+    server.wait_until(lambda: len(server.processes(AGENT)) == 1)  # another test may have killed its predecessor
     (agent,) = server.processes(AGENT)
+    first = telemetry_of(server, lambda told: True)
     (launcher,) = server.processes("lockstep.workers.launcher")
     launcher.kill()
     agent.wait(30)

@@ -46,7 +46,7 @@ class PlayedWorker:
         self.step_began: float | None = None
         self.ledger, self.waits = Ledger(spent_s), Waits()
         self.ledger.follow(self.waits)
-        self.told: ReportLedgerRequest | None = None
+        self.has_told_all = False
 
     def report(self, *, is_last: bool = False) -> ReportLedgerRequest:
         account = self.ledger.account()
@@ -191,9 +191,12 @@ class Accounts(RuleBasedStateMachine):
 
     @rule(index=a_worker, arrives=st.sampled_from(("at once", "never", "late", "twice")), is_last=st.booleans())
     def report(self, index: int, arrives: str, is_last: bool) -> None:
-        told = self.worker(index).report(is_last=is_last and arrives == "at once")
+        worker = self.worker(index)
+        # The last one is told again until it is heard; nothing else follows it.
+        told = worker.report(is_last=worker.has_told_all or (is_last and arrives == "at once"))
         if told.is_last:
-            self.worker(index).ledger.leave_step()
+            worker.ledger.leave_step()
+            worker.has_told_all = True
         if arrives == "late":
             self.late.append(told)
         elif arrives != "never":

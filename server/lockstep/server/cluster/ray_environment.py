@@ -75,7 +75,6 @@ def environment_of_embedded(token_path: Path, environment: Mapping[str, str]) ->
         "RAY_AUTH_MODE": "token",
         TOKEN_PATH: str(token_path.resolve()),
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        "RAY_preload_python_modules": "torch",
         # Ray's way to say that a cluster has this one machine: it then takes the loopback for its address and binds
         # to nothing else. Otherwise it makes the outward address of 127.0.0.1, and listens everywhere.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
