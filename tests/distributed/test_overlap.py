@@ -1,5 +1,6 @@
 """A model that is exchanged in buckets, while the backward pass still runs."""
 
+from contextlib import ExitStack
 from typing import Any
 from unittest import mock
 
@@ -9,12 +10,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lockstep.workers.engine import Classifier, DataModule, Examples, Group, Point, Trainer
+from lockstep.workers.engine.exchange import reduce
 from lockstep.workers.engine.exchange.overlap import OverlappedExchange
 from tests.distributed.test_one_curve import Recorder
 from tests.support.honest_models import sgd
 from tests.support.host_recorder import HostRecorder, shards_by
 
-WIDTH = 1024
+WIDTH = 256
+LAYER_BYTES = 4 * WIDTH * WIDTH
 
 
 class Images(DataModule):
@@ -98,6 +101,14 @@ class BreaksInThirdStep(Deep):
         return outputs
 
 
+def buckets_of_a_layer() -> ExitStack:
+    """Have the model exchanged as one is whose layers are 16 times as large: they are what takes the time."""
+    patches = ExitStack()
+    patches.enter_context(mock.patch.object(reduce, "BUCKET_BYTES", LAYER_BYTES))
+    patches.enter_context(mock.patch.object(reduce, "SWAP_LIMIT_BYTES", LAYER_BYTES // 2))
+    return patches
+
+
 def fit(group: Group, module: Deep, shards: int, batch_size: int = 40) -> tuple[str, list[Point]]:
     recorder = Recorder()
     data = Images()
@@ -121,7 +132,7 @@ def train(group: Group, kind: type[Deep], shards: int) -> tuple[str, list[Point]
         begun.append(self._begun)
         return plain_total(self)
 
-    with mock.patch.object(OverlappedExchange, "total", total):
+    with buckets_of_a_layer(), mock.patch.object(OverlappedExchange, "total", total):
         torch.manual_seed(0)
         return (*fit(group, kind(), shards), begun)
 
@@ -136,7 +147,7 @@ def test_the_curve_is_the_same_on_any_number_of_workers(ranks: Any, kind: type[D
 def train_by_graphs(group: Group, shards: int, by_graphs: bool) -> tuple[str, int]:
     """Digest of the weights, and how many shards were computed by graphs."""
     recorder = HostRecorder()
-    with shards_by(recorder if by_graphs else None):
+    with buckets_of_a_layer(), shards_by(recorder if by_graphs else None):
         torch.manual_seed(0)
         data = Images()
         data.load()
@@ -179,7 +190,8 @@ def test_ranks_that_receive_unequal_amounts_choose_the_same_exchange(
 
 def break_on_rank_0(group: Group) -> None:
     torch.manual_seed(0)
-    fit(group, BreaksInThirdStep(group.rank == 0), shards=group.world_size, batch_size=96)
+    with buckets_of_a_layer():
+        fit(group, BreaksInThirdStep(group.rank == 0), shards=group.world_size, batch_size=96)
 
 
 def test_a_model_that_raises_while_buckets_are_under_way_ends_training_everywhere(ranks: Any) -> None:

@@ -18,7 +18,14 @@ from torch.distributed.distributed_c10d import PrefixStore
 
 from lockstep.workers import awake_clock
 from lockstep.workers.engine.errors import RanksDisagree
-from lockstep.workers.engine.exchange.nccl import NO_NCCL, NcclGroup, nccl_failure, number_of, tcp_store
+from lockstep.workers.engine.exchange.nccl import (
+    NO_NCCL,
+    NcclGroup,
+    all_gather_single,
+    nccl_failure,
+    number_of,
+    tcp_store,
+)
 from lockstep.workers.engine.exchange.staging import Staging, bytes_in_host_memory
 from lockstep.workers.engine.exchange.transport import Endpoint, Transport
 from lockstep.workers.engine.ledger import Alone, Waits
@@ -132,7 +139,7 @@ class Group:
         first = next(iter(tensors.values()))[0]
         if self._staging is not None and first.device.type == self._staging.device.type:
             self._staging.swap(tensors, self._transport)
-        elif first.is_cuda:
+        elif self._collects(first):
             with nccl_failure():  # NCCL wants all of them at once
                 operations = [dist.P2POp(dist.irecv, received, peer) for peer, (_, received) in tensors.items()]
                 operations += [dist.P2POp(dist.isend, sent, peer) for peer, (sent, _) in tensors.items()]
@@ -145,6 +152,40 @@ class Group:
                     for peer, (sent, received) in tensors.items()
                 }
             )
+
+    def all_to_all(self, sent: Tensor, received: Sequence[Tensor]) -> None:
+        """Send each rank a row while receiving one from it; one's own is not moved.
+
+        Args:
+            sent: for each rank, what it gets, (world_size, n).
+            received: for each rank, where what it sends is put; one behind the other in memory.
+
+        Raises:
+            PeerLost: a rank left.
+        """
+        if self._collects(sent):
+            sizes = [len(part) for part in received]
+            whole = received[0].as_strided((sum(sizes),), (1,))
+            with nccl_failure():
+                dist.all_to_all_single(whole, sent.view(-1), sizes, [sent.shape[1]] * self.world_size)
+        else:
+            self.swap({peer: (sent[peer], received[peer]) for peer in self.peers})
+
+    def all_gather(self, table: Tensor) -> None:
+        """Complete a contiguous table, (world_size, ...), of which each rank has filled its row.
+
+        Raises:
+            PeerLost: a rank left.
+        """
+        if self._collects(table):
+            with nccl_failure():
+                all_gather_single(table.view(-1), table[self.rank].view(-1))
+        elif self.peers:
+            self.swap({peer: (table[self.rank], table[peer]) for peer in self.peers})
+
+    def _collects(self, tensor: Tensor) -> bool:
+        """Whether a tensor travels by collectives of torch."""
+        return self._nccl is not None and tensor.device.type == self._nccl.device.type
 
     @property
     def holds_up_the_host(self) -> bool:
@@ -174,8 +215,7 @@ class Group:
         """
         table = value.new_empty(self.world_size, *value.shape)
         table[self.rank] = value
-        if self.peers:
-            self.swap({peer: (value, table[peer]) for peer in self.peers})
+        self.all_gather(table)
         return table
 
     def hand_over(self, donor: int, receivers: Sequence[int], data: bytes | None) -> bytes | None:

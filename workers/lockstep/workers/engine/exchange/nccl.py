@@ -30,6 +30,9 @@ WATCHDOG = {
 NO_NCCL = 0
 """In place of a GPU's number, where torch is built without NCCL."""
 
+all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+"""Older versions of torch have it by the second name alone, newer ones warn of that."""
+
 Wait = Callable[[socket.socket], bool]
 """Waits until a socket can be read; False when the time is up. Raises PeerLost when waiting makes no sense any more."""
 
@@ -48,6 +51,9 @@ class NcclGroup:
         port: likewise.
         listener: on rank 0, what listens there.
         timeout_s: how long the others may take.
+
+    Attributes:
+        device: the GPU.
     """
 
     _unfinished: "NcclGroup | None" = None
@@ -62,6 +68,7 @@ class NcclGroup:
         listener: socket.socket | None,
         timeout_s: float,
     ) -> None:
+        self.device = device
         self._ranks: dict[str, Any] = {"rank": rank, "world_size": world_size, "device_id": device}
         self._place, self._listener = (host, port), listener
         self._timeout = datetime.timedelta(seconds=timeout_s)

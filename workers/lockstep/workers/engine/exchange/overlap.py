@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lockstep.workers.engine.exchange.group import Group
+from lockstep.workers.engine.exchange import reduce
 from lockstep.workers.engine.exchange.reduce import ChunkExchange, Exchange, ShardSums, SwapExchange, is_small
 from lockstep.workers.engine.exchange.shards import Placement
 from lockstep.workers.engine.exchange.streams import Line, line_of
@@ -29,7 +30,8 @@ class OverlappedExchange(ChunkExchange):
     """
 
     def __init__(self, placement: Placement, group: Group, sums: ShardSums, model: FlatModel, front: int) -> None:
-        super().__init__(placement, group, sums)
+        bucket_bytes = reduce.BUCKET_BYTES if group.holds_up_the_host else reduce.DEVICE_BUCKET_BYTES
+        super().__init__(placement, group, sums, bucket_bytes)
         line = line_of(sums.rows.device)
         self._lane = ThreadLane(line) if group.holds_up_the_host else StreamLane(line)
         self._backward = Backward(model, front, self._begin_until)
@@ -43,7 +45,7 @@ class OverlappedExchange(ChunkExchange):
         self._begin_until(0)
         self._begun = 0
         self._lane.join()
-        return self._total
+        return self.sums.rows[0]
 
     def close(self) -> None:
         self._backward.close()

@@ -16,6 +16,8 @@ from lockstep.workers.engine.exchange.shards import Node, Placement
 SWAP_LIMIT_BYTES = 2 * 1024 * 1024
 # A large row is exchanged in buckets of this size: what has just come is added up while the caches hold it.
 BUCKET_BYTES = 4 * 1024 * 1024
+# Over NCCL each bucket is a dozen launches, and what is added up comes from the memory of the GPU in any case.
+DEVICE_BUCKET_BYTES = 64 * 1024 * 1024
 # Rows start at whole cache lines: kernels may take another path, and give other bits, for unaligned data.
 ALIGNMENT_ELEMENTS = 16
 CACHE_LINE_BYTES = 64
@@ -34,8 +36,8 @@ class ShardSums:
         width: number of elements of a sum.
 
     Attributes:
-        accumulator: where a shard adds its contribution, (width,).
-        rows: the finished pieces, left to right, (pieces, width); the accumulator itself when there is only one.
+        accumulator: where a shard adds its contribution, (width,); the last of the rows.
+        rows: the finished pieces, left to right, (pieces, width).
         neighbours_add_up: whether the second of two neighbours may be added to the first one where that lies.
     """
 
@@ -45,10 +47,8 @@ class ShardSums:
         self._pieces = placement.pieces[rank]
         self._halves: list[Tensor] = []
         self.neighbours_add_up = True
-        self.accumulator = torch.zeros(width, dtype=dtype, device=device)
-        self.rows = self.accumulator.view(1, width)
-        if len(self._pieces) > 1:
-            self.rows = torch.zeros(len(self._pieces), width, dtype=dtype, device=device)
+        self.rows = torch.zeros(len(self._pieces), width, dtype=dtype, device=device)
+        self.accumulator = self.rows[-1]
 
     def each(self) -> Iterator[int]:
         """Yield each shard of this rank when the accumulator is ready for it, and put its sum in place afterwards.
@@ -81,8 +81,6 @@ class ShardSums:
         """Put a part of the last piece in place, to which the last shard has added everything."""
         for half in reversed(self._halves):
             self.accumulator[part].add_(half[part])
-        if len(self._pieces) > 1:
-            self.rows[-1, part].copy_(self.accumulator[part])
 
 
 class Exchange:
@@ -135,6 +133,8 @@ class SwapExchange(Exchange):
 class ChunkExchange(Exchange):
     """Bucket by bucket, each rank adds up one chunk in tree order and sends it to the others: for large rows.
 
+    The total takes the place of the first piece, bucket by bucket, as soon as that is sent.
+
     Args:
         bucket_bytes: size of a bucket of one piece.
 
@@ -146,38 +146,34 @@ class ChunkExchange(Exchange):
         super().__init__(placement, group, sums)
         pieces, width = sums.rows.shape
         bucket = padded(min(width, bucket_bytes // sums.rows.element_size()), placement.world_size, sums.rows.dtype)
-        chunk = bucket // placement.world_size
         self.buckets = [slice(max(0, end - bucket), end) for end in range(width, 0, -bucket)]
-        # A single piece is sent from where it lies, and the totals take its place.
+        # A single piece is sent from where it lies.
         self._sent = None if pieces == 1 else sums.rows.new_empty(pieces * bucket)
-        self._total = sums.accumulator if pieces == 1 else sums.rows.new_empty(width)
-        self._received = [
-            sums.rows.new_empty(0 if rank == group.rank else len(nodes) * chunk)
-            for rank, nodes in enumerate(placement.pieces)
-        ]
+        self._counts = [len(nodes) for nodes in placement.pieces]
+        self._received = sums.rows.new_empty(sum(self._counts) * (bucket // placement.world_size))
 
     def total(self) -> Tensor:
         for bucket in self.buckets:
             self.complete(bucket)
-        return self._total
+        return self.sums.rows[0]
 
     def complete(self, bucket: slice) -> None:
         """Put the sum over all shards of a bucket into the total."""
         self.sums.finish(bucket)
         rank, world_size = self.group.rank, self.placement.world_size
         rows = self.sums.rows[:, bucket]
-        total = self._total[bucket].view(world_size, -1)
+        total = rows[0].view(world_size, -1)
         pieces, chunk = len(rows), total.shape[1]
         sent = rows.view(pieces, world_size, chunk).transpose(0, 1)
         if self._sent is not None:
             sent = self._sent[: sent.numel()].view(sent.shape).copy_(sent)
-        received = [
-            sent[rank] if peer == rank else self._received[peer][: len(nodes) * chunk].view(len(nodes), chunk)
-            for peer, nodes in enumerate(self.placement.pieces)
-        ]
-        self.group.swap({peer: (sent[peer], received[peer]) for peer in self.group.peers})
-        mine = total[rank].copy_(self.placement.total([list(values) for values in received]))
-        self.group.swap({peer: (mine, total[peer]) for peer in self.group.peers})
+        sizes = [count * chunk for count in self._counts]
+        received = self._received[: sum(sizes)].split(sizes)
+        self.group.all_to_all(sent.view(world_size, -1), received)
+        values = [part.view(-1, chunk) for part in received]
+        values[rank] = sent[rank]
+        total[rank].copy_(self.placement.total([list(value) for value in values]))
+        self.group.all_gather(total)
 
 
 def padded(width: int, world_size: int = 1, dtype: torch.dtype = torch.float32) -> int:
