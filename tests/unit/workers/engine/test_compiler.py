@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lockstep.workers.engine import Ledger, Trainer
 from lockstep.workers.engine.compiler import COMPILED_SHAPES, fix_compiler, spare_import, step
@@ -76,6 +77,14 @@ class Noisy(Numbers):
         return super().forward(self.more(inputs))
 
 
+class Checkpointed(Numbers):
+    """A model whose activations are computed again in the backward pass."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = checkpoint(super().forward, inputs.requires_grad_(), use_reentrant=True)
+        return outputs
+
+
 def make(kind: Any, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """An optimizer with its defaults."""
     return kind(parameters)
@@ -87,6 +96,7 @@ def imports_of_a_training(kinds: tuple[type[torch.optim.Optimizer], ...]) -> tup
         ledger = Ledger()
         Trainer(max_steps=3, batch_size=20, shards=2).fit(Noisy(), Points(), partial(make, kind), ledger=ledger)
         assert ledger.flops_per_step > 0
+    Trainer(max_steps=3, batch_size=20).fit(Checkpointed(), Points(), partial(make, torch.optim.SGD))
     was_imported = "torch._dynamo" in sys.modules
     from torch._dynamo import config
     from torch._inductor import config as inductor_config

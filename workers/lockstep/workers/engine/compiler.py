@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch.utils import flop_counter
+from torch.utils import checkpoint, flop_counter
 
 COMPILED_SHAPES = 64
 """For how many shapes one function may be compiled: the shards of a job have a few sizes."""
@@ -75,7 +75,7 @@ def is_imported() -> bool:
 
 
 def spare_import() -> None:
-    """Have optimizers be made, and operations be counted, without the compiler."""
+    """Have optimizers be made, operations be counted, and re-entrant checkpoints be taken without the compiler."""
     optimizer, counting = torch.optim.Optimizer, flop_counter._FlopCounterMode
     for hidden in (
         optimizer.add_param_group,
@@ -83,6 +83,7 @@ def spare_import() -> None:
         optimizer.state_dict,
         optimizer.zero_grad,
         counting.__torch_dispatch__,
+        checkpoint.checkpoint,
     ):
         function: Any = inspect.unwrap(hidden)
         if not hasattr(function, "__dynamo_disable"):
