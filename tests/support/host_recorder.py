@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lockstep.workers.engine import graphs, ledger
+from lockstep.workers.engine.compiler import call_without_import
 
 aten = torch.ops.aten
 WAITING = frozenset(
@@ -58,6 +59,9 @@ class Recording(TorchDispatchMode):
             for old, new in zip(outputs, again, strict=True):
                 if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
                     old.copy_(new)
+
+
+call_without_import(Recording.__torch_dispatch__)
 
 
 class HostRecorder:

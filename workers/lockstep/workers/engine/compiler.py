@@ -85,9 +85,14 @@ def spare_import() -> None:
         counting.__torch_dispatch__,
         checkpoint.checkpoint,
     ):
-        function: Any = inspect.unwrap(hidden)
-        if not hasattr(function, "__dynamo_disable"):
-            function.__dynamo_disable = function  # where torch looks for what it has made of it
+        call_without_import(hidden)
+
+
+def call_without_import(hidden: Callable[..., Any]) -> None:
+    """Have a function that torch hides from the compiler be called without it."""
+    function: Any = inspect.unwrap(hidden)
+    if not hasattr(function, "__dynamo_disable"):
+        function.__dynamo_disable = function  # where torch looks for what it has made of it
 
 
 def step(optimizer: torch.optim.Optimizer) -> None:
