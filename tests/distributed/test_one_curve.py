@@ -103,6 +103,18 @@ def test_lenet_with_batch_normalization_gives_the_same_bits_on_any_number_of_wor
     assert_one_curve(curves(ranks, mnist_spec(first_of_mnist, model, max_steps=4)))
 
 
+@pytest.mark.parametrize(
+    ("precision", "memory_format"), [("bf16", "contiguous"), ("bf16", "channels_last"), ("fp32", "channels_last")]
+)
+def test_every_precision_and_order_in_memory_gives_the_same_bits(
+    ranks: Any, first_of_mnist: Any, precision: str, memory_format: str
+) -> None:
+    model = {"lenet": {"activation": "relu", "pooling": "max", "batch_norm": True}}
+    spec = mnist_spec(first_of_mnist, model, max_steps=3, batch_size=250, precision=precision)
+    spec["training"]["memory_format"] = memory_format
+    assert_one_curve(curves(ranks, spec, [1, 3]))
+
+
 def test_a_large_mlp_on_mnist_gives_the_same_bits_through_all_exchanges(ranks: Any, first_of_mnist: Any) -> None:
     model = {"mlp": {"hidden_units": [512, 512], "activation": "relu"}}
     assert_one_curve(curves(ranks, mnist_spec(first_of_mnist, model, max_steps=4)))

@@ -96,7 +96,7 @@ class GpuCluster(Collector):
 
     def _jobs(self, age: float) -> dict[str, list[Row]]:
         job = {"job_id": JOB}
-        about = {"model": "resnet", "data": "cifar10", "owner": "ann", "device": "gpu"}
+        about = {"model": "resnet", "data": "cifar10", "owner": "ann", "device": "gpu", "precision": "bf16"}
         step = 100 + 10 * age
         gauges = {
             "progress_ratio": step / 1e5,
@@ -211,10 +211,11 @@ class GpuCluster(Collector):
                 "sm_occupancy_ratio": busy * 0.3,
                 "tensor_active_ratio": busy * 0.1,
                 "memory_bandwidth_ratio": busy * 0.4,
-                "peak_flops": 6.7e13,
             }
             for name, value in figures.items():
                 rows.setdefault(f"lockstep_gpu_{name}", []).append((gpu, value))
+            for precision, peak in {"fp32": 6.7e13, "bf16": 9.89e14}.items():
+                rows.setdefault("lockstep_gpu_peak_flops", []).append((gpu | {"precision": precision}, peak))
             rows.setdefault("lockstep_gpu_info", []).append((gpu | {"name": "NVIDIA H200"}, 1))
             reason = "hw_thermal_slowdown" if rank == "1" else ""
             rows.setdefault("lockstep_gpu_throttled", []).append((gpu | {"reason": reason}, float(bool(reason))))

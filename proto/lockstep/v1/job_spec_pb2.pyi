@@ -62,7 +62,7 @@ class InitFromSpec(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., step: _Optional[int] = ..., uri: _Optional[str] = ...) -> None: ...
 
 class TrainingSpec(_message.Message):
-    __slots__ = ("max_epochs", "max_steps", "batch_size", "seed", "gradient_clip_norm", "log_every_steps", "evaluate_every_steps", "audit")
+    __slots__ = ("max_epochs", "max_steps", "batch_size", "seed", "gradient_clip_norm", "log_every_steps", "evaluate_every_steps", "audit", "precision", "memory_format")
     MAX_EPOCHS_FIELD_NUMBER: _ClassVar[int]
     MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +71,8 @@ class TrainingSpec(_message.Message):
     LOG_EVERY_STEPS_FIELD_NUMBER: _ClassVar[int]
     EVALUATE_EVERY_STEPS_FIELD_NUMBER: _ClassVar[int]
     AUDIT_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FORMAT_FIELD_NUMBER: _ClassVar[int]
     max_epochs: int
     max_steps: int
     batch_size: int
@@ -79,7 +81,9 @@ class TrainingSpec(_message.Message):
     log_every_steps: int
     evaluate_every_steps: int
     audit: str
-    def __init__(self, max_epochs: _Optional[int] = ..., max_steps: _Optional[int] = ..., batch_size: _Optional[int] = ..., seed: _Optional[int] = ..., gradient_clip_norm: _Optional[float] = ..., log_every_steps: _Optional[int] = ..., evaluate_every_steps: _Optional[int] = ..., audit: _Optional[str] = ...) -> None: ...
+    precision: str
+    memory_format: str
+    def __init__(self, max_epochs: _Optional[int] = ..., max_steps: _Optional[int] = ..., batch_size: _Optional[int] = ..., seed: _Optional[int] = ..., gradient_clip_norm: _Optional[float] = ..., log_every_steps: _Optional[int] = ..., evaluate_every_steps: _Optional[int] = ..., audit: _Optional[str] = ..., precision: _Optional[str] = ..., memory_format: _Optional[str] = ...) -> None: ...
 
 class ResourcesSpec(_message.Message):
     __slots__ = ("workers", "shards", "cpus_per_worker", "gpus_per_worker", "min_workers")

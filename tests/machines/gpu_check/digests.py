@@ -9,6 +9,9 @@ from tests.machines.gpu_check.report import Row, attempt, judge, the_same
 from tests.machines.gpu_check.work import Recorder, Work, fit
 from tests.support.process_fleet import Context, Fleet
 
+IN_PRECISIONS = ("convolutions", "attention", "recurrent")
+"""Models that are trained in other precisions too."""
+
 
 def curve(context: Context, work: Work) -> str:
     """Digest of the weights and of every metric point."""
@@ -38,19 +41,24 @@ def check(plan: Plan) -> Iterator[Row]:
         how = "chosen by themselves" if plan.is_gpu else "as told"
         name = f"ranks that share a device exchange through host memory, {how}"
         yield judge(name, set(ways) == {"host memory"}, " and ".join(sorted(set(ways))), "host memory", map(str, ways))
+        for precision, memory_format in (("tf32", "contiguous"), ("bf16", "contiguous"), ("bf16", "channels_last")):
+            for model in IN_PRECISIONS:
+                if model in plan.models and (plan.is_gpu or precision != "tf32"):
+                    name = f"{model}, {precision}, {memory_format}"
+                    work = plan.work(model, shards=4, precision=precision, memory_format=memory_format)
+                    yield attempt(name, partial(of_one_model, name, fleet, plan, work))
         for shards in plan.shards:
             for model in plan.models:
                 name = f"{model}, {shards} shard{'s' if shards > 1 else ''}"
-                yield attempt(name, partial(of_one_model, name, fleet, plan, model, shards))
+                yield attempt(name, partial(of_one_model, name, fleet, plan, plan.work(model, shards=shards)))
 
 
-def of_one_model(name: str, fleet: Fleet, plan: Plan, model: str, shards: int) -> Row:
+def of_one_model(name: str, fleet: Fleet, plan: Plan, work: Work) -> Row:
     """One digest for each number of ranks."""
-    work = plan.work(model, shards=shards)
     (alone,) = fleet.run(1, twice, work)
     digests = {"1 rank, first time": alone[0], "1 rank, second time": alone[1]}
     for world_size in plan.world_sizes:
-        if world_size <= shards:
+        if world_size <= work.shards:
             for rank, digest in enumerate(fleet.run(world_size, curve, work)):
                 digests[f"{world_size} ranks, rank {rank}"] = digest
     return the_same(name, digests)

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lockstep.workers.engine import Listener, Point, Progress
 from lockstep.workers.engine.determinism import fix_arithmetic
+from lockstep.workers.engine.precision import Precision
 from tests.machines.gpu_check.plan import Plan
 from tests.machines.gpu_check.report import Row, attempt
 from tests.machines.gpu_check.work import Work, data_of, fit, module_of
@@ -53,7 +54,10 @@ def compare(plan: Plan, model: str, backend: str) -> Row:
         f"DDP, {backend}": lambda: plain(work, lambda module: DistributedDataParallel(module, static_graph=True)),
     }
     if plan.is_gpu:
-        contenders["plain PyTorch, TF32"] = lambda: plain(work, allow_tf32=True)
+        contenders["plain PyTorch, TF32"] = lambda: plain(work.but(precision="tf32"))
+    in_bf16 = work.but(precision="bf16", memory_format="channels_last")
+    contenders["plain PyTorch, bf16 channels_last"] = lambda: plain(in_bf16)
+    contenders["1 shard, bf16 channels_last"] = lambda: engine(in_bf16, 1)
     for shards in sorted(plan.shards):
         contenders[f"{shards} shard{'s' if shards > 1 else ''}"] = lambda shards=shards: engine(work, shards)  # type: ignore[misc]
     rates: dict[str, list[float]] = {name: [] for name in contenders}
@@ -78,16 +82,16 @@ def engine(work: Work, shards: int) -> float:
     return 2 * every * work.batch_size / (watch.times[3 * every] - watch.times[every])
 
 
-def plain(
-    work: Work, wrap: Callable[[nn.Module], nn.Module] = lambda module: module, allow_tf32: bool = False
-) -> float:
+def plain(work: Work, wrap: Callable[[nn.Module], nn.Module] = lambda module: module) -> float:
     """Of a plain loop at its best: data on the device, fastest kernels, nothing waited for, no metrics."""
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = False, True
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = work.precision == "tf32"
     device = torch.device(work.device)
     data = data_of(work)
     module = module_of(work, data).to(device)
+    precision = Precision(work.precision, work.memory_format)
+    precision.lay_out(module)
     loss_of, forward = module.loss, wrap(module)
     optimizer = torch.optim.SGD(forward.parameters(), lr=LEARNING_RATE, momentum=0.9, fused=device.type == "cuda")
     examples = data.train.to(device)
@@ -101,7 +105,7 @@ def plain(
         start = step * work.batch_size % (len(examples) - work.batch_size)
         chosen: Tensor = order[start : start + work.batch_size]
         inputs = data.transform(examples.inputs.index_select(0, chosen))
-        loss = loss_of(forward(inputs), examples.targets.index_select(0, chosen)).mean()
+        loss = loss_of(precision.outputs(forward, inputs), examples.targets.index_select(0, chosen)).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

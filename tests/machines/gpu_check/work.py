@@ -119,6 +119,8 @@ class Work:
         batch_size: examples of a minibatch.
         checkpoints: folder of its checkpoints; empty for none.
         checkpoint_every: steps between two.
+        precision: in what the model computes.
+        memory_format: how images lie in memory.
     """
 
     model: str
@@ -129,6 +131,8 @@ class Work:
     batch_size: int = 256
     checkpoints: str = ""
     checkpoint_every: int = 10**9
+    precision: str = "fp32"
+    memory_format: str = "contiguous"
 
     def but(self, **changes: Any) -> "Work":
         return replace(self, **changes)
@@ -193,6 +197,8 @@ def fit(
         seed=SEED,
         log_every_steps=log_every,
         evaluate_every_steps=10**9,
+        precision=work.precision,
+        memory_format=work.memory_format,
     )
     return trainer.fit(
         module_of(work, data),

@@ -30,6 +30,8 @@ def build_trainer(spec: JobSpec) -> Trainer:
         evaluate_every_steps=training.evaluate_every_steps if training.HasField("evaluate_every_steps") else None,
         threads=max(1, int(spec.resources.cpus_per_worker)),
         audit=training.audit or "start",  # the specs of jobs from before there was one do not say
+        precision=training.precision or "fp32",
+        memory_format=training.memory_format or "contiguous",
     )
 
 

@@ -41,6 +41,12 @@ def _dropout_per_layer(spec: JobSpec, shown: Shown) -> str | None:
     )
 
 
+def _tf32_without_gpu(spec: JobSpec, shown: Shown) -> str | None:
+    if spec.training.precision != "tf32" or spec.resources.gpus_per_worker:
+        return None
+    return f"{shown('training.precision')} and {shown('resources.gpus_per_worker')}; allowed: tf32 only with GPUs"
+
+
 def _fewest_above_workers(spec: JobSpec, shown: Shown) -> str | None:
     if spec.resources.min_workers <= spec.resources.workers:
         return None
@@ -96,6 +102,13 @@ CROSS_RULES: tuple[CrossRule, ...] = (
         "none, or one per hidden layer",
         "give one probability per hidden layer",
         _dropout_per_layer,
+    ),
+    CrossRule(
+        "training.precision",
+        ("training.precision", "resources.gpus_per_worker"),
+        "tf32 only with GPUs",
+        "set training.precision to fp32 or bf16, or resources.gpus_per_worker to 1",
+        _tf32_without_gpu,
     ),
     CrossRule(
         "resources.min_workers",

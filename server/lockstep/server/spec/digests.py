@@ -16,7 +16,8 @@ def curve_digest(spec: JobSpec, init_weights_digest: str = "") -> str:
     """Return the SHA-256, hex, of the part of a resolved spec that determines the curve.
 
     Left out are the name, the labels, resources.workers, resources.min_workers, training.audit and recovery, since no
-    bit of the curve depends on them.
+    bit of the curve depends on them; and what is computed as it was before it could be said otherwise, so that jobs of
+    then and now have one digest.
 
     Args:
         spec: the resolved spec.
@@ -30,6 +31,9 @@ def curve_digest(spec: JobSpec, init_weights_digest: str = "") -> str:
     for name in ("workers", "min_workers"):
         curve.resources.ClearField(name)
     curve.training.ClearField("audit")
+    for name, default in (("precision", "fp32"), ("memory_format", "contiguous")):
+        if getattr(curve.training, name) == default:
+            curve.training.ClearField(name)
     if init_weights_digest:
         curve.init_from.CopyFrom(InitFromSpec(uri=f"weights:{init_weights_digest}"))
     return hashlib.sha256(curve.SerializeToString(deterministic=True)).hexdigest()

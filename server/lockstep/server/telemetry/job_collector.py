@@ -44,7 +44,7 @@ def _about(jobs: Iterable[JobView]) -> Iterator[Metric]:
     yield gauge(
         "lockstep_job_info",
         "Always 1; its labels tell what the job is.",
-        ["job_id", "name", "model", "data", "owner", "device"],
+        ["job_id", "name", "model", "data", "owner", "device", "precision"],
         (([view.job.job_id, *_facts(view.job)], 1) for view in jobs),
     )
     yield gauge(
@@ -70,7 +70,9 @@ def _about(jobs: Iterable[JobView]) -> Iterator[Metric]:
 def _facts(job: Job) -> list[str]:
     spec = job.spec
     device = "gpu" if spec.resources.gpus_per_worker else "cpu"
-    return [spec.name, spec.model.WhichOneof("kind") or "", spec.data.WhichOneof("kind") or "", job.owner, device]
+    precision = spec.training.precision or "fp32"  # specs of earlier versions do not say
+    kinds = [part.WhichOneof("kind") or "" for part in (spec.model, spec.data)]
+    return [spec.name, *kinds, job.owner, device, precision]
 
 
 def _progress(jobs: Iterable[JobView]) -> Iterator[Metric]:

@@ -10,7 +10,7 @@ from prometheus_client.core import Metric
 from lockstep.server.cluster.view import worker_state
 from lockstep.server.scheduling.scheduler import UNITS
 from lockstep.server.telemetry.families import Row, counter, gauge
-from lockstep.server.telemetry.gpu_peaks import peak_flops
+from lockstep.server.telemetry.gpu_peaks import peaks_of
 from lockstep.server.telemetry.snapshot import Snapshot
 from lockstep.v1.telemetry_pb2 import GpuTelemetry, HostTelemetry
 
@@ -159,9 +159,9 @@ def _gpus(gpus: list[tuple[list[str], GpuTelemetry]]) -> Iterator[Metric]:
     yield from _figures("lockstep_gpu", _GPU, gpus, _GPU_GAUGES, _GPU_COUNTERS)
     yield gauge(
         "lockstep_gpu_peak_flops",
-        "Most FP32 operations per second, without tensor cores, where the product is known.",
-        _GPU,
-        ((labels, peak) for labels, gpu in gpus if (peak := peak_flops(gpu.name)) is not None),
+        "Most operations per second in each precision of jobs, where the product is known.",
+        [*_GPU, "precision"],
+        (([*labels, precision], peak) for labels, gpu in gpus for precision, peak in peaks_of(gpu.name).items()),
     )
     yield gauge(
         "lockstep_gpu_throttled",

@@ -37,12 +37,22 @@ def test_what_the_curve_depends_on_changes_its_digest() -> None:
             resolved(resources={"cpus_per_worker": 2}),
             resolved(optimizer={"sgd": {"learning_rate": 0.2}}),
             resolved(model={"softmax_regression": {}}),
+            resolved(training={"precision": "bf16"}),
+            resolved(training={"memory_format": "channels_last"}),
             resolved(init_from={"uri": "/c/step-000000000200"}),
             resolved(init_from={"job_id": "job-1", "step": 200}),
             resolved(init_from={"job_id": "job-1", "step": 400}),
         )
     }
-    assert len(digests) == 9
+    assert len(digests) == 11
+
+
+def test_a_spec_that_was_resolved_before_there_was_a_precision_is_the_same_curve() -> None:
+    now, then = resolved(), resolved()
+    then.training.ClearField("precision")
+    then.training.ClearField("memory_format")
+    assert now.training.precision == "fp32"
+    assert curve_digest(now) == curve_digest(then)
 
 
 def test_the_same_first_weights_are_the_same_curve_whichever_job_wrote_them() -> None:

@@ -88,6 +88,8 @@ BAD_VALUES: dict[tuple[str, str], tuple[Any, ...]] = {
     ("digits", "training.log_every_steps"): (*NOT_POSITIVE, 1_000_000_001, HUGE),
     ("digits", "training.evaluate_every_steps"): (*NOT_POSITIVE, 1_000_000_001, HUGE),
     ("digits", "training.audit"): ("START", "off", "never", "\0"),
+    ("digits", "training.precision"): ("FP32", "fp16", "\0"),
+    ("digits", "training.memory_format"): ("nhwc", "channels-last", "\0"),
     ("digits", "resources.workers"): (*NOT_POSITIVE, 1025, HUGE),
     ("digits", "resources.shards"): (*NOT_POSITIVE, 1025, HUGE),
     ("digits", "resources.cpus_per_worker"): (0.0, -1.0, 1024.1, 1e-9, 1e300, *NO_NUMBERS),
@@ -144,6 +146,11 @@ BAD_COMBINATIONS: dict[str, tuple[int, JobSpec, str]] = {
         spec_of(DIGITS, training__max_epochs=1, training__max_steps=1),
         "training.max_epochs is 1 and training.max_steps is 1; allowed: one of the two; remove one of them",
     ),
+    "tf32 on CPUs": (
+        5,
+        spec_of(DIGITS, training__precision="tf32"),
+        'training.precision is "tf32" and resources.gpus_per_worker is 0 (the default);',
+    ),
     "nesterov without momentum": (
         3,
         spec_of(DIGITS, optimizer__sgd__nesterov=True),
@@ -155,87 +162,87 @@ BAD_COMBINATIONS: dict[str, tuple[int, JobSpec, str]] = {
         "model.mlp.dropout has 2 items; allowed: none, or one per hidden layer, and model.mlp.hidden_units has 1;",
     ),
     "a classifier on synthetic numbers": (
-        8,
+        9,
         spec_of(SYNTHETIC, model={"softmax_regression": {}}),
         "model is softmax_regression and data is synthetic_regression, which offers numbers to predict",
     ),
     "a regression on classes": (
-        9,
+        10,
         spec_of(DIGITS, model={"linear_regression": {}}),
         "model is linear_regression and data is builtin digits, which offers classes",
     ),
     "a regression on images in files": (
-        10,
+        11,
         spec_of(LENET, model={"linear_regression": {}}),
         "model is linear_regression and data is idx, which offers classes",
     ),
     "a convolution on a table": (
-        11,
+        12,
         spec_of(DIGITS, model={"lenet": {}}, data__builtin__name="iris"),
         "model is lenet and data is builtin iris, which holds no images;",
     ),
     "a convolution on tiny images": (
-        12,
+        13,
         spec_of(DIGITS, model={"lenet": {}}),
         "with images of 8 by 8 pixels; allowed with lenet: at least 12 by 12;",
     ),
     "a batch larger than the synthetic data": (
-        13,
+        14,
         spec_of(SYNTHETIC, data__synthetic_regression__train_size=100, training__batch_size=101),
         "training.batch_size is 101; allowed: at most 100, the number of training examples;",
     ),
     "a batch larger than the training part": (
-        14,
+        15,
         spec_of(DIGITS, training__batch_size=1439),
         "training.batch_size is 1439; allowed: at most 1,438, the number of training examples;",
     ),
     "more synthetic numbers than memory holds": (
-        15,
+        16,
         spec_of(
             SYNTHETIC, data__synthetic_regression__w=[1.0] * 200, data__synthetic_regression__train_size=10_000_000
         ),
         "makes 2,000,200,000 numbers, with the validation examples and the 200 features; allowed: at most",
     ),
     "fewer workers than the fewest": (
-        5,
+        6,
         spec_of(DIGITS, resources__workers=2, resources__min_workers=3),
         "resources.min_workers is 3; allowed: at most resources.workers, and resources.workers is 2;",
     ),
     "weights from nowhere": (
-        6,
+        7,
         spec_of(DIGITS, init_from={}),
         "init_from has neither job_id nor uri; allowed: one of the two;",
     ),
     "weights from two places": (
-        6,
+        7,
         spec_of(DIGITS, init_from__job_id="job-1", init_from__uri="/c"),
         'init_from.job_id is "job-1" and init_from.uri is "/c"; allowed: one of the two;',
     ),
     "a step of a folder": (
-        7,
+        8,
         spec_of(DIGITS, init_from__uri="/c", init_from__step=7),
         "init_from.step is 7; allowed: only with init_from.job_id; remove it;",
     ),
     "more weights than memory holds": (
-        16,
+        17,
         spec_of(DIGITS, model__mlp__hidden_units=[65_536, 65_536]),
         "makes 4,299,816,960 weights, with 64 inputs; allowed: at most 1,000,000,000;",
     ),
     "more points than the store shall hold": (
-        26,
+        27,
         spec_of(DIGITS, training={"max_steps": 1_000_000_000, "log_every_steps": 1}),
         "training.log_every_steps is 1, which makes up to 6,045,454,546 metric points with those of the validations; "
         "allowed on this server: at most 100,000,000 (--points-per-job);",
     ),
     "more weights at the inputs than memory holds": (
-        17,
+        18,
         spec_of(
             SYNTHETIC, model={"mlp": {"hidden_units": [65_536, 6_000]}}, data__synthetic_regression__w=[1.0] * 9_999
         ),
         "makes 1,048,516,464 weights, with 9,999 inputs; allowed: at most 1,000,000,000;",
     ),
     "more points of validations than the store shall hold": (
-        27,
+        28,
         spec_of(SYNTHETIC, training={"max_epochs": 1_000_000, "batch_size": 1, "evaluate_every_steps": 1}),
         "training.log_every_steps is 50 (the default), which makes up to 2,120,000,000 metric points",
     ),
@@ -252,9 +259,9 @@ def test_fields_that_do_not_fit_together_are_named(name: str) -> None:
 
 
 def test_every_rule_over_several_fields_is_broken_by_some_test() -> None:
-    on_files = {18, 19}  # The tests on folders, in test_dataset_rules.py.
-    on_stores = {20, 21, 22, 23, 24}  # In test_checkpoint_rules.py.
-    on_sizes = {25, 28, 29}  # In test_size_rules.py.
+    on_files = {19, 20}  # The tests on folders, in test_dataset_rules.py.
+    on_stores = {21, 22, 23, 24, 25}  # In test_checkpoint_rules.py.
+    on_sizes = {26, 29, 30}  # In test_size_rules.py.
     elsewhere = on_files | on_stores | on_sizes
     assert {number for number, _, _ in BAD_COMBINATIONS.values()} | elsewhere == set(range(len(CROSS_RULES)))
 
@@ -314,7 +321,15 @@ def test_defaults_are_filled_in_as_the_contract_says() -> None:
         "model": {"mlp": {"hidden_units": [256], "activation": "relu"}},
         "data": {"builtin": {"name": "digits", "validation_fraction": 0.2, "seed": 0}},
         "optimizer": {"sgd": {"learning_rate": 0.1, "momentum": 0.0, "weight_decay": 0.0}},
-        "training": {"max_epochs": 10, "batch_size": 32, "seed": 0, "log_every_steps": 50, "audit": "start"},
+        "training": {
+            "max_epochs": 10,
+            "batch_size": 32,
+            "seed": 0,
+            "log_every_steps": 50,
+            "audit": "start",
+            "precision": "fp32",
+            "memory_format": "contiguous",
+        },
         "resources": {"workers": 1, "shards": 4, "cpus_per_worker": 1.0, "gpus_per_worker": 0, "min_workers": 1},
         "recovery": {
             "max_restarts": 3,

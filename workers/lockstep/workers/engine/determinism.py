@@ -28,11 +28,12 @@ LONGEST_SETTING = 60
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
-def fix_arithmetic(threads: int) -> None:
+def fix_arithmetic(threads: int, allows_tf32: bool = False) -> None:
     """Set all that the bits of a computation may depend on, in this process.
 
     Args:
         threads: number of CPU threads that one operation may use; the same on every worker, whatever the machine.
+        allows_tf32: whether GPUs may multiply numbers of float32 as TF32.
     """
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it when the first handle is made
     torch.set_num_threads(threads)
@@ -40,8 +41,8 @@ def fix_arithmetic(threads: int) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a safeguard for bugs that costs a pass over memory
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = allows_tf32
+    torch.backends.cudnn.allow_tf32 = allows_tf32
     torch.set_default_dtype(torch.float32)
     # TorchScript runs a function as it was written at first, and otherwise once it has seen it run.
     torch._C._set_graph_executor_optimize(False)

@@ -1,6 +1,5 @@
 """What is done with a module before its parameters are laid out: its modes are noted, and it runs once."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,8 +7,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from lockstep.workers.engine.compiler import without_compiling
+from lockstep.workers.engine.data_module import DataModule, Examples
 from lockstep.workers.engine.errors import ModelError
 from lockstep.workers.engine.module import Module
+from lockstep.workers.engine.precision import Precision
 from lockstep.workers.engine.state.dtypes import DTYPES
 
 HINT = 'return one loss for each example, as functional.cross_entropy(outputs, targets, reduction="none") does'
@@ -33,13 +34,14 @@ class Modes:
             layer.training = False
 
 
-def rehearse(module: Module, take: Callable[[int], tuple[Tensor, Tensor]], most: int) -> bool:
+def rehearse(module: Module, data: DataModule, examples: Examples, precision: Precision) -> bool:
     """Run a module on a few examples, in evaluation mode: lazy layers get their shapes, and its loss is looked at.
 
     Args:
         module: left in evaluation mode, and its buffers as they were; new ones stay.
-        take: inputs and targets of so many examples.
-        most: how many examples there are.
+        data: that it is to be trained on.
+        examples: of which the first few are taken.
+        precision: in which it computes.
 
     Returns:
         Whether the module counts right answers.
@@ -51,9 +53,9 @@ def rehearse(module: Module, take: Callable[[int], tuple[Tensor, Tensor]], most:
     kept = kept_buffers(module)
     shapes, counts = [], False
     with torch.no_grad(), without_compiling():
-        for examples in (2, 3):
-            inputs, targets = take(min(examples, most))
-            outputs = module(inputs)
+        for count in (2, 3):
+            inputs, targets = data.take(examples, slice(0, count))
+            outputs = precision.outputs(module, inputs)
             losses = module.loss(outputs, targets)
             check_losses(losses)
             shapes.append(losses.shape)
@@ -62,7 +64,7 @@ def rehearse(module: Module, take: Callable[[int], tuple[Tensor, Tensor]], most:
         place[key] = tensor
         if tensor._version != version:
             tensor.copy_(values)
-    if most >= 3:
+    if len(examples) >= 3:
         check_shapes(*shapes)
     for name, value in (*module.state_dict().items(), *module.named_buffers()):
         if isinstance(value, Tensor) and value.dtype not in DTYPES:

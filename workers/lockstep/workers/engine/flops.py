@@ -9,9 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lockstep.workers.engine.compiler import without_compiling
 from lockstep.workers.engine.module import Module
+from lockstep.workers.engine.randomness import Settings
 
 
-def flops_per_step(module: Module, example: Sequence[Tensor], batch_size: int) -> float:
+def flops_per_step(module: Module, example: Sequence[Tensor], settings: Settings) -> float:
     """Count those of the matrix products, convolutions and attentions of a minibatch, forward and backward.
 
     Counted on a copy that shares the parameters' memory, between two steps: whoever looks on while a step computes has
@@ -22,7 +23,7 @@ def flops_per_step(module: Module, example: Sequence[Tensor], batch_size: int) -
     Args:
         module: whose steps they are; nothing of it is changed.
         example: inputs and targets of a few examples, (n, ...) each, on the module's device.
-        batch_size: examples of a minibatch.
+        settings: of the run.
 
     Returns:
         Their number; 0 for a module that cannot be copied.
@@ -32,8 +33,8 @@ def flops_per_step(module: Module, example: Sequence[Tensor], batch_size: int) -
         inputs, targets = example
         with warnings.catch_warnings(), without_compiling(), FlopCounterMode(display=False) as counter:
             warnings.simplefilter("ignore")  # of a module that is compiled, that somebody looks on
-            double.loss(double(inputs), targets).sum().backward()  # type: ignore[no-untyped-call]
-        return float(counter.get_total_flops() * batch_size / len(inputs))
+            double.loss(settings.precision.outputs(double, inputs), targets).sum().backward()  # type: ignore[no-untyped-call]
+        return float(counter.get_total_flops() * settings.batch_size / len(inputs))
     except Exception:  # models may do anything
         return 0.0
 

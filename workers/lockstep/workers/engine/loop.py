@@ -224,7 +224,7 @@ class Loop:
             if not self.has_counted_flops:  # not before the first points are told, for which people wait
                 self.ledger.enter(Phase.IDLE)
                 example = self.data.take(self.stepper.train_set, slice(0, 2))
-                self.ledger.flops_per_step = flops_per_step(self.module, example, self.stepper.settings.batch_size)
+                self.ledger.flops_per_step = flops_per_step(self.module, example, self.stepper.settings)
                 self.has_counted_flops = True
         return self.finish()
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lockstep.workers.engine.exchange.shards import part
+from lockstep.workers.engine.precision import Precision
 
 ROUNDS = 4
 # Minibatches whose order is computed at once: enough to make the work per minibatch vanish.
@@ -28,6 +29,7 @@ class Settings:
     shards: int
     seed: int
     gradient_clip_norm: float | None
+    precision: Precision
 
 
 def derive_seed(*parts: int | str) -> int:

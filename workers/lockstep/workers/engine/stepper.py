@@ -78,7 +78,8 @@ class Stepper:
         self.modes = Modes(self.module)
         self.is_ours = all(type(part).__module__.startswith(OURS) for part in (module, data))
         self.seed("materialise")
-        counts = rehearse(self.module, lambda few: data.take(self.train_set, slice(0, few)), len(self.train_set))
+        counts = rehearse(self.module, data, self.train_set, settings.precision)
+        settings.precision.lay_out(self.module)
         self.has_accuracy = counts and data.num_classes is not None
         self.modes.train()
         self.model = FlatModel(self.module)
@@ -95,7 +96,7 @@ class Stepper:
         self.gradient_part = slice(padded(SLOTS, dtype=self.dtype), padded(SLOTS, dtype=self.dtype) + self.model.size)
         self.exchange: Exchange | None = None
         self.pace = pace_of(device)
-        self.validation = Validation(self.module, data, self.validation_set, settings.batch_size, self.pace, listener)
+        self.validation = Validation(self.module, data, self.validation_set, settings, self.pace, listener)
         self.graphs = graphs_of(device, self.compute_examples, self.outcome, self.buffers.drop_replacements, self.note)
         self.is_first_step = True
         self.is_spoilt = False
@@ -278,7 +279,7 @@ class Stepper:
         if is_sampled:
             self.ledger.part(Phase.FORWARD)
         self.buffers.restore()
-        outputs = self.module(inputs)
+        outputs = self.settings.precision.outputs(self.module, inputs)
         losses = self.module.loss(outputs, targets)
         check_losses(losses)
         loss = losses.sum() if losses.dtype.itemsize >= torch.float32.itemsize else losses.sum(dtype=torch.float32)

@@ -17,12 +17,14 @@ from lockstep.workers.engine.audit.layers import operations_told_by_name
 from lockstep.workers.engine.compiler import fix_compiler, spare_import
 from lockstep.workers.engine.data_module import DataModule
 from lockstep.workers.engine.determinism import fix_arithmetic
+from lockstep.workers.engine.deterministic_layers import use_deterministic_forms
 from lockstep.workers.engine.exchange.group import Group
 from lockstep.workers.engine.exchange.streams import training_line
 from lockstep.workers.engine.ledger import Ledger
 from lockstep.workers.engine.listener import Listener, Result
 from lockstep.workers.engine.loop import Loop, Origin, Regroup
 from lockstep.workers.engine.module import Module
+from lockstep.workers.engine.precision import FP32, MEMORY_FORMATS, PRECISIONS, TF32, Precision
 from lockstep.workers.engine.randomness import Settings, derive_seed
 from lockstep.workers.engine.schedule import Schedule
 from lockstep.workers.engine.stepper import Stepper
@@ -38,6 +40,8 @@ MOST = {
     "threads": MOST_CPUS_PER_WORKER,
 }
 """The largest value of each count of a trainer; the least is 1."""
+WORDS = {"audit": AUDITS, "precision": PRECISIONS, "memory_format": tuple(MEMORY_FORMATS)}
+"""The words that a trainer takes."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class Trainer:
         log_every_steps: steps between two points of a training metric.
         evaluate_every_steps: steps between two validations; None for the end of each epoch.
         threads: CPU threads of one rank.
+        precision: "fp32", "tf32" (on a GPU alone) or "bf16"; see `Precision`.
+        memory_format: "contiguous" or "channels_last"; see `Precision`.
         audit: when the engine looks whether a shard gives the same bits whatever was computed before it: "start" of
             training; "always", where each rank computes three shards and two batches of the validation more in every
             step; or "off".
@@ -74,6 +80,8 @@ class Trainer:
     evaluate_every_steps: int | None = None
     threads: int = 1
     audit: str = START
+    precision: str = FP32
+    memory_format: str = "contiguous"
 
     def __post_init__(self) -> None:
         if (self.max_epochs is None) == (self.max_steps is None):
@@ -91,8 +99,9 @@ class Trainer:
             raise ValueError(
                 f"gradient_clip_norm is {limit!r}; allowed: finite numbers greater than 0, or None for none"
             )
-        if self.audit not in AUDITS:
-            raise ValueError(f"audit is {self.audit!r}; allowed: {', '.join(map(repr, AUDITS))}")
+        for name, words in WORDS.items():
+            if getattr(self, name) not in words:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(map(repr, words))}")
 
     def fit(
         self,
@@ -131,20 +140,17 @@ class Trainer:
             NotDeterministic: the audit saw a shard give other bits than before, or on one rank than on another.
             PeerLost: a rank left, and there is no `regroup`.
             RanksDisagree: the ranks' parameters or hardware differ.
+            ValueError: the device does not compute in the trainer's precision.
             Stopped: a listener of some rank wanted to stop.
         """
         check_module(module)
         check_data(data)
-        fix_arithmetic(self.threads)
-        fix_compiler()
-        spare_import()
-        device = torch.device(device)
-        if device.type == "cuda":  # what names no device, such as pinned memory, belongs to the current one
-            device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
-            torch.cuda.set_device(device)
+        device = self._set_up(torch.device(device))
+        use_deterministic_forms(module, device)
         listener = listener or Listener()
         with operations_told_by_name(module), training_line(device):
-            settings = Settings(self.batch_size, self.shards, self.seed, self.gradient_clip_norm)
+            precision = Precision(self.precision, self.memory_format)
+            settings = Settings(self.batch_size, self.shards, self.seed, self.gradient_clip_norm, precision)
             stepper = Stepper(settings, module, data, optimizer, device, listener, ledger or Ledger())
             schedule = Schedule(
                 total_steps=self.max_steps or (self.max_epochs or 0) * stepper.steps_per_epoch,
@@ -153,6 +159,18 @@ class Trainer:
             )
             loop = Loop(stepper, schedule, listener, origin or Origin(), self.audit)
             return loop.run(group, regroup)
+
+    def _set_up(self, device: torch.device) -> torch.device:
+        """Set this process up to compute on a device; returns that with its number."""
+        if self.precision == TF32 and device.type != "cuda":
+            raise ValueError("precision is 'tf32', in which GPUs compute alone; allowed on a CPU: 'fp32', 'bf16'")
+        fix_arithmetic(self.threads, allows_tf32=self.precision == TF32)
+        fix_compiler()
+        spare_import()
+        if device.type == "cuda":  # what names no device, such as pinned memory, belongs to the current one
+            device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+            torch.cuda.set_device(device)
+        return device
 
 
 def initialisation_seed(seed: int) -> int:

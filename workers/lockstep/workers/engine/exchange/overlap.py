@@ -13,8 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lockstep.workers.engine.exchange.group import Group
 from lockstep.workers.engine.exchange import reduce
+from lockstep.workers.engine.exchange.group import Group
 from lockstep.workers.engine.exchange.reduce import ChunkExchange, Exchange, ShardSums, SwapExchange, is_small
 from lockstep.workers.engine.exchange.shards import Placement
 from lockstep.workers.engine.exchange.streams import Line, line_of

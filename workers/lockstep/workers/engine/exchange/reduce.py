@@ -168,7 +168,7 @@ class ChunkExchange(Exchange):
         if self._sent is not None:
             sent = self._sent[: sent.numel()].view(sent.shape).copy_(sent)
         sizes = [count * chunk for count in self._counts]
-        received = self._received[: sum(sizes)].split(sizes)
+        received = torch.split(self._received[: sum(sizes)], sizes)
         self.group.all_to_all(sent.view(world_size, -1), received)
         values = [part.view(-1, chunk) for part in received]
         values[rank] = sent[rank]
