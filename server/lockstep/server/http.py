@@ -29,6 +29,9 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     # The default allows two servers on one port when the first has just ended; a live one is still refused.
     allow_reuse_address = True
+    # Connections that wait to be taken. Beyond the default of 5 the system drops the first packet, and clients send the
+    # next one after a second.
+    request_queue_size = 128
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
