@@ -21,8 +21,7 @@ from tests.distributed.test_one_curve import exchange_random_pieces
 @contextmanager
 def collectives(group: Group, store: Path) -> Iterator[mock.Mock]:
     """Have a group of processes on CPUs exchange as one on GPUs does; what it does not do by collectives is counted."""
-    ranks = {"rank": group.rank, "world_size": group.world_size}
-    dist.init_process_group("gloo", store=dist.FileStore(str(store), group.world_size), **ranks)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=group.rank, world_size=group.world_size)
     group._nccl = cast(NcclGroup, SimpleNamespace(device=torch.device("cpu"), leave=dist.destroy_process_group))
     with mock.patch.object(Group, "swap", autospec=True, side_effect=Group.swap) as swap:
         yield swap
@@ -48,7 +47,7 @@ def gather_and_swap(group: Group, store: Path) -> tuple[list[int], list[int]]:
         gathered = group.gather(torch.tensor([group.rank])).view(-1).tolist()
         received = {peer: torch.tensor([-1]) for peer in group.peers}
         group.swap({peer: (torch.tensor([10 * group.rank + peer]), received[peer]) for peer in group.peers})
-    return gathered, [received[peer].item() for peer in sorted(received)]
+    return gathered, [int(received[peer]) for peer in sorted(received)]
 
 
 def test_what_is_gathered_and_swapped_arrives(ranks: Any, tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from lockstep.workers.engine.deterministic_layers import use_deterministic_forms
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
+SIZES: tuple[Any, ...] = (1, 3, 7, (5, 2), (None, 3))
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     **{
         f"windows of {lengths} to {size}": (nn.AdaptiveAvgPool2d(size), (2, 3, *lengths))
-        for lengths, size in product(((6, 6), (7, 10), (1, 1), (13, 5)), (1, 3, 7, (5, 2), (None, 3)))
+        for lengths, size in product(((6, 6), (7, 10), (1, 1), (13, 5)), SIZES)
     },
     "a line": (nn.AdaptiveAvgPool1d(4), (2, 3, 10)),
     "a volume": (nn.AdaptiveAvgPool3d((2, 3, None)), (2, 3, 5, 7, 4)),

@@ -39,8 +39,8 @@ class Convolutions(Classifier):
 
 
 def fit(module: Any, data: DataModule, **settings: Any) -> Result:
-    settings = {"max_steps": 4, "batch_size": 16, "shards": 2, "log_every_steps": 1, "audit": "off"} | settings
-    return Trainer(**settings).fit(module, data, sgd)
+    trainer = Trainer(max_steps=4, batch_size=16, shards=2, log_every_steps=1, audit="off", **settings)
+    return trainer.fit(module, data, sgd)
 
 
 class Watched(Numbers):
@@ -90,9 +90,9 @@ def convolutions_trained(memory_format: str) -> Convolutions:
 
 def test_images_and_weights_lie_channels_last_and_the_weights_are_the_same_file() -> None:
     plain, ordered = (convolutions_trained(memory_format) for memory_format in ("contiguous", "channels_last"))
-    convolution = ordered.body[3].weight
-    assert convolution.is_contiguous(memory_format=torch.channels_last)
-    assert not convolution.is_contiguous()
+    weights = ordered.get_parameter("body.3.weight")
+    assert weights.is_contiguous(memory_format=torch.channels_last)
+    assert not weights.is_contiguous()
     # The run that finds out the shapes of the weights comes before they are laid out.
     assert not any(plain.channels_last)
     assert all(ordered.channels_last)
