@@ -226,7 +226,8 @@ class GpuCluster(Collector):
                 rows.setdefault("lockstep_gpu_xid_last_timestamp_seconds", []).append(newest)
             if rank is not None:
                 holder = gpu | {"job_id": JOB, "rank": rank}
-                rows.setdefault("lockstep_gpu_allocation_info", []).append((holder, 1))
+                for name in ("info", "ratio"):
+                    rows.setdefault(f"lockstep_gpu_allocation_{name}", []).append((holder, 1))
         seconds = [({"job_id": JOB, "cause": cause}, 3 * age * share) for cause, share in CAUSES.items()]
         rows["lockstep_gpu_seconds_total"] = [*seconds, ({"job_id": "", "cause": "idle"}, age)]
         return rows

@@ -10,6 +10,7 @@ from typing import Self
 
 from lockstep.client.telemetry import NodeTelemetry
 from lockstep.client.types import to_datetime
+from lockstep.contract.spec.resources import gpus_of
 from lockstep.v1 import cluster_service_pb2
 from lockstep.v1.job_spec_pb2 import ResourcesSpec
 
@@ -118,8 +119,12 @@ class Node:
 
     def room_for(self, resources: ResourcesSpec) -> int:
         """How many workers of a job it takes while nothing else runs on it."""
-        needs = ((self.total.cpus, resources.cpus_per_worker), (self.total.gpus, resources.gpus_per_worker))
-        counts = [math.floor(round(have / need, 6)) for have, need in needs if need > 0]
+        cpus, gpus = resources.cpus_per_worker, gpus_of(resources)
+        counts = [math.floor(round(self.total.cpus / cpus, 6))] if cpus > 0 else []
+        if gpus >= 1:
+            counts.append(math.floor(self.total.gpus / gpus))
+        elif gpus > 0:  # a share has to be of one GPU
+            counts.append(math.floor(self.total.gpus) * math.floor(round(1 / gpus, 6)))
         return min(counts, default=0)
 
     @classmethod

@@ -86,18 +86,20 @@ class TrainingSpec(_message.Message):
     def __init__(self, max_epochs: _Optional[int] = ..., max_steps: _Optional[int] = ..., batch_size: _Optional[int] = ..., seed: _Optional[int] = ..., gradient_clip_norm: _Optional[float] = ..., log_every_steps: _Optional[int] = ..., evaluate_every_steps: _Optional[int] = ..., audit: _Optional[str] = ..., precision: _Optional[str] = ..., memory_format: _Optional[str] = ...) -> None: ...
 
 class ResourcesSpec(_message.Message):
-    __slots__ = ("workers", "shards", "cpus_per_worker", "gpus_per_worker", "min_workers")
+    __slots__ = ("workers", "shards", "cpus_per_worker", "gpus_per_worker", "min_workers", "gpu_share")
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     SHARDS_FIELD_NUMBER: _ClassVar[int]
     CPUS_PER_WORKER_FIELD_NUMBER: _ClassVar[int]
     GPUS_PER_WORKER_FIELD_NUMBER: _ClassVar[int]
     MIN_WORKERS_FIELD_NUMBER: _ClassVar[int]
+    GPU_SHARE_FIELD_NUMBER: _ClassVar[int]
     workers: int
     shards: int
     cpus_per_worker: float
     gpus_per_worker: int
     min_workers: int
-    def __init__(self, workers: _Optional[int] = ..., shards: _Optional[int] = ..., cpus_per_worker: _Optional[float] = ..., gpus_per_worker: _Optional[int] = ..., min_workers: _Optional[int] = ...) -> None: ...
+    gpu_share: float
+    def __init__(self, workers: _Optional[int] = ..., shards: _Optional[int] = ..., cpus_per_worker: _Optional[float] = ..., gpus_per_worker: _Optional[int] = ..., min_workers: _Optional[int] = ..., gpu_share: _Optional[float] = ...) -> None: ...
 
 class RecoverySpec(_message.Message):
     __slots__ = ("max_restarts", "checkpoint_every_steps", "keep_checkpoints", "checkpoint_uri", "hang_timeout_s")

@@ -1,6 +1,7 @@
 """From a resolved spec to a training run."""
 
 import logging
+import math
 import os
 import time
 
@@ -57,6 +58,12 @@ def device_of(spec: JobSpec) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count()))
 
 
+def bound_memory(device: torch.device, gpu_share: float) -> None:
+    """Let this process allocate no more of a GPU's memory than its share, so that whoever shares it has theirs."""
+    if device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(gpu_share or 1.0, device)
+
+
 SMALLEST = {
     "model": {"mlp": {"hidden_units": [2], "activation": "relu", "dropout": [0.5]}},
     "data": {"synthetic_regression": {"w": [1.0], "train_size": 2, "validation_size": 1}},
@@ -67,10 +74,14 @@ SMALLEST = {
 """A job that goes through everything that takes long in a process the first time."""
 
 
-def train_once(on_gpu: bool) -> None:
-    """Train as little as can be, so that the first job finds everything imported and set up."""
+def train_once(gpus: float) -> None:
+    """Train as little as can be, so that the first job finds everything imported and set up.
+
+    Args:
+        gpus: that this process holds; less than 1 for a share of one.
+    """
     spec = json_format.ParseDict(SMALLEST, JobSpec())
-    spec.resources.gpus_per_worker = int(on_gpu)
+    spec.resources.gpus_per_worker, spec.resources.gpu_share = math.ceil(gpus), min(gpus, 1.0)
     train(spec)
 
 
@@ -95,6 +106,7 @@ def train(
     if listener is not None:
         listener.entered(Activity.LOAD, 0)
     device = device_of(spec)
+    bound_memory(device, spec.resources.gpu_share)
     began_at = time.monotonic()
     data = build_data(spec.data, device, cache)
     if listener is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lockstep.client.cli import output
-from lockstep.client.cluster import Node
+from lockstep.client.cluster import Node, Worker
 from lockstep.client.telemetry import GpuTelemetry, HostTelemetry
 
 _FULL_DISK_RATIO = 0.9
@@ -48,12 +48,17 @@ def _describe_gpu(gpu: GpuTelemetry, node: Node) -> str:
     if gpu.xid_errors:
         facts += [f"error XID {code}{_times(count)}" for code, count in sorted(gpu.xid_errors.items())]
     facts += [
-        f"{worker.job_id} worker {worker.number}"
+        f"{worker.job_id} worker {worker.number}{_part_of(worker)}"
         for worker in node.workers
         if worker.job_id and gpu.index in worker.gpu_indexes
     ]
     name = f"GPU {gpu.index} {gpu.name}".rstrip()
     return f"{name}: {', '.join(facts)}"
+
+
+def _part_of(worker: Worker) -> str:
+    """How much of its GPU it holds, unless that is the whole."""
+    return f" ({_percent(worker.resources.gpus)} of it)" if worker.resources.gpus < 1 else ""
 
 
 def _memory(used_bytes: int | None, total_bytes: int | None) -> list[str]:

@@ -47,6 +47,12 @@ def _tf32_without_gpu(spec: JobSpec, shown: Shown) -> str | None:
     return f"{shown('training.precision')} and {shown('resources.gpus_per_worker')}; allowed: tf32 only with GPUs"
 
 
+def _share_without_gpu(spec: JobSpec, shown: Shown) -> str | None:
+    if spec.resources.gpu_share >= 1 or spec.resources.gpus_per_worker:
+        return None
+    return f"{shown('resources.gpu_share')} and {shown('resources.gpus_per_worker')}; allowed: only with GPUs"
+
+
 def _fewest_above_workers(spec: JobSpec, shown: Shown) -> str | None:
     if spec.resources.min_workers <= spec.resources.workers:
         return None
@@ -109,6 +115,13 @@ CROSS_RULES: tuple[CrossRule, ...] = (
         "tf32 only with GPUs",
         "set training.precision to fp32 or bf16, or resources.gpus_per_worker to 1",
         _tf32_without_gpu,
+    ),
+    CrossRule(
+        "resources.gpu_share",
+        ("resources.gpu_share", "resources.gpus_per_worker"),
+        "less than 1 only with GPUs",
+        "set resources.gpus_per_worker to 1, or leave gpu_share out",
+        _share_without_gpu,
     ),
     CrossRule(
         "resources.min_workers",

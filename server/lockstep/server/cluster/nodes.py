@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lockstep.server.scheduling.scheduler import Node
+from lockstep.server.scheduling.scheduler import UNITS, Node, amount
 from lockstep.v1.internal_service_pb2 import WorkerProcess
 from lockstep.v1.telemetry_pb2 import NodeTelemetry
 
@@ -25,6 +25,7 @@ class GpuUse:
         job_id: the job.
         attempt: its attempt.
         number: the worker's number in that.
+        share: how much of the GPU the worker holds, in ten-thousandths.
     """
 
     index: int
@@ -32,6 +33,7 @@ class GpuUse:
     job_id: str
     attempt: int
     number: int
+    share: int
 
 
 class _Sample(NamedTuple):
@@ -104,13 +106,18 @@ class NodeSamples:
             return []
         uuids = {gpu.index: gpu.uuid for gpu in sample.gpus}
         uses = [
-            GpuUse(index, uuids[index], process.job_id, process.attempt, process.number)
+            GpuUse(index, uuids[index], process.job_id, process.attempt, process.number, _share(process))
             for process in self._processes()
             if process.node_id == node_id and process.job_id
             for index in gpu_indexes(process, sample)
             if index in uuids
         ]
         return sorted(uses, key=lambda use: (use.index, use.job_id, use.attempt, use.number))
+
+
+def _share(process: WorkerProcess) -> int:
+    """Of each of its GPUs."""
+    return min(UNITS, amount(process.cpus, process.gpus).gpu)
 
 
 def gpu_indexes(process: WorkerProcess, sample: NodeTelemetry | None) -> list[int]:

@@ -12,7 +12,7 @@ import structlog
 
 from lockstep.contract.failures import FailureReason
 from lockstep.contract.wording import count
-from lockstep.server.coordinator.gangs import Entry, Gang, held_by
+from lockstep.server.coordinator.gangs import Entry, Gang, claims_of
 from lockstep.server.coordinator.inventory import take_over
 from lockstep.server.coordinator.launcher_connection import LauncherConnection
 from lockstep.server.coordinator.live_jobs import LiveJobs
@@ -352,8 +352,8 @@ class Dispatcher:
         if self._is_fixed and nodes:  # without any the cluster is broken, not too small
             await self._fail_what_never_fits(nodes)
         running = [entry.running(entry.gang) for entry in self._live.resizable() if entry.gang is not None]
-        held = held_by(self._live.holding.values())
-        plan = scheduler.plan(self._live.waiting(), running, nodes, held, warm_on(self.processes))
+        held, shares = claims_of(self._live.holding, self.processes)
+        plan = scheduler.plan(self._live.waiting(), running, nodes, held, warm_on(self.processes), shares)
         self._live.waits_for_room = plan.waits_for_room
         for resize in plan.resizes:  # At once: the gangs are as the plan has seen them.
             self._resize(resize)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lockstep.server.jobs.job import Job
-from lockstep.server.scheduling.scheduler import Amount, Request, Running, request_of
+from lockstep.server.scheduling.scheduler import UNITS, Amount, Request, Running, request_of
+from lockstep.v1.internal_service_pb2 import WorkerProcess
 
 FIRST_RESIZE_DELAY_S = 1.0
 LONGEST_RESIZE_DELAY_S = 60.0
@@ -97,6 +98,15 @@ class Entry:
         return Running(self.job.job_id, gang.node_ids, workers, gang.each, frozenset(gang.refused))
 
 
+Gangs = Mapping[tuple[str, int], Gang]
+"""Gangs by job_id and attempt."""
+
+
+def claims_of(gangs: Gangs, processes: Iterable[WorkerProcess]) -> tuple[dict[str, Amount], dict[str, tuple[int, ...]]]:
+    """Tell what gangs hold on each node, and what of each GPU that they share; see `held_by` and `shares_of`."""
+    return held_by(gangs.values()), shares_of(gangs, processes)
+
+
 def held_by(gangs: Iterable[Gang]) -> dict[str, Amount]:
     """Sum what gangs hold on each node. Any thread may ask."""
     held: dict[str, Amount] = {}
@@ -104,3 +114,33 @@ def held_by(gangs: Iterable[Gang]) -> dict[str, Amount]:
         for node_id, workers in gang.claimed.items():
             held[node_id] = held.get(node_id, Amount()) + gang.each * workers
     return held
+
+
+def shares_of(gangs: Mapping[tuple[str, int], Gang], processes: Iterable[WorkerProcess]) -> dict[str, tuple[int, ...]]:
+    """Tell what gangs hold of each GPU that their workers share, by node.
+
+    Which GPU it is a worker says when it is up. For one that is not, Ray's choice is foreseen: the fullest GPU on which
+    there is room.
+
+    Args:
+        gangs: any.
+        processes: the worker processes that there are.
+    """
+    on: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    unknown: list[tuple[int, str]] = []
+    known: dict[tuple[str, int, str], list[str]] = defaultdict(list)
+    for process in processes:
+        if process.job_id and len(process.gpu_ids) == 1:
+            known[process.job_id, process.attempt, process.node_id].append(process.gpu_ids[0])
+    for (job_id, attempt), gang in list(gangs.items()):
+        if not 0 < gang.each.gpu < UNITS:
+            continue
+        for node_id, workers in gang.claimed.items():
+            told = known[job_id, attempt, node_id][:workers]
+            for gpu_id in told:
+                on[node_id][gpu_id] += gang.each.gpu
+            unknown += [(gang.each.gpu, node_id)] * (workers - len(told))
+    for share, node_id in sorted(unknown, reverse=True):
+        fullest = max((held, gpu) for gpu, held in [*on[node_id].items(), ("", -1)] if held + share <= UNITS)[1]
+        on[node_id][fullest or f"one more, the {len(on[node_id])}th"] += share
+    return {node_id: tuple(held.values()) for node_id, held in on.items() if held}

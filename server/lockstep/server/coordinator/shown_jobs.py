@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lockstep.server.coordinator.dispatcher import Dispatcher
-from lockstep.server.coordinator.gangs import Entry, held_by
+from lockstep.server.coordinator.gangs import Entry, claims_of
 from lockstep.server.coordinator.live_jobs import LiveJobs
 from lockstep.server.jobs.job import Job, State
 from lockstep.server.scheduling.waiting import WAITS, Room, why_it_waits
@@ -33,10 +33,14 @@ class ShownJobs:
                 continue
             job = replace(job, running_workers=entry.job.running_workers)
             if job.state is State.QUEUED and entry.backoff is None:  # else it waits for its time, as it says itself
-                room = room or Room(self._dispatcher.nodes_seen, held_by(self._live.holding.values()))
+                room = room or self._room()
                 job = self._explain(job, entry, room)
             shown.append(job)
         return shown
+
+    def _room(self) -> Room:
+        held, shares = claims_of(self._live.holding, self._dispatcher.processes)
+        return Room(self._dispatcher.nodes_seen, held, shares)
 
     def _explain(self, job: Job, entry: Entry, room: Room) -> Job:
         place, why = self._live.place_of(job), self._dispatcher.why_not_ready()

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from lockstep.contract.spec.resources import gpus_of
 from lockstep.contract.wording import count
 from lockstep.v1.job_spec_pb2 import ResourcesSpec
 
@@ -39,10 +40,39 @@ class Amount:
     def __mul__(self, count: int) -> Amount:
         return Amount(self.cpu * count, self.gpu * count)
 
-    def holds(self, part: Amount) -> int:
-        """Count how often `part` fits."""
-        counts = [have // need for have, need in ((self.cpu, part.cpu), (self.gpu, part.gpu)) if need > 0]
+
+class Free:
+    """What of a node is free: CPUs, and of each of its GPUs, since a worker's share has to be of one GPU.
+
+    Args:
+        usable: what Lockstep may use of the node.
+        held: what of that is held.
+        shares: of each GPU that is shared, what workers hold of it; whoever holds whole GPUs is not among them.
+    """
+
+    def __init__(self, usable: Amount, held: Amount = Amount(), shares: Sequence[int] = ()) -> None:
+        self.cpu = usable.cpu - held.cpu
+        whole = (usable.gpu - held.gpu + sum(shares)) // UNITS - len(shares)
+        self.gpus = [UNITS - share for share in shares] + [UNITS] * whole
+
+    def holds(self, each: Amount) -> int:
+        """Count how many workers of this size fit."""
+        counts = [self.cpu // each.cpu] if each.cpu > 0 else []
+        if each.gpu >= UNITS:
+            counts.append(self.gpus.count(UNITS) // (each.gpu // UNITS))
+        elif each.gpu > 0:
+            counts.append(sum(free // each.gpu for free in self.gpus))
         return max(0, min(counts)) if counts else 0
+
+    def take(self, each: Amount) -> None:
+        """Have a worker of this size hold its part, which fits: of the fullest GPU that has room, as Ray gives it."""
+        self.cpu -= each.cpu
+        if each.gpu >= UNITS:
+            for _ in range(each.gpu // UNITS):
+                self.gpus.remove(UNITS)
+        elif each.gpu > 0:
+            chosen = min((free, index) for index, free in enumerate(self.gpus) if free >= each.gpu)[1]
+            self.gpus[chosen] -= each.gpu
 
 
 @dataclass(frozen=True)
@@ -117,7 +147,7 @@ def amount(cpus: float, gpus: float) -> Amount:
 
 def amount_of_worker(resources: ResourcesSpec) -> Amount:
     """Return what one worker of a job takes."""
-    return amount(resources.cpus_per_worker, resources.gpus_per_worker)
+    return amount(resources.cpus_per_worker, gpus_of(resources))
 
 
 def request_of(job_id: str, resources: ResourcesSpec, *, is_delayed: bool = False) -> Request:
@@ -130,6 +160,7 @@ def plan(
     nodes: Sequence[Node],
     held: Mapping[str, Amount],
     warm: Mapping[tuple[str, Amount], int] = MappingProxyType({}),
+    shares: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> Plan:
     """Decide which jobs start, grow and shrink.
 
@@ -144,12 +175,13 @@ def plan(
         held: what our gangs hold on each node, by node id.
         warm: how many idle workers each node has that hold so much. They hold nothing that a job needs; a gang goes
             where they are, if it can choose.
+        shares: of each node, what our gangs hold of each GPU that is shared.
 
     Returns:
         The jobs to start, in the order of the queue, and the gangs to change.
     """
     warm = Counter(warm)
-    free = {node.node_id: node.usable - held.get(node.node_id, Amount()) for node in nodes}
+    free = free_of(nodes, held, shares)
     placements: list[Placement] = []
     gangs = list(gangs)
     waits_for_room: str | None = None
@@ -171,14 +203,22 @@ def plan(
     return Plan(tuple(placements), tuple(resizes), waits_for_room)
 
 
-def _take(free: dict[str, Amount], warm: Counter[tuple[str, Amount]], node_ids: Iterable[str], each: Amount) -> None:
+def free_of(nodes: Iterable[Node], held: Mapping[str, Amount], shares: Mapping[str, Sequence[int]]) -> dict[str, Free]:
+    """Return what is free of each node; see `plan`."""
+    nothing = Amount()
+    return {
+        node.node_id: Free(node.usable, held.get(node.node_id, nothing), shares.get(node.node_id, ())) for node in nodes
+    }
+
+
+def _take(free: dict[str, Free], warm: Counter[tuple[str, Amount]], node_ids: Iterable[str], each: Amount) -> None:
     for node_id in node_ids:
-        free[node_id] = free[node_id] - each
+        free[node_id].take(each)
         warm[node_id, each] = max(0, warm[node_id, each] - 1)
 
 
-def _place(request: Request, free: Mapping[str, Amount], warm: Counter[tuple[str, Amount]]) -> tuple[str, ...] | None:
-    slots = {node_id: amount.holds(request.each) for node_id, amount in free.items()}
+def _place(request: Request, free: Mapping[str, Free], warm: Counter[tuple[str, Amount]]) -> tuple[str, ...] | None:
+    slots = {node_id: there.holds(request.each) for node_id, there in free.items()}
     workers = min(request.workers, sum(slots.values()))
     if workers < request.min_workers:
         return None
@@ -192,11 +232,11 @@ def _place(request: Request, free: Mapping[str, Amount], warm: Counter[tuple[str
     return _fill(slots, sorted(slots, key=lambda node_id: (-slots[node_id], -ready[node_id], node_id)), workers)
 
 
-def _room_to_grow(gang: Running, free: Mapping[str, Amount], warm: Counter[tuple[str, Amount]]) -> tuple[str, ...]:
+def _room_to_grow(gang: Running, free: Mapping[str, Free], warm: Counter[tuple[str, Amount]]) -> tuple[str, ...]:
     missing = gang.workers - len(gang.node_ids)
     if missing <= 0:
         return ()
-    slots = {node_id: amount.holds(gang.each) for node_id, amount in free.items() if node_id not in gang.refused}
+    slots = {node_id: there.holds(gang.each) for node_id, there in free.items() if node_id not in gang.refused}
     here = Counter(gang.node_ids)
     # Where it is already, if it can be.
     order = sorted(slots, key=lambda node_id: (-here[node_id], -warm[node_id, gang.each], -slots[node_id], node_id))
@@ -220,14 +260,14 @@ def why_it_never_fits(resources: ResourcesSpec, nodes: Sequence[Node]) -> str | 
         nodes: the cluster.
     """
     each = amount_of_worker(resources)
-    room = sum(node.total.holds(each) for node in nodes)
+    room = sum(Free(node.total).holds(each) for node in nodes)
     if room >= resources.min_workers:
         return None
     cpus = sum(node.total.cpu for node in nodes) / UNITS
     gpus = sum(node.total.gpu for node in nodes) / UNITS
     each_words = count(resources.cpus_per_worker, "CPU")
     if resources.gpus_per_worker:
-        each_words += f" and {count(resources.gpus_per_worker, 'GPU')}"
+        each_words += f" and {count(gpus_of(resources), 'GPU')}"
     at_least = "at least " if resources.min_workers < resources.workers else ""
     asked = f"{at_least}{count(resources.min_workers, 'worker')} x {each_words}"
     there = f"{count(cpus, 'CPU')} and {count(gpus, 'GPU')} on {count(len(nodes), 'node')}"

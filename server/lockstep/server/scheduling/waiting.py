@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 from lockstep.contract.wording import count, part_of
-from lockstep.server.scheduling.scheduler import UNITS, Amount, Node, Request
+from lockstep.server.scheduling.scheduler import UNITS, Amount, Node, Request, free_of
 
 WAITS = "waits for resources"
 """What a job says that has just been queued, until somebody looks."""
@@ -32,27 +33,32 @@ class Room:
     Args:
         nodes: the cluster.
         held: what gangs hold on each node, by node_id.
+        shares: of each node, what they hold of each GPU that is shared.
     """
 
-    def __init__(self, nodes: Sequence[Node], held: Mapping[str, Amount]) -> None:
-        nothing = Amount()
-        self._free = [node.usable - held.get(node.node_id, nothing) for node in nodes]
-        self._usable = sum((node.usable for node in nodes), start=nothing)
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        held: Mapping[str, Amount],
+        shares: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    ) -> None:
+        self._places = list(free_of(nodes, held, shares).values())
+        self._usable = sum((node.usable for node in nodes), start=Amount())
+        self._free = self._usable - sum((held.get(node.node_id, Amount()) for node in nodes), start=Amount())
         self._found: dict[Amount, int] = {}  # thousands of jobs may be looked at, of few sizes
 
     def for_workers(self, each: Amount) -> int:
         """How many workers of this size would find a place."""
         if each not in self._found:
-            self._found[each] = sum(free.holds(each) for free in self._free)
+            self._found[each] = sum(place.holds(each) for place in self._places)
         return self._found[each]
 
     @cached_property
     def words(self) -> str:
         """Such as "1 of 2 CPUs" and "0 of 1 GPU", of what there is."""
-        free = sum(self._free, start=Amount())
-        parts = [part_of(max(0, free.cpu) / UNITS, self._usable.cpu / UNITS, "CPU")]
+        parts = [part_of(max(0, self._free.cpu) / UNITS, self._usable.cpu / UNITS, "CPU")]
         if self._usable.gpu:
-            parts.append(part_of(max(0, free.gpu) / UNITS, self._usable.gpu / UNITS, "GPU"))
+            parts.append(part_of(max(0, self._free.gpu) / UNITS, self._usable.gpu / UNITS, "GPU"))
         return " and ".join(parts)
 
 

@@ -15,9 +15,9 @@ def submit_digest(spec: JobSpec) -> str:
 def curve_digest(spec: JobSpec, init_weights_digest: str = "") -> str:
     """Return the SHA-256, hex, of the part of a resolved spec that determines the curve.
 
-    Left out are the name, the labels, resources.workers, resources.min_workers, training.audit and recovery, since no
-    bit of the curve depends on them; and what is computed as it was before it could be said otherwise, so that jobs of
-    then and now have one digest.
+    Left out are the name, the labels, resources.workers, min_workers and gpu_share, training.audit and recovery, since
+    no bit of the curve depends on them; and what is computed as it was before it could be said otherwise, so that
+    jobs of then and now have one digest.
 
     Args:
         spec: the resolved spec.
@@ -28,7 +28,7 @@ def curve_digest(spec: JobSpec, init_weights_digest: str = "") -> str:
     curve.CopyFrom(spec)
     for name in ("name", "labels", "recovery"):
         curve.ClearField(name)
-    for name in ("workers", "min_workers"):
+    for name in ("workers", "min_workers", "gpu_share"):
         curve.resources.ClearField(name)
     curve.training.ClearField("audit")
     for name, default in (("precision", "fp32"), ("memory_format", "contiguous")):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client.core import Metric
 
+from lockstep.contract.spec.resources import gpus_of
 from lockstep.server.cluster.view import worker_state
 from lockstep.server.scheduling.scheduler import UNITS
 from lockstep.server.telemetry.families import Row, counter, gauge
@@ -108,7 +110,7 @@ def collect_nodes(snapshot: Snapshot, idle_gpus: IdleGpus) -> Iterator[Metric]:
     if gpus:
         yield from _gpus(gpus)
         yield _xid_times(snapshot, names)
-        yield _allocation(snapshot, names)
+        yield from _allocation(snapshot, names)
     if gpus or any(view.node.total.gpu for view in snapshot.cluster.nodes):
         yield _gpu_seconds(snapshot, idle_gpus)
 
@@ -216,31 +218,29 @@ def _figures(
             yield make(f"{front}_{field.removesuffix('_total')}", text, names, rows)
 
 
-def _allocation(snapshot: Snapshot, names: dict[str, str]) -> Metric:
+def _allocation(snapshot: Snapshot, names: dict[str, str]) -> Iterator[Metric]:
     ranks = {
         (view.job.job_id, account.attempt, account.number): str(rank)
         for view in snapshot.jobs
         for rank, account in view.ledger.ranks.items()
     }
-    return gauge(
+    shares: Counter[tuple[str, ...]] = Counter()  # of workers whose ranks are not known all that share a GPU
+    for node_id, uses in snapshot.gpu_uses.items():
+        for use in uses if node_id in names else ():
+            rank = ranks.get((use.job_id, use.attempt, use.number), "")
+            shares[names[node_id], str(use.index), use.uuid, use.job_id, rank] += use.share
+    labels = [*_GPU, "job_id", "rank"]
+    yield gauge(
         "lockstep_gpu_allocation_info",
         "Always 1; its labels tell which job and rank a GPU works for. The rank is empty while it is not known.",
-        [*_GPU, "job_id", "rank"],
-        (
-            (
-                [
-                    names[node_id],
-                    str(use.index),
-                    use.uuid,
-                    use.job_id,
-                    ranks.get((use.job_id, use.attempt, use.number), ""),
-                ],
-                1,
-            )
-            for node_id, uses in snapshot.gpu_uses.items()
-            if node_id in names
-            for use in uses
-        ),
+        labels,
+        ((key, 1) for key in shares),
+    )
+    yield gauge(
+        "lockstep_gpu_allocation_ratio",
+        "Share of the GPU that the rank of the job holds, 0 to 1.",
+        labels,
+        ((key, share / UNITS) for key, share in shares.items()),
     )
 
 
@@ -249,7 +249,7 @@ def _gpu_seconds(snapshot: Snapshot, idle_gpus: IdleGpus) -> Metric:
     idle = sum(max(0, view.node.usable.gpu - view.held_by_jobs.gpu) for view in nodes) / UNITS
     rows: list[Row] = [(["", "idle"], idle_gpus.seconds(snapshot.time.timestamp(), idle))]
     for view in snapshot.jobs:
-        gpus = view.job.spec.resources.gpus_per_worker
+        gpus = gpus_of(view.job.spec.resources)
         if gpus and view.ledger.ranks:  # without ranks nothing is known of it, and 0 would set the counter back
             rows += [([view.job.job_id, cause], gpus * s) for cause, s in view.ledger.by_cause().items()]
     return counter(

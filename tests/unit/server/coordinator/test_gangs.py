@@ -3,8 +3,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from lockstep.server.coordinator.gangs import Gang, held_by
+from lockstep.server.coordinator.gangs import Gang, held_by, shares_of
 from lockstep.server.scheduling.scheduler import Amount
+from lockstep.v1.internal_service_pb2 import WorkerProcess
 
 ONE = Amount(10_000)
 
@@ -56,3 +57,31 @@ def test_only_workers_that_train_end_the_row_of_misses() -> None:
     gang.resize(("a", "a"))
     assert gang.has_become(("a", "a"), 2) is None
     assert gang.has_become(("a",), 1) == 1
+
+
+def on_gpu(job_id: str, gpu_id: str, attempt: int = 1, node_id: str = "a") -> WorkerProcess:
+    return WorkerProcess(job_id=job_id, attempt=attempt, node_id=node_id, gpus=0.25, gpu_ids=[gpu_id])
+
+
+QUARTER, HALF, WHOLE = Amount(1_000, 2_500), Amount(1_000, 5_000), Amount(1_000, 10_000)
+
+
+def test_workers_that_are_up_say_which_gpu_they_share() -> None:
+    gangs = {("x", 1): Gang(1, ("a", "a", "b"), QUARTER), ("y", 1): Gang(1, ("a",), WHOLE)}
+    processes = [on_gpu("x", "1"), on_gpu("x", "0"), on_gpu("x", "0", node_id="b"), on_gpu("y", "2")]
+    assert shares_of(gangs, processes) == {"a": (2_500, 2_500), "b": (2_500,)}
+    of_another_attempt = [on_gpu("x", "1", attempt=2), on_gpu("z", "1")]
+    assert shares_of(gangs, of_another_attempt) == {"a": (5_000,), "b": (2_500,)}
+
+
+def test_workers_that_are_not_up_are_where_ray_will_put_them() -> None:
+    gangs = {("x", 1): Gang(1, ("a",) * 2, QUARTER), ("y", 1): Gang(1, ("a",) * 2, HALF)}
+    assert shares_of(gangs, []) == {"a": (10_000, 5_000)}, "the larger first, the fullest that has room"
+    assert shares_of(gangs, [on_gpu("x", "0"), on_gpu("x", "1")]) == {"a": (7_500, 7_500)}
+    assert shares_of(gangs, [on_gpu("x", "0"), on_gpu("x", "0")]) == {"a": (10_000, 5_000)}
+
+
+def test_a_worker_that_has_left_its_gang_is_not_counted_twice() -> None:
+    gang = Gang(1, ("a", "a"), QUARTER)
+    gang.has_become(("a",), 1)
+    assert shares_of({("x", 1): gang}, [on_gpu("x", "0"), on_gpu("x", "1")]) == {"a": (2_500,)}

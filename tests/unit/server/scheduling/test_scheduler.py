@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lockstep.server.scheduling.scheduler import (
+    UNITS,
     Amount,
     Node,
     Placement,
@@ -15,6 +16,7 @@ from lockstep.server.scheduling.scheduler import (
     Resize,
     Running,
     amount_of_worker,
+    free_of,
     plan,
     request_of,
     units,
@@ -23,7 +25,7 @@ from lockstep.server.scheduling.scheduler import (
 from lockstep.v1.job_spec_pb2 import ResourcesSpec
 
 amounts = st.builds(Amount, st.integers(0, 80_000), st.sampled_from([0, 10_000, 20_000]))
-workers = st.builds(Amount, st.integers(1, 30_000), st.sampled_from([0, 10_000]))
+workers = st.builds(Amount, st.integers(1, 30_000), st.sampled_from([0, 2_500, 4_000, 10_000]))
 
 
 @st.composite
@@ -42,8 +44,10 @@ requests = request_lists()
 @st.composite
 def gang_lists(draw: st.DrawFn) -> list[Running]:
     places = st.lists(st.sampled_from(["n0", "n1", "n2", "n3", "n4"]), min_size=1, max_size=5).map(tuple)
+    # Those that share GPUs hold of them what some test says by itself.
+    whole = workers.filter(lambda each: each.gpu % UNITS == 0)
     return [
-        Running(f"g{number}", draw(places), draw(st.integers(1, 9)), draw(workers))
+        Running(f"g{number}", draw(places), draw(st.integers(1, 9)), draw(whole))
         for number in range(draw(st.integers(0, 4)))
     ]
 
@@ -68,6 +72,19 @@ def held_with(gangs: list[Running], held: dict[str, Amount]) -> dict[str, Amount
     return total
 
 
+def gpus_as_ray_gives_them(parts: list[int], gpus: int) -> bool:
+    """Whether each worker, one after another, gets its part, of the fullest GPU that has room."""
+    free = [UNITS] * gpus
+    for part in parts:
+        room = [there for there in free if there >= min(part, UNITS)]
+        if part and not room:
+            return False
+        if part:
+            free.remove(min(room))
+            free.append(min(room) - part)
+    return True
+
+
 @given(requests, gang_lists(), clusters())
 def test_no_node_is_ever_filled_over_its_capacity(
     queue: list[Request], gangs: list[Running], cluster: tuple[list[Node], dict[str, Amount]]
@@ -78,12 +95,16 @@ def test_no_node_is_ever_filled_over_its_capacity(
     before = {gang.job_id: Counter(gang.node_ids) for gang in gangs}
     decided = plan(queue, gangs, nodes, held)
     taken: dict[str, Amount] = {}
+    shares: dict[str, list[int]] = {}
     decisions: list[Any] = [*decided.placements, *decided.resizes]
     for decision in decisions:
         # What a gang gives up is free only when it is gone.
         for node_id in (Counter(decision.node_ids) - before.get(decision.job_id, Counter())).elements():
             taken[node_id] = taken.get(node_id, Amount()) + each[decision.job_id]
+            shares.setdefault(node_id, []).append(each[decision.job_id].gpu)
     for there in nodes:
+        gpus = (there.usable - held.get(there.node_id, Amount())).gpu // UNITS
+        assert not any(shares.get(there.node_id, ())) or gpus_as_ray_gives_them(shares[there.node_id], gpus)
         if there.node_id in taken:
             part = taken[there.node_id]
             assert part.cpu + held.get(there.node_id, Amount()).cpu <= there.usable.cpu
@@ -110,15 +131,15 @@ def test_the_first_job_that_is_left_would_not_have_fitted_and_who_got_fewer_left
     queue = [replace(request, is_delayed=False) for request in queue]
     nodes, held = cluster
     placements = plan(queue, [], nodes, held).placements
-    free = {there.node_id: there.usable - held.get(there.node_id, Amount()) for there in nodes}
+    free = free_of(nodes, held, {})
     for placement, request in zip(placements, queue, strict=False):
-        for node_id, count in Counter(placement.node_ids).items():
-            free[node_id] = free[node_id] - request.each * count
+        for node_id in placement.node_ids:
+            free[node_id].take(request.each)
         if len(placement.node_ids) < request.workers:
-            assert sum(amount.holds(request.each) for amount in free.values()) == 0
+            assert sum(there.holds(request.each) for there in free.values()) == 0
     if len(placements) < len(queue):
         left = queue[len(placements)]
-        assert sum(amount.holds(left.each) for amount in free.values()) < left.min_workers
+        assert sum(there.holds(left.each) for there in free.values()) < left.min_workers
 
 
 @given(
@@ -328,3 +349,45 @@ def test_gpus_are_counted_too() -> None:
     assert why is not None
     assert "1 CPU and 1 GPU" in why
     assert amount_of_worker(resources) == Amount(10_000, 10_000)
+
+
+def share_of_a_gpu(share: float, workers: int = 1) -> ResourcesSpec:
+    return ResourcesSpec(workers=workers, min_workers=workers, cpus_per_worker=0.1, gpus_per_worker=1, gpu_share=share)
+
+
+def test_workers_share_gpus_up_to_the_whole_of_each() -> None:
+    assert amount_of_worker(share_of_a_gpu(0.25)) == Amount(1_000, 2_500)
+    eight, nine = (request_of("j", share_of_a_gpu(0.25, workers)) for workers in (8, 9))
+    assert plan([eight], [], [node("a", 8, 2)], {}).placements == (Placement("j", ("a",) * 8),)
+    assert plan([nine], [], [node("a", 8, 2)], {}).placements == ()
+
+
+def test_what_is_left_of_two_gpus_does_not_make_a_share() -> None:
+    three = request_of("j", share_of_a_gpu(0.6, 3))
+    assert plan([three], [], [node("a", 8, 2)], {}).placements == (), "1.8 of 2 GPUs, of which two take one each"
+    assert plan([three], [], [node("a", 8, 2), node("b", 8, 1)], {}).placements == (Placement("j", ("a", "a", "b")),)
+
+
+def test_who_wants_a_whole_gpu_waits_for_one_that_nobody_shares() -> None:
+    whole, half = (request_of("j", share_of_a_gpu(share)) for share in (1.0, 0.5))
+    nodes, held = [node("a", 8, 2)], {"a": Amount(2_000, 7_500)}
+    spread = {"a": (5_000, 2_500)}
+    assert plan([whole], [], nodes, held, shares=spread).placements == ()
+    assert plan([half], [], nodes, held, shares=spread).placements == (Placement("j", ("a",)),)
+    assert plan([whole], [], nodes, held, shares={"a": (7_500,)}).placements == (Placement("j", ("a",)),)
+
+
+def test_a_whole_gpu_that_is_held_is_not_shared() -> None:
+    held = {"a": Amount(1_000, 12_500)}
+    fits = [
+        plan([request_of("j", share_of_a_gpu(0.25, workers))], [], [node("a", 8, 2)], held, shares={"a": (2_500,)})
+        for workers in (3, 4)
+    ]
+    assert [len(decided.placements) for decided in fits] == [1, 0]
+
+
+def test_a_share_that_no_gpu_has_is_said_with_the_numbers() -> None:
+    assert why_it_never_fits(share_of_a_gpu(0.6, 3), [node("a", 8, 2)]) == (
+        "the job asks for 3 workers x 0.1 CPUs and 0.6 GPUs; the cluster has 8 CPUs and 2 GPUs on 1 node; "
+        "lower resources.min_workers to 2, or what each worker takes, or use a larger cluster"
+    )

@@ -21,6 +21,8 @@ def test_what_lies_outside_the_curve_leaves_its_digest_as_it_is() -> None:
     assert curve_digest(resolved(labels={"team": "x"})) == digest
     assert curve_digest(resolved(resources={"workers": 3})) == digest
     assert curve_digest(resolved(resources={"workers": 3, "min_workers": 2})) == digest
+    on_a_gpu = curve_digest(resolved(resources={"gpus_per_worker": 1}))
+    assert curve_digest(resolved(resources={"gpus_per_worker": 1, "gpu_share": 0.25})) == on_a_gpu
     assert curve_digest(resolved(training={"audit": "always"})) == digest
     assert curve_digest(resolved(recovery={"max_restarts": 0})) == digest
     recovery = {"checkpoint_every_steps": 7, "keep_checkpoints": 9, "checkpoint_uri": "/c", "hang_timeout_s": 1}

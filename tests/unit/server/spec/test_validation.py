@@ -4,14 +4,12 @@ import math
 from typing import Any
 
 import pytest
-from google.protobuf import json_format
 
 from lockstep.server.spec import checkpoint_rules
 from lockstep.server.spec.validation import (
     CHOICE_RULES,
     CROSS_RULES,
     FIELD_RULES,
-    fill_in_defaults,
     resolve,
 )
 from lockstep.v1.job_spec_pb2 import JobSpec
@@ -94,6 +92,7 @@ BAD_VALUES: dict[tuple[str, str], tuple[Any, ...]] = {
     ("digits", "resources.shards"): (*NOT_POSITIVE, 1025, HUGE),
     ("digits", "resources.cpus_per_worker"): (0.0, -1.0, 1024.1, 1e-9, 1e300, *NO_NUMBERS),
     ("digits", "resources.gpus_per_worker"): (-1, 2, HUGE),
+    ("digits", "resources.gpu_share"): (0.0, 0.009, 1.01, -1.0, *NO_NUMBERS),
     ("digits", "resources.min_workers"): (*NOT_POSITIVE, 1025, HUGE),
     ("digits", "recovery.max_restarts"): (-1, 1001, HUGE),
     ("digits", "recovery.checkpoint_every_steps"): (*NOT_POSITIVE, 1_000_000_001, HUGE),
@@ -151,6 +150,11 @@ BAD_COMBINATIONS: dict[str, tuple[int, JobSpec, str]] = {
         spec_of(DIGITS, training__precision="tf32"),
         'training.precision is "tf32" and resources.gpus_per_worker is 0 (the default);',
     ),
+    "a share of no GPU": (
+        6,
+        spec_of(DIGITS, resources__gpu_share=0.5),
+        "resources.gpu_share is 0.5 and resources.gpus_per_worker is 0 (the default); allowed: only with GPUs",
+    ),
     "nesterov without momentum": (
         3,
         spec_of(DIGITS, optimizer__sgd__nesterov=True),
@@ -162,87 +166,87 @@ BAD_COMBINATIONS: dict[str, tuple[int, JobSpec, str]] = {
         "model.mlp.dropout has 2 items; allowed: none, or one per hidden layer, and model.mlp.hidden_units has 1;",
     ),
     "a classifier on synthetic numbers": (
-        9,
+        10,
         spec_of(SYNTHETIC, model={"softmax_regression": {}}),
         "model is softmax_regression and data is synthetic_regression, which offers numbers to predict",
     ),
     "a regression on classes": (
-        10,
+        11,
         spec_of(DIGITS, model={"linear_regression": {}}),
         "model is linear_regression and data is builtin digits, which offers classes",
     ),
     "a regression on images in files": (
-        11,
+        12,
         spec_of(LENET, model={"linear_regression": {}}),
         "model is linear_regression and data is idx, which offers classes",
     ),
     "a convolution on a table": (
-        12,
+        13,
         spec_of(DIGITS, model={"lenet": {}}, data__builtin__name="iris"),
         "model is lenet and data is builtin iris, which holds no images;",
     ),
     "a convolution on tiny images": (
-        13,
+        14,
         spec_of(DIGITS, model={"lenet": {}}),
         "with images of 8 by 8 pixels; allowed with lenet: at least 12 by 12;",
     ),
     "a batch larger than the synthetic data": (
-        14,
+        15,
         spec_of(SYNTHETIC, data__synthetic_regression__train_size=100, training__batch_size=101),
         "training.batch_size is 101; allowed: at most 100, the number of training examples;",
     ),
     "a batch larger than the training part": (
-        15,
+        16,
         spec_of(DIGITS, training__batch_size=1439),
         "training.batch_size is 1439; allowed: at most 1,438, the number of training examples;",
     ),
     "more synthetic numbers than memory holds": (
-        16,
+        17,
         spec_of(
             SYNTHETIC, data__synthetic_regression__w=[1.0] * 200, data__synthetic_regression__train_size=10_000_000
         ),
         "makes 2,000,200,000 numbers, with the validation examples and the 200 features; allowed: at most",
     ),
     "fewer workers than the fewest": (
-        6,
+        7,
         spec_of(DIGITS, resources__workers=2, resources__min_workers=3),
         "resources.min_workers is 3; allowed: at most resources.workers, and resources.workers is 2;",
     ),
     "weights from nowhere": (
-        7,
+        8,
         spec_of(DIGITS, init_from={}),
         "init_from has neither job_id nor uri; allowed: one of the two;",
     ),
     "weights from two places": (
-        7,
+        8,
         spec_of(DIGITS, init_from__job_id="job-1", init_from__uri="/c"),
         'init_from.job_id is "job-1" and init_from.uri is "/c"; allowed: one of the two;',
     ),
     "a step of a folder": (
-        8,
+        9,
         spec_of(DIGITS, init_from__uri="/c", init_from__step=7),
         "init_from.step is 7; allowed: only with init_from.job_id; remove it;",
     ),
     "more weights than memory holds": (
-        17,
+        18,
         spec_of(DIGITS, model__mlp__hidden_units=[65_536, 65_536]),
         "makes 4,299,816,960 weights, with 64 inputs; allowed: at most 1,000,000,000;",
     ),
     "more points than the store shall hold": (
-        27,
+        28,
         spec_of(DIGITS, training={"max_steps": 1_000_000_000, "log_every_steps": 1}),
         "training.log_every_steps is 1, which makes up to 6,045,454,546 metric points with those of the validations; "
         "allowed on this server: at most 100,000,000 (--points-per-job);",
     ),
     "more weights at the inputs than memory holds": (
-        18,
+        19,
         spec_of(
             SYNTHETIC, model={"mlp": {"hidden_units": [65_536, 6_000]}}, data__synthetic_regression__w=[1.0] * 9_999
         ),
         "makes 1,048,516,464 weights, with 9,999 inputs; allowed: at most 1,000,000,000;",
     ),
     "more points of validations than the store shall hold": (
-        28,
+        29,
         spec_of(SYNTHETIC, training={"max_epochs": 1_000_000, "batch_size": 1, "evaluate_every_steps": 1}),
         "training.log_every_steps is 50 (the default), which makes up to 2,120,000,000 metric points",
     ),
@@ -259,9 +263,9 @@ def test_fields_that_do_not_fit_together_are_named(name: str) -> None:
 
 
 def test_every_rule_over_several_fields_is_broken_by_some_test() -> None:
-    on_files = {19, 20}  # The tests on folders, in test_dataset_rules.py.
-    on_stores = {21, 22, 23, 24, 25}  # In test_checkpoint_rules.py.
-    on_sizes = {26, 29, 30}  # In test_size_rules.py.
+    on_files = {20, 21}  # The tests on folders, in test_dataset_rules.py.
+    on_stores = {22, 23, 24, 25, 26}  # In test_checkpoint_rules.py.
+    on_sizes = {27, 30, 31}  # In test_size_rules.py.
     elsewhere = on_files | on_stores | on_sizes
     assert {number for number, _, _ in BAD_COMBINATIONS.values()} | elsewhere == set(range(len(CROSS_RULES)))
 
@@ -314,52 +318,6 @@ def test_a_long_list_of_bad_items_gives_a_short_answer() -> None:
     assert "(9,997 more are wrong)" in violations[-1].message
 
 
-def test_defaults_are_filled_in_as_the_contract_says() -> None:
-    spec = resolve(spec_of(DIGITS), SITE)
-    assert json_format.MessageToDict(spec, preserving_proto_field_name=True) == {
-        "name": "mlp",
-        "model": {"mlp": {"hidden_units": [256], "activation": "relu"}},
-        "data": {"builtin": {"name": "digits", "validation_fraction": 0.2, "seed": 0}},
-        "optimizer": {"sgd": {"learning_rate": 0.1, "momentum": 0.0, "weight_decay": 0.0}},
-        "training": {
-            "max_epochs": 10,
-            "batch_size": 32,
-            "seed": 0,
-            "log_every_steps": 50,
-            "audit": "start",
-            "precision": "fp32",
-            "memory_format": "contiguous",
-        },
-        "resources": {"workers": 1, "shards": 4, "cpus_per_worker": 1.0, "gpus_per_worker": 0, "min_workers": 1},
-        "recovery": {
-            "max_restarts": 3,
-            "checkpoint_every_steps": 1000,
-            "keep_checkpoints": 2,
-            "hang_timeout_s": 30.0,
-        },
-    }
-
-
-def test_a_resolved_spec_resolves_to_itself() -> None:
-    for base in BASES.values():
-        spec = resolve(spec_of(base), SITE)
-        assert resolve(spec, SITE) == spec
-
-
-def test_a_spec_of_an_earlier_version_gets_the_fields_that_are_new_and_keeps_the_others() -> None:
-    spec = resolve(spec_of(DIGITS, training__max_steps=7), SITE)
-    old = JobSpec()
-    old.CopyFrom(spec)
-    old.resources.ClearField("min_workers")
-    for name in ("checkpoint_every_steps", "keep_checkpoints", "hang_timeout_s"):
-        old.recovery.ClearField(name)
-    before = old.SerializeToString(deterministic=True)
-    assert fill_in_defaults(old) == spec
-    assert old.SerializeToString(deterministic=True) == before
-    assert not fill_in_defaults(spec).training.HasField("max_epochs")
-    assert not fill_in_defaults(spec).HasField("init_from")
-
-
 @pytest.mark.parametrize(
     "folder", ["/", "/a", "/a b/\u00e4", "/run::1/a://b", "s3://bucket/x", "gs://b", "file:///a", "local:///a/b"]
 )
@@ -375,27 +333,6 @@ def test_what_was_submitted_is_left_as_it_was() -> None:
     spec = spec_of(DIGITS)
     resolve(spec, SITE)
     assert spec == spec_of(DIGITS)
-
-
-@pytest.mark.parametrize(
-    ("workers", "batch_size", "shards"),
-    [(1, 32, 4), (4, 32, 4), (3, 32, 4), (5, 32, 8), (8, 32, 8), (9, 32, 16), (1, 2, 2), (3, 3, 3), (1000, 1024, 1024)],
-)
-def test_shards_follow_from_workers_and_never_exceed_the_batch(workers: int, batch_size: int, shards: int) -> None:
-    spec = resolve(spec_of(DIGITS, resources__workers=workers, training__batch_size=batch_size), SITE)
-    assert spec.resources.shards == shards
-
-
-@pytest.mark.parametrize(("workers", "batch_size", "shards"), [(1, 64, 1), (3, 64, 3), (8, 64, 8)])
-def test_on_gpus_there_are_as_many_shards_as_workers(workers: int, batch_size: int, shards: int) -> None:
-    wanted = spec_of(DIGITS, resources__workers=workers, resources__gpus_per_worker=1, training__batch_size=batch_size)
-    spec = resolve(wanted, SITE)
-    assert spec.resources.shards == shards
-
-
-def test_steps_take_the_place_of_the_default_epochs() -> None:
-    spec = resolve(spec_of(DIGITS, training__max_steps=7), SITE)
-    assert not spec.training.HasField("max_epochs")
 
 
 @pytest.mark.parametrize("breaker", ["\n", "\x85", "\u2028", "\u2029", "\x7f"])

@@ -62,7 +62,7 @@ class Assignments:
         """Do once what takes long the first time, unless there is an assignment already."""
         with self._is_warming_up:
             if self._assignment is None:
-                train_once(bool(self._gpus))
+                train_once(self._gpus)
                 self._slate.put_back()
         return self._how_it_is()
 

@@ -14,6 +14,7 @@ import ray.util
 from ray._private.state import available_resources_per_node
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from lockstep.contract.spec.resources import gpus_of
 from lockstep.v1.internal_service_pb2 import ClusterCapacity, NodeCapacity
 from lockstep.v1.job_spec_pb2 import ResourcesSpec
 from lockstep.v1.launcher_pb2 import LauncherOptions
@@ -25,6 +26,9 @@ from lockstep.workers.node.agents import NodeAgents
 
 ASK_AGAIN_AFTER_S = 0.5
 """How long after a call could not reach a worker it is made again."""
+
+GPU = 1
+"""The number of that resource in a shape."""
 
 Actor = Any
 """A handle of a Worker; Ray gives handles no type."""
@@ -38,11 +42,7 @@ class Shape(NamedTuple):
 
     @classmethod
     def of(cls, resources: ResourcesSpec) -> "Shape":
-        return cls(resources.cpus_per_worker, float(resources.gpus_per_worker))
-
-    def fits(self, room: tuple[float, float]) -> bool:
-        """Whether there is room for it."""
-        return not self.lacking(room)
+        return cls(resources.cpus_per_worker, gpus_of(resources))
 
     def lacking(self, room: tuple[float, float]) -> list[int]:
         """Of which resources there is not enough, by number."""
@@ -181,6 +181,11 @@ class Fleet:
                 for node_id, usable in self._usable.items()
                 for held in [self._held.get(node_id, nothing)]
             }
+
+    def usable_gpus(self, node_id: str) -> float:
+        """GPUs of a node that others do not hold, as far as is known."""
+        with self._lock:
+            return self._usable.get(node_id, (0.0, 0.0))[1]
 
     def capacity(self) -> ClusterCapacity:
         """What every living node has, less what others on the same cluster hold."""

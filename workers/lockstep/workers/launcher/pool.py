@@ -20,7 +20,8 @@ from lockstep.v1.launcher_pb2 import LauncherOptions
 from lockstep.workers import awake_clock
 from lockstep.workers.calls import POLL_S, WARM_UP_S, Rest, name_of
 from lockstep.workers.failures import in_our_words
-from lockstep.workers.launcher.fleet import ASK_AGAIN_AFTER_S, Fleet, Process, Shape
+from lockstep.workers.launcher.fleet import ASK_AGAIN_AFTER_S, GPU, Fleet, Process, Shape
+from lockstep.workers.launcher.gpu_room import has_room
 
 QUIET_S = 1.0
 """How long nothing must have happened before a spare worker is made, which takes seconds of a CPU."""
@@ -160,10 +161,19 @@ class Pool:
         """Idle ones that hold what a new worker on their node needs, while they do."""
         for process in self._idle():
             room = self._fleet.room().get(node_id)
-            if room is None or not (lacking := shape.lacking(room)):
+            if room is None or not (lacking := self._lacking(node_id, shape, room)):
                 return
             if process.node_id == node_id and any(process.shape[kind] > 0 for kind in lacking):
                 yield process
+
+    def _lacking(self, node_id: str, shape: Shape, room: tuple[float, float]) -> list[int]:
+        """Of which resources a node has not enough for one more worker, by number."""
+        lacking = shape.lacking(room)
+        if GPU not in lacking and shape.gpus > 0:  # there may be enough, and no GPU that has it
+            held = [(p.shape.gpus, p.gpu_ids) for p in self._processes.values() if p.node_id == node_id]
+            if not has_room(shape.gpus, self._fleet.usable_gpus(node_id), held):
+                lacking.append(GPU)
+        return lacking
 
     def _rest(self, process: Process, assignment: str) -> None:
         """Have a process wait for its next job, say at once what it holds, and see from now on that it lives."""
@@ -255,7 +265,7 @@ class Pool:
 
     def _make_spare(self) -> None:
         shape = self._wanted_shape
-        rooms = {node_id: room for node_id, room in self._fleet.room().items() if shape.fits(room)}
+        rooms = {node: room for node, room in self._fleet.room().items() if not self._lacking(node, shape, room)}
         if not rooms:
             return
         node_id = max(rooms, key=lambda node_id: (rooms[node_id], node_id))
