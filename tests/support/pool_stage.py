@@ -1,5 +1,6 @@
 """A pool of processes on a played fleet, at a time that the test sets."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -37,13 +38,14 @@ class PoolStage:
     def _count(self) -> None:
         self.told += 1
 
-    def take(self, node: str = "a", owner: str = "ann", cpus: float = 1.0, gpus: int = 0, **how: bool) -> Process:
+    def take(self, node: str = "a", owner: str = "ann", cpus: float = 1.0, gpus: float = 0.0, **how: bool) -> Process:
         """Take a process for a worker of a job of its own."""
         self.pool.hear(0)
         self.passes(0.001)
         order = StartGang(job_id=f"job-{self._numbers}", attempt=1, owner=owner)
         self._numbers += 1
-        order.spec.resources.cpus_per_worker, order.spec.resources.gpus_per_worker = cpus, gpus
+        resources = order.spec.resources
+        resources.cpus_per_worker, resources.gpus_per_worker, resources.gpu_share = cpus, math.ceil(gpus), gpus
         return self.pool.take(order, node, 0, **how)
 
     def idle(self, *args: Any, **options: Any) -> Process:

@@ -52,7 +52,7 @@ def test_a_job_after_one_that_changes_everything_has_the_curve_that_it_has_in_a_
 
 def warm_up_and_train() -> list[Curve]:
     slate = CleanSlate()
-    train_once(on_gpu=False)
+    train_once(gpus=0.0)
     assert slate.put_back() == []
     return in_a_thread(curves_of_jobs)
 

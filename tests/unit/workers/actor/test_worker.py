@@ -343,7 +343,7 @@ def test_a_worker_within_its_limit_keeps_its_data(make_worker: Any, monkeypatch:
 def test_training_waits_for_a_warm_up_that_has_begun(idle: Assignments, monkeypatch: pytest.MonkeyPatch) -> None:
     warms_up, may_go_on = threading.Event(), threading.Event()
 
-    def train_once(on_gpu: bool) -> None:
+    def train_once(gpus: float) -> None:
         warms_up.set()
         assert may_go_on.wait(WAIT_S)
 
@@ -362,7 +362,7 @@ def test_training_waits_for_a_warm_up_that_has_begun(idle: Assignments, monkeypa
 
 
 def test_a_worker_with_an_assignment_is_not_warmed_up(idle: Assignments, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assignments, "train_once", lambda on_gpu: pytest.fail("it trains already"))
+    monkeypatch.setattr(assignments, "train_once", lambda gpus: pytest.fail("it trains already"))
     begin(idle, order_of())
     idle.warm_up()
 

@@ -6,6 +6,7 @@ import pytest
 
 from lockstep.workers.calls import WARM_UP_S
 from lockstep.workers.launcher import pool
+from lockstep.workers.launcher.fleet import Process
 from lockstep.workers.launcher.pool import LONGEST_SPARE_RETRY_S, QUIET_S, SPARE_RETRY_S
 from tests.support.played_fleet import WAIT_S
 from tests.support.pool_stage import TTL_S, Make, PoolStage
@@ -85,6 +86,45 @@ def test_idle_ones_elsewhere_or_that_hold_nothing_of_what_is_lacking_stay(make: 
     without_gpu, elsewhere, with_gpu = stage.idle(), stage.idle("b", gpus=1), stage.idle(gpus=1)
     stage.take(cpus=2.0, gpus=1)
     assert [without_gpu.is_ended, elsewhere.is_ended, with_gpu.is_ended] == [False, False, True]
+
+
+def sharing(stage: PoolStage, *gpu_ids: str) -> list[Process]:
+    """Idle workers that hold half of these GPUs."""
+    processes = [stage.take(gpus=0.5, cpus=0.5) for _ in gpu_ids]
+    for process, gpu_id in zip(processes, gpu_ids, strict=True):
+        stage.pool.is_up(process, 1, (gpu_id,))
+        stage.passes(0.001)
+        stage.pool.give_back(process, 50)
+    return processes
+
+
+def test_idle_ones_leave_the_gpus_that_they_share_to_who_wants_a_whole_one(make: Make) -> None:
+    stage = make(a=(9.0, 3.0))
+    idle = sharing(stage, "0", "1", "2")
+    assert stage.fleet.room()["a"][1] == 1.5, "which is no whole GPU"
+    stage.take(gpus=1)
+    assert [process.is_ended for process in idle] == [True, False, False]
+    assert sum(stage.fleet.room()["a"]) >= 0
+
+
+def test_a_share_of_another_size_ends_no_idle_one_where_a_gpu_has_room(make: Make) -> None:
+    stage = make(a=(9.0, 2.0))
+    idle = sharing(stage, "0", "1")
+    stage.take(gpus=0.25)
+    assert not any(process.is_ended for process in idle)
+    stage.take(gpus=0.75)
+    assert [process.is_ended for process in idle] == [True, False]
+
+
+def test_no_spare_is_made_that_would_wait_for_a_gpu(make: Make) -> None:
+    stage = make(spares=1, a=(9.0, 2.0))
+    halves = [stage.take(gpus=0.5) for _ in range(2)]
+    for number, process in enumerate(halves):
+        stage.pool.is_up(process, 1, (str(number),))
+    whole = stage.take(gpus=1, owner="bob")
+    stage.pool.end(whole)
+    stage.look(QUIET_S)
+    assert len(stage.fleet.actors) == 3
 
 
 def test_working_ones_are_never_in_the_way(make: Make) -> None:
