@@ -18,6 +18,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescrip
 
 from lockstep.client._literal_numbers import WrittenFloat, WrittenInt
 from lockstep.client.errors import Violation
+from lockstep.v1 import options_pb2
 from lockstep.v1.job_spec_pb2 import JobSpec
 
 _INTEGER_BITS = {
@@ -189,7 +190,9 @@ def _fit_integer(value: Any, field: FieldDescriptor) -> int:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise MisfitError(f"must be a whole number, got {_show(value)}")
     if not isinstance(value, Integral) and not float(value).is_integer():
-        raise MisfitError(f"must be a whole number, got {_show(value)}")
+        options: Any = field.GetOptions()
+        hint = options.Extensions[options_pb2.rule].hint
+        raise MisfitError(f"must be a whole number, got {_show(value)}{hint and f'; {hint}'}")
     number = int(cast(SupportsInt, value))
     is_signed, bits = _INTEGER_BITS[field.cpp_type]
     low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if is_signed else (0, (1 << bits) - 1)

@@ -11,7 +11,9 @@ import pytest
 
 from lockstep.client import Client, Resources, WorkerState
 from lockstep.client import telemetry as client_types
+from lockstep.client.cluster import Node
 from lockstep.v1 import cluster_service_pb2 as pb
+from lockstep.v1.job_spec_pb2 import ResourcesSpec
 from lockstep.v1.telemetry_pb2 import GpuTelemetry, HostTelemetry, NodeTelemetry
 from tests.support.scripted_server import ScriptedServer, nodes
 from tests.unit.client.conftest import Lockstep
@@ -173,7 +175,9 @@ def measured(server: ScriptedServer) -> ScriptedServer:
     telemetry = NodeTelemetry(receive_time={"seconds": 50}, host=host, gpus=[hopper, a_gpu(1), lost])
     worker = a_worker("WORKING", pid=100, job_id="job-1a", attempt=1, number=3, gpu_indexes=[0, 2])
     server.on("GetCluster", a_cluster())
-    server.on("ListNodes", nodes(a_node(worker, warm(1, gpu_indexes=[1]), telemetry=telemetry)))
+    part = {"cpus": 1.0, "gpus": 0.25}
+    sharing = a_worker("WORKING", pid=101, job_id="job-2b", attempt=1, number=0, gpu_indexes=[2], resources=part)
+    server.on("ListNodes", nodes(a_node(worker, sharing, warm(1, gpu_indexes=[1]), telemetry=telemetry)))
     return server
 
 
@@ -190,7 +194,16 @@ def test_what_a_node_does_is_told_as_plain_values(measured: ScriptedServer, clie
     assert (second.throttle_reasons, second.xid_errors, second.xid_error_ages_s) == (None, None, None), (
         "it does not tell"
     )
-    assert [worker.gpu_indexes for worker in node.workers] == [(0, 2), (1,)]
+    assert [worker.gpu_indexes for worker in node.workers] == [(0, 2), (2,), (1,)]
+
+
+def test_a_node_has_room_for_as_many_shares_as_its_gpus_have() -> None:
+    node = Node.from_proto(a_node(total={"cpus": 4.0, "gpus": 2.0}))
+    rooms = [
+        node.room_for(ResourcesSpec(cpus_per_worker=0.5, gpus_per_worker=1, gpu_share=share))
+        for share in (1.0, 0.6, 0.25, 0.1)
+    ]
+    assert rooms == [2, 2, 8, 8], "the CPUs are the limit of the last"
 
 
 def test_every_field_of_the_contract_is_told() -> None:
@@ -209,7 +222,9 @@ def test_nodes_shows_what_machines_and_gpus_do_and_who_uses_them(measured: Scrip
         "throttled (sw power cap, hw thermal slowdown), error XID 13, error XID 31 (2 times), job-1a worker 3",
         "  GPU 1 NVIDIA H200: utilization 99 %, 64 °C",
     ]
-    assert out.splitlines()[7] == "  GPU 2 NVIDIA H200: does not answer, job-1a worker 3"
+    assert out.splitlines()[7] == (
+        "  GPU 2 NVIDIA H200: does not answer, job-1a worker 3, job-2b worker 0 (25 % of it)"
+    )
 
 
 def test_nodes_says_that_a_disk_is_nearly_full(server: ScriptedServer, lockstep: Lockstep) -> None:

@@ -137,8 +137,19 @@ BAD_FIELDS = [
     ("model: {mlp: {hidden_units: [null]}}", "model.mlp.hidden_units[0]: must be a whole number, got null"),
     ("training: {batch_size: many}", 'training.batch_size: must be a whole number, got "many"'),
     ("training: {batch_size: '3'}", 'training.batch_size: must be a whole number, got "3"'),
-    ("training: {batch_size: 1.5}", "training.batch_size: must be a whole number, got 1.5"),
-    ("training: {batch_size: .inf}", "training.batch_size: must be a whole number, got .inf"),
+    (
+        "training: {batch_size: 1.5}",
+        "training.batch_size: must be a whole number, got 1.5; set it to how many examples one step takes",
+    ),
+    (
+        "resources: {gpus_per_worker: 0.25}",
+        "resources.gpus_per_worker: must be a whole number, got 0.25; set it to 1 for a GPU per worker, or to 0 for "
+        "none; for a part of one, set resources.gpu_share too",
+    ),
+    (
+        "training: {batch_size: .inf}",
+        "training.batch_size: must be a whole number, got .inf; set it to how many examples one step takes",
+    ),
     ("training: {batch_size: true}", "training.batch_size: must be a whole number, got true"),
     ("training: {batch_size: [3]}", "training.batch_size: must be a whole number, got a list"),
     ("training: {batch_size: 99999999999}", "training.batch_size: must be at most 2147483647, got 99999999999"),

@@ -77,6 +77,15 @@ def test_shards_that_follow_from_the_workers_are_told_since_the_curve_depends_on
     assert said == ([told + hint] if told else [])
 
 
+def test_on_gpus_a_job_is_told_that_it_cannot_grow(server: ScriptedServer, lockstep: Any, spec: str) -> None:
+    resolved = wanting(2)
+    resolved.resources.shards, resolved.resources.gpus_per_worker = 2, 1
+    server.on("SubmitJob", a_job(spec=resolved))
+    server.on("ListNodes", nodes(a_node_of(8)))
+    told = "resources.shards is 2, as many as workers, which is the fastest on GPUs; the job can grow to no more; "
+    assert told in lockstep("submit", "-f", spec)[2]
+
+
 def test_a_scale_beyond_the_cluster_says_so(server: ScriptedServer, lockstep: Any) -> None:
     server.on("ListNodes", nodes(a_node_of(0.8)))
     server.on("GetJob", a_job("RUNNING"))
@@ -123,6 +132,7 @@ def test_a_spec_is_resolved_without_a_server_as_a_server_would(lockstep: Any, sp
         "shards": 8,
         "cpus_per_worker": 1.0,
         "gpus_per_worker": 0,
+        "gpu_share": 1.0,
         "min_workers": 1,
     }
     assert resolved["model"] == {"mlp": {"hidden_units": [256], "activation": "relu"}}

@@ -1,9 +1,11 @@
 """From a resolved spec to a training run."""
 
+import contextlib
 import logging
 import math
 import os
 import time
+from collections.abc import Iterator
 
 import torch
 from google.protobuf import json_format
@@ -11,6 +13,7 @@ from google.protobuf import json_format
 from lockstep.v1.job_spec_pb2 import JobSpec
 from lockstep.workers.datasets import DataCache, build_data
 from lockstep.workers.engine import Activity, EngineError, Group, Ledger, Listener, Origin, Regroup, Result, Trainer
+from lockstep.workers.engine.devices import bound_memory, check_usable
 from lockstep.workers.models import build_model
 from lockstep.workers.optimizers import build_optimizer
 
@@ -58,12 +61,6 @@ def device_of(spec: JobSpec) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count()))
 
 
-def bound_memory(device: torch.device, gpu_share: float) -> None:
-    """Let this process allocate no more of a GPU's memory than its share, so that whoever shares it has theirs."""
-    if device.type == "cuda":
-        torch.cuda.set_per_process_memory_fraction(gpu_share or 1.0, device)
-
-
 SMALLEST = {
     "model": {"mlp": {"hidden_units": [2], "activation": "relu", "dropout": [0.5]}},
     "data": {"synthetic_regression": {"w": [1.0], "train_size": 2, "validation_size": 1}},
@@ -102,21 +99,20 @@ def train(
     Raises:
         EngineError: see `Trainer.fit`; it names fields of the spec.
     """
-    trainer = build_trainer(spec)
-    if listener is not None:
-        listener.entered(Activity.LOAD, 0)
-    device = device_of(spec)
-    bound_memory(device, spec.resources.gpu_share)
-    began_at = time.monotonic()
-    data = build_data(spec.data, device, cache)
-    if listener is not None:
-        listener.has_data(data.digest())
-    sizes = (len(data.train), len(data.validation))
-    log.info("read %d training and %d validation examples in %.2f s", *sizes, time.monotonic() - began_at)
-    module = build_model(spec.model, data, spec.training.seed)
-    try:
+    with named_as_in(spec):
+        trainer, device = build_trainer(spec), device_of(spec)
+        if listener is not None:
+            listener.entered(Activity.LOAD, 0)
+        check_usable(device)  # before data is brought there
+        bound_memory(device, spec.resources.gpu_share or 1.0)
+        began_at = time.monotonic()
+        data = build_data(spec.data, device, cache)
+        if listener is not None:
+            listener.has_data(data.digest())
+        sizes = (len(data.train), len(data.validation))
+        log.info("read %d training and %d validation examples in %.2f s", *sizes, time.monotonic() - began_at)
         return trainer.fit(
-            module,
+            build_model(spec.model, data, spec.training.seed),
             data,
             lambda parameters: build_optimizer(spec.optimizer, parameters),
             group=group,
@@ -126,6 +122,13 @@ def train(
             origin=origin,
             ledger=ledger,
         )
+
+
+@contextlib.contextmanager
+def named_as_in(spec: JobSpec) -> Iterator[None]:
+    """Have errors of the engine name the fields of a spec."""
+    try:
+        yield
     except EngineError as error:
         error.rename(fields_of(spec))
         raise

@@ -65,7 +65,12 @@ def say_if_shards_follow(submitted: JobSpec, resolved: JobSpec) -> None:
     shards, workers = resolved.resources.shards, resolved.resources.workers
     if submitted.resources.shards or shards in (0, _USUAL_SHARDS):
         return
-    why = f"since {workers} workers need as many" if shards > _USUAL_SHARDS else "as many as a batch has examples"
+    if resolved.resources.gpus_per_worker and shards == workers:
+        why = "as many as workers, which is the fastest on GPUs; the job can grow to no more"
+    elif shards > _USUAL_SHARDS:
+        why = f"since {workers} workers need as many"
+    else:
+        why = "as many as a batch has examples"
     say(
         f"resources.shards is {shards}, {why}; it is part of the curve: set it to compare runs of different numbers of "
         "workers"

@@ -58,7 +58,7 @@ def _describe_gpu(gpu: GpuTelemetry, node: Node) -> str:
 
 def _part_of(worker: Worker) -> str:
     """How much of its GPU it holds, unless that is the whole."""
-    return f" ({_percent(worker.resources.gpus)} of it)" if worker.resources.gpus < 1 else ""
+    return f" ({_percent(worker.resources.gpus)} of it)" if 0 < worker.resources.gpus < 1 else ""
 
 
 def _memory(used_bytes: int | None, total_bytes: int | None) -> list[str]:

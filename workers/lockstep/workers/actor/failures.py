@@ -4,6 +4,7 @@ from lockstep.contract.failures import FailureReason
 from lockstep.v1.job_pb2 import JobError
 from lockstep.workers.engine import (
     DataError,
+    DeviceUnusable,
     HardwareDiffers,
     ModelError,
     NonFiniteParameters,
@@ -20,6 +21,8 @@ def job_error(error: BaseException, rank: int) -> JobError:
     match error:
         case DataError():
             return JobError(reason=FailureReason.DATA_INVALID, message=str(error), field=error.field, rank=rank)
+        case DeviceUnusable():
+            return JobError(reason=FailureReason.PLACEMENT_FAILED, message=f"worker {rank}: {error}", rank=rank)
         case NonFiniteStep() | NonFiniteParameters():
             return JobError(reason=FailureReason.NON_FINITE_LOSS, message=str(error), rank=rank)
         case NotDeterministic():
@@ -45,7 +48,7 @@ def is_of_the_user(error: BaseException) -> bool:
     match error:
         case ModelError():
             return error.__cause__ is None
-        case DataError() | NonFiniteStep() | NonFiniteParameters():
+        case DataError() | DeviceUnusable() | NonFiniteStep() | NonFiniteParameters():
             return True
         case _:
             return False

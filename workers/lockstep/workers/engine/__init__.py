@@ -4,6 +4,7 @@ from lockstep.contract.facts import ENGINE_VERSION, STEP_BOUNDS_S, Phase
 from lockstep.workers.engine.data_module import DataModule, Examples
 from lockstep.workers.engine.errors import (
     DataError,
+    DeviceUnusable,
     EngineError,
     HardwareDiffers,
     ModelError,
@@ -32,6 +33,7 @@ __all__ = [
     "Classifier",
     "DataError",
     "DataModule",
+    "DeviceUnusable",
     "EngineError",
     "Examples",
     "Group",

@@ -2,6 +2,7 @@
 
 EngineError
 ├── DataError            the data, or a parameter that does not fit it; names it and the hint
+├── DeviceUnusable       PyTorch does not compute on the device; says why
 ├── ModelError           the module does what training cannot be exact with; names the part and the hint
 ├── NonFiniteStep        a step cannot be applied; the parameters are those of the step before
 │   ├── NonFiniteLoss      the loss became infinite or not a number
@@ -163,6 +164,10 @@ class RanksDisagree(EngineError):
 
 class HardwareDiffers(RanksDisagree):
     """Ranks compute on hardware of several classes, which may round differently."""
+
+
+class DeviceUnusable(EngineError):
+    """PyTorch does not compute on the device."""
 
 
 class Stopped(EngineError):

@@ -18,6 +18,7 @@ from lockstep.workers.engine.compiler import fix_compiler, spare_import
 from lockstep.workers.engine.data_module import DataModule
 from lockstep.workers.engine.determinism import fix_arithmetic
 from lockstep.workers.engine.deterministic_layers import use_deterministic_forms
+from lockstep.workers.engine.devices import check_usable
 from lockstep.workers.engine.exchange.group import Group
 from lockstep.workers.engine.exchange.streams import training_line
 from lockstep.workers.engine.ledger import Ledger
@@ -133,6 +134,7 @@ class Trainer:
         Raises:
             DataError: the data, or the weights to start from, do not fit these settings, or the data is not that of
                 the other ranks or of the checkpoint.
+            DeviceUnusable: PyTorch does not compute on the device.
             ModelError: the module or its optimizer does what cannot be trained exactly; names the part and the hint.
             NonFiniteLoss: the loss left the finite numbers.
             NonFiniteGradient: the gradient did.
@@ -164,6 +166,7 @@ class Trainer:
         """Set this process up to compute on a device; returns that with its number."""
         if self.precision == TF32 and device.type != "cuda":
             raise ValueError("precision is 'tf32', in which GPUs compute alone; allowed on a CPU: 'fp32', 'bf16'")
+        check_usable(device)
         fix_arithmetic(self.threads, allows_tf32=self.precision == TF32)
         fix_compiler()
         spare_import()
