@@ -8,6 +8,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from lockstep.client import load_spec
@@ -113,6 +114,14 @@ def test_what_cannot_be_trained_is_told_without_a_traceback(tmp_path: Path) -> N
         assert (done.returncode, words in done.stderr) == (code, True), done.stderr
         assert done.stderr.startswith("lockstep.workers.run: ")
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_told_without_a_traceback(tmp_path: Path) -> None:
+    done = run(tmp_path, SPEC.replace("resources: {", "resources: {gpus_per_worker: 1, gpu_share: 0.5, "))
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("lockstep.workers.run: PyTorch cannot compute on cuda:0: ")
+    assert done.stderr.endswith("; or use CPUs (resources.gpus_per_worker: 0)\n")
 
 
 def test_the_locale_does_not_matter(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from lockstep.workers.engine.determinism import hardware_class
 from lockstep.workers.engine.state.checkpoint import Checkpoints, NotOurs
 from lockstep.workers.engine.state.manifest import json_number
 from lockstep.workers.engine.state.storage import followed
-from lockstep.workers.training import device_of, train
+from lockstep.workers.training import check_device, device_of, train
 
 FAILED, REFUSED, UNREAD = 1, 2, 141
 """Exit codes: training could not go on; the command line or the spec is wrong; nobody reads what is printed any more,
@@ -65,9 +65,10 @@ def main() -> None:
     parser.add_argument("-q", "--quiet", action="store_true", help="print the result alone, not the metric points")
     options = parser.parse_args()
     spec = _read(options.spec)
-    origin = _origin(spec, options.output)
-    group = Group.from_environment(device_of(spec))
     try:
+        check_device(spec)
+        origin = _origin(spec, options.output)
+        group = Group.from_environment(device_of(spec))
         result = train(spec, group, Printer(is_quiet=options.quiet) if group.rank == 0 else None, origin=origin)
     except EngineError as error:
         _end(str(error), FAILED)

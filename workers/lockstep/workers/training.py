@@ -61,6 +61,16 @@ def device_of(spec: JobSpec) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count()))
 
 
+def check_device(spec: JobSpec) -> None:
+    """Check that PyTorch computes where a rank of this spec would, before anything is done there.
+
+    Raises:
+        DeviceUnusable: it does not.
+    """
+    with named_as_in(spec):
+        check_usable(device_of(spec))
+
+
 SMALLEST = {
     "model": {"mlp": {"hidden_units": [2], "activation": "relu", "dropout": [0.5]}},
     "data": {"synthetic_regression": {"w": [1.0], "train_size": 2, "validation_size": 1}},
@@ -103,7 +113,6 @@ def train(
         trainer, device = build_trainer(spec), device_of(spec)
         if listener is not None:
             listener.entered(Activity.LOAD, 0)
-        check_usable(device)  # before data is brought there
         bound_memory(device, spec.resources.gpu_share or 1.0)
         began_at = time.monotonic()
         data = build_data(spec.data, device, cache)

@@ -24,7 +24,7 @@ from lockstep.workers.engine.exchange.membership import Dismissed, Membership
 from lockstep.workers.engine.exchange.transport import Endpoint
 from lockstep.workers.engine.state.checkpoint import Checkpoints
 from lockstep.workers.engine.state.storage import followed
-from lockstep.workers.training import device_of, train
+from lockstep.workers.training import check_device, device_of, train
 
 LAST_WORDS_S = 5.0
 """How long a worker that ends goes on trying to report what it has seen before, and to deliver what it has printed."""
@@ -137,6 +137,7 @@ class Assignment:
             self._prepare()
             configure_logger()
             self._printed.begin()
+            check_device(order.spec)
             self._ledger_reports.start()
             named = order.spec.init_from.uri  # and not by the server, which has kept it beside others' folders
             first_weights = followed(named) if named else order.init_from_uri

@@ -47,7 +47,7 @@ class LedgerReports:
 
     def start(self) -> None:
         """Begin to report; returns at once."""
-        if self._uses_gpu and torch.cuda.is_available():
+        if self._uses_gpu:
             torch.cuda.reset_peak_memory_stats()
         self._thread.start()
 
