@@ -5,7 +5,7 @@ from torch import nn
 
 from lockstep.workers.engine import Group
 from lockstep.workers.engine.exchange.overlap import OverlappedExchange, choose_exchange
-from lockstep.workers.engine.exchange.reduce import SWAP_LIMIT_BYTES, ShardSums, SwapExchange, padded
+from lockstep.workers.engine.exchange.reduce import SWAP_LIMIT_BYTES, ChunkExchange, ShardSums, SwapExchange, padded
 from lockstep.workers.engine.exchange.shards import Placement
 from lockstep.workers.engine.flat_model import FlatModel
 
@@ -37,3 +37,22 @@ def test_all_ranks_choose_the_same_exchange() -> None:
                 assert len(kinds) == 1, (shards, world_size, width)
                 seen |= kinds
     assert seen == {SwapExchange, OverlappedExchange}
+
+
+def numbers_held(*owners: object) -> int:
+    """How many numbers lie in the tensors that these hold as attributes, each memory once."""
+    tensors = [value for owner in owners for value in vars(owner).values() if isinstance(value, torch.Tensor)]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() // 4 for tensor in tensors}
+    return sum(storages.values())
+
+
+def test_a_rank_holds_a_row_for_each_of_its_sums_and_a_bucket_from_each_rank() -> None:
+    width, bucket = padded(1_000_000, 4), padded(10_000, 4)
+    for shards, rows in ((4, 1), (8, 1), (7, 2)):
+        placement = Placement.deal(shards, 4)
+        sums = ShardSums(placement, 1, width, torch.float32, torch.device("cpu"))
+        exchange = ChunkExchange(placement, Group(1, 4), sums, bucket_bytes=4 * bucket)
+        received = sum(map(len, placement.pieces)) * bucket // 4
+        sent = rows * bucket if rows > 1 else 0
+        assert len(placement.pieces[1]) == rows
+        assert numbers_held(sums, exchange) == rows * width + received + sent
