@@ -31,6 +31,7 @@ _OF_ANOTHER_CLUSTER = frozenset(
         "RAY_REDIS_ADDRESS",
         "RAY_RUNTIME_ENV_HOOK",
         "RAY_TMPDIR",
+        "RAY_preload_python_modules",
     }
 )
 TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"

@@ -140,7 +140,7 @@ def shares_of(gangs: Mapping[tuple[str, int], Gang], processes: Iterable[WorkerP
             for gpu_id in told:
                 on[node_id][gpu_id] += gang.each.gpu
             unknown += [(gang.each.gpu, node_id)] * (workers - len(told))
-    for share, node_id in sorted(unknown, reverse=True):
+    for share, node_id in unknown:  # in the order in which they were admitted, which is that of Ray
         fullest = max((held, gpu) for gpu, held in [*on[node_id].items(), ("", -1)] if held + share <= UNITS)[1]
         on[node_id][fullest or f"one more, the {len(on[node_id])}th"] += share
     return {node_id: tuple(held.values()) for node_id, held in on.items() if held}

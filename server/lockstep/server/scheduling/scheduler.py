@@ -51,13 +51,14 @@ class Free:
     """
 
     def __init__(self, usable: Amount, held: Amount = Amount(), shares: Sequence[int] = ()) -> None:
-        self.cpu = usable.cpu - held.cpu
-        whole = (usable.gpu - held.gpu + sum(shares)) // UNITS - len(shares)
-        self.gpus = [UNITS - share for share in shares] + [UNITS] * whole
+        self.cpu, self.gpu = usable.cpu - held.cpu, usable.gpu - held.gpu
+        # What others hold may be of any GPU: it is taken to be of one that we do not share, where there is one.
+        whole, rest = divmod(self.gpu + sum(shares) - UNITS * len(shares), UNITS)
+        self.gpus = [max(0, UNITS - share) for share in shares] + [UNITS] * whole + [rest] * (whole >= 0)
 
     def holds(self, each: Amount) -> int:
         """Count how many workers of this size fit."""
-        counts = [self.cpu // each.cpu] if each.cpu > 0 else []
+        counts = [have // need for have, need in ((self.cpu, each.cpu), (self.gpu, each.gpu)) if need > 0]
         if each.gpu >= UNITS:
             counts.append(self.gpus.count(UNITS) // (each.gpu // UNITS))
         elif each.gpu > 0:
@@ -66,7 +67,7 @@ class Free:
 
     def take(self, each: Amount) -> None:
         """Have a worker of this size hold its part, which fits: of the fullest GPU that has room, as Ray gives it."""
-        self.cpu -= each.cpu
+        self.cpu, self.gpu = self.cpu - each.cpu, self.gpu - each.gpu
         if each.gpu >= UNITS:
             for _ in range(each.gpu // UNITS):
                 self.gpus.remove(UNITS)

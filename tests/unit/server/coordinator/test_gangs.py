@@ -76,7 +76,9 @@ def test_workers_that_are_up_say_which_gpu_they_share() -> None:
 
 def test_workers_that_are_not_up_are_where_ray_will_put_them() -> None:
     gangs = {("x", 1): Gang(1, ("a",) * 2, QUARTER), ("y", 1): Gang(1, ("a",) * 2, HALF)}
-    assert shares_of(gangs, []) == {"a": (10_000, 5_000)}, "the larger first, the fullest that has room"
+    assert shares_of(gangs, []) == {"a": (10_000, 5_000)}, "one after the other, the fullest that has room"
+    other_way_round = {("x", 1): Gang(1, ("a",), Amount(1_000, 6_000)), ("y", 1): Gang(1, ("a",) * 2, HALF)}
+    assert shares_of(other_way_round, []) == {"a": (6_000, 10_000)}
     assert shares_of(gangs, [on_gpu("x", "0"), on_gpu("x", "1")]) == {"a": (7_500, 7_500)}
     assert shares_of(gangs, [on_gpu("x", "0"), on_gpu("x", "0")]) == {"a": (10_000, 5_000)}
 

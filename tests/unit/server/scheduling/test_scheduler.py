@@ -391,3 +391,30 @@ def test_a_share_that_no_gpu_has_is_said_with_the_numbers() -> None:
         "the job asks for 3 workers x 0.1 CPUs and 0.6 GPUs; the cluster has 8 CPUs and 2 GPUs on 1 node; "
         "lower resources.min_workers to 2, or what each worker takes, or use a larger cluster"
     )
+
+
+def test_no_more_is_shared_than_others_leave() -> None:
+    half, two = (request_of("j", share_of_a_gpu(0.5, workers)) for workers in (1, 2))
+    there = Node("a", Amount(80_000, 8_000), Amount(80_000, 10_000))
+    assert plan([half], [], [there], {"a": Amount(1_000, 5_000)}, shares={"a": (5_000,)}).placements == ()
+    there = Node("a", Amount(80_000, 15_000), Amount(80_000, 20_000))
+    held, shares = {"a": Amount(2_000, 10_000)}, {"a": (5_000, 5_000)}
+    assert plan([half], [], [there], held, shares=shares).placements == (Placement("j", ("a",)),)
+    assert plan([two], [], [there], held, shares=shares).placements == ()
+
+
+def test_what_others_leave_of_a_gpu_is_shared() -> None:
+    half, most = (request_of("j", share_of_a_gpu(share)) for share in (0.5, 0.6))
+    there = Node("a", Amount(80_000, 5_000), Amount(80_000, 10_000))
+    assert plan([half], [], [there], {}).placements == (Placement("j", ("a",)),)
+    assert plan([most], [], [there], {}).placements == ()
+
+
+def test_three_thirds_are_a_gpu_as_ray_counts_them() -> None:
+    third = share_of_a_gpu(1 / 3, 3)
+    assert amount_of_worker(third).gpu == 3_333
+    assert why_it_never_fits(third, [node("a", 8, 1)]) is None
+    held, shares = {"a": Amount(4_000, 4 * 3_333)}, {"a": (9_999, 3_333)}
+    assert plan([request_of("j", third)], [], [node("a", 8, 2)], held, shares=shares).placements == ()
+    two = request_of("j", share_of_a_gpu(1 / 3, 2))
+    assert plan([two], [], [node("a", 8, 2)], held, shares=shares).placements == (Placement("j", ("a", "a")),)

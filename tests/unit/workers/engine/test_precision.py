@@ -1,14 +1,27 @@
 """What is computed in which precision, and what is not."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lockstep.workers.engine import Classifier, DataModule, Examples, Regressor, Result, Trainer
+from lockstep.workers.engine import (
+    Classifier,
+    DataModule,
+    Examples,
+    Listener,
+    ModelError,
+    Origin,
+    Regressor,
+    Result,
+    Trainer,
+)
 from lockstep.workers.engine.precision import Precision
+from lockstep.workers.engine.state.checkpoint import Checkpoints
 from tests.support.honest_models import Numbers, Points, sgd
 
 BF16 = Precision("bf16")
@@ -116,6 +129,119 @@ def test_each_of_several_outputs_comes_in_float32() -> None:
     outputs = BF16.outputs(Two(), torch.randn(3, 8))
     assert outputs["value"].dtype == outputs["spread"][0].dtype == torch.float32
     assert outputs["spread"][1] is None
+
+
+@dataclass
+class Answer:
+    """Outputs in a container of the user's own."""
+
+    value: Tensor
+
+
+class InAContainer(Convolutions):
+    def forward(self, inputs: Tensor) -> Any:
+        return Answer(super().forward(inputs))
+
+    def loss(self, outputs: Any, targets: Tensor) -> Tensor:
+        return super().loss(outputs.value, targets)
+
+    def count_correct(self, outputs: Any, targets: Tensor) -> Tensor:
+        return super().count_correct(outputs.value, targets)
+
+
+def test_outputs_that_are_not_found_are_told_before_losses_are_added_in_bfloat16() -> None:
+    fit(InAContainer(), Images())
+    with pytest.raises(ModelError, match=r"loss returned bfloat16, .* have forward return a tensor, or a tuple"):
+        fit(InAContainer(), Images(), precision="bf16")
+
+
+class Named(Images):
+    """Images with a number each."""
+
+    def transform(self, inputs: Tensor) -> Any:
+        return {"image": inputs, "number": (inputs[:, 0, 0, 0], None)}
+
+
+class OfNamed(Convolutions):
+    def forward(self, inputs: Any) -> Tensor:
+        return super().forward(inputs["image"]) + inputs["number"][0][:, None]
+
+
+def test_inputs_may_be_more_than_a_tensor() -> None:
+    module = OfNamed()
+    fit(module, Named(), precision="bf16", memory_format="channels_last")
+    assert all(module.channels_last)
+
+
+class Shares(Convolutions):
+    """Has a buffer under two names, volumes and what is no layer."""
+
+    kernel: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("kernel", torch.ones(1, 3, 3, 3))
+        self.body.register_buffer("kernel", self.kernel)
+        self.same = self.kernel
+        self.volumes = nn.Conv3d(1, 1, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs) + self.volumes(inputs[:, None]).mean((1, 2, 3, 4))[:, None]
+
+
+def test_only_weights_of_convolutions_are_laid_out() -> None:
+    module = Shares()
+    fit(module, Images(), memory_format="channels_last")
+    assert module.kernel is module.same is module.body.kernel
+
+
+def test_training_inside_of_autocast_is_refused() -> None:
+    refused = pytest.raises(ValueError, match=r"fit was called inside of torch\.autocast")
+    with torch.autocast("cpu", torch.bfloat16), refused:
+        fit(Numbers(), Points())
+
+
+def two_groups(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """An optimizer over each parameter by itself, whose kernel reads memory as it lies."""
+    decayed, others = [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=0.01, fused=True)
+
+
+def trained(folder: Path, steps: int, optimizer: Any, memory_format: str = "channels_last") -> tuple[str, list[str]]:
+    """Digest of the weights after so many steps from the newest checkpoint, and what is told."""
+    torch.manual_seed(0)
+    trainer = Trainer(max_steps=steps, batch_size=16, shards=2, memory_format=memory_format, audit="off")
+    notes = Notes()
+    origin = Origin(Checkpoints(str(folder)), every_steps=1000)
+    result = trainer.fit(Convolutions(), Images(), optimizer, origin=origin, listener=notes)
+    return result.weights_digest, notes.told
+
+
+class Notes(Listener):
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def noted(self, words: str) -> None:
+        self.told.append(words)
+
+
+@pytest.mark.parametrize("optimizer", [two_groups, sgd])
+def test_what_an_optimizer_keeps_lies_after_a_checkpoint_as_before(tmp_path: Path, optimizer: Any) -> None:
+    undisturbed, _ = trained(tmp_path / "a", 8, optimizer)
+    trained(tmp_path / "b", 4, optimizer)
+    assert trained(tmp_path / "b", 8, optimizer) == (undisturbed, ["going on from the checkpoint of step 4"])
+
+
+def test_no_run_goes_on_with_weights_in_another_order(tmp_path: Path) -> None:
+    afresh, _ = trained(tmp_path / "a", 8, sgd, "contiguous")
+    trained(tmp_path / "b", 4, sgd, "channels_last")
+    digest, told = trained(tmp_path / "b", 8, sgd, "contiguous")
+    assert digest == afresh
+    assert told == [
+        "the checkpoint of step 4 cannot be used: its weights lay in another order in memory; go on with the "
+        "memory_format that it had"
+    ]
 
 
 def settings_that_are_wrong() -> Iterator[tuple[dict[str, Any], str]]:

@@ -116,6 +116,23 @@ def test_a_share_of_another_size_ends_no_idle_one_where_a_gpu_has_room(make: Mak
     assert [process.is_ended for process in idle] == [True, False]
 
 
+def test_an_idle_one_is_not_taken_that_would_break_a_gpu_which_the_plan_keeps_whole(make: Make) -> None:
+    stage = make(a=(9.0, 2.0))
+    working = stage.take(gpus=0.5)
+    stage.pool.is_up(working, 1, ("0",))
+    (idle,) = sharing(stage, "1")
+    assert idle.shape == stage.take(gpus=0.5, cpus=0.5).shape
+    assert idle.is_ended, "or Ray might choose its GPU"
+
+
+def test_an_idle_one_on_the_gpu_that_is_planned_is_taken(make: Make) -> None:
+    stage = make(a=(9.0, 2.0))
+    working = stage.take(gpus=0.5)
+    stage.pool.is_up(working, 1, ("0",))
+    (idle,) = sharing(stage, "0")
+    assert stage.take(gpus=0.5, cpus=0.5) is idle
+
+
 def test_no_spare_is_made_that_would_wait_for_a_gpu(make: Make) -> None:
     stage = make(spares=1, a=(9.0, 2.0))
     halves = [stage.take(gpus=0.5) for _ in range(2)]

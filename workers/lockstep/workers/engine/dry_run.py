@@ -58,6 +58,7 @@ def rehearse(module: Module, data: DataModule, examples: Examples, precision: Pr
             outputs = precision.outputs(module, inputs)
             losses = module.loss(outputs, targets)
             check_losses(losses)
+            precision.check_losses(losses, module)
             shapes.append(losses.shape)
             counts = module.count_correct(outputs, targets) is not None
     for place, key, tensor, version, values in kept:

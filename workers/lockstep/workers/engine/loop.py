@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lockstep.contract.facts import Phase
-from lockstep.workers.engine.audit.agreement import agree_on_data, agree_on_hardware, agree_on_model
+from lockstep.workers.engine.audit.agreement import agree_on_arithmetic, agree_on_data, agree_on_model
 from lockstep.workers.engine.audit.audit import ALWAYS, START, Audit
 from lockstep.workers.engine.audit.fingerprint import Fingerprint
 from lockstep.workers.engine.determinism import hardware_class
@@ -199,7 +199,7 @@ class Loop:
 
     def go_on(self) -> Result:
         """Take the steps that are left."""
-        hardware = agree_on_hardware(self.group, self.stepper.device)
+        hardware = agree_on_arithmetic(self.group, self.stepper.device, self.stepper.settings)
         agree_on_data(self.group, self.data)
         agree_on_model(self.group, self.module, self.position.step)
         self.listener.started(self.progress(self.position.step), hardware)

@@ -142,7 +142,7 @@ class Trainer:
             NotDeterministic: the audit saw a shard give other bits than before, or on one rank than on another.
             PeerLost: a rank left, and there is no `regroup`.
             RanksDisagree: the ranks' parameters or hardware differ.
-            ValueError: the device does not compute in the trainer's precision.
+            ValueError: the device does not compute in the trainer's precision, or `fit` is called in torch.autocast.
             Stopped: a listener of some rank wanted to stop.
         """
         check_module(module)
@@ -167,6 +167,8 @@ class Trainer:
         if self.precision == TF32 and device.type != "cuda":
             raise ValueError("precision is 'tf32', in which GPUs compute alone; allowed on a CPU: 'fp32', 'bf16'")
         check_usable(device)
+        if torch.is_autocast_enabled(device.type):  # which keeps weights as they were in the first step
+            raise ValueError("fit was called inside of torch.autocast; call it outside, with precision='bf16'")
         fix_arithmetic(self.threads, allows_tf32=self.precision == TF32)
         fix_compiler()
         spare_import()

@@ -1,24 +1,58 @@
-"""Whether a node has a GPU for a worker: several may share one, but each one's part has to be of one GPU."""
+"""Which of a node's GPUs a worker would get: several may share one, but each one's part has to be of one GPU.
+
+Ray gives a part of the fullest GPU on which there is room. Which one a worker has got is known when it is up; for
+others Ray's choice is foreseen, in the order in which they were made.
+"""
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 EXACT = 1e-4 / 2
 """Ray counts in ten-thousandths."""
 
+Held = tuple[float, tuple[str, ...]]
+"""What a process holds, and of which GPUs, as Ray names them; none while that is not known."""
 
-def has_room(gpus: float, usable: float, held: Iterable[tuple[float, tuple[str, ...]]]) -> bool:
+
+def has_room(gpus: float, usable: float, held: Iterable[Held]) -> bool:
     """Whether a worker that holds so many GPUs would get them on a node.
-
-    Which GPU a worker shares is known when it is up. For one that is not, Ray's choice is foreseen: the fullest GPU on
-    which there is room.
 
     Args:
         gpus: whole ones, or a part of one.
         usable: GPUs of the node, without those that others on the cluster hold.
-        held: what each process of ours holds there, and of which GPUs, as Ray names them; none while that is not known.
+        held: what each process of ours holds there.
     """
+    free = list(_free(usable, held).values())
+    if gpus >= 1:
+        return sum(there + EXACT >= 1 for there in free) + EXACT >= gpus
+    return gpus == 0 or any(there + EXACT >= gpus for there in free)
+
+
+def is_as_planned(share: float, gpu_id: str, usable: float, working: Iterable[Held]) -> bool:
+    """Whether a GPU is as good for a share as the one that the coordinator has planned with.
+
+    Args:
+        share: part of a GPU.
+        gpu_id: the GPU, as Ray names it.
+        usable: likewise.
+        working: what each process that works for a job holds there: the plan knows of no others.
+    """
+    free = _free(usable, working)
+    planned = [there for there in free.values() if there + EXACT >= share]
+    return bool(planned) and abs(free.get(gpu_id, 1.0) - min(planned)) < EXACT
+
+
+def is_led_astray(share: float, usable: float, working: Sequence[Held], idle: Sequence[Held]) -> bool:
+    """Whether idle processes may have Ray choose a GPU that is not as good as the planned one; see `is_as_planned`."""
+    free = _free(usable, [*working, *idle])
+    fitting = [there for there in free.values() if there + EXACT >= share]
+    chosen = [gpu_id for gpu_id, there in free.items() if fitting and abs(there - min(fitting)) < EXACT]
+    return not all(is_as_planned(share, gpu_id, usable, working) for gpu_id in chosen)
+
+
+def _free(usable: float, held: Iterable[Held]) -> dict[str, float]:
+    """What is free of each GPU, by its name in Ray; those of which nobody is known to hold a part have other names."""
     shares: defaultdict[str, float] = defaultdict(float)
     whole, unknown = 0.0, []
     for part, gpu_ids in held:
@@ -28,12 +62,12 @@ def has_room(gpus: float, usable: float, held: Iterable[tuple[float, tuple[str, 
             shares[gpu_ids[0]] += part
         elif part > 0:
             unknown.append(part)
-    free = [1.0 - share for share in shares.values()]
-    free += [1.0] * (math.floor(usable - whole + EXACT) - len(shares))
-    for part in sorted(unknown, reverse=True):
-        if fitting := [there for there in free if there + EXACT >= part]:
-            free.remove(min(fitting))
-            free.append(min(fitting) - part)
-    if gpus >= 1:
-        return sum(there + EXACT >= 1 for there in free) + EXACT >= gpus
-    return gpus == 0 or any(there + EXACT >= gpus for there in free)
+    free = {gpu_id: 1.0 - share for gpu_id, share in shares.items()}
+    left = usable - whole - len(shares)
+    free |= {f"whole {number}": 1.0 for number in range(math.floor(left + EXACT))}
+    if (rest := left - math.floor(left + EXACT)) > EXACT:  # others hold the rest of one, maybe of another
+        free["rest"] = rest
+    for part in unknown:
+        if fitting := [(there, gpu_id) for gpu_id, there in free.items() if there + EXACT >= part]:
+            free[min(fitting)[1]] -= part
+    return free

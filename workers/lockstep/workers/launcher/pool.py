@@ -21,7 +21,7 @@ from lockstep.workers import awake_clock
 from lockstep.workers.calls import POLL_S, WARM_UP_S, Rest, name_of
 from lockstep.workers.failures import in_our_words
 from lockstep.workers.launcher.fleet import ASK_AGAIN_AFTER_S, GPU, Fleet, Process, Shape
-from lockstep.workers.launcher.gpu_room import has_room
+from lockstep.workers.launcher.gpu_room import Held, has_room, is_as_planned, is_led_astray
 
 QUIET_S = 1.0
 """How long nothing must have happened before a spare worker is made, which takes seconds of a CPU."""
@@ -72,7 +72,7 @@ class Pool:
         shape = Shape.of(order.spec.resources)
         with self._lock:
             self._wanted_shape, self._wanted_owner = shape, order.owner
-            fitting = [] if fresh else [process for process in self._fitting() if process.node_id == node_id]
+            fitting = [] if fresh else [process for process in self._fitting() if self._may_take(process, node_id)]
             if fitting:
                 # Its own data is in memory, and the newest is the one that is still in the caches of the CPU.
                 process = max(fitting, key=lambda p: (p.is_warm, p.owner == order.owner, p.resting_since))
@@ -162,16 +162,41 @@ class Pool:
         for process in self._idle():
             room = self._fleet.room().get(node_id)
             if room is None or not (lacking := self._lacking(node_id, shape, room)):
-                return
+                break
             if process.node_id == node_id and any(process.shape[kind] > 0 for kind in lacking):
                 yield process
+        if 0 < shape.gpus < 1:  # those that share GPUs may have Ray choose another one than was planned
+            for process in self._idle():
+                working, idle = self._holders(node_id)
+                if not is_led_astray(shape.gpus, self._fleet.usable_gpus(node_id), working, idle):
+                    return
+                if process.node_id == node_id and 0 < process.shape.gpus < 1:
+                    yield process
+
+    def _may_take(self, process: Process, node_id: str) -> bool:
+        """Whether an idle process is where a job wants one; with a share of a GPU, of one that is as it was planned."""
+        if process.node_id != node_id or not 0 < process.shape.gpus < 1:
+            return process.node_id == node_id
+        working, _ = self._holders(node_id)
+        usable = self._fleet.usable_gpus(node_id)
+        return any(is_as_planned(process.shape.gpus, gpu_id, usable, working) for gpu_id in process.gpu_ids)
+
+    def _holders(self, node_id: str) -> tuple[list[Held], list[Held]]:
+        """What those hold on a node that work for jobs, and the idle ones."""
+        working: list[Held] = []
+        idle: list[Held] = []
+        for process in self._processes.values():
+            if process.node_id == node_id:
+                held = idle if process.idle_since is not None else working
+                held.append((process.shape.gpus, process.gpu_ids))
+        return working, idle
 
     def _lacking(self, node_id: str, shape: Shape, room: tuple[float, float]) -> list[int]:
         """Of which resources a node has not enough for one more worker, by number."""
         lacking = shape.lacking(room)
         if GPU not in lacking and shape.gpus > 0:  # there may be enough, and no GPU that has it
-            held = [(p.shape.gpus, p.gpu_ids) for p in self._processes.values() if p.node_id == node_id]
-            if not has_room(shape.gpus, self._fleet.usable_gpus(node_id), held):
+            working, idle = self._holders(node_id)
+            if not has_room(shape.gpus, self._fleet.usable_gpus(node_id), [*working, *idle]):
                 lacking.append(GPU)
         return lacking
 

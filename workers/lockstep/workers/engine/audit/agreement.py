@@ -7,18 +7,21 @@ from lockstep.workers.engine.data_module import DataModule
 from lockstep.workers.engine.determinism import hardware_class
 from lockstep.workers.engine.errors import DataError, HardwareDiffers, NotDeterministic, RanksDisagree
 from lockstep.workers.engine.exchange.group import Group
+from lockstep.workers.engine.randomness import Settings
 from lockstep.workers.engine.state.digest import weights_digest
 
 
-def agree_on_hardware(group: Group, device: torch.device) -> str:
+def agree_on_arithmetic(group: Group, device: torch.device, settings: Settings) -> str:
     """Check that all ranks compute alike; returns the class of their hardware.
 
     Raises:
-        HardwareDiffers: they do not.
+        HardwareDiffers: their hardware is of several classes.
+        RanksDisagree: their trainers have other settings.
         PeerLost: a rank left.
     """
     hardware = hardware_class(device)
     group.agree("the hardware class", hardware, HardwareDiffers)
+    group.agree("what the trainer was told", f"{settings}")
     return hardware
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lockstep.workers.engine.errors import ModelError
 from lockstep.workers.engine.state.dtypes import DTYPES
+from lockstep.workers.engine.tensor_memory import strides_of
 
 CONSTANT = ("lr", "initial_lr", "momentum", "betas", "weight_decay")
 """Options of a parameter group that belong to the code, not to the state; a schedule would change them."""
@@ -32,6 +33,8 @@ class OptimizerState:
         groups: numbers in each group.
         on_host: names of the tensors that lie in host memory, while the parameters do not.
         shapes: of the parameters of each group.
+        strides: of the tensors that fill their memory in another order than that of their dimensions, by prefixed
+            name: some kernels read it as it lies.
     """
 
     tensors: Mapping[str, Tensor]
@@ -39,6 +42,7 @@ class OptimizerState:
     groups: list[dict[str, Any]] | None
     on_host: list[str]
     shapes: list[list[list[int]]] | None
+    strides: Mapping[str, list[int]]
 
     @classmethod
     def of(cls, optimizer: torch.optim.Optimizer) -> "OptimizerState":
@@ -64,7 +68,7 @@ class OptimizerState:
             groups.append(options)
         are_on_host = all(parameter.device.type == "cpu" for parameter in parameters_of(optimizer))
         on_host = [name for name, tensor in tensors.items() if tensor.device.type == "cpu" and not are_on_host]
-        return cls(tensors, entries, groups, on_host, shapes_of(optimizer))
+        return cls(tensors, entries, groups, on_host, shapes_of(optimizer), orders_of(tensors))
 
     def check(self, optimizer: torch.optim.Optimizer) -> None:
         """Check that an optimizer can be set to this state.
@@ -119,7 +123,11 @@ class OptimizerState:
             if isinstance(value, Tensor):
                 loaded = place.get(name)
                 device = loaded.device if isinstance(loaded, Tensor) else parameter.device
-                place[name] = value.to("cpu" if prefix + name in self.on_host else device, copy=True)
+                target = "cpu" if prefix + name in self.on_host else device
+                own = torch.empty_like(value, device=target, memory_format=torch.contiguous_format)
+                if (strides := self.strides.get(prefix + name)) is not None:
+                    own = own.as_strided(own.shape, strides)
+                place[name] = own.copy_(value)
             else:
                 place[name] = value
 
@@ -222,6 +230,11 @@ def _check_tensor(optimizer: torch.optim.Optimizer, name: str, tensor: Tensor) -
 
 def _not_kept(optimizer: torch.optim.Optimizer, what: str) -> ModelError:
     return ModelError(f"{type(optimizer).__name__} keeps {what}, which no checkpoint can hold; {HINT}")
+
+
+def orders_of(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """Strides of those tensors that fill their memory in another order than that of their dimensions."""
+    return {name: list(strides_of(tensor)) for name, tensor in tensors.items() if not tensor.is_contiguous()}
 
 
 def is_state(name: str, option: Any) -> bool:

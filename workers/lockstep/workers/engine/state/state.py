@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lockstep.workers.engine.errors import ModelError
 from lockstep.workers.engine.state.digest import bytes_of
 from lockstep.workers.engine.state.dtypes import DTYPES
-from lockstep.workers.engine.state.optimizer_state import OptimizerState, StateMismatch
+from lockstep.workers.engine.state.optimizer_state import OptimizerState, StateMismatch, orders_of
 
 NOTES = "notes"
 MODEL, BUFFER = "model.", "buffer."
@@ -26,6 +26,8 @@ STATE_DICT_HINT = (
     "will be loaded elsewhere"
 )
 GROUPS, ON_HOST, SHAPES = "param_groups", "on_host", "parameter_shapes"
+STRIDES, ORDERS = "strides", "orders"
+"""Of what the optimizer keeps, and of the weights: those that do not lie in the order of their dimensions."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,9 @@ class TrainState:
             step,
             {name: _copy(tensor) for name, tensor in kept.items()},
             {name: _copy(tensor) for name, tensor in (buffers | dict(own.tensors)).items()},
-            notes | {"optimizer": own.entries, GROUPS: own.groups, ON_HOST: own.on_host, SHAPES: own.shapes},
+            notes
+            | {"optimizer": own.entries, GROUPS: own.groups, ON_HOST: own.on_host, SHAPES: own.shapes}
+            | {STRIDES: dict(own.strides), ORDERS: orders_of(kept)},
         )
 
     def put_into(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -72,12 +76,15 @@ class TrainState:
         buffers = {name: tensor for name, tensor in module.named_buffers() if name not in weights}
         kept = {n.removeprefix(BUFFER): tensor for n, tensor in self.training.items() if n.startswith(BUFFER)}
         check_fit(kept, buffers)
+        if self.notes.get(ORDERS, orders := orders_of(weights)) != orders:  # a vector of all would be read otherwise
+            raise StateMismatch("its weights lay in another order in memory; go on with the memory_format that it had")
         own = OptimizerState(
             {name: tensor for name, tensor in self.training.items() if not name.startswith(BUFFER)},
             self.notes["optimizer"],
             self.notes.get(GROUPS),
             self.notes.get(ON_HOST, []),
             self.notes.get(SHAPES),
+            self.notes.get(STRIDES, {}),
         )
         own.put_into(optimizer)
         copy_into(self.model, weights)
