@@ -87,7 +87,7 @@ ALLOWED = {
         "logs": "errors watching",
         "cluster": "errors jobs process scheduling",
         "coordinator": "checkpoints cluster errors jobs ledger process scheduling spec store watching",
-        "telemetry": "cluster coordinator jobs ledger scheduling",  # it listens to the coordinator
+        "telemetry": "cluster coordinator jobs ledger",  # it listens to the coordinator
         "health": "store",
         "rpc": "checkpoints cluster coordinator errors health jobs ledger logs process scheduling settings spec store "
         "telemetry watching",

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from lockstep.contract.spec.resources import UNITS
 from lockstep.server.coordinator.gangs import Gang, claims_of
-from lockstep.server.scheduling.scheduler import UNITS, Amount, Node, Request, amount, plan
+from lockstep.server.scheduling.scheduler import Amount, Node, Request, amount, plan
 from lockstep.v1.internal_service_pb2 import WorkerProcess
 from lockstep.workers.launcher import pool
 from lockstep.workers.launcher.fleet import Process

@@ -6,8 +6,8 @@ import math
 
 from lockstep.v1.job_spec_pb2 import ResourcesSpec
 
-PARTS = 10_000
-"""Of a GPU: Ray counts in these, and cuts off what is smaller. So a third is 0.3333, and three of them fit."""
+UNITS = 10_000
+"""Of a CPU or a GPU: Ray counts in these, and cuts off what is smaller. So a third is 0.3333, and three of them fit."""
 
 
 def gpus_of(resources: ResourcesSpec) -> float:
@@ -16,4 +16,4 @@ def gpus_of(resources: ResourcesSpec) -> float:
     Args:
         resources: of a resolved spec; those of earlier versions say nothing of a share.
     """
-    return resources.gpus_per_worker * math.floor(round((resources.gpu_share or 1.0) * PARTS, 3)) / PARTS
+    return resources.gpus_per_worker * math.floor(round((resources.gpu_share or 1.0) * UNITS, 3)) / UNITS

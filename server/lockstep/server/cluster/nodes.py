@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lockstep.server.scheduling.scheduler import UNITS, Node, amount
+from lockstep.contract.spec.resources import UNITS
+from lockstep.server.scheduling.scheduler import Node, amount
 from lockstep.v1.internal_service_pb2 import WorkerProcess
 from lockstep.v1.telemetry_pb2 import NodeTelemetry
 

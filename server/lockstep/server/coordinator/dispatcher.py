@@ -32,7 +32,7 @@ from lockstep.server.jobs.lifecycle import CANCEL_GRACE_S
 from lockstep.server.process.background import keep_running
 from lockstep.server.process.timeouts import done_within
 from lockstep.server.scheduling import scheduler
-from lockstep.server.scheduling.capacity import nodes_of, warm_on
+from lockstep.server.scheduling.capacity import nodes_of, usable_on, warm_on
 from lockstep.server.scheduling.scheduler import Node, Placement, Resize
 from lockstep.server.store import JobStore
 from lockstep.v1.internal_service_pb2 import (
@@ -218,12 +218,8 @@ class Dispatcher:
         self.node_names |= {node.node_id: node.name for node in self._nodes}
         if seen is None or Counter(node.total for node in seen) != Counter(node.total for node in self._nodes):
             self._live.unchecked.add_all()
-        log.info(
-            "cluster capacity",
-            nodes=len(self._nodes),
-            cpus=sum(node.usable.cpu for node in self._nodes) / scheduler.UNITS,
-            gpus=sum(node.usable.gpu for node in self._nodes) / scheduler.UNITS,
-        )
+        cpus, gpus = usable_on(self._nodes)
+        log.info("cluster capacity", nodes=len(self._nodes), cpus=cpus, gpus=gpus)
         self._live.has_changed.set()
 
     def processes_changed(self, connection: LauncherConnection, told: WorkerProcesses) -> None:
@@ -396,5 +392,5 @@ class Dispatcher:
 
 def _all_of(nodes: tuple[Node, ...]) -> str:
     """What a cluster has, such as "2 CPUs and 1 GPU"."""
-    cpus, gpus = (sum(getattr(node.usable, kind) for node in nodes) / scheduler.UNITS for kind in ("cpu", "gpu"))
+    cpus, gpus = usable_on(nodes)
     return count(cpus, "CPU") + (f" and {count(gpus, 'GPU')}" if gpus else "")

@@ -7,8 +7,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from lockstep.contract.spec.resources import UNITS
 from lockstep.server.jobs.job import Job
-from lockstep.server.scheduling.scheduler import UNITS, Amount, Request, Running, request_of
+from lockstep.server.scheduling.scheduler import Amount, Request, Running, request_of
 from lockstep.v1.internal_service_pb2 import WorkerProcess
 
 FIRST_RESIZE_DELAY_S = 1.0
@@ -116,7 +117,7 @@ def held_by(gangs: Iterable[Gang]) -> dict[str, Amount]:
     return held
 
 
-def shares_of(gangs: Mapping[tuple[str, int], Gang], processes: Iterable[WorkerProcess]) -> dict[str, tuple[int, ...]]:
+def shares_of(gangs: Gangs, processes: Iterable[WorkerProcess]) -> dict[str, tuple[int, ...]]:
     """Tell what gangs hold of each GPU that their workers share, by node.
 
     Which GPU it is a worker says when it is up. For one that is not, Ray's choice is foreseen: the fullest GPU on which
@@ -142,5 +143,5 @@ def shares_of(gangs: Mapping[tuple[str, int], Gang], processes: Iterable[WorkerP
             unknown += [(gang.each.gpu, node_id)] * (workers - len(told))
     for share, node_id in unknown:  # in the order in which they were admitted, which is that of Ray
         fullest = max((held, gpu) for gpu, held in [*on[node_id].items(), ("", -1)] if held + share <= UNITS)[1]
-        on[node_id][fullest or f"one more, the {len(on[node_id])}th"] += share
+        on[node_id][fullest or f"not told {len(on[node_id])}"] += share
     return {node_id: tuple(held.values()) for node_id, held in on.items() if held}

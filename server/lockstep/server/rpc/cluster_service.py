@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import cast
 
+from lockstep.contract.spec.resources import UNITS
 from lockstep.server.cluster.nodes import NodeSamples, gpu_indexes
 from lockstep.server.cluster.view import NodeView, worker_state
 from lockstep.server.coordinator.coordinator import Coordinator
 from lockstep.server.ledger.job_ledgers import JobLedgers
 from lockstep.server.rpc.interceptors import Context
 from lockstep.server.rpc.paging import make_token, page_size, read_token
-from lockstep.server.scheduling.scheduler import UNITS, Amount
+from lockstep.server.scheduling.scheduler import Amount
 from lockstep.v1 import cluster_service_pb2
 from lockstep.v1.cluster_service_pb2 import (
     Cluster,

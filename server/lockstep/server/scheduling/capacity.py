@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from lockstep.server.scheduling.scheduler import UNITS, Amount, Node, amount, units
+from lockstep.contract.spec.resources import UNITS
+from lockstep.server.scheduling.scheduler import Amount, Node, amount, units
 from lockstep.v1.internal_service_pb2 import ClusterCapacity, WorkerProcess
 
 _ID_SHOWN = 8
@@ -27,6 +28,12 @@ def nodes_of(capacity: ClusterCapacity) -> tuple[Node, ...]:
         )
         for node in capacity.nodes
     )
+
+
+def usable_on(nodes: Iterable[Node]) -> tuple[float, float]:
+    """Sum the CPUs and the GPUs that Lockstep may use."""
+    usable = sum((node.usable for node in nodes), start=Amount())
+    return usable.cpu / UNITS, usable.gpu / UNITS
 
 
 def _names_of(hosts: Mapping[str, str]) -> dict[str, str]:

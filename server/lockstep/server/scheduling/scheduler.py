@@ -12,11 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from lockstep.contract.spec.resources import gpus_of
+from lockstep.contract.spec.resources import UNITS, gpus_of
 from lockstep.contract.wording import count
 from lockstep.v1.job_spec_pb2 import ResourcesSpec
-
-UNITS = 10_000
 
 
 def units(amount: float) -> int:

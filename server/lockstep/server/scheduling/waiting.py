@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
 
+from lockstep.contract.spec.resources import UNITS
 from lockstep.contract.wording import count, part_of
-from lockstep.server.scheduling.scheduler import UNITS, Amount, Node, Request, free_of
+from lockstep.server.scheduling.scheduler import Amount, Node, Request, free_of
 
 WAITS = "waits for resources"
 """What a job says that has just been queued, until somebody looks."""

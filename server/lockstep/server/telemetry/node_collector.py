@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client.core import Metric
 
-from lockstep.contract.spec.resources import gpus_of
+from lockstep.contract.spec.resources import UNITS, gpus_of
 from lockstep.server.cluster.view import worker_state
-from lockstep.server.scheduling.scheduler import UNITS
 from lockstep.server.telemetry.families import Row, counter, gauge
 from lockstep.server.telemetry.gpu_peaks import peaks_of
 from lockstep.server.telemetry.snapshot import Snapshot

@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lockstep.contract.spec.resources import UNITS
 from lockstep.server.scheduling.scheduler import (
-    UNITS,
     Amount,
     Node,
     Placement,

@@ -20,7 +20,9 @@ from lockstep.workers.engine import (
     Result,
     Trainer,
 )
+from lockstep.workers.engine.flops import flops_per_step
 from lockstep.workers.engine.precision import Precision
+from lockstep.workers.engine.randomness import Settings
 from lockstep.workers.engine.state.checkpoint import Checkpoints
 from tests.support.honest_models import Numbers, Points, sgd
 
@@ -171,6 +173,12 @@ def test_inputs_may_be_more_than_a_tensor() -> None:
     module = OfNamed()
     fit(module, Named(), precision="bf16", memory_format="channels_last")
     assert all(module.channels_last)
+    settings = Settings(16, 2, 0, None, BF16)
+    of_images, of_named = (
+        flops_per_step(module, data.take(data.train, slice(0, 2)), settings)
+        for module, data in ((convolutions_trained("contiguous"), Images()), (module, Named()))
+    )
+    assert of_images == of_named > 0
 
 
 class Shares(Convolutions):

@@ -34,7 +34,7 @@ def flops_per_step(module: Module, example: Sequence[Tensor], settings: Settings
         with warnings.catch_warnings(), without_compiling(), FlopCounterMode(display=False) as counter:
             warnings.simplefilter("ignore")  # of a module that is compiled, that somebody looks on
             double.loss(settings.precision.outputs(double, inputs), targets).sum().backward()  # type: ignore[no-untyped-call]
-        return float(counter.get_total_flops() * settings.batch_size / len(inputs))
+        return float(counter.get_total_flops() * settings.batch_size / len(targets))
     except Exception:  # models may do anything
         return 0.0
 

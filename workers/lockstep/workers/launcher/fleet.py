@@ -21,6 +21,7 @@ from lockstep.v1.launcher_pb2 import LauncherOptions
 from lockstep.workers import awake_clock
 from lockstep.workers.actor.worker import Worker
 from lockstep.workers.calls import ANSWER_TIMEOUT_S, CONTROL_CALLS, Description
+from lockstep.workers.launcher.gpu_room import EXACT
 from lockstep.workers.launcher.log_sweeps import LogSweeps
 from lockstep.workers.node.agents import NodeAgents
 
@@ -46,7 +47,7 @@ class Shape(NamedTuple):
 
     def lacking(self, room: tuple[float, float]) -> list[int]:
         """Of which resources there is not enough, by number."""
-        return [kind for kind, need in enumerate(self) if need > room[kind] + 1e-4 / 2]
+        return [kind for kind, need in enumerate(self) if need > room[kind] + EXACT]
 
 
 @dataclass(eq=False)

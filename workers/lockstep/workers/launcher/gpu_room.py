@@ -8,8 +8,10 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-EXACT = 1e-4 / 2
-"""Ray counts in ten-thousandths."""
+from lockstep.contract.spec.resources import UNITS
+
+EXACT = 0.5 / UNITS
+"""How far sums of shares may be off."""
 
 Held = tuple[float, tuple[str, ...]]
 """What a process holds, and of which GPUs, as Ray names them; none while that is not known."""
